@@ -1,0 +1,43 @@
+"""Every error Convoy raises on purpose. What is not one of these is a bug and keeps its traceback."""
+
+
+class ConvoyError(Exception):
+    """A failure with a message a person can act on.
+
+    `exit_code` is what the command line ends with: 2 for a mistake in what the user gave us,
+    1 for a run or a machine that failed.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ConvoyError):
+    """What the user asked for cannot be done as asked: a bad argument, a run that does not exist."""
+
+    exit_code = 2
+
+
+class DataError(ConvoyError):
+    """The corpus cannot be read or does not hold what the spec says."""
+
+
+class ClusterError(ConvoyError):
+    """The cluster cannot be reached, or cannot hold what was asked for."""
+
+
+class WorkerError(ConvoyError):
+    """A worker raised. `traceback_text` is the worker's own, whole."""
+
+    def __init__(self, rank: int, message: str, traceback_text: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.rank = rank
+        self.traceback_text = traceback_text
+
+
+class CheckpointError(ConvoyError):
+    """A checkpoint is missing, incomplete, or does not match the model."""

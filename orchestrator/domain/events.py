@@ -1,0 +1,83 @@
+"""What happened, as values. Workers and the driver emit events; `events.jsonl`, metrics and the terminal read them.
+
+A step is not an event: it is a `StepReport` and goes to `steps.jsonl`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from orchestrator.domain.report import StepReport
+
+
+class EventKind(StrEnum):
+    """Every kind of event, with the fields it carries."""
+
+    RUN_CREATED = "run.created"
+    """run_id, spec_hash, convoy_version, resumed_from_step."""
+    STATE_CHANGED = "run.state"
+    """state (a `RunState`), reason."""
+    CLUSTER_READY = "cluster.ready"
+    """address, nodes, cpus, gpus, seconds."""
+    DATA_PROGRESS = "data.progress"
+    """phase (scan, tokenizer, tokenize, index), done_bytes, total_bytes, documents, tokens, cached. Not written to disk."""
+    DATA_READY = "data.ready"
+    """fingerprint, cached, documents, bad_records, tokens, train_samples, validation_samples, seconds."""
+    DATA_SKIPPED = "data.skipped"
+    """source, reason, count, first (path and place)."""
+    PLAN = "plan"
+    """world_size, shares, micro_batch, accumulation, total_steps, parameters."""
+    WORKER_STARTED = "worker.started"
+    """rank, node, pid, device, seconds."""
+    WORKER_PHASE = "worker.phase"
+    """rank, phase (import, rendezvous, build, restore, train, export). Rank 0 alone reports phases."""
+    WORKER_LOG = "worker.log"
+    """rank, line. Not written to events.jsonl: worker output goes to `logs/rank-N.log`."""
+    WORKER_FAILED = "worker.failed"
+    """rank, error, traceback."""
+    EVAL = "eval"
+    """step, loss, perplexity, tokens, seconds."""
+    CHECKPOINT_SAVED = "checkpoint.saved"
+    """step, path, bytes, seconds, world_size, stage."""
+    CHECKPOINT_RESTORED = "checkpoint.restored"
+    """step, path, seconds, saved_world_size, world_size."""
+    CHECKPOINT_REJECTED = "checkpoint.rejected"
+    """path, reason."""
+    EXPORTED = "exported"
+    """path, bytes, parameters, seconds."""
+    SAMPLE = "sample"
+    """prompt, text."""
+    METRICS_SERVING = "metrics.serving"
+    """url."""
+    WARNING = "warning"
+    """message."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `time_s` is Unix time; `fields` holds JSON values only."""
+
+    kind: EventKind
+    time_s: float
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Whoever wants to know: the recorder (disk), the metrics, the terminal."""
+
+    def on_event(self, event: Event) -> None:
+        """Take one event. Must not raise and must not block for long."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Take the report of one optimizer step."""
+
+
+class RunState(StrEnum):
+    """Where a run is in its life. The last three are final; `stopped` and `failed` can be resumed."""
+
+    PREPARING = "preparing"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"

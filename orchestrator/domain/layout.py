@@ -1,0 +1,60 @@
+"""Where everything of a run lies. Paths only; nothing here touches the disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The directory of one run."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        """The resolved spec: overrides and variables applied."""
+        return self.root / "spec.yaml"
+
+    @property
+    def steps(self) -> Path:
+        return self.root / "steps.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """`run.json`: id, name, state, reason, times, pid of the driver, host."""
+        return self.root / "run.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.json"
+
+    @property
+    def data(self) -> Path:
+        """`data.json`: directory, fingerprint and counts of the prepared data."""
+        return self.root / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"

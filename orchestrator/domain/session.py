@@ -1,0 +1,86 @@
+"""The seam between `gang` (which runs workers) and `train` (which runs in one).
+
+`gang` implements `Session` on Ray, `train.standalone` on one process or torchrun. A worker's entry point is
+`(session, plan) -> TrainResult`, named by an import string so that neither side imports the other.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import StepReport
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """All a worker needs to train, the same on every rank. JSON values and strings only, so it travels anywhere."""
+
+    spec: dict[str, Any]
+    """`JobSpec.model_dump(mode="json")`."""
+    run_dir: str
+    """The run's directory as the driver sees it."""
+    data_dir: str
+    """Directory of the prepared data as the driver sees it."""
+    total_steps: int
+    shares: tuple[int, ...]
+    """Samples of the global batch per rank; their sum is `train.global_batch`."""
+    micro_batch: int
+    accumulation: int
+    """Micro steps of every rank; a rank whose share is used up feeds an empty micro batch."""
+    resume_from: str | None = None
+    """Directory of the checkpoint to restore, as the driver sees it."""
+    export: bool = True
+    """Write `export/` when training ends."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a worker returns."""
+
+    step: int
+    finished: bool
+    """False when it stopped at a step boundary because it was asked to."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A worker's view of the world outside its process."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the workers of the same host."""
+
+    @property
+    def node_ip(self) -> str:
+        """Address other workers reach this one at."""
+
+    def report_step(self, report: StepReport) -> None:
+        """Rank 0 only. Never blocks training: queued."""
+
+    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        """Queue an event; the session stamps the time."""
+
+    def should_stop(self) -> bool:
+        """True once the driver wants training to stop at the next step boundary. Local and cheap; the loop
+        agrees on the answer across ranks itself, in its per-step collective."""
+
+    def publish(self, key: str, value: str) -> None:
+        """Make a small value visible to the other ranks of this generation."""
+
+    def lookup(self, key: str, timeout_s: float) -> str:
+        """The value published under `key`, waiting for it. Raises TimeoutError."""
+
+    def fetch(self, path: str) -> Path:
+        """A local copy of a file or directory the driver sees at `path`; the path itself where the file
+        system is shared. Raises FileNotFoundError."""
+
+    def store(self, local: Path, path: str) -> None:
+        """Put a finished local file at `path` on the driver's side, atomically. Does nothing where `local`
+        already is that file."""

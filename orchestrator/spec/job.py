@@ -1,0 +1,74 @@
+"""The job spec: everything a user writes, in one value."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.spec.base import SpecModel
+from orchestrator.spec.data import DataSpec
+from orchestrator.spec.model import ModelSpec, TokenizerSpec
+from orchestrator.spec.resources import CheckpointSpec, ClusterSpec, ResourcesSpec
+from orchestrator.spec.train import TrainSpec, ZeroSpec
+
+
+class MetricsSpec(SpecModel):
+    """Where metrics are served while the run lasts."""
+
+    host: str = "127.0.0.1"
+    """Address the Prometheus endpoint binds to."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `/metrics`; 0 picks a free one. Default: no endpoint unless `CONVOY_METRICS_PORT` is set."""
+
+
+class GenerateSpec(SpecModel):
+    """A sample printed when training ends, to see what was learned."""
+
+    prompt: str = ""
+    """Text to go on from. Empty: no sample."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens to generate."""
+
+    temperature: float = Field(default=0.8, ge=0)
+    """0 is greedy."""
+
+
+class JobSpec(SpecModel):
+    """One training job."""
+
+    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Short name: lower-case letters, digits and dashes. It begins the run id."""
+
+    task: Literal["pretrain"] = "pretrain"
+    """What is learned. `pretrain`: next-token prediction, or masked tokens where the model is BERT."""
+
+    model: ModelSpec
+    """The model."""
+
+    tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)
+    """The tokenizer."""
+
+    data: DataSpec
+    """The text."""
+
+    train: TrainSpec
+    """The optimisation."""
+
+    zero: ZeroSpec = Field(default_factory=ZeroSpec)
+    """How state is sharded."""
+
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
+    """What it runs on."""
+
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    """When state is saved."""
+
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec)
+    """Which Ray cluster."""
+
+    metrics: MetricsSpec = Field(default_factory=MetricsSpec)
+    """Prometheus endpoint."""
+
+    generate: GenerateSpec = Field(default_factory=GenerateSpec)
+    """Sample at the end."""

@@ -1,0 +1,52 @@
+"""`model` and `tokenizer`: what is trained, and how text becomes token ids."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.spec.base import SpecModel
+
+Architecture = Literal["gpt2", "gpt_neo", "llama", "mistral", "qwen2", "qwen3", "bert", "rwkv", "mamba"]
+
+ConfigValue = bool | int | float | str | list[int] | list[str] | dict[str, float | int | str | bool] | None
+
+
+class ModelSpec(SpecModel):
+    """A model from scratch (`architecture` and `config`) or from weights (`pretrained`)."""
+
+    architecture: Architecture | None = None
+    """Hugging Face architecture to build with fresh weights, e.g. `gpt2`. Excludes `pretrained`."""
+
+    config: dict[str, ConfigValue] = Field(default_factory=dict)
+    """Fields of the architecture's Hugging Face config, under their own names (`n_layer`, `hidden_size`, ...).
+    Unknown names are errors. The vocabulary size, the special token ids and, unless given, the number of
+    positions come from the tokenizer and `data.sequence_length`. Dropout is 0 unless set here."""
+
+    pretrained: str | None = None
+    """Path of a Hugging Face model directory, or a hub id such as `gpt2`. Excludes `architecture`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository in `pretrained`."""
+
+
+class TokenizerTrainSpec(SpecModel):
+    """Train a byte-level BPE tokenizer on the training corpus."""
+
+    vocab_size: int = Field(default=8192, ge=260, le=1_000_000)
+    """Number of tokens, the 256 bytes and the special tokens included."""
+
+    min_frequency: int = Field(default=2, ge=1)
+    """A pair of tokens is merged only if it occurs at least this often."""
+
+    sample_bytes: int = Field(default=64_000_000, ge=1)
+    """At most this much text is read to train the tokenizer, spread evenly over the corpus."""
+
+
+class TokenizerSpec(SpecModel):
+    """Exactly one of `pretrained` and `train`; with neither, `model.pretrained` brings its own."""
+
+    pretrained: str | None = None
+    """Path of a tokenizer directory or `tokenizer.json`, or a hub id."""
+
+    train: TokenizerTrainSpec | None = None
+    """Train a tokenizer on the corpus of this job."""

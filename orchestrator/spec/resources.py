@@ -1,0 +1,70 @@
+"""`resources`, `checkpoint` and `cluster`: what the job runs on and how it is kept."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.spec.base import SpecModel
+
+
+class WorkersRange(SpecModel):
+    """An elastic number of workers."""
+
+    min: int = Field(ge=1)
+    """Fewest workers to train with."""
+
+    max: int = Field(ge=1)
+    """Most workers to train with."""
+
+
+class ResourcesSpec(SpecModel):
+    """What one worker gets, and how many there are."""
+
+    workers: int | WorkersRange = 1
+    """Number of workers, or `{min, max}`: as many as fit."""
+
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs reserved for a worker."""
+
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """GPUs reserved for a worker: 0 or 1."""
+
+    memory_per_worker: str | int | None = None
+    """Host memory reserved for a worker: bytes, or `4GiB`, `500MB`."""
+
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources reserved for a worker, e.g. `{rack_a: 1}`."""
+
+    placement: Literal["spread", "pack", "strict_spread", "strict_pack"] = "spread"
+    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else."""
+
+    placement_timeout_s: float = Field(default=60, gt=0)
+    """How long to wait for the placement before giving up with what is missing."""
+
+
+class CheckpointSpec(SpecModel):
+    """When training state is written to the run directory."""
+
+    interval_steps: int | None = Field(default=None, ge=1)
+    """Write a checkpoint every so many steps."""
+
+    at_end: bool = True
+    """Write one after the last step."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints are kept."""
+
+
+class ClusterSpec(SpecModel):
+    """A Ray cluster started for this run (`nodes`), or one that is there (`address`)."""
+
+    nodes: int | None = Field(default=None, ge=1, le=64)
+    """Start a local cluster of this many nodes (raylets) on this machine. Default 1 without `address`."""
+
+    cpus_per_node: float | None = Field(default=None, gt=0)
+    """CPUs each local node offers to Ray. Default: enough for its share of the workers."""
+
+    address: str | None = None
+    """Address of a running Ray cluster: `host:6379`, or `auto` for the one on this machine."""
+
+

@@ -1,0 +1,102 @@
+"""`train` and `zero`: the optimisation itself, and how its state is sharded."""
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from orchestrator.spec.base import SpecModel
+
+
+class OptimizerSpec(SpecModel):
+    """The optimizer. Weight decay is applied to matrices only, never to biases and norms."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment, each in [0, 1)."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of the update."""
+
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay."""
+
+
+class TrainSpec(SpecModel):
+    """How long, how much at once, and how fast."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps to train. Exactly one of `steps`, `tokens` and `epochs`."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens to train, rounded up to a whole step."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training samples, rounded up to a whole step."""
+
+    global_batch: int = Field(ge=1)
+    """Samples per optimizer step over all workers. It stays the same whatever the number of workers."""
+
+    micro_batch: int | Literal["auto"] = "auto"
+    """Samples a worker puts through the model at once; the rest is gradient accumulation.
+    `auto`: the largest that the planner expects to fit in memory."""
+
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
+    """The optimizer."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after warm-up: falls to `min_lr_ratio` x `lr` at the last step, or stays."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the last step as a share of `lr`."""
+
+    clip_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm; `null` turns clipping off."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of weights, data order and dropout."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+
+    eval_interval_steps: int | None = Field(default=None, ge=1)
+    """Measure validation loss every so many steps. Default: before the first and after the last step only."""
+
+    mlm_probability: float = Field(default=0.15, gt=0, lt=1)
+    """Share of tokens masked when the model is a masked language model (BERT)."""
+
+
+class OffloadSpec(SpecModel):
+    """Where a part of the state lives instead of the device."""
+
+    device: Literal["none", "cpu", "nvme"] = "none"
+    """`cpu`: host memory. `nvme`: a local disk, stage 3 only, needs libaio."""
+
+    nvme_path: str | None = None
+    """Directory on the local disk; required with `device: nvme`."""
+
+
+class ZeroSpec(SpecModel):
+    """ZeRO (Rajbhandari et al., arXiv:1910.02054): how training state is sharded over the workers."""
+
+    stage: int = Field(default=1, ge=0, le=3)
+    """0: nothing. 1: optimizer state. 2: and gradients. 3: and parameters."""
+
+    offload_optimizer: OffloadSpec = Field(default_factory=OffloadSpec)
+    """Where optimizer state lives. Stages 1 to 3."""
+
+    offload_params: OffloadSpec = Field(default_factory=OffloadSpec)
+    """Where parameters live. Stage 3."""
+
+    deepspeed: dict[str, JsonValue] = Field(default_factory=dict)
+    """Passed through to DeepSpeed's config. A key that the spec itself decides is an error."""
