@@ -1,0 +1,77 @@
+# Two commands matter: `make quickstart` trains a small model on this machine, `make test` runs every test.
+# Everything is installed into .venv; constraints.txt has the exact versions.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# One BLAS/OpenMP thread a process: four workers on two cores thrash otherwise.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: quickstart install dev test lint unit cluster bench docs constraints clean help
+
+help:
+	@echo "make quickstart   train a small model on a local four-node cluster"
+	@echo "make test         lint, types, import contracts and all tests"
+	@echo "make unit         unit and contract tests only (under a minute)"
+	@echo "make bench        benchmarks against the bare tools, side by side"
+	@echo "make docs         regenerate docs that are made from the code"
+	@echo "make clean        remove .venv, caches and build products (never runs/)"
+
+quickstart: install
+	$(BIN)/convoy run jobs/quickstart.yaml
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] < (3, 14)))' \
+		|| { echo "error: Convoy needs Python 3.11 to 3.13, found $$($(PYTHON) --version)"; \
+		     echo "hint: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(PIP) install -q -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: dev
+	$(BIN)/python -m pytest -q -m "unit or contract"
+
+cluster: dev
+	$(BIN)/python -m pytest -q -m "cluster or faults or gpu"
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m tests.bench $(BENCH)
+
+docs: install
+	$(BIN)/python -m orchestrator.spec.reference
+	$(BIN)/convoy schema > jobs/job.schema.json
+	$(BIN)/python -m orchestrator.metrics.catalog
+
+# After a deliberate upgrade in .venv: freeze what is installed, and review the diff.
+constraints: $(VENV)/.installed-bench
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --all --exclude-editable \
+		| grep -viE '^(#|pip==|nvidia|triton)' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find orchestrator tests -name __pycache__ -type d -prune -exec rm -rf {} +
