@@ -1,0 +1,109 @@
+"""JSON Lines on disk: appending that survives a kill, reading that survives a half-written line.
+
+A writer that is killed leaves at most one line without its newline. The next writer closes that line off, so that
+only it is lost; readers skip lines that are not JSON objects.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TAIL_BYTES = 64 * 1024
+
+
+class JsonlWriter:
+    """Append JSON objects to one file, one a line, flushed to the operating system line by line.
+
+    The file is opened at the first line: a run that never trains has no empty `steps.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+
+    def append(self, value: dict[str, Any]) -> None:
+        """Write one line. Raises OSError (disk full, no permission) and ValueError where `value` is not JSON.
+
+        NaN and infinity become null: JSON has neither, and a diverged loss must not make the file unreadable.
+        """
+        text = json.dumps(finite(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        if self._file is None:
+            self._file = _open_for_append(self.path)
+        self._file.write(text.encode("utf-8", errors="replace") + b"\n")
+        # One line, one system call. What a full disk refuses stays buffered and goes first next time.
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _open_for_append(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    if file.tell() > 0:
+        with path.open("rb") as reader:
+            reader.seek(-1, os.SEEK_END)
+            if reader.read(1) != b"\n":
+                file.write(b"\n")
+    return file
+
+
+def finite(value: Any) -> Any:
+    """`value` with every float that JSON cannot hold replaced by None, in lists and objects too."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object on one line; None where it is blank, cut short or something else."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole object of the file, in order, in constant memory. Nothing where there is no file."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with file:
+        for line in file:
+            value = parse_line(line)
+            if value is not None:
+                yield value
+
+
+def last_object(path: Path) -> dict[str, Any] | None:
+    """The last whole object, reading from the end: cheap however long the file is."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        window = TAIL_BYTES
+        while True:
+            start = max(0, size - window)
+            file.seek(start)
+            lines = file.read(size - start).split(b"\n")
+            # The first piece is a line's end unless the window reaches the file's start.
+            for line in reversed(lines if start == 0 else lines[1:]):
+                value = parse_line(line)
+                if value is not None:
+                    return value
+            if start == 0:
+                return None
+            window *= 4
