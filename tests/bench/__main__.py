@@ -1,0 +1,68 @@
+"""`python -m tests.bench [NAME ...] [--write]`: run benchmarks, print a table, optionally put it into the docs."""
+
+import argparse
+import importlib
+import platform
+import shlex
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from tests.bench.measure import Row
+
+BENCHMARKS = ("cli_start", "tokenizing", "throughput", "cold_start")
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table."""
+    lines = ["| what | Convoy | peer | ratio | bar | |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        met = "met" if row.met else "**not met**"
+        lines.append(f"| {row.name} | {row.ours} | {row.peer} | {ratio} | {row.bar} | {met} |")
+    notes = [f"- {row.name}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def write(name: str, text: str) -> None:
+    """Replace the section of one benchmark in docs/benchmarks.md."""
+    begin, end = BEGIN.format(name), END.format(name)
+    document = DOCUMENT.read_text()
+    if begin not in document:
+        document += f"\n{begin}\n{end}\n"
+    head, rest = document.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    command = shlex.join(["make", "bench", f"BENCH={name}"])
+    memory = psutil.virtual_memory().total / 2**30
+    where = f"{psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    stamp = f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {where}"
+    DOCUMENT.write_text(f"{head}{begin}\n{stamp}\n\n{text}\n{end}{tail}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default all")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    args = parser.parse_args()
+    unknown = set(args.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    all_met = True
+    for name in args.names or BENCHMARKS:
+        print(f"## {name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix=f"convoy-bench-{name}-") as scratch:
+            rows = importlib.import_module(f"tests.bench.{name}").measure(Path(scratch))
+        print(table(rows), flush=True)
+        all_met = all_met and all(row.met for row in rows)
+        if args.write:
+            write(name, table(rows))
+    return 0 if all_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
