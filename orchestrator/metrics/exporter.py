@@ -1,0 +1,254 @@
+"""A run's metrics for Prometheus: an observer that keeps them, and the `/metrics` endpoint that serves them."""
+
+import hmac
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from orchestrator import __version__
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics import catalog
+
+PORT_VARIABLE = "CONVOY_METRICS_PORT"
+TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
+MIN_TOKEN_LENGTH = 16
+_CLIENT_TIMEOUT_S = 10.0
+
+
+class MetricsObserver:
+    """Keeps every metric of the catalog for one run, in a registry of its own."""
+
+    def __init__(self, run_id: str, job: str, ledger: Callable[[], dict[str, Any]] | None = None) -> None:
+        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`)."""
+        self.registry = CollectorRegistry()
+        self._common = (run_id, job)
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name}
+        for metric in catalog.CATALOG:
+            if metric.name in computed:
+                continue
+            if metric.kind == "gauge":
+                self._gauges[metric.name] = Gauge(metric.name, metric.help, metric.all_labels, registry=self.registry)
+            elif metric.kind == "counter":
+                counter = Counter(metric.name, metric.help, metric.all_labels, registry=self.registry)
+                self._counters[metric.name] = counter
+                if not metric.labels:
+                    counter.labels(*self._common)  # a counter is there, at 0, before anything is counted
+            else:
+                self._histograms[metric.name] = Histogram(
+                    metric.name, metric.help, metric.all_labels, registry=self.registry, buckets=metric.buckets
+                )
+        if ledger is not None:
+            self.registry.register(_LedgerCollector(self._common, ledger))
+        self._set(catalog.RUN_INFO, 1, __version__)
+        self._set_state(RunState.PREPARING.value)
+
+    def on_event(self, event: Event) -> None:
+        """Update what the event changes."""
+        fields = event.fields
+        match event.kind:
+            case EventKind.STATE_CHANGED:
+                self._set_state(str(fields.get("state")))
+            case EventKind.PLAN:
+                self._set(catalog.TOTAL_STEPS, fields.get("total_steps"))
+                self._set(catalog.WORKERS, fields.get("world_size"))
+            case EventKind.DATA_PROGRESS:
+                self._set(catalog.DATA_DONE, fields.get("done_bytes"))
+                self._set(catalog.DATA_TOTAL, fields.get("total_bytes"))
+            case EventKind.DATA_READY:
+                self._set(catalog.DATA_TOKENS, fields.get("tokens"))
+                self._set(catalog.DATA_DOCUMENTS, fields.get("documents"))
+                self._set(catalog.DATA_BAD, fields.get("bad_records"))
+                self._set(catalog.DATA_SAMPLES, fields.get("train_samples"), "train")
+                self._set(catalog.DATA_SAMPLES, fields.get("validation_samples"), "validation")
+            case EventKind.EVAL:
+                self._set(catalog.VALIDATION_LOSS, fields.get("loss"))
+            case EventKind.CHECKPOINT_SAVED:
+                self._count(catalog.CHECKPOINTS, 1)
+                self._count(catalog.CHECKPOINT_BYTES, fields.get("bytes"))
+                self._count(catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
+                self._set(catalog.CHECKPOINT_STEP, fields.get("step"))
+            case EventKind.CHECKPOINT_RESTORED:
+                self._count(catalog.CHECKPOINT_RESTORES, 1)
+            case EventKind.CHECKPOINT_REJECTED:
+                self._count(catalog.CHECKPOINT_REJECTIONS, 1)
+            case EventKind.WORKER_FAILED:
+                self._count(catalog.WORKER_FAILURES, 1)
+            case EventKind.WARNING:
+                self._count(catalog.WARNINGS, 1)
+
+    def on_step(self, report: StepReport) -> None:
+        """Update the figures of the last step and what is counted."""
+        gauges = {
+            catalog.STEP: report.step,
+            catalog.EPOCH: report.epoch,
+            catalog.LOSS: report.loss,
+            catalog.GRAD_NORM: report.grad_norm,
+            catalog.LEARNING_RATE: report.lr,
+            catalog.TOKENS_PER_SECOND: report.tokens_per_s,
+            catalog.FLOPS_PER_SECOND: None if report.tflops_per_s is None else report.tflops_per_s * 1e12,
+            catalog.MFU: report.mfu,
+            catalog.WORKERS: report.world_size,
+            catalog.LAST_STEP_TIME: report.time_s,
+        }
+        for metric, value in gauges.items():
+            self._set(metric, value)
+        self._count(catalog.STEPS, 1)
+        self._count(catalog.TOKENS, report.tokens)
+        self._count(catalog.SAMPLES, report.samples)
+        self._histograms[catalog.STEP_SECONDS.name].labels(*self._common).observe(report.step_time_s)
+        for rank in report.ranks:
+            for phase, seconds in asdict(rank.phases).items():
+                self._count(catalog.PHASE_SECONDS, seconds / len(report.ranks), phase.removesuffix("_s"))
+            label = str(rank.rank)
+            self._set(catalog.RSS, rank.memory.rss_bytes, label)
+            self._set(catalog.PEAK_RSS, rank.memory.peak_rss_bytes, label)
+            self._set(catalog.ALLOCATED, rank.memory.allocated_bytes, label)
+            self._set(catalog.RESERVED, rank.memory.reserved_bytes, label)
+            self._set(catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
+
+    def _set_state(self, state: str) -> None:
+        for known in RunState:
+            self._set(catalog.RUN_STATE, 1 if known.value == state else 0, known.value)
+
+    def _set(self, metric: catalog.Metric, value: object, *labels: str) -> None:
+        if isinstance(value, int | float):
+            self._gauges[metric.name].labels(*self._common, *labels).set(value)
+
+    def _count(self, metric: catalog.Metric, value: object, *labels: str) -> None:
+        if isinstance(value, int | float) and value >= 0:
+            self._counters[metric.name].labels(*self._common, *labels).inc(value)
+
+
+class _LedgerCollector(Collector):
+    """The ledger's seconds, worked out when asked for."""
+
+    def __init__(self, common: tuple[str, str], ledger: Callable[[], dict[str, Any]]) -> None:
+        self._common = common
+        self._ledger = ledger
+
+    def collect(self) -> Iterable[Metric]:
+        value = self._ledger()
+        seconds_metric = catalog.CATEGORY_SECONDS
+        family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
+        for category, seconds in value["seconds"].items():
+            family.add_metric((*self._common, category), seconds)
+        goodput = GaugeMetricFamily(catalog.GOODPUT.name, catalog.GOODPUT.help, labels=catalog.COMMON_LABELS)
+        goodput.add_metric(self._common, value["goodput"])
+        return [family, goodput]
+
+
+class MetricsServer:
+    """The endpoint, served from a daemon thread until `close`."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
+        """Raises UsageError where the address cannot be bound, or is reachable from outside without a token."""
+        check_exposure(host, token)
+        app = _guarded(make_wsgi_app(registry), token)
+        server_class = _ServerV6 if ":" in host else _Server
+        try:
+            self._server = make_server(host, port, app, server_class, handler_class=_QuietHandler)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"metrics cannot be served at {host}:{port}: {getattr(error, 'strerror', None) or error}",
+                hint="choose another metrics.port, or 0 for a free one",
+            ) from error
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def serve_metrics(
+    observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
+) -> MetricsServer | None:
+    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None where neither does.
+
+    Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
+    """
+    if port is None:
+        asked = env.get(PORT_VARIABLE, "")
+        if not asked:
+            return None
+        if not asked.isdecimal() or int(asked) > 65535:
+            raise UsageError(f"{PORT_VARIABLE} is {asked!r}, expected a port from 0 to 65535")
+        port = int(asked)
+    return MetricsServer(observer.registry, host, port, env.get(TOKEN_VARIABLE) or None)
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises UsageError where `host` is not loopback and there is no token, or the token is guessable."""
+    if token is not None and len(token) < MIN_TOKEN_LENGTH:
+        raise UsageError(
+            f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
+            hint="make one with: openssl rand -hex 32",
+        )
+    if token is None and not _is_loopback(host):
+        raise UsageError(
+            f"metrics.host {host!r} can be reached from other machines, and there is no {TOKEN_VARIABLE}",
+            hint=f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32), or use metrics.host: 127.0.0.1",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
+    """`app` at `/metrics` alone, for those who have the token."""
+    expected = f"Bearer {token}".encode() if token is not None else None
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode("latin-1", errors="replace")
+        if expected is not None and not hmac.compare_digest(given, expected):
+            start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Type", "text/plain")])
+            return [b"a bearer token is needed\n"]
+        if environ.get("PATH_INFO") != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"metrics are at /metrics\n"]
+        return app(environ, start_response)
+
+    return guarded
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without looking up this host's full name, which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = _CLIENT_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not news."""

@@ -1,0 +1,227 @@
+"""Where the wall time of a run goes, to the second, and which share of it trained: goodput.
+
+`Ledger` is pure: facts with times go in, seconds by category come out, and they always add up to the elapsed time.
+`LedgerRecorder` feeds it from a run and keeps `ledger.json`.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics.json_file import read_json, write_json
+
+KEPT_CHECKPOINTS = 16
+WRITE_INTERVAL_S = 5.0
+
+
+class Category(StrEnum):
+    """What a second of a run can go into."""
+
+    PREPARING_DATA = "preparing_data"
+    STARTING_CLUSTER = "starting_cluster"
+    STARTING_WORKERS = "starting_workers"
+    """Placement, processes, imports, rendezvous."""
+    BUILDING = "building"
+    """Model and engine, operator builds included."""
+    RESTORING = "restoring"
+    TRAINING = "training"
+    """Steps that count: forward, backward, optimizer. The productive part."""
+    DATA_WAIT = "data_wait"
+    EVALUATING = "evaluating"
+    CHECKPOINTING = "checkpointing"
+    EXPORTING = "exporting"
+    LOST = "lost"
+    """Training that was thrown away: an unfinished step, or steps after the checkpoint a run went on from."""
+    OTHER = "other"
+    """Everything else: between the phases, shutting down."""
+
+
+_PHASES = {
+    "import": Category.STARTING_WORKERS,
+    "rendezvous": Category.STARTING_WORKERS,
+    "build": Category.BUILDING,
+    "restore": Category.RESTORING,
+    "train": Category.TRAINING,
+    "export": Category.EXPORTING,
+}
+_STATES = {RunState.STARTING.value: Category.STARTING_WORKERS}
+_MEASURED = {
+    EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,
+    EventKind.DATA_READY: Category.PREPARING_DATA,
+    EventKind.EVAL: Category.EVALUATING,
+    EventKind.CHECKPOINT_SAVED: Category.CHECKPOINTING,
+    EventKind.CHECKPOINT_RESTORED: Category.RESTORING,
+    EventKind.EXPORTED: Category.EXPORTING,
+}
+"""Events that say, when something is over, how many seconds it took."""
+
+
+class Ledger:
+    """Seconds by category. Times are Unix seconds; one that goes backwards counts as no time passed."""
+
+    def __init__(self, start_s: float, carried: dict[str, Any] | None = None) -> None:
+        """`carried`: `to_json` of the driver before this one, to go on from; the time between is not the run's."""
+        self.seconds: dict[Category, float] = dict.fromkeys(Category, 0.0)
+        self._start_s = start_s
+        self._now_s = start_s
+        self._open_s = start_s
+        """What lies between here and `_now_s` is not in `seconds` yet."""
+        self._current = Category.OTHER
+        self._step_checkpoint_s = 0.0
+        self._carried_s = 0.0
+        self._trained_at: dict[int, float] = {0: 0.0}
+        """Productive seconds when the checkpoint of a step was written."""
+        if carried:
+            self._carry(carried)
+
+    def _carry(self, carried: dict[str, Any]) -> None:
+        for category in Category:
+            self.seconds[category] = float(carried["seconds"].get(category.value, 0.0))
+        self._carried_s = sum(self.seconds.values())
+        self._trained_at = {int(step): float(seconds) for step, seconds in carried["trained_at_checkpoint"].items()}
+
+    def on_event(self, event: Event, now_s: float) -> None:
+        """Take an event that is known at `now_s`; its own time counts where it is plausible."""
+        self._advance(min(event.time_s, now_s))
+        if (category := _MEASURED.get(event.kind)) is not None:
+            self._carve(category, _number(event.fields.get("seconds")))
+        if event.kind is EventKind.DATA_PROGRESS:
+            self._switch(Category.PREPARING_DATA)
+        elif event.kind is EventKind.DATA_READY:
+            self._switch(Category.OTHER)
+        elif event.kind is EventKind.WORKER_PHASE:
+            self._switch(_PHASES.get(str(event.fields.get("phase")), Category.OTHER))
+        elif event.kind is EventKind.STATE_CHANGED:
+            state = str(event.fields.get("state"))
+            if state == RunState.FAILED and self._current is Category.TRAINING:
+                self._close(Category.LOST)
+            # `running` says nothing the phases do not say better.
+            if state != RunState.RUNNING:
+                self._switch(_STATES.get(state, Category.OTHER))
+        elif event.kind is EventKind.WORKER_FAILED and self._current is Category.TRAINING:
+            self._close(Category.LOST)
+            self._switch(Category.OTHER)
+        elif event.kind is EventKind.CHECKPOINT_SAVED:
+            self._step_checkpoint_s += _number(event.fields.get("seconds"))
+            self._remember_checkpoint(int(_number(event.fields.get("step"))))
+        elif event.kind is EventKind.CHECKPOINT_RESTORED:
+            self._rewind(int(_number(event.fields.get("step"))))
+
+    def on_step(self, report: StepReport, now_s: float) -> None:
+        """Take a finished step: what lies open becomes its phases, and the rest of it `other`."""
+        self._advance(min(report.time_s, now_s))
+        if self._current is not Category.TRAINING:
+            self._switch(Category.TRAINING)
+        ranks = report.ranks
+        data_wait_s = sum(rank.phases.data_wait_s for rank in ranks) / max(1, len(ranks))
+        checkpoint_s = sum(rank.phases.checkpoint_s for rank in ranks) / max(1, len(ranks))
+        self._carve(Category.DATA_WAIT, data_wait_s)
+        # A checkpoint that its own event has booked already is not booked twice.
+        self._carve(Category.CHECKPOINTING, max(0.0, checkpoint_s - self._step_checkpoint_s))
+        self._carve(Category.TRAINING, max(0.0, report.step_time_s - data_wait_s - checkpoint_s))
+        self._close(Category.OTHER)
+        self._step_checkpoint_s = 0.0
+
+    def to_json(self, now_s: float) -> dict[str, Any]:
+        """The ledger as of `now_s`; what lies open is shown under what the run is doing."""
+        self._advance(now_s)
+        seconds = dict(self.seconds)
+        seconds[self._current] += self._now_s - self._open_s
+        elapsed_s = self._carried_s + self._now_s - self._start_s
+        return {
+            "elapsed_s": elapsed_s,
+            "goodput": seconds[Category.TRAINING] / elapsed_s if elapsed_s > 0 else 0.0,
+            "seconds": {category.value: seconds[category] for category in Category},
+            "trained_at_checkpoint": {str(step): value for step, value in self._trained_at.items()},
+        }
+
+    def _advance(self, time_s: float) -> None:
+        self._now_s = max(self._now_s, time_s)
+
+    def _carve(self, category: Category, seconds: float) -> None:
+        """Book up to `seconds` of what lies open."""
+        taken = min(seconds, self._now_s - self._open_s)
+        self.seconds[category] += taken
+        self._open_s += taken
+
+    def _close(self, category: Category) -> None:
+        self._carve(category, self._now_s - self._open_s)
+        self._open_s = self._now_s
+
+    def _switch(self, category: Category) -> None:
+        # Training time that no step accounts for is not training.
+        self._close(Category.OTHER if self._current is Category.TRAINING else self._current)
+        self._current = category
+
+    def _remember_checkpoint(self, step: int) -> None:
+        self._trained_at[step] = self.seconds[Category.TRAINING]
+        for old in sorted(self._trained_at)[: -KEPT_CHECKPOINTS - 1]:
+            if old != 0:
+                del self._trained_at[old]
+
+    def _rewind(self, step: int) -> None:
+        """The run goes on from `step`: what was trained after it was for nothing."""
+        kept = self._trained_at.get(step)
+        if kept is None:
+            return
+        lost = max(0.0, self.seconds[Category.TRAINING] - kept)
+        self.seconds[Category.TRAINING] -= lost
+        self.seconds[Category.LOST] += lost
+        self._trained_at = {at: value for at, value in self._trained_at.items() if at <= step}
+
+
+class LedgerRecorder:
+    """Observer that keeps `ledger.json` of a run, at most seconds old. `clock` gives Unix seconds. Thread-safe."""
+
+    def __init__(self, layout: RunLayout, clock: Callable[[], float]) -> None:
+        self._path = layout.ledger
+        self._lock = threading.Lock()
+        self._clock = clock
+        carried = read_json(self._path)
+        try:
+            self.ledger = Ledger(clock(), carried)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.ledger = Ledger(clock())
+        self._written_s = 0.0
+        self._failed = False
+
+    def on_event(self, event: Event) -> None:
+        with self._lock:
+            self.ledger.on_event(event, self._clock())
+        state_changed = event.kind is EventKind.STATE_CHANGED
+        self._write(force=state_changed)
+
+    def on_step(self, report: StepReport) -> None:
+        with self._lock:
+            self.ledger.on_step(report, self._clock())
+        self._write(force=False)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ledger now, as in `ledger.json`."""
+        with self._lock:
+            return self.ledger.to_json(self._clock())
+
+    def close(self) -> None:
+        """Write it a last time."""
+        self._write(force=True)
+
+    def _write(self, force: bool) -> None:
+        now_s = self._clock()
+        if not force and now_s - self._written_s < WRITE_INTERVAL_S:
+            return
+        self._written_s = now_s
+        try:
+            write_json(self._path, self.snapshot(), durable=force)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                print(f"warning: cannot write {self._path}: {error.strerror}", file=sys.stderr)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

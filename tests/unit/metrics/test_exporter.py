@@ -1,0 +1,166 @@
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics import catalog
+from orchestrator.metrics.exporter import MetricsObserver, MetricsServer, serve_metrics
+from orchestrator.metrics.ledger import Ledger
+
+pytestmark = pytest.mark.unit
+Make = Callable[..., StepReport]
+ROOT = Path(__file__).parents[3]
+TOKEN = "0123456789abcdef0123"
+
+
+def fed(report: Make) -> MetricsObserver:
+    observer = MetricsObserver("tiny-1", "tiny", ledger=lambda: Ledger(0.0).to_json(10.0))
+    for kind, fields in [
+        (EventKind.PLAN, {"total_steps": 50, "world_size": 2}),
+        (EventKind.DATA_PROGRESS, {"done_bytes": 10, "total_bytes": 20}),
+        (EventKind.DATA_READY, {"tokens": 9, "documents": 3, "bad_records": 1, "train_samples": 5,
+                                "validation_samples": 2}),
+        (EventKind.STATE_CHANGED, {"state": "running"}),
+        (EventKind.EVAL, {"loss": 4.5}),
+        (EventKind.CHECKPOINT_SAVED, {"bytes": 100, "seconds": 0.5, "step": 2}),
+        (EventKind.WORKER_FAILED, {"rank": 1}),
+    ]:  # fmt: skip
+        observer.on_event(Event(kind, 1.0, fields))
+    observer.on_step(report(1))
+    observer.on_step(report(2))
+    return observer
+
+
+def scrape(url: str, token: str | None = None) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=5) as response:
+        text = response.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def server(report: Make) -> Iterator[MetricsServer]:
+    server = MetricsServer(fed(report).registry, "127.0.0.1", 0, None)
+    yield server
+    server.close()
+
+
+def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
+    values = scrape(server.url)
+
+    def value(name: str, **labels: str) -> float:
+        return values[name, frozenset({"run": "tiny-1", "job": "tiny", **labels}.items())]
+
+    assert value("convoy_step") == 2
+    assert value("convoy_steps_total") == 2
+    assert value("convoy_total_steps") == 50
+    assert value("convoy_tokens_total") == 1536
+    assert value("convoy_loss") == 4.0
+    assert value("convoy_validation_loss") == 4.5
+    assert value("convoy_model_flops_per_second") == 0.5e12
+    assert value("convoy_step_phase_seconds_total", phase="backward") == pytest.approx(0.8)
+    assert value("convoy_worker_rss_bytes", rank="1") == 1001
+    assert value("convoy_run_state", state="running") == 1
+    assert value("convoy_run_state", state="preparing") == 0
+    assert value("convoy_checkpoint_bytes_total") == 100
+    assert value("convoy_data_samples", split="validation") == 2
+    assert value("convoy_worker_failures_total") == 1
+    assert value("convoy_run_seconds", category="other") == 10
+    assert ("convoy_mfu_ratio", frozenset({"run": "tiny-1", "job": "tiny"}.items())) not in values
+
+
+def test_everything_served_is_in_the_catalog(server: MetricsServer) -> None:
+    known = {metric.name for metric in catalog.CATALOG}
+    suffixes = ("_bucket", "_sum", "_count", "_created")
+    served = {name for name, _ in scrape(server.url)}
+    for suffix in suffixes:
+        served = {name.removesuffix(suffix) for name in served}
+    assert {name.removesuffix("_total") for name in served} <= {name.removesuffix("_total") for name in known}
+
+
+def test_other_paths_are_not_served(server: MetricsServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        scrape(server.url.replace("/metrics", "/"))
+    assert raised.value.code == 404
+
+
+def test_with_a_token_nobody_reads_without_it(report: Make) -> None:
+    server = MetricsServer(fed(report).registry, "0.0.0.0", 0, TOKEN)
+    try:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        for wrong in (None, "x", TOKEN + "x", TOKEN[:-1]):
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                scrape(url, wrong)
+            assert raised.value.code == 401
+        assert len(scrape(url, TOKEN)) > 20
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("host", "token"), [("0.0.0.0", None), ("10.0.0.7", None), ("::", None), ("127.0.0.1", "abc")])
+def test_an_open_door_is_refused(report: Make, host: str, token: str | None) -> None:
+    with pytest.raises(UsageError) as raised:
+        MetricsServer(fed(report).registry, host, 0, token)
+    assert "CONVOY_METRICS_TOKEN" in raised.value.message
+    assert raised.value.hint is not None
+
+
+def test_where_the_port_comes_from(report: Make, server: MetricsServer) -> None:
+    observer = fed(report)
+    assert serve_metrics(observer, "127.0.0.1", None, {}) is None
+    with pytest.raises(UsageError, match="expected a port"):
+        serve_metrics(observer, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "many"})
+    taken = int(server.url.split(":")[2].split("/")[0])
+    with pytest.raises(UsageError, match="cannot be served"):
+        serve_metrics(observer, "127.0.0.1", taken, {})
+    served = serve_metrics(observer, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "0"})
+    assert served is not None
+    assert not served.url.startswith("http://127.0.0.1:0/")
+    served.close()
+
+
+def test_names_follow_the_conventions() -> None:
+    names = [metric.name for metric in catalog.CATALOG]
+    assert len(names) == len(set(names))
+    for metric in catalog.CATALOG:
+        assert metric.name.startswith("convoy_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith(".")
+
+
+def test_the_document_is_the_catalog() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == catalog.reference_markdown(), (
+        "run: python -m orchestrator.metrics.catalog > docs/metrics.md"
+    )
+
+
+def test_the_scrape_config_is_a_config() -> None:
+    config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
+    assert config["scrape_configs"][0]["honor_labels"] is True
+    assert config["scrape_configs"][0]["static_configs"][0]["targets"]
+
+
+def test_promtool_accepts_config_and_metrics(report: Make) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; it comes with Prometheus")
+    from prometheus_client import generate_latest
+
+    config = ROOT / "monitoring" / "prometheus.yml"
+    assert subprocess.run([promtool, "check", "config", str(config)]).returncode == 0
+    text = generate_latest(fed(report).registry)
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert checked.returncode == 0, checked.stderr.decode()

@@ -1,0 +1,129 @@
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics.json_file import read_json
+from orchestrator.metrics.ledger import Category, Ledger, LedgerRecorder
+
+pytestmark = pytest.mark.unit
+Make = Callable[..., StepReport]
+
+
+def event(ledger: Ledger, kind: EventKind, time_s: float, **fields: object) -> None:
+    ledger.on_event(Event(kind, time_s, dict(fields)), time_s)
+
+
+def a_run(report: Make) -> Ledger:
+    """110 s: each phase of a run with a length of its own."""
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.RUN_CREATED, 1.0)
+    event(ledger, EventKind.DATA_PROGRESS, 2.0, phase="scan")
+    event(ledger, EventKind.DATA_READY, 12.0, seconds=10.0)
+    event(ledger, EventKind.CLUSTER_READY, 18.0, seconds=6.0)
+    event(ledger, EventKind.STATE_CHANGED, 18.0, state="starting")
+    event(ledger, EventKind.WORKER_STARTED, 24.0, rank=0, seconds=6.0)
+    event(ledger, EventKind.WORKER_PHASE, 26.0, phase="build")
+    event(ledger, EventKind.WORKER_PHASE, 31.0, phase="train")
+    event(ledger, EventKind.STATE_CHANGED, 31.0, state="running")
+    event(ledger, EventKind.EVAL, 34.0, seconds=3.0)
+    for step in range(1, 51):
+        ledger.on_step(report(step, time_s=34.0 + step, data_wait_s=0.1), 34.0 + step)
+    event(ledger, EventKind.CHECKPOINT_SAVED, 88.0, seconds=4.0, step=50)
+    event(ledger, EventKind.WORKER_PHASE, 89.0, phase="export")
+    event(ledger, EventKind.EXPORTED, 95.0, seconds=5.0)
+    event(ledger, EventKind.STATE_CHANGED, 96.0, state="succeeded")
+    return ledger
+
+
+def test_every_second_of_a_run_has_its_place(report: Make) -> None:
+    value = a_run(report).to_json(100.0)
+    seconds = value["seconds"]
+    assert seconds["preparing_data"] == pytest.approx(10.0)
+    assert seconds["starting_cluster"] == pytest.approx(6.0)
+    assert seconds["starting_workers"] == pytest.approx(8.0)
+    assert seconds["building"] == pytest.approx(5.0)
+    assert seconds["evaluating"] == pytest.approx(3.0)
+    assert seconds["training"] == pytest.approx(45.0)
+    assert seconds["data_wait"] == pytest.approx(5.0)
+    assert seconds["checkpointing"] == pytest.approx(4.0)
+    assert seconds["exporting"] == pytest.approx(7.0)
+    assert seconds["other"] == pytest.approx(2.0 + 1.0 + 4.0)
+    assert sum(seconds.values()) == pytest.approx(value["elapsed_s"]) == pytest.approx(100.0)
+    assert value["goodput"] == pytest.approx(0.45)
+
+
+def test_a_checkpoint_inside_a_step_is_booked_once(report: Make) -> None:
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(ledger, EventKind.CHECKPOINT_SAVED, 2.9, seconds=2.0, step=1)
+    step = report(1, time_s=3.0, step_time_s=3.0)
+    ledger.on_step(step, 3.0)
+    assert ledger.seconds[Category.CHECKPOINTING] == pytest.approx(2.0)
+    assert ledger.seconds[Category.DATA_WAIT] == pytest.approx(0.1)
+
+
+def test_what_a_failure_interrupts_is_lost(report: Make) -> None:
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    ledger.on_step(report(1, time_s=1.0), 1.0)
+    event(ledger, EventKind.WORKER_FAILED, 5.0, rank=1, error="boom")
+    event(ledger, EventKind.STATE_CHANGED, 6.0, state="failed")
+    assert ledger.seconds[Category.LOST] == pytest.approx(4.0)
+    assert ledger.seconds[Category.TRAINING] == pytest.approx(0.9)
+
+
+def test_steps_after_the_checkpoint_gone_back_to_are_lost_across_drivers(report: Make) -> None:
+    first = Ledger(0.0)
+    event(first, EventKind.WORKER_PHASE, 0.0, phase="train")
+    for step in range(1, 11):
+        first.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
+        if step == 5:
+            event(first, EventKind.CHECKPOINT_SAVED, 5.0, step=5, seconds=0.0)
+    second = Ledger(1000.0, carried=first.to_json(10.0))
+    event(second, EventKind.CHECKPOINT_RESTORED, 1002.0, step=5, seconds=2.0)
+    value = second.to_json(1002.0)
+    assert value["elapsed_s"] == pytest.approx(12.0)
+    assert value["seconds"]["lost"] == pytest.approx(5.0)
+    assert value["seconds"]["training"] == pytest.approx(5.0)
+    assert value["seconds"]["restoring"] == pytest.approx(2.0)
+
+
+def test_whatever_happens_the_seconds_add_up(report: Make) -> None:
+    for seed in range(50):
+        draw = random.Random(seed)
+        ledger, now_s = Ledger(0.0), 0.0
+        for number in range(200):
+            now_s += draw.random() * 3
+            # Clocks of other hosts run ahead and behind.
+            time_s = now_s + draw.uniform(-5, 5)
+            if draw.random() < 0.3:
+                ledger.on_step(report(number + 1, time_s, draw.random() * 5, draw.random()), now_s)
+            else:
+                fields = {
+                    "seconds": draw.random() * 10,
+                    "step": draw.randrange(20),
+                    "phase": draw.choice(["import", "build", "train", "export", "?"]),
+                    "state": draw.choice(["starting", "running", "failed", "stopped"]),
+                }
+                ledger.on_event(Event(draw.choice(list(EventKind)), time_s, fields), now_s)
+            assert min(ledger.seconds.values()) >= 0
+        value = ledger.to_json(now_s)
+        assert sum(value["seconds"].values()) == pytest.approx(value["elapsed_s"]) == pytest.approx(now_s)
+
+
+def test_the_file_is_written_and_gone_on_from(tmp_path: Path) -> None:
+    times = iter([float(t) for t in range(100)])
+    layout = RunLayout(tmp_path)
+    recorder = LedgerRecorder(layout, lambda: next(times))
+    recorder.on_event(Event(EventKind.STATE_CHANGED, 1.0, {"state": "starting"}))
+    recorder.close()
+    before = read_json(layout.ledger)
+    assert before is not None
+    assert LedgerRecorder(layout, lambda: 500.0).snapshot()["elapsed_s"] == pytest.approx(before["elapsed_s"])
+    layout.ledger.write_text("{}")
+    assert LedgerRecorder(layout, lambda: 500.0).snapshot()["elapsed_s"] == 0.0
