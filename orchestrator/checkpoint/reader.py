@@ -1,0 +1,124 @@
+"""Read any range of any tensor out of a checkpoint, whoever wrote it and however it was sharded."""
+
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.checkpoint.dtypes import decode, storage_dtype
+from orchestrator.checkpoint.intervals import Kind, Range, intersect, missing
+from orchestrator.checkpoint.manifest import Manifest, ShardEntry, read_manifest
+from orchestrator.checkpoint.shard import Interval, ShardFile, ShardIndex, digest
+from orchestrator.domain.errors import CheckpointError
+
+_CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ: the only extra memory
+
+
+class CheckpointReader:
+    """An open checkpoint. Memory: the index, plus one chunk at a time; data goes straight into the caller's array.
+
+    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest = read_manifest(directory)
+        self.bytes_read = 0
+        """Bytes handed out so far."""
+        self._indexes = [self._read_index(entry) for entry in self.manifest.shards]
+        self._files: dict[int, ShardFile] = {}
+        self._intervals: dict[tuple[str, Kind], list[tuple[Interval, int]]] = defaultdict(list)
+        for number, index in enumerate(self._indexes):
+            for interval in index.intervals:
+                self._intervals[interval.name, interval.kind].append((interval, number))
+        for found in self._intervals.values():
+            found.sort(key=lambda entry: entry[0].range)
+
+    def __enter__(self) -> "CheckpointReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shard files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def rng(self, rank: int) -> dict[str, str]:
+        """Generator state that `rank` saved; empty where there was no such rank."""
+        return next((index.rng for index in self._indexes if index.rank == rank), {})
+
+    def has(self, name: str, kind: Kind) -> bool:
+        """Whether anything of the tensor was saved."""
+        return (name, kind) in self._intervals
+
+    def read(self, name: str, kind: Kind, start: int, end: int, out: "NDArray[Any]") -> None:
+        """Fill `out` (1-D, `end - start` elements) with elements [start, end) of a tensor.
+
+        Floating types are converted; bfloat16 goes into uint16 as it is, into floats by value. Raises
+        CheckpointError naming the tensor and the ranges that are missing, or the damaged part of a shard.
+        """
+        if out.ndim != 1 or len(out) != end - start:
+            raise ValueError(f"{name}: expected {end - start} elements, got {out.shape}")
+        want = Range(start, end)
+        parts = self._intervals.get((name, kind), [])
+        gaps = missing(want, (interval.range for interval, _ in parts))
+        if gaps:
+            listed = ", ".join(str(gap) for gap in gaps[:4])
+            raise CheckpointError(f"checkpoint {self.directory} lacks {kind} of {name}: elements {listed}")
+        for interval, shard in parts:
+            common = intersect(want, interval.range)
+            if common is not None:
+                self._read_part(interval, shard, common, out[common.start - start : common.end - start])
+
+    def verify(self) -> None:
+        """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
+        for name, entry in self.manifest.tensors.items():
+            for kind in self.manifest.kinds(name):
+                ranges = [interval.range for interval, _ in self._intervals.get((name, kind), [])]
+                gaps = missing(Range(0, entry.elements), ranges)
+                if gaps:
+                    raise CheckpointError(f"checkpoint {self.directory} lacks {kind} of {name}: elements {gaps[0]}")
+        for number in range(len(self._indexes)):
+            self._file(number).verify()
+
+    def _read_part(self, interval: Interval, shard: int, part: Range, out: "NDArray[Any]") -> None:
+        item = storage_dtype(interval.dtype)
+        offset = interval.offset + (part.start - interval.range.start) * item.itemsize
+        file = self._file(shard)
+        if out.dtype == item and out.flags.c_contiguous:
+            file.read_into(offset, out.data.cast("B"))
+        else:
+            for first in range(0, len(part), _CONVERT_ELEMENTS):
+                piece = out[first : first + _CONVERT_ELEMENTS]
+                raw = np.empty(len(piece), dtype=item)
+                file.read_into(offset + first * item.itemsize, raw.data.cast("B"))
+                decode(raw, interval.dtype, piece)
+        self.bytes_read += len(part) * item.itemsize
+
+    def _file(self, number: int) -> ShardFile:
+        if number not in self._files:
+            self._files[number] = ShardFile(self.directory / self.manifest.shards[number].file, self._indexes[number])
+        return self._files[number]
+
+    def _read_index(self, entry: ShardEntry) -> ShardIndex:
+        path = self.directory / entry.index
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if digest(data) != entry.index_digest:
+            raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
+        index = ShardIndex.from_bytes(data, entry.index)
+        if index.size_bytes != entry.size_bytes:
+            raise CheckpointError(
+                f"{entry.index} speaks of {index.size_bytes} bytes, the manifest of {entry.size_bytes}"
+            )
+        return index
