@@ -4,12 +4,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class SpecModel(BaseModel):
-    """Frozen, unknown keys forbidden; the docstring under a field is its reference text."""
+    """Frozen, unknown keys forbidden; the docstring under a field is its reference text.
+
+    `docstrings.field_docs` reads those texts where they are wanted (JSON Schema, reference). Pydantic's own
+    `use_attribute_docstrings` would parse the source at every start of every command.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         strict=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
     )

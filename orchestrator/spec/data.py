@@ -1,22 +1,24 @@
 """`data`: which text is read, how it is cut into samples, what is held back for validation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from orchestrator.spec.base import SpecModel
 
+NonEmpty = Annotated[str, Field(min_length=1)]
+
 
 class SourceSpec(SpecModel):
     """One source of text: local `files`, or a `hub` dataset."""
 
-    files: list[str] | None = None
+    files: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
     """Paths and globs (`**` recurses), relative to the job file. Excludes `hub`."""
 
     exclude: list[str] = Field(default_factory=list)
     """Globs of files to leave out, matched against the whole path."""
 
-    hub: str | None = None
+    hub: NonEmpty | None = None
     """Hugging Face dataset id. Excludes `files`."""
 
     config: str | None = None
@@ -46,7 +48,7 @@ class ValidationSpec(SpecModel):
     fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of documents held back, chosen by a seeded hash of the document's place in the corpus."""
 
-    sources: list[SourceSpec] | None = None
+    sources: Annotated[list[SourceSpec], Field(min_length=1)] | None = None
     """Sources read only for validation. Excludes `fraction`."""
 
     max_samples: int = Field(default=512, ge=1)

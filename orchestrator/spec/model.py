@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from orchestrator.spec.base import SpecModel
 
 Architecture = Literal["gpt2", "gpt_neo", "llama", "mistral", "qwen2", "qwen3", "bert", "rwkv", "mamba"]
-
-ConfigValue = bool | int | float | str | list[int] | list[str] | dict[str, float | int | str | bool] | None
 
 
 class ModelSpec(SpecModel):
@@ -17,7 +15,7 @@ class ModelSpec(SpecModel):
     architecture: Architecture | None = None
     """Hugging Face architecture to build with fresh weights, e.g. `gpt2`. Excludes `pretrained`."""
 
-    config: dict[str, ConfigValue] = Field(default_factory=dict)
+    config: dict[str, JsonValue] = Field(default_factory=dict)
     """Fields of the architecture's Hugging Face config, under their own names (`n_layer`, `hidden_size`, ...).
     Unknown names are errors. The vocabulary size, the special token ids and, unless given, the number of
     positions come from the tokenizer and `data.sequence_length`. Dropout is 0 unless set here."""

@@ -1,6 +1,6 @@
 """`resources`, `checkpoint` and `cluster`: what the job runs on and how it is kept."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class WorkersRange(SpecModel):
 class ResourcesSpec(SpecModel):
     """What one worker gets, and how many there are."""
 
-    workers: int | WorkersRange = 1
+    workers: Annotated[int, Field(ge=1)] | WorkersRange = 1
     """Number of workers, or `{min, max}`: as many as fit."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -29,10 +29,10 @@ class ResourcesSpec(SpecModel):
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """GPUs reserved for a worker: 0 or 1."""
 
-    memory_per_worker: str | int | None = None
+    memory_per_worker: str | Annotated[int, Field(ge=1)] | None = None
     """Host memory reserved for a worker: bytes, or `4GiB`, `500MB`."""
 
-    custom: dict[str, float] = Field(default_factory=dict)
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Custom Ray resources reserved for a worker, e.g. `{rack_a: 1}`."""
 
     placement: Literal["spread", "pack", "strict_spread", "strict_pack"] = "spread"
@@ -66,5 +66,3 @@ class ClusterSpec(SpecModel):
 
     address: str | None = None
     """Address of a running Ray cluster: `host:6379`, or `auto` for the one on this machine."""
-
-

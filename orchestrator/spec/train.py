@@ -1,10 +1,17 @@
 """`train` and `zero`: the optimisation itself, and how its state is sharded."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from orchestrator.spec.base import SpecModel
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _list_to_tuple(value: object) -> object:
+    """YAML and JSON know lists only."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class OptimizerSpec(SpecModel):
@@ -13,7 +20,7 @@ class OptimizerSpec(SpecModel):
     name: Literal["adamw"] = "adamw"
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_list_to_tuple)] = (0.9, 0.95)
     """Decay rates of the first and second moment, each in [0, 1)."""
 
     eps: float = Field(default=1e-8, gt=0)
@@ -38,7 +45,7 @@ class TrainSpec(SpecModel):
     global_batch: int = Field(ge=1)
     """Samples per optimizer step over all workers. It stays the same whatever the number of workers."""
 
-    micro_batch: int | Literal["auto"] = "auto"
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Samples a worker puts through the model at once; the rest is gradient accumulation.
     `auto`: the largest that the planner expects to fit in memory."""
 

@@ -1,0 +1,86 @@
+"""A job as the cross-field checks see it: valid parts can be read, even where other parts are wrong."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from orchestrator.spec.errors import Path, Problem
+from orchestrator.spec.fields import field_at, models_of
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.yaml_source import MapNode, Scalar, find, place_of
+
+
+class Unavailable(Exception):
+    """The value asked for is wrong or missing, which was reported already: the check does not apply."""
+
+
+def path_of(text: str) -> Path:
+    """`data.sources.0.files` as a path."""
+    return tuple(int(part) if part.isdigit() else part for part in text.split("."))
+
+
+class View:
+    """Reads values by dotted path, defaults filled in."""
+
+    def __init__(self, data: dict[str, Any], root: MapNode, invalid: set[Path]) -> None:
+        self._data = data
+        self._root = root
+        self._invalid = invalid
+
+    def get(self, where: str) -> Any:
+        """The value, or its default where it is not given. Raises Unavailable where it, something in it or
+        something above it is wrong."""
+        path = path_of(where)
+        for bad in self._invalid:
+            if path[: len(bad)] == bad or bad[: len(path)] == path:
+                raise Unavailable(where)
+        value: Any = self._data
+        for index, part in enumerate(path):
+            if self._broken(path[: index + 1]):
+                raise Unavailable(where)
+            if (isinstance(value, dict) and part in value) or (
+                isinstance(value, list) and isinstance(part, int) and part < len(value)
+            ):
+                value = value[part]
+            elif value is None and index:
+                return None
+            else:
+                return self._default(path)
+        return value
+
+    def given(self, where: str) -> bool:
+        """Whether the user wrote the key with a value other than null, right or wrong."""
+        node = find(self._root, path_of(where))
+        return node is not None and not (isinstance(node, Scalar) and node.value is None and not node.broken)
+
+    def changed(self, where: str) -> bool:
+        """Whether the value is another than the default. Raises Unavailable."""
+        value = self.get(where)
+        return bool(value != self._default(path_of(where)))
+
+    def problem(self, where: str, message: str, hint: str | None = None, key: bool = False) -> Problem:
+        """A problem at the value (or, with `key`, the key) at `where`."""
+        return Problem(place_of(self._root, path_of(where), key), message, hint)
+
+    def _broken(self, path: Path) -> bool:
+        node = find(self._root, path)
+        return isinstance(node, Scalar) and node.broken
+
+    def _default(self, path: Path) -> Any:
+        """The default of the field at `path`, through the defaults of the parts above it."""
+        for length in range(1, len(path) + 1):
+            field = field_at(JobSpec, path[:length])
+            if field is None:
+                continue
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if length == len(path):
+                if default is PydanticUndefined:
+                    raise Unavailable(path)
+                return default.model_dump() if isinstance(default, BaseModel) else default
+            if default is None and models_of(field.annotation) and not self._given_above(path[:length]):
+                return None
+        raise Unavailable(path)
+
+    def _given_above(self, path: Path) -> bool:
+        return find(self._root, path) is not None
