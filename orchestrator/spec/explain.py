@@ -1,16 +1,15 @@
 """Pydantic's findings on one job, in words: what was found, what was expected, what to write instead."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from orchestrator.spec.errors import Path, Problem, dotted
 from orchestrator.spec.fields import expectation, field_at, model_at, models_of, options_of
 from orchestrator.spec.hints import hint_unknown, listing, nearest
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.yaml_source import ListNode, MapNode, Node, Scalar, find, place_of, resolve_plain
+from orchestrator.spec.yaml_source import MISSING, ListNode, MapNode, Node, Scalar, find, place_of, resolve_plain, step
 
-EXAMPLES = {
+EXAMPLES: dict[Path, str] = {
     ("name",): "name: my-model",
     ("model",): "model: {architecture: gpt2, config: {n_layer: 4}}",
     ("data",): "data: {sources: [{files: ['corpus/**/*.txt']}], sequence_length: 512}",
@@ -28,10 +27,9 @@ def clean_path(location: tuple[str | int, ...], data: Any) -> Path:
     path: list[str | int] = []
     here = data
     for index, part in enumerate(location):
-        if (isinstance(here, dict) and isinstance(part, str) and part in here) or (
-            isinstance(here, list) and isinstance(part, int) and part < len(here)
-        ):
-            here = here[part]
+        inner = step(here, part)
+        if inner is not MISSING:
+            here = inner
             path.append(part)
         elif index == len(location) - 1 and isinstance(here, dict) and isinstance(part, str):
             names = model_at(JobSpec, tuple(path))
@@ -203,9 +201,6 @@ def _hint_collection(path: Path, node: ListNode | MapNode) -> str | None:
     if isinstance(node, ListNode) and len(node.items) == 1 and len(options_of(field.annotation)) <= 2:
         return "remove the brackets or the dash: one value is wanted"
     return None
-
-
-Sorter = Callable[[Problem], tuple[str, int, int]]
 
 
 def in_reading_order(problems: list[Problem]) -> tuple[Problem, ...]:

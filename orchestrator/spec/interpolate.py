@@ -21,12 +21,8 @@ def interpolate(text: str, env: Mapping[str, str]) -> tuple[str, bool, list[tupl
             return "${"
         body = _BODY.fullmatch(match["body"])
         if not match["end"] or body is None:
-            wrong.append(
-                (
-                    f"`{match[0]}` is not a variable, expected ${{NAME}} or ${{NAME:-default}}",
-                    "write $${ for a literal ${",
-                )
-            )
+            message = f"`{match[0]}` is not a variable, expected ${{NAME}} or ${{NAME:-default}}"
+            wrong.append((message, "write $${ for a literal ${"))
             return ""
         if body["name"] in env:
             return env[body["name"]]

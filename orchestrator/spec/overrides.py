@@ -66,7 +66,9 @@ def _put(root: MapNode, segments: list[tuple[str | int, Place]], value: Node) ->
             if last:
                 node.items[number] = value
             else:
-                node.items[number] = node = _opened(node.items[number], place)
+                opened = _opened(node.items[number], place)
+                node.items[number] = opened
+                node = opened
             path = (*path, number)
             continue
         if not isinstance(node, MapNode):

@@ -8,7 +8,7 @@ from pydantic_core import PydanticUndefined
 from orchestrator.spec.errors import Path, Problem
 from orchestrator.spec.fields import field_at, models_of
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.yaml_source import MapNode, Scalar, find, place_of
+from orchestrator.spec.yaml_source import MISSING, MapNode, Scalar, find, place_of, step
 
 
 class Unavailable(Exception):
@@ -39,10 +39,9 @@ class View:
         for index, part in enumerate(path):
             if self._broken(path[: index + 1]):
                 raise Unavailable(where)
-            if (isinstance(value, dict) and part in value) or (
-                isinstance(value, list) and isinstance(part, int) and part < len(value)
-            ):
-                value = value[part]
+            inner = step(value, part)
+            if inner is not MISSING:
+                value = inner
             elif value is None and index:
                 return None
             else:

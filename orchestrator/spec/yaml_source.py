@@ -93,6 +93,18 @@ def to_value(node: Node) -> Any:
     return {key: to_value(value) for key, value in node.values.items()}
 
 
+MISSING = object()
+
+
+def step(value: Any, part: str | int) -> Any:
+    """The item of a plain value (dict or list) under `part`, or MISSING."""
+    if isinstance(value, dict):
+        return value.get(part, MISSING)
+    if isinstance(value, list) and isinstance(part, int) and part < len(value):
+        return value[part]
+    return MISSING
+
+
 def find(node: Node, path: Path) -> Node | None:
     """The node at `path`, or None where there is none."""
     for part in path:
@@ -281,7 +293,8 @@ def parse_yaml(
         loader = yaml.SafeLoader(text)
         try:
             while loader.check_event():
-                if not builder.feed(loader.get_event()) # type: ignore[no-untyped-call]:
+                event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
+                if not builder.feed(event):
                     break
             else:
                 whole = True
