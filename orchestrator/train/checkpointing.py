@@ -1,0 +1,312 @@
+"""Save and restore a running engine. Both are collective: every rank calls them, and all succeed or all raise.
+
+A save writes one shard and one index per rank, then rank 0 writes the manifest. Where the workers see the
+driver's file system everything is written into a temporary directory that is renamed at the end; elsewhere each
+file goes through `Session.store`, the manifest last. Either way a directory without a manifest is no checkpoint.
+
+A rank that cannot write (its disk is full) makes the save fail on all of them with one CheckpointError that names
+it, and what was written is removed. The engine is untouched by that: whether training goes on is for the loop to
+decide. A rank that dies makes the others' collective fail like in any other step.
+"""
+
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.checkpoint.catalog import clear_interrupted, directory_name, retain
+from orchestrator.checkpoint.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    sync_directory,
+    write_durably,
+)
+from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.shard import Piece, ShardWriter, digest
+from orchestrator.domain.errors import CheckpointError, ConvoyError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.session import Session
+from orchestrator.train.zero_layout import dtype_name
+from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
+from orchestrator.train.zero_state import CapturedState, capture, to_storage
+
+_VERSIONED = ("convoy-train", "torch", "deepspeed", "transformers")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is. `extra` holds what else the loop wants back: JSON values only."""
+
+    step: int
+    """Optimizer steps completed."""
+    position: int
+    """First sample of the next step in the global order."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """What a save did: where it lies as the driver sees it, its size over all ranks, how long training stood."""
+
+    path: str
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where this save goes. `work` is what this rank writes into, `tag` keeps stored files of two attempts apart."""
+
+    parent: Path
+    name: str
+    work: Path
+    shared: bool
+    tag: str
+
+    @property
+    def final(self) -> Path:
+        return self.parent / self.name
+
+
+def save_checkpoint(
+    engine: Any,
+    session: Session,
+    run_dir: str,
+    step: int,
+    progress: Progress,
+    keep_last: int,
+    spec_hash: str | None = None,
+) -> SavedCheckpoint:
+    """Write the checkpoint of `step` under `run_dir`/checkpoints and remove old ones beyond `keep_last`.
+
+    Collective, at an accumulation boundary. Where the file system is not shared, old checkpoints are the driver's
+    to remove. Raises CheckpointError, on every rank alike, where any rank failed.
+    """
+    started_s = time.perf_counter()
+    place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step))
+    answers = _exchange({"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)})
+    _raise_together(answers, f"checkpoint of step {step} cannot be begun")
+    assert place is not None
+    if len({answer["shared"] for answer in answers}) > 1:
+        raise CheckpointError("some workers see the run directory and others do not", hint=f"it is {run_dir}")
+    place = _begin(place, answers[0]["tag"])
+    written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
+    answers = _exchange({"problem": problem, "written": written})
+    try:
+        _raise_together(answers, f"checkpoint of step {step} cannot be written")
+        manifest, problem = None, None
+        if dist.get_rank() == 0:
+            parts = [answer["written"] for answer in answers]
+            manifest, problem = _attempt(
+                lambda: _commit(_manifest(capture(engine), progress, parts, spec_hash), session, place)
+            )
+        answers = _exchange({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
+        _raise_together(answers, f"checkpoint of step {step} cannot be finished")
+    finally:
+        _tidy(place)
+    if dist.get_rank() == 0 and place.shared:
+        _retire(session, place, keep_last, step)
+    return SavedCheckpoint(str(place.final), answers[0]["bytes"], time.perf_counter() - started_s)
+
+
+def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
+    """Restore a checkpoint into an engine of any world size and stage, and say where training was.
+
+    Collective. Every chunk a rank reads is checked. At the world size it was saved at, each rank gets its random
+    state back too. Raises CheckpointError, on every rank alike, where the model differs or anything is missing or
+    damaged; the engine is then to be thrown away.
+    """
+    reader, problem = _attempt(lambda: _open(engine, session, path))
+    try:
+        _raise_together(_exchange({"problem": problem}), f"checkpoint {path} cannot be restored")
+        assert reader is not None
+        _, problem = _attempt(lambda: fill(engine, reader))
+        _raise_together(_exchange({"problem": problem}), f"checkpoint {path} cannot be restored")
+        manifest = reader.manifest
+        publish(engine, manifest)
+        if manifest.world_size == dist.get_world_size():
+            restore_rng(reader.rng(dist.get_rank()))
+    finally:
+        if reader is not None:
+            reader.close()
+    return Progress(step=manifest.step, position=manifest.position, extra=manifest.extra)
+
+
+# Saving -------------------------------------------------------------------------------------------------------
+
+
+def _open_place(session: Session, parent: Path, step: int) -> _Place:
+    """Decide where to write. A run directory that exists here is the driver's own: it made it before any worker."""
+    shares = getattr(session, "shares_files", None)
+    shared = parent.parent.is_dir() if shares is None else bool(shares)
+    name = directory_name(step)
+    if not shared:
+        return _Place(parent, name, Path(tempfile.mkdtemp(prefix="convoy-save-")), shared, "")
+    work = parent / f".{name}.tmp"
+    if dist.get_rank() == 0:
+        clear_interrupted(parent)
+        work.mkdir(parents=True)
+    return _Place(parent, name, work, shared, "")
+
+
+def _begin(place: _Place, tag: str) -> _Place:
+    return place if place.shared else _Place(place.parent, place.name, place.work, False, f"-{tag}")
+
+
+def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
+    """Write this rank's shard and index, and return what the manifest needs to know of them."""
+    stem = f"shard-{state.rank:05d}{place.tag}"
+    elements: Counter[str] = Counter()
+    with ShardWriter(place.work / f"{stem}.bin", state.rank) as writer:
+        for flat in state.flats:
+            for f in flat.fragments:
+                data = to_storage(flat.tensor[f.offset : f.offset + f.length])
+                writer.write(Piece(f.name, flat.kind, f.start, dtype_name(flat.tensor.dtype), data))
+                elements[flat.kind.value] += f.length
+        index = writer.finish(state.rng)
+    data_bytes = index.to_bytes()
+    write_durably(place.work / f"{stem}.json", data_bytes)
+    if not place.shared:
+        for file in (f"{stem}.bin", f"{stem}.json"):
+            session.store(place.work / file, str(place.final / file))
+    return {
+        "file": f"{stem}.bin",
+        "index": f"{stem}.json",
+        "size_bytes": index.size_bytes,
+        "index_digest": digest(data_bytes),
+        "elements": dict(elements),
+        "moments": state.moments,
+    }
+
+
+def _manifest(state: CapturedState, progress: Progress, parts: list[dict[str, Any]], spec_hash: str | None) -> Manifest:
+    """The manifest over all ranks' parts. Raises CheckpointError where they do not add up to the whole model."""
+    elements: Counter[str] = Counter()
+    moments = False
+    for part in parts:
+        elements.update(part.pop("elements"))
+        moments |= part.pop("moments")
+    manifest = Manifest(
+        step=progress.step,
+        position=progress.position,
+        world_size=state.world_size,
+        stage=state.stage,
+        optimizer=state.optimizer,
+        tensors=state.tensors,
+        tied=state.tied,
+        moments=moments,
+        groups=state.groups,
+        shards=tuple(ShardEntry(**part) for part in parts),
+        counters=state.counters,
+        loss_scaler=state.loss_scaler,
+        lr_scheduler=state.lr_scheduler,
+        extra=progress.extra,
+        spec_hash=spec_hash,
+        versions={name: metadata.version(name) for name in _VERSIONED},
+        saved_at_s=time.time(),
+    )
+    expected: Counter[str] = Counter()
+    for name, entry in manifest.tensors.items():
+        for kind in manifest.kinds(name):
+            expected[kind.value] += entry.elements
+    if +expected != +elements:
+        raise CheckpointError(f"the shards hold {dict(elements)} elements by kind, the model has {dict(expected)}")
+    return manifest
+
+
+def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
+    """Make the checkpoint exist. Rank 0, when every shard lies where it should."""
+    write_durably(place.work / MANIFEST, manifest.to_bytes())
+    if not place.shared:
+        session.store(place.work / MANIFEST, str(place.final / MANIFEST))
+        return manifest
+    sync_directory(place.work)
+    aside = place.parent / f".{place.name}.old"
+    if place.final.exists():
+        place.final.rename(aside)
+    place.work.rename(place.final)
+    sync_directory(place.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+    return manifest
+
+
+def _tidy(place: _Place) -> None:
+    """Remove what this save leaves behind: all of it where it failed, the local copies where it succeeded."""
+    if not place.shared or dist.get_rank() == 0:
+        shutil.rmtree(place.work, ignore_errors=True)
+
+
+def _retire(session: Session, place: _Place, keep_last: int, step: int) -> None:
+    try:
+        retain(place.parent, keep_last, trusted=(step,))
+    except OSError as error:
+        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error}"})
+
+
+# Restoring ----------------------------------------------------------------------------------------------------
+
+
+def _open(engine: Any, session: Session, path: str) -> CheckpointReader:
+    try:
+        local = session.fetch(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
+    reader = CheckpointReader(local)
+    try:
+        check_model(reader.manifest, engine)
+    except CheckpointError:
+        reader.close()
+        raise
+    return reader
+
+
+# Agreement ----------------------------------------------------------------------------------------------------
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Do it, or say in one line why not: the failures that one rank can have without the others."""
+    try:
+        return action(), None
+    except ConvoyError as error:
+        return None, error.message
+    except (OSError, MemoryError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _exchange(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rank's small JSON value, in rank order. Collective; nothing is unpickled."""
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([mine.numel()], dtype=torch.int64, device=device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: mine.numel()] = mine
+    every = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(every, padded)
+    return [json.loads(bytes(raw[: int(size)].cpu().numpy())) for raw, size in zip(every, sizes, strict=True)]
+
+
+def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
+    problems = {rank: answer["problem"] for rank, answer in enumerate(answers) if answer["problem"]}
+    if not problems:
+        return
+    rank, first = next(iter(problems.items()))
+    others = f" (and on {len(problems) - 1} more ranks)" if len(problems) > 1 else ""
+    hint = "free some space, or lower checkpoint.keep_last" if "No space left" in first else None
+    raise CheckpointError(f"{what}: rank {rank}: {first}{others}", hint=hint)

@@ -1,0 +1,199 @@
+"""Capture a rank's training state: flats as views, small state as values.
+
+`capture` only looks: its tensors are views of the live state, so it is for a step boundary, before the next
+backward pass. Whoever needs the state to outlive the step copies the flats.
+"""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from orchestrator.checkpoint.intervals import MOMENTS, Kind, Range, even_slice, intersect
+from orchestrator.checkpoint.manifest import GroupEntry, TensorEntry
+from orchestrator.domain.errors import CheckpointError
+from orchestrator.train.zero_layout import (
+    Fragment,
+    Partition,
+    base_optimizer,
+    describe_tensors,
+    frozen_parameters,
+    parameter_names,
+    partition_of,
+    partitions,
+    persistent_buffers,
+    replicated,
+)
+
+LOSS_SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What a dynamic loss scaler learns while training; the rest of it is configuration."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A 1-D tensor and the real ranges in it; what lies between them is padding."""
+
+    kind: Kind
+    tensor: torch.Tensor
+    fragments: tuple[Fragment, ...]
+
+
+@dataclass(frozen=True)
+class CapturedState:
+    """All training state of one rank: `flats` are views of live tensors, the rest is small and copied."""
+
+    rank: int
+    world_size: int
+    stage: int
+    optimizer: str
+    flats: tuple[Flat, ...]
+    moments: bool
+    tensors: dict[str, TensorEntry]
+    tied: dict[str, str]
+    groups: tuple[GroupEntry, ...]
+    counters: dict[str, int]
+    loss_scaler: dict[str, float | int | bool] | None
+    lr_scheduler: dict[str, Any] | None
+    rng: dict[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the real ranges."""
+        return sum(f.length * flat.tensor.element_size() for flat in self.flats for f in flat.fragments)
+
+
+def capture(engine: Any) -> CapturedState:
+    """The state of this rank at an accumulation boundary. No collective, no copy of anything large.
+
+    Raises CheckpointError in the middle of an accumulation, and for state that lies on NVMe.
+    """
+    if engine.micro_steps % engine.gradient_accumulation_steps():
+        raise CheckpointError(
+            f"state can only be saved between optimizer steps; {engine.micro_steps} micro steps are not a multiple "
+            f"of the accumulation of {engine.gradient_accumulation_steps()}"
+        )
+    found = partitions(engine)
+    moments = any(p.tensor(Kind.EXP_AVG) is not None for p in found)
+    flats = [flat for p in found for flat in _flats(p, moments, replicated(engine))]
+    flats += [Flat(Kind.FROZEN, tensor, (fragment,)) for tensor, fragment in _frozen_shares(engine)]
+    if dist.get_rank() == 0:  # buffers are replicated
+        for name, buffer in persistent_buffers(engine.module).items():
+            flats.append(Flat(Kind.BUFFER, buffer.reshape(-1), (Fragment(name, 0, buffer.numel(), 0),)))
+    return CapturedState(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        stage=engine.zero_optimization_stage(),
+        optimizer=type(engine.optimizer).__name__,
+        flats=tuple(flats),
+        moments=moments,
+        tensors=describe_tensors(engine),
+        tied=_tied_names(engine.module),
+        groups=_groups(engine, found),
+        counters={name: int(getattr(engine, name)) for name in ("global_steps", "global_samples", "skipped_steps")},
+        loss_scaler=_loss_scale(engine),
+        lr_scheduler=_scheduler_state(engine),
+        rng=_rng_state(),
+    )
+
+
+def loss_scale_holder(engine: Any) -> Any | None:
+    """The object whose `LOSS_SCALE_FIELDS` change while training; None where the loss scale is fixed."""
+    for holder in (
+        getattr(engine.optimizer, "loss_scaler", None),
+        getattr(engine.optimizer, "loss_scale_config", None),
+    ):
+        if holder is not None and (getattr(holder, "dynamic", False) or getattr(holder, "dynamic_loss_scale", False)):
+            return holder
+    return None
+
+
+def to_storage(tensor: torch.Tensor) -> NDArray[Any]:
+    """A 1-D tensor as the array that goes into a shard file: a view where it lies in host memory already."""
+    host = tensor.detach().cpu().contiguous()
+    if host.dtype is torch.bfloat16:
+        return host.view(torch.int16).numpy().view(np.uint16)
+    array: NDArray[Any] = host.numpy()
+    return array
+
+
+def _flats(partition: Partition, moments: bool, is_replicated: bool) -> list[Flat]:
+    flats = []
+    for kind in (Kind.MASTER, *MOMENTS) if moments else (Kind.MASTER,):
+        tensor = partition.tensor(kind)
+        if tensor is None:  # a parameter that never had a gradient
+            tensor = torch.zeros_like(partition.flat.detach()).view(-1)
+        fragments = partition.fragments
+        if is_replicated:
+            share = even_slice(tensor.numel(), dist.get_rank(), dist.get_world_size())
+            fragments = tuple(f for whole in fragments if (f := _within(whole, share)) is not None)
+        flats.append(Flat(kind, tensor, fragments))
+    return flats
+
+
+def _within(fragment: Fragment, share: Range) -> Fragment | None:
+    common = intersect(share, Range(fragment.offset, fragment.offset + fragment.length))
+    if common is None:
+        return None
+    return Fragment(fragment.name, common.start, len(common), fragment.start + common.start - fragment.offset)
+
+
+def _frozen_shares(engine: Any) -> list[tuple[torch.Tensor, Fragment]]:
+    shares = []
+    for name, parameter in frozen_parameters(engine).items():
+        held = partition_of(parameter)
+        if held is None:
+            part = even_slice(parameter.numel(), dist.get_rank(), dist.get_world_size())
+            tensor = parameter.detach().reshape(-1)[part.start : part.end]
+        else:
+            tensor, part = held
+        if len(part):
+            shares.append((tensor, Fragment(name, 0, len(part), part.start)))
+    return shares
+
+
+def _tied_names(module: torch.nn.Module) -> dict[str, str]:
+    first = parameter_names(module)
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if first[id(p)] != name}
+
+
+def _groups(engine: Any, found: list[Partition]) -> tuple[GroupEntry, ...]:
+    entries = []
+    for i, group in enumerate(base_optimizer(engine).param_groups):
+        steps = [s for p in found if p.group == i and (s := p.steps()) is not None]
+        kept = {k: _plain(v) for k, v in group.items() if k not in ("params", "step")}
+        entries.append(GroupEntry({k: v for k, v in kept.items() if v is not None}, max(steps, default=None)))
+    return tuple(entries)
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value, or None for what has no place in a manifest."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+def _loss_scale(engine: Any) -> dict[str, float | int | bool] | None:
+    holder = loss_scale_holder(engine)
+    if holder is None:
+        return None
+    return {k: v for k in LOSS_SCALE_FIELDS if isinstance(v := getattr(holder, k, None), bool | int | float)}
+
+
+def _scheduler_state(engine: Any) -> dict[str, Any] | None:
+    if engine.lr_scheduler is None or not hasattr(engine.lr_scheduler, "state_dict"):
+        return None
+    return {k: v for k, raw in engine.lr_scheduler.state_dict().items() if (v := _plain(raw)) is not None}
+
+
+def _rng_state() -> dict[str, str]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {device: base64.b64encode(raw.numpy().tobytes()).decode() for device, raw in state.items()}
