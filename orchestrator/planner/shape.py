@@ -1,6 +1,9 @@
 """How a global batch is cut over workers and micro steps. Pure arithmetic."""
 
+import math
 from dataclasses import dataclass
+
+from orchestrator.spec.train import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,17 @@ def shape_batch(global_batch: int, world_size: int, micro_batch: int | None) -> 
     shares = tuple(base + (1 if rank < extra else 0) for rank in range(world_size))
     micro = min(micro_batch or shares[0], shares[0])
     return BatchShape(shares=shares, micro_batch=micro, accumulation=-(-shares[0] // micro))
+
+
+def total_steps(train: TrainSpec, train_samples: int, sequence_length: int) -> int:
+    """Optimizer steps of a run: `train.steps`, or enough for `train.tokens` or `train.epochs`, rounded up.
+
+    Raises ValueError where none of the three is set.
+    """
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return max(1, -(-train.tokens // (train.global_batch * sequence_length)))
+    if train.epochs is not None:
+        return max(1, math.ceil(train.epochs * train_samples / train.global_batch))
+    raise ValueError("one of train.steps, train.tokens and train.epochs must be set")
