@@ -1,0 +1,117 @@
+"""The DeepSpeed config of a run: a pure function of the spec and the shape of the batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.errors import UsageError
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.train import OffloadSpec
+
+# Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
+FORBIDDEN_ZERO_KEYS = frozenset({"round_robin_gradients"})
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """What the config depends on besides the spec."""
+
+    world_size: int
+    micro_batch: int
+    accumulation: int
+    device: str
+    """`cpu` or `cuda`: the type of the accelerator the parameters live on."""
+
+
+def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize(config=...)`.
+
+    DeepSpeed asserts train_batch_size = micro batch x accumulation x world size, which an unequal share of the
+    global batch does not meet; the number only serves that assertion, since the loop normalises the loss by the
+    true count of target tokens. Raises UsageError where `zero.deepspeed` contradicts the spec.
+    """
+    train = spec.train
+    config: dict[str, Any] = {
+        "train_batch_size": shape.micro_batch * shape.accumulation * shape.world_size,
+        "train_micro_batch_size_per_gpu": shape.micro_batch,
+        "gradient_accumulation_steps": shape.accumulation,
+        "optimizer": _optimizer(spec),
+        "zero_optimization": _zero(spec),
+        # The engine reports every step itself; DeepSpeed's own progress line would only repeat it.
+        "steps_per_print": 2**31 - 1,
+        "gradient_clipping": 0.0 if clips_outside_engine(spec) else (train.clip_grad_norm or 0.0),
+    }
+    if train.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        if spec.zero.stage > 0:
+            # Otherwise gradients of the micro steps would be added up in bf16, which loses small ones. Stage 0's
+            # optimizer knows no such option.
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif train.precision == "fp16":
+        # Dynamic loss scale (Micikevicius et al., arXiv:1710.03740).
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
+    return _merged(config, spec.zero.deepspeed, "zero.deepspeed")
+
+
+def clips_outside_engine(spec: JobSpec) -> bool:
+    """True where DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
+    so the loop measures and clips itself."""
+    return spec.zero.stage == 0 and spec.train.precision == "fp32"
+
+
+def _optimizer(spec: JobSpec) -> dict[str, Any]:
+    """torch's own fused AdamW, on the device where the masters live.
+
+    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes);
+    torch's fused kernels for CPU and CUDA come compiled.
+    """
+    optimizer = spec.train.optimizer
+    return {
+        "type": "AdamW",
+        "params": {
+            "torch_adam": True,
+            "fused": True,
+            "lr": spec.train.lr,
+            "betas": list(optimizer.betas),
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+        },
+    }
+
+
+def _zero(spec: JobSpec) -> dict[str, Any]:
+    zero = spec.zero
+    result: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage >= 1 and zero.offload_optimizer.device != "none":
+        result["offload_optimizer"] = _offload(zero.offload_optimizer)
+    if zero.stage == 3 and zero.offload_params.device != "none":
+        result["offload_param"] = _offload(zero.offload_params)
+    return result
+
+
+def _offload(offload: OffloadSpec) -> dict[str, Any]:
+    result: dict[str, Any] = {"device": offload.device}
+    if offload.nvme_path is not None:
+        result["nvme_path"] = offload.nvme_path
+    return result
+
+
+def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) -> dict[str, Any]:
+    """`decided` with the keys of `passthrough` added; the same key with another value is a contradiction."""
+    result = dict(decided)
+    for key, value in passthrough.items():
+        place = f"{where}.{key}"
+        if key in FORBIDDEN_ZERO_KEYS and value:
+            raise UsageError(
+                f"{place}: not supported: its partitions cannot be restored at another number of workers",
+                hint="Leave it out.",
+            )
+        if key not in decided:
+            result[key] = value
+        elif isinstance(value, dict) and isinstance(decided[key], dict):
+            result[key] = _merged(decided[key], value, place)
+        elif value != decided[key]:
+            raise UsageError(
+                f"{place}: {value!r} contradicts the spec, which sets it to {decided[key]!r}",
+                hint="Set it through the spec's own field and leave it out here.",
+            )
+    return result

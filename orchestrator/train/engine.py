@@ -1,0 +1,141 @@
+"""The DeepSpeed engine of a run: built, stepped, measured and torn down."""
+
+import contextlib
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.spec.job import JobSpec
+from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
+
+
+def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape) -> Any:
+    """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group."""
+    deepspeed = import_deepspeed(shape.device)
+    config = deepspeed_config(spec, shape)
+    with _no_operator_probe(deepspeed):
+        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
+    return engine
+
+
+def import_deepspeed(device: str) -> Any:
+    """DeepSpeed, told which accelerator to use (it would probe and warn) and to log warnings only."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls torch functions under their old names, thousands of times a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+def parameter_groups(spec: JobSpec, model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: matrices, which decay, and the rest (biases, norms, per-channel vectors), which do not.
+
+    A shape like [1, 1, n] is a vector. `_no_weight_decay` is how state-space models mark their exceptions.
+    """
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        matrix = sum(size > 1 for size in parameter.shape) >= 2 and not getattr(parameter, "_no_weight_decay", False)
+        (decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": spec.train.optimizer.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """For the coming update, on every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Stepper:
+    """Backward and update of one micro step at any stage, with the gradient norm that DeepSpeed may not keep."""
+
+    def __init__(self, spec: JobSpec, engine: Any, world_size: int) -> None:
+        self._engine = engine
+        self._clips = clips_outside_engine(spec)
+        self._limit = spec.train.clip_grad_norm
+        self._world_size = world_size
+        self._norm: float | torch.Tensor | None = None
+
+    def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
+        """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its
+        average over micro steps is turned off."""
+        scale = self._world_size / max(global_targets, 1)
+        self._engine.backward(loss_sum * scale, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Count the micro step; at the accumulation boundary clip and update."""
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self._clips:
+            limit = float("inf") if self._limit is None else self._limit
+            self._norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+        self._engine.step()
+        if boundary and not self._clips:
+            self._norm = self._engine.get_global_grad_norm()
+
+    def grad_norm(self) -> float:
+        """Global L2 norm of the last update's gradients before clipping; not finite where they overflowed."""
+        if self._norm is None:
+            raise RuntimeError("DeepSpeed reported no gradient norm for this step")
+        return float(self._norm)
+
+
+def destroy_engine(engine: Any) -> None:
+    """Free the engine so that another can be built in this process. The caller drops its own references.
+
+    DeepSpeed keeps stage 3 engines alive through a cache on a method and numbers modules and parameters for the
+    whole process; ranks whose processes lived through different numbers of engines would disagree on them.
+    """
+    engine.destroy()
+    del engine
+    _reset_stage3_state()
+    gc.collect()
+
+
+def _reset_stage3_state() -> None:
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters, partitioned_param_coordinator
+
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    for value in vars(coordinator).values():
+        for cached in (value, getattr(value, "__wrapped__", None)):
+            clear = getattr(cached, "cache_clear", None)
+            if clear is not None:
+                clear()
+    partition_parameters.Init.param_id = 0
+    parameter_offload.FWD_MODULE_STACK.clear()
+
+
+@contextlib.contextmanager
+def _no_operator_probe(deepspeed: Any) -> Iterator[None]:
+    """Keep DeepSpeed from compiling `deepspeed_shm_comm`, an operator of its inference engine, when it first meets a
+    process group (about 20 s), and from running compilers to see which operators could be built.
+
+    Until it is asked, `deepspeed.ops` works the table out lazily; for the time of the call it finds this one.
+    """
+    table = vars(deepspeed.ops)
+    if "__compatible_ops__" in table:
+        before = dict(table["__compatible_ops__"])
+        table["__compatible_ops__"]["deepspeed_shm_comm"] = False
+        try:
+            yield
+        finally:
+            table["__compatible_ops__"].update(before)
+        return
+    table["__compatible_ops__"] = {"deepspeed_shm_comm": False}
+    try:
+        yield
+    finally:
+        del table["__compatible_ops__"]

@@ -1,0 +1,70 @@
+"""Validation loss: the exact mean over the target tokens of the validation samples, whatever the number of workers."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.train.context import TrainContext
+from orchestrator.train.tasks import Batch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement. `loss` in nats per target token."""
+
+    loss: float
+    targets: int
+    seconds: float
+
+    def fields(self, step: int) -> dict[str, float | int | None]:
+        """The fields of an EVAL event. Perplexity is None where it is too large for a double."""
+        perplexity = math.exp(self.loss) if self.loss < 700 else None
+        return {
+            "step": step,
+            "loss": self.loss,
+            "perplexity": perplexity,
+            "tokens": self.targets,
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(context: TrainContext) -> Evaluation | None:
+    """Measure; None where the data has no validation samples. Collective. Leaves the model in training mode."""
+    validation = context.spec.data.validation
+    samples = context.dataset.manifest.validation_samples
+    if validation is None or samples == 0:
+        return None
+    started = time.perf_counter()
+    total = torch.zeros(2, dtype=torch.float64, device=context.device)
+    context.engine.eval()
+    try:
+        with torch.no_grad():
+            for batch in _batches(context, min(samples, validation.max_samples)):
+                total[0] += context.task.loss(context.engine, batch.to(context.device)).double()
+                total[1] += batch.targets
+    finally:
+        context.engine.train()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    loss_sum, targets = total.tolist()
+    return Evaluation(loss_sum / max(targets, 1.0), int(targets), time.perf_counter() - started)
+
+
+def _batches(context: TrainContext, samples: int) -> list[Batch]:
+    """This rank's micro batches; the same number on every rank, since forward passes are collective at stage 3."""
+    world_size, rank, micro = context.session.world_size, context.session.rank, context.plan.micro_batch
+    base, extra = divmod(samples, world_size)
+    share = base + (1 if rank < extra else 0)
+    first = rank * base + min(rank, extra)
+    rounds = -(-(base + (1 if extra else 0)) // micro)
+    batches = []
+    for index in range(rounds):
+        count = min(micro, share - index * micro)
+        if count > 0:
+            batches.append(context.task.batch(context.dataset.validation(first + index * micro, count)))
+        else:
+            batches.append(context.task.empty())
+    return batches

@@ -1,0 +1,160 @@
+"""The step loop: data, micro steps, update, exchange, report; evaluation and checkpoints where they are due."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import PhaseTimes
+from orchestrator.train.checkpointing import Progress, save_checkpoint
+from orchestrator.train.context import TrainContext
+from orchestrator.train.engine import Stepper, set_learning_rate
+from orchestrator.train.evaluation import Evaluation, evaluate
+from orchestrator.train.exchange import RankStep, exchange, global_sum
+from orchestrator.train.feed import Feed, StepBatch
+from orchestrator.train.memory import rank_memory
+from orchestrator.train.reporting import StepOutcome, check_finite, step_report
+from orchestrator.train.schedule import learning_rate
+from orchestrator.train.timing import phase_clock
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How training ended."""
+
+    step: int
+    finished: bool
+    loss: float | None
+    """Training loss of the last step made here; None where there was none left to make."""
+    evaluation: Evaluation | None
+    """Of the last step, where the run has validation data."""
+    checkpoint: str | None
+    """Path of the newest checkpoint written here, as the driver sees it."""
+
+
+class TrainLoop:
+    """Trains from `start` to the plan's last step, or until a rank is asked to stop."""
+
+    def __init__(self, context: TrainContext, start: Progress) -> None:
+        self._context = context
+        self._start = start
+        self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
+        self._clock = phase_clock(context.device)
+        self._checkpoint: str | None = None
+        self._evaluation: Evaluation | None = None
+
+    def run(self) -> LoopResult:
+        """Collective: every rank runs it, and every rank leaves it after the same step."""
+        context, start = self._context, self._start
+        if start.step == 0:
+            self._evaluate(0)
+        steps = range(start.step + 1, context.plan.total_steps + 1)
+        pin = context.device.type == "cuda"
+        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, steps, start.position, pin)
+        outcome: StepOutcome | None = None
+        try:
+            for step in steps:
+                outcome = self._step(step, feed)
+                if outcome.stop:
+                    break
+        finally:
+            feed.close()
+        step = outcome.step if outcome is not None else start.step
+        loss = outcome.loss if outcome is not None else None
+        finished = step >= context.plan.total_steps
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint)
+
+    def _step(self, step: int, feed: Feed) -> StepOutcome:
+        """One optimizer step and what is due after it."""
+        context, started = self._context, time.perf_counter()
+        batch = feed.take()
+        wait_s = time.perf_counter() - started
+        outcome = self._update(batch, wait_s)
+        step_time_s = time.perf_counter() - started
+        check_finite(outcome, context.spec.train.precision)
+        checkpoint_s = 0.0
+        if self._checkpoint_due(outcome):
+            checkpoint_s = self._save(outcome)
+        if context.session.rank == 0:
+            total_s = step_time_s + checkpoint_s
+            context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
+        if self._evaluation_due(step):
+            self._evaluate(step)
+        return outcome
+
+    def _update(self, batch: StepBatch, wait_s: float) -> StepOutcome:
+        """Forward, backward and update; then every rank learns of every other."""
+        context, engine, clock = self._context, self._context.engine, self._clock
+        global_targets = global_sum(batch.targets, context.device)
+        lr = learning_rate(context.spec.train, context.plan.total_steps, batch.step)
+        set_learning_rate(engine, lr)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
+        for micro_step, micro_batch in enumerate(batch.micro_batches):
+            self._seed(batch.step, micro_step)
+            on_device = micro_batch.to(context.device)
+            with clock.phase("forward"):
+                loss = context.task.loss(engine, on_device)
+            loss_sum += loss.detach()
+            with clock.phase("backward"):
+                self._stepper.backward(loss, global_targets)
+            del loss
+            with clock.phase("optimizer"):
+                self._stepper.step()
+        ranks = exchange(self._facts(batch, wait_s, float(loss_sum)), context.device)
+        return StepOutcome(batch.step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
+
+    def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float) -> RankStep:
+        seconds = self._clock.seconds()
+        phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"])
+        return RankStep(
+            loss_sum=loss_sum,
+            targets=batch.targets,
+            tokens=batch.tokens,
+            samples=batch.samples,
+            digest=batch.digest,
+            phases=phases,
+            memory=rank_memory(self._context.device),
+            stop=self._context.session.should_stop(),
+        )
+
+    def _seed(self, step: int, micro_step: int) -> None:
+        """Dropout is a function of (seed, step, micro step, rank): resuming needs no saved random state."""
+        value = self._context.spec.train.seed
+        for part in (step, micro_step, self._context.session.rank):
+            # Multiplier of SplitMix64's stream; keeps neighbours apart.
+            value = (value * 0x9E3779B97F4A7C15 + part + 1) % 2**63
+        torch.manual_seed(value)
+
+    def _evaluation_due(self, step: int) -> bool:
+        interval = self._context.spec.train.eval_interval_steps
+        return step == self._context.plan.total_steps or (interval is not None and step % interval == 0)
+
+    def _evaluate(self, step: int) -> None:
+        evaluation = evaluate(self._context)
+        self._evaluation = evaluation
+        if evaluation is not None and self._context.session.rank == 0:
+            self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))
+
+    def _checkpoint_due(self, outcome: StepOutcome) -> bool:
+        checkpoint, last = self._context.spec.checkpoint, self._context.plan.total_steps
+        if outcome.step == last:
+            return checkpoint.at_end or self._context.plan.export
+        on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
+        return on_interval or outcome.stop
+
+    def _save(self, outcome: StepOutcome) -> float:
+        """Write a checkpoint; the seconds it took. Collective."""
+        context = self._context
+        started = time.perf_counter()
+        progress = Progress(step=outcome.step, position=outcome.first_position + context.global_batch)
+        saved = save_checkpoint(
+            context.engine,
+            context.session,
+            context.plan.run_dir,
+            outcome.step,
+            progress,
+            context.spec.checkpoint.keep_last,
+        )
+        self._checkpoint = str(saved.path)
+        return time.perf_counter() - started

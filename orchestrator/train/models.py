@@ -1,0 +1,192 @@
+"""From spec to model: the architectures, their configs, fresh or pretrained weights."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.data.manifest import DataManifest
+from orchestrator.domain.errors import UsageError
+from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+Objective = Literal["causal", "masked"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one Hugging Face architecture is built, by names, so that only its own module is imported."""
+
+    name: str
+    config_class: str
+    model_class: str
+    objective: Objective
+    positions: str | None
+    """Config field of the number of positions; None where the architecture has no limit."""
+    dropouts: tuple[str, ...] = ()
+
+    def config_type(self) -> Any:
+        module = importlib.import_module(f"transformers.models.{self.name}.configuration_{self.name}")
+        return getattr(module, self.config_class)
+
+    def model_type(self) -> Any:
+        module = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
+        return getattr(module, self.model_class)
+
+
+def _rope(name: str, prefix: str) -> Architecture:
+    return Architecture(
+        name, f"{prefix}Config", f"{prefix}ForCausalLM", "causal", "max_position_embeddings", ("attention_dropout",)
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    a.name: a
+    for a in (
+        Architecture(
+            "gpt2",
+            "GPT2Config",
+            "GPT2LMHeadModel",
+            "causal",
+            "n_positions",
+            ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        ),
+        Architecture(
+            "gpt_neo",
+            "GPTNeoConfig",
+            "GPTNeoForCausalLM",
+            "causal",
+            "max_position_embeddings",
+            ("resid_dropout", "embed_dropout", "attention_dropout"),
+        ),
+        _rope("llama", "Llama"),
+        _rope("mistral", "Mistral"),
+        _rope("qwen2", "Qwen2"),
+        _rope("qwen3", "Qwen3"),
+        Architecture(
+            "bert",
+            "BertConfig",
+            "BertForMaskedLM",
+            "masked",
+            "max_position_embeddings",
+            ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        ),
+        Architecture("rwkv", "RwkvConfig", "RwkvForCausalLM", "causal", "context_length"),
+        Architecture("mamba", "MambaConfig", "MambaForCausalLM", "causal", None),
+    )
+}
+
+
+def model_config(spec: JobSpec, manifest: DataManifest) -> "PretrainedConfig":
+    """The Hugging Face config: the user's fields over ours (vocabulary, special ids, positions, no dropout).
+
+    Raises UsageError for an unknown field, a field the tokenizer decides, too few positions, or pretrained
+    weights that do not fit the tokenizer.
+    """
+    if spec.model.pretrained is not None:
+        from orchestrator.train.pretrained import pretrained_config
+
+        return pretrained_config(spec, manifest)
+    assert spec.model.architecture is not None, "the spec guarantees one of architecture and pretrained"
+    architecture = ARCHITECTURES[spec.model.architecture]
+    config_type = architecture.config_type()
+    given = dict(spec.model.config)
+    _check_fields(architecture, config_type, given)
+    values: dict[str, Any] = dict.fromkeys(architecture.dropouts, 0.0)
+    values |= {
+        "vocab_size": manifest.vocab_size,
+        "bos_token_id": manifest.eos_id,
+        "eos_token_id": manifest.eos_id,
+        # Some architectures give the padding id's embedding no gradient: not where it is a real token too.
+        "pad_token_id": manifest.pad_id if manifest.pad_id != manifest.eos_id else None,
+        "use_cache": False,
+    }
+    if architecture.positions is not None:
+        values[architecture.positions] = manifest.sequence_length
+    if architecture.name == "gpt_neo" and "attention_types" not in given:
+        values["attention_types"] = _alternating(int(given.get("num_layers", 24)))  # type: ignore[arg-type]
+    try:
+        config = config_type(**{**values, **given})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model.config: {architecture.name} refuses it: {error}") from error
+    check_positions(config, architecture.positions, manifest.sequence_length)
+    return config
+
+
+def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
+    """The model in fp32 on the host, the same on every rank: fresh weights are drawn from `train.seed`.
+
+    It is built plainly, without `zero.Init`: transformers' initialisation does not reach partitioned parameters
+    and would start from wrong weights at stage 3 without a word. The process's random state is left as it was.
+    """
+    import torch
+
+    config = model_config(spec, manifest)
+    if spec.model.pretrained is not None:
+        from orchestrator.train.pretrained import load_pretrained
+
+        model = load_pretrained(spec, config)
+    else:
+        assert spec.model.architecture is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.train.seed)
+            model = ARCHITECTURES[spec.model.architecture].model_type()(config)
+    if spec.train.activation_checkpointing:
+        # The non-reentrant kind works with ZeRO-3's hooks and with inputs that need no gradient.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # With a padding id transformers looks for padding in every forward pass, which on a GPU waits for the device, and
+    # warns that there is no attention mask. The task knows where padding is.
+    model.config.pad_token_id = None
+    model.train()
+    return model  # type: ignore[no-any-return]
+
+
+def objective_of(config: "PretrainedConfig") -> Objective:
+    """What the model is trained on: next tokens, or masked tokens."""
+    architecture = ARCHITECTURES.get(config.model_type)
+    return architecture.objective if architecture is not None else "causal"
+
+
+def check_positions(config: "PretrainedConfig", field: str | None, sequence_length: int) -> None:
+    """Raises UsageError where samples are longer than the model has positions for."""
+    if field is None:
+        return
+    positions = getattr(config, field, None)
+    if positions is not None and positions < sequence_length:
+        raise UsageError(
+            f"data.sequence_length is {sequence_length}, but the model has {positions} positions ({field})",
+            hint=f"Set data.sequence_length to at most {positions}, or model.config.{field} to {sequence_length}.",
+        )
+
+
+def is_local(pretrained: str) -> bool:
+    """Whether `model.pretrained` names a directory rather than a hub id."""
+    return Path(pretrained).is_dir()
+
+
+def _check_fields(architecture: Architecture, config_type: Any, given: dict[str, Any]) -> None:
+    decided = {"vocab_size", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"} & given.keys()
+    if decided:
+        raise UsageError(
+            f"model.config: {', '.join(sorted(decided))} may not be set: the tokenizer and the engine decide it",
+            hint="Leave it out.",
+        )
+    known = set(config_type().to_dict()) | set(getattr(config_type, "attribute_map", {}))
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        import difflib
+
+        close = [match for name in unknown for match in difflib.get_close_matches(name, sorted(known), n=1)]
+        raise UsageError(
+            f"model.config: {architecture.config_class} has no field {', '.join(unknown)}",
+            hint=f"Did you mean {', '.join(close)}?" if close else f"Fields: {', '.join(sorted(known))}.",
+        )
+
+
+def _alternating(layers: int) -> list[Any]:
+    """GPT-3's alternation of dense and local attention (arXiv:2005.14165, section 2.1) for any layer count."""
+    types: list[Any] = [[["global", "local"], layers // 2]] if layers >= 2 else []
+    return types + ([[["global"], 1]] if layers % 2 else [])

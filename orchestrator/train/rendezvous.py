@@ -1,0 +1,56 @@
+"""Process group: from a `Session` to an initialised `torch.distributed`, and back to nothing."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.domain.session import Session
+
+STORE_KEY = "store"
+TIMEOUT = timedelta(minutes=10)
+
+
+def worker_device(session: Session) -> torch.device:
+    """The device this worker trains on. A worker that sees one GPU (Ray shows each its own) uses that one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", session.local_rank % torch.cuda.device_count())
+
+
+def join_process_group(session: Session, device: torch.device, timeout: timedelta = TIMEOUT) -> None:
+    """Initialise `torch.distributed` over all workers of the session: gloo on CPUs, NCCL on GPUs.
+
+    Rank 0 lets the kernel choose the store's port and publishes it, so there is no race for a port. Raises
+    TimeoutError where rank 0 does not publish in time.
+    """
+    if session.world_size == 1:
+        store: dist.Store = dist.HashStore()
+    elif session.rank == 0:
+        # Bound before it is published; it listens on all addresses of the host, as torch offers no other way.
+        store = dist.TCPStore(session.node_ip, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        session.publish(STORE_KEY, f"{session.node_ip}:{store.port}")
+    else:
+        host, _, port = session.lookup(STORE_KEY, timeout.total_seconds()).rpartition(":")
+        store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size, timeout=timeout)
+    # DeepSpeed takes these from the environment only. LOCAL_SIZE makes it assume its own launcher's node layout.
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(session.rank), str(session.world_size)
+    os.environ.pop("LOCAL_SIZE", None)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group, DeepSpeed's view of it included. Does nothing where there is none."""
+    if not dist.is_initialized():
+        return
+    import deepspeed
+
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,92 @@
+"""From the ranks' facts of a step to its `StepReport`, and the check that they are still numbers."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from orchestrator.domain.report import StepReport
+from orchestrator.train.context import TrainContext, TrainingDivergedError
+from orchestrator.train.exchange import DIGEST_MODULUS, RankStep
+from orchestrator.train.flops import flops_per_token, peak_flops, utilisation
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step, known alike on every rank."""
+
+    step: int
+    first_position: int
+    lr: float
+    grad_norm: float
+    ranks: tuple[RankStep, ...]
+
+    @property
+    def targets(self) -> int:
+        return sum(r.targets for r in self.ranks)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the target tokens of the global batch, in nats."""
+        return math.fsum(r.loss_sum for r in self.ranks) / max(self.targets, 1)
+
+    @property
+    def stop(self) -> bool:
+        """Some rank was asked to stop."""
+        return any(r.stop for r in self.ranks)
+
+
+def check_finite(outcome: StepOutcome, precision: str) -> None:
+    """Raises TrainingDivergedError, the same on every rank, naming the step and where it began.
+
+    Under fp16 a gradient overflow is part of dynamic loss scaling: DeepSpeed skips that update.
+    """
+    hint = "Lower train.lr, lengthen train.warmup_steps, or resume from a checkpoint before this step."
+    for rank, facts in enumerate(outcome.ranks):
+        if not math.isfinite(facts.loss_sum):
+            raise TrainingDivergedError(
+                f"the loss is {facts.loss_sum} at step {outcome.step} on rank {rank} "
+                f"(samples from position {outcome.first_position})",
+                hint=hint,
+            )
+    if precision != "fp16" and not math.isfinite(outcome.grad_norm):
+        raise TrainingDivergedError(
+            f"the gradient norm is {outcome.grad_norm} at step {outcome.step}, with a loss of {outcome.loss:.4g}",
+            hint=hint,
+        )
+
+
+def step_report(
+    context: TrainContext, outcome: StepOutcome, step_time_s: float, checkpoint_s: float, now_s: float
+) -> StepReport:
+    """The report of a finished step."""
+    plan, world_size = context.plan, len(outcome.ranks)
+    tokens = sum(r.tokens for r in outcome.ranks)
+    samples = sum(r.samples for r in outcome.ranks)
+    per_second = tokens / step_time_s
+    flops = flops_per_token(context.size, context.dataset.manifest.sequence_length) * per_second
+    peak = None
+    if context.device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(context.device), context.spec.train.precision)
+    return StepReport(
+        step=outcome.step,
+        time_s=now_s,
+        epoch=context.dataset.epoch_at(outcome.first_position + samples),
+        loss=outcome.loss,
+        grad_norm=outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
+        lr=outcome.lr,
+        tokens=tokens,
+        target_tokens=outcome.targets,
+        samples=samples,
+        first_position=outcome.first_position,
+        data_digest=sum(r.digest for r in outcome.ranks) % DIGEST_MODULUS,
+        step_time_s=step_time_s,
+        tokens_per_s=per_second,
+        tokens_per_s_per_worker=per_second / world_size,
+        tflops_per_s=flops / 1e12,
+        mfu=utilisation(flops, peak, world_size),
+        world_size=world_size,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        ranks=tuple(r.report(rank, checkpoint_s) for rank, r in enumerate(outcome.ranks)),
+    )

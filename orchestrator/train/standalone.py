@@ -1,0 +1,225 @@
+"""Training without Ray: one process, or one of several that `torchrun` started.
+
+python -m orchestrator.train.standalone job.yaml [--set KEY=VALUE] [--run-dir DIR] [--resume CHECKPOINT]
+torchrun --nproc-per-node 2 -m orchestrator.train.standalone job.yaml
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import TrainPlan
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from orchestrator.spec.load import LoadedJob
+
+PREPARED_KEY = "prepared"
+
+
+class StandaloneSession:
+    """A `Session` whose ranks share a file system and, where there are several, torchrun's store.
+
+    `stop` is set from outside (a signal handler): the worker stops at the next step boundary.
+    """
+
+    def __init__(self, rank: int, world_size: int, local_rank: int, store: "Store | None") -> None:
+        self._rank, self._world_size, self._local_rank = rank, world_size, local_rank
+        self._store = store
+        self.observers: list[Observer] = []
+        self.stop = threading.Event()
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        return self._world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self._local_rank
+
+    @property
+    def node_ip(self) -> str:
+        """torchrun knows an address the others reach rank 0 at, and only rank 0's is used."""
+        return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+    def report_step(self, report: StepReport) -> None:
+        for observer in self.observers:
+            observer.on_step(report)
+
+    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        event = Event(kind, time.time(), fields)
+        for observer in self.observers:
+            observer.on_event(event)
+
+    def should_stop(self) -> bool:
+        return self.stop.is_set()
+
+    def publish(self, key: str, value: str) -> None:
+        if self._store is not None:
+            self._store.set(key, value)
+
+    def lookup(self, key: str, timeout_s: float) -> str:
+        if self._store is None:
+            raise TimeoutError(f"nobody publishes {key}: this is the only worker")
+        try:
+            self._store.wait([key], timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise TimeoutError(f"{key} was not published within {timeout_s:.0f} s") from error
+        return self._store.get(key).decode()
+
+    def fetch(self, path: str) -> Path:
+        local = Path(path)
+        if not local.exists():
+            raise FileNotFoundError(path)
+        return local
+
+    def store(self, local: Path, path: str) -> None:
+        target = Path(path)
+        if local.resolve() == target.resolve():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(local.read_bytes())
+        partial.replace(target)
+
+
+class LinePrinter:
+    """Observer that prints one line a step and one an event."""
+
+    def on_event(self, event: Event) -> None:
+        if event.kind is EventKind.DATA_PROGRESS:
+            return
+        fields = " ".join(f"{key}={value}" for key, value in event.fields.items())
+        print(f"{event.kind.value}: {fields}", flush=True)
+
+    def on_step(self, report: StepReport) -> None:
+        norm = "-" if report.grad_norm is None else f"{report.grad_norm:.3f}"
+        print(
+            f"step {report.step}: loss {report.loss:.4f} grad_norm {norm} lr {report.lr:.2e} "
+            f"{report.tokens_per_s:.0f} tokens/s {report.step_time_s * 1000:.0f} ms",
+            flush=True,
+        )
+
+
+def session_from_environment() -> StandaloneSession:
+    """One worker, or the one that torchrun's variables describe. Raises UsageError where they are incomplete."""
+    if "RANK" not in os.environ:
+        return StandaloneSession(0, 1, 0, None)
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"RANK is set, but another of torchrun's variables is missing or no number: {error}",
+            hint="Start it with torchrun, or unset RANK.",
+        ) from error
+    from torch.distributed import PrefixStore, TCPStore
+
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(host, port, is_master=rank == 0 and not hosted, wait_for_workers=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return StandaloneSession(rank, world_size, local_rank, PrefixStore(f"convoy/{attempt}", store))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.train.standalone", description="Train without Ray: one process, or under torchrun."
+    )
+    parser.add_argument("job", type=Path, help="job file")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="where results are written")
+    parser.add_argument("--resume", type=Path, default=None, metavar="CHECKPOINT", help="checkpoint directory")
+    parser.add_argument("--no-export", action="store_true", help="do not write a Hugging Face export at the end")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except ConvoyError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator.spec.load import load_job
+    from orchestrator.train.worker import run_worker
+
+    job = load_job(options.job, options.overrides)
+    session = session_from_environment()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: session.stop.set())
+    run_dir = options.run_dir.resolve()
+    if session.rank == 0:
+        session.observers = _observers(RunLayout(run_dir))
+    data_dir = _prepared(job, session, run_dir)
+    result = run_worker(session, _plan(job, session, run_dir, data_dir, options))
+    return 0 if result.finished else 1
+
+
+def _observers(layout: RunLayout) -> list[Observer]:
+    from orchestrator.metrics.recorder import RunRecorder
+
+    layout.root.mkdir(parents=True, exist_ok=True)
+    return [RunRecorder(layout), LinePrinter()]
+
+
+def _prepared(job: "LoadedJob", session: StandaloneSession, run_dir: Path) -> Path:
+    """Directory of the prepared data: rank 0 prepares it, the others wait."""
+    if session.rank != 0:
+        return Path(session.lookup(PREPARED_KEY, timeout_s=24 * 3600))
+    from orchestrator.data.executor import LocalExecutor
+    from orchestrator.data.prepare import prepare
+
+    cache = Path(job.spec.data.cache_dir) if job.spec.data.cache_dir else run_dir.parent / "cache"
+    executor = LocalExecutor(workers=max(1, (os.cpu_count() or 1) // session.world_size))
+    prepared = prepare(job.spec, job.path.parent, cache, executor, session.report_event)
+    session.publish(PREPARED_KEY, str(prepared.directory))
+    return prepared.directory
+
+
+def _plan(
+    job: "LoadedJob", session: StandaloneSession, run_dir: Path, data_dir: Path, options: argparse.Namespace
+) -> TrainPlan:
+    from orchestrator.data.manifest import DataManifest
+    from orchestrator.planner.shape import shape_batch, total_steps
+
+    train = job.spec.train
+    manifest = DataManifest.read(data_dir)
+    micro = train.micro_batch if isinstance(train.micro_batch, int) else None
+    try:
+        shape = shape_batch(train.global_batch, session.world_size, micro)
+    except ValueError as error:
+        raise UsageError(str(error), hint="Raise train.global_batch or start fewer workers.") from error
+    return TrainPlan(
+        spec=job.spec.model_dump(mode="json"),
+        run_dir=str(run_dir),
+        data_dir=str(data_dir),
+        total_steps=total_steps(train, manifest.train_samples, manifest.sequence_length),
+        shares=shape.shares,
+        micro_batch=shape.micro_batch,
+        accumulation=shape.accumulation,
+        resume_from=str(options.resume.resolve()) if options.resume else None,
+        export=not options.no_export,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Seconds by phase: wall clock on a CPU, CUDA events on a GPU, where the host runs ahead of the device."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+
+Phase = Literal["forward", "backward", "optimizer"]
+
+
+class PhaseClock(Protocol):
+    """Times the phases of one step; phases may be entered many times."""
+
+    def phase(self, name: Phase) -> "contextmanager[None]":  # type: ignore[type-arg]
+        """Context whose time counts for `name`."""
+
+    def seconds(self) -> dict[Phase, float]:
+        """Seconds by phase since the last call, which also starts the next step. Waits for the device."""
+
+
+class HostClock:
+    """`time.perf_counter` around each phase."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Phase, float] = {}
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def seconds(self) -> dict[Phase, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class CudaClock:
+    """A pair of CUDA events around each phase; reading them waits for the device."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        try:
+            yield
+        finally:
+            end.record()
+            self._spans.append((name, begin, end))
+
+    def seconds(self) -> dict[Phase, float]:
+        spans, self._spans = self._spans, []
+        if spans:
+            spans[-1][2].synchronize()
+        result: dict[Phase, float] = {}
+        for name, begin, end in spans:
+            result[name] = result.get(name, 0.0) + begin.elapsed_time(end) / 1000.0
+        return result
+
+
+def phase_clock(device: torch.device) -> HostClock | CudaClock:
+    """The clock for a device."""
+    return CudaClock() if device.type == "cuda" else HostClock()

@@ -1,0 +1,182 @@
+"""A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from orchestrator.train.context import TrainContext
+    from orchestrator.train.loop import LoopResult
+
+
+def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train `plan` as rank `session.rank`. Collective: all ranks of the session run it.
+
+    The process can run another plan afterwards: the process group and the engine are gone when it returns, and
+    also when it raises.
+    """
+    spec = JobSpec.model_validate_json(json.dumps(plan.spec))
+    _phase(session, "import")
+    started = time.perf_counter()
+    _set_threads(spec)
+    from orchestrator.train.rendezvous import join_process_group, leave_process_group, worker_device
+
+    device = worker_device(session)
+    _import_model(spec, device.type)
+    _phase(session, "rendezvous")
+    try:
+        join_process_group(session, device)
+        _phase(session, "build")
+        context = _build(session, plan, spec, device)
+        try:
+            session.report_event(
+                EventKind.WORKER_STARTED,
+                {
+                    "rank": session.rank,
+                    "node": session.node_ip,
+                    "pid": os.getpid(),
+                    "device": _device_name(device),
+                    "seconds": time.perf_counter() - started,
+                },
+            )
+            return _train(context)
+        finally:
+            from orchestrator.train.engine import destroy_engine
+
+            engine = context.engine
+            del context
+            destroy_engine(engine)
+            del engine
+    finally:
+        leave_process_group()
+
+
+def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
+    from orchestrator.data.dataset import TokenDataset
+    from orchestrator.train.context import TrainContext
+    from orchestrator.train.deepspeed_config import EngineShape
+    from orchestrator.train.engine import build_engine
+    from orchestrator.train.models import build_model
+    from orchestrator.train.sizing import model_size
+
+    dataset = TokenDataset.open(session.fetch(plan.data_dir))
+    model = build_model(spec, dataset.manifest)
+    size = model_size(model)
+    shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
+    task = _task(spec, dataset.manifest, model)
+    if session.rank == 0:
+        session.report_event(
+            EventKind.PLAN,
+            {
+                "world_size": session.world_size,
+                "shares": list(plan.shares),
+                "micro_batch": plan.micro_batch,
+                "accumulation": plan.accumulation,
+                "total_steps": plan.total_steps,
+                "parameters": size.parameters,
+            },
+        )
+    engine = build_engine(spec, model, shape)
+    return TrainContext(session, plan, spec, dataset, task, engine, device, size)
+
+
+def _task(spec: JobSpec, manifest: Any, model: Any) -> Any:
+    from orchestrator.domain.errors import UsageError
+    from orchestrator.train.models import objective_of
+    from orchestrator.train.tasks import CausalLM, MaskedLM
+
+    if objective_of(model.config) == "causal":
+        return CausalLM(pad_id=manifest.pad_id)
+    if manifest.mask_id is None:
+        raise UsageError(
+            "the model is a masked language model, but the tokenizer has no mask token",
+            hint="Use a tokenizer with a mask token, or train one with tokenizer.train.",
+        )
+    return MaskedLM(
+        pad_id=manifest.pad_id,
+        mask_id=manifest.mask_id,
+        vocab_size=manifest.vocab_size,
+        probability=spec.train.mlm_probability,
+        seed=spec.train.seed,
+    )
+
+
+def _train(context: "TrainContext") -> TrainResult:
+    from orchestrator.train.checkpointing import Progress
+    from orchestrator.train.loop import TrainLoop
+
+    session, plan = context.session, context.plan
+    start = Progress(step=0, position=0)
+    if plan.resume_from is not None:
+        _phase(session, "restore")
+        from orchestrator.train.checkpointing import load_checkpoint
+
+        start = load_checkpoint(context.engine, session, plan.resume_from)
+    _phase(session, "train")
+    result = TrainLoop(context, start).run()
+    if plan.export and result.finished and session.rank == 0:
+        _phase(session, "export")
+        _export(context, result)
+    facts = {
+        "loss": result.loss,
+        "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
+        "parameters": context.size.parameters,
+        "checkpoint": result.checkpoint,
+    }
+    return TrainResult(step=result.step, finished=result.finished, facts=facts)
+
+
+def _export(context: "TrainContext", result: "LoopResult") -> None:
+    """Rank 0 alone: Hugging Face files from the last checkpoint, and a sample of what was learned."""
+    from orchestrator.train.export import export_model
+    from orchestrator.train.generate import generate
+
+    session, plan, spec = context.session, context.plan, context.spec
+    checkpoint = result.checkpoint or plan.resume_from
+    if checkpoint is None:
+        return
+    export_dir = Path(plan.run_dir) / "export"
+    export_model(session.fetch(checkpoint), spec, session.fetch(plan.data_dir), export_dir)
+    if spec.generate.prompt:
+        text = generate(
+            export_dir, spec.generate.prompt, spec.generate.max_new_tokens, spec.generate.temperature, spec.train.seed
+        )
+        session.report_event(EventKind.SAMPLE, {"prompt": spec.generate.prompt, "text": text})
+
+
+def _phase(session: Session, phase: str) -> None:
+    if session.rank == 0:
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase})
+
+
+def _set_threads(spec: JobSpec) -> None:
+    """As many compute threads as the worker has CPUs, unless the environment says otherwise."""
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, int(spec.resources.cpus_per_worker)))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _import_model(spec: JobSpec, device: str) -> None:
+    """Import what is needed, here and only here, so that the phases mean what they say."""
+    from orchestrator.train.engine import import_deepspeed
+    from orchestrator.train.models import ARCHITECTURES
+
+    import_deepspeed(device)
+    if spec.model.architecture is not None:
+        ARCHITECTURES[spec.model.architecture].model_type()
+
+
+def _device_name(device: Any) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(device)
