@@ -1,0 +1,142 @@
+"""Hugging Face hub: datasets as sources, tokenizers by id. Without a network, an error in seconds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.readers import Bad, Item, NoText, pieces, text_of
+from orchestrator.data.sources import Source
+from orchestrator.domain.errors import DataError
+
+HUB_TIMEOUT_S = 5.0
+
+LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
+
+
+def resolve(source: Source) -> Source:
+    """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry.
+
+    Raises DataError where the hub cannot be reached or has no such dataset."""
+    if source.spec.hub is None or source.directory is not None:
+        return source
+    return replace(source, revision=revision_of("dataset", source.spec.hub))
+
+
+def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
+    """The commit of a hub repository (`dataset` or `model`). Raises DataError, within seconds."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        info = hub.HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT_S)
+    except HFValidationError as error:
+        raise DataError(
+            f"{repository!r} is neither a local path nor a hub id", hint=str(error).splitlines()[0]
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise DataError(
+            f"the {kind} {repository!r} is on the hub, and HF_HUB_OFFLINE is set", hint=LOCAL_HINT
+        ) from error
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(
+            f"the hub does not give the {kind} {repository!r}: {reason}",
+            hint="check the id; a private or gated repository needs HF_TOKEN",
+        ) from error
+    except Exception as error:
+        if not _is_network_error(error):
+            raise
+        raise DataError(
+            f"the {kind} {repository!r} is on the Hugging Face hub, which cannot be reached: {_short(error)}",
+            hint=LOCAL_HINT,
+        ) from error
+    return str(info.sha)
+
+
+def _is_network_error(error: BaseException) -> bool:
+    """Whether an HTTP client (httpx or requests, by version of huggingface_hub) or the system failed to connect."""
+    module = type(error).__module__.split(".")[0]
+    return module in ("httpx", "httpcore", "requests", "urllib3") or isinstance(error, OSError)
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def read_hub(source: Source) -> Iterator[Item]:
+    """The documents of a hub dataset, streamed or downloaded. Raises DataError."""
+    rows = iter(_open_dataset(source))
+    number = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            if not _is_network_error(error):
+                raise DataError(f"{source.name}: {_short(error)}") from error
+            raise DataError(f"{source.name}: the hub stopped answering: {_short(error)}", hint="run again") from error
+        if row is None:
+            return
+        number += 1
+        if number == 1 and source.spec.field not in row:
+            from orchestrator.data.tables import no_column
+
+            raise no_column(source.name, source.spec.field, list(row))
+        try:
+            text = text_of(row, source.spec.field)
+        except NoText as error:
+            yield Bad(str(error), f"{source.name}:row {number}")
+        else:
+            yield from pieces(text)
+
+
+def _open_dataset(source: Source) -> Any:
+    import datasets
+
+    spec = source.spec
+    place = str(source.directory) if source.directory else spec.hub
+    try:
+        return datasets.load_dataset(
+            place, spec.config, split=spec.split, streaming=spec.streaming, revision=source.revision
+        )
+    except Exception as error:  # datasets raises builders' own errors of every kind for a wrong name
+        if _is_network_error(error) and not isinstance(error, FileNotFoundError):
+            raise DataError(f"{source.name}: the hub cannot be reached: {_short(error)}", hint=LOCAL_HINT) from error
+        raise DataError(
+            f"the dataset {source.name} cannot be loaded: {_short(error)}",
+            hint="check `hub`, `config` and `split`; a slice such as train[:10%] needs `streaming: false`",
+        ) from error
+
+
+def download_tokenizer(repository: str, revision: str | None) -> Path:
+    """A local directory with the tokenizer files of a hub model: downloaded, or from the cache where the hub cannot
+    be reached. Raises DataError."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        commit: str | None = revision_of("model", repository, revision)
+        local = False
+    except DataError as unreachable:
+        if not _cached(repository, revision):
+            raise unreachable
+        commit, local = revision, True
+    found = None
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            path = hub.hf_hub_download(
+                repository, name, revision=commit, local_files_only=local, etag_timeout=HUB_TIMEOUT_S
+            )
+        except EntryNotFoundError:  # the two besides tokenizer.json may be missing
+            continue
+        found = found or Path(path)
+    if found is None or found.name != "tokenizer.json":
+        raise DataError(f"the hub model {repository!r} has no tokenizer.json", hint="name a tokenizer that has one")
+    return found.parent
+
+
+def _cached(repository: str, revision: str | None) -> bool:
+    import huggingface_hub as hub
+
+    return isinstance(hub.try_to_load_from_cache(repository, "tokenizer.json", revision=revision), str)

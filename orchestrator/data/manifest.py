@@ -1,0 +1,121 @@
+"""`manifest.json`: what the prepared data is, and the proof that nothing was lost on the way."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.errors import DataError
+
+FORMAT_VERSION = 1
+"""Of token files and manifest. Part of the cache key: a change makes old caches miss."""
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+
+
+@dataclass(frozen=True)
+class StreamCounts:
+    """The tokens of one source and split. They lie in `<name>.tokens`, the end-of-text tokens included; the
+    token counts of its documents in `<name>.documents` (uint64); unpacked, the first token of each sample, and
+    the end, in `<name>.starts` (uint64)."""
+
+    name: str
+    documents: int
+    tokens: int
+    samples: int = 0
+    """Filled in for a sequence length: 0 in `tokens.json`."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Records left out for one reason, and where the first of them is (`path:line`)."""
+
+    reason: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """One source: what was read, what was kept. records = documents + bad_records + empty_documents."""
+
+    name: str
+    weight: float | None
+    bytes: int
+    """Bytes of its files on disk; for a hub dataset, of the text read."""
+    records: int
+    documents: int
+    bad_records: int
+    empty_documents: int
+    skipped: tuple[Skipped, ...]
+    train: StreamCounts | None
+    validation: StreamCounts | None
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """The prepared data of one job. Equal inputs give equal manifests: there is no time and no path in it."""
+
+    format_version: int
+    fingerprint: str
+    """Of everything that determines the samples and their order."""
+    tokens_fingerprint: str
+    """Of what determines the token files alone: the cache key of the expensive part."""
+    sequence_length: int
+    packing: bool
+    seed: int
+    dtype: str
+    """`uint16` or `uint32`, little-endian."""
+    vocab_size: int
+    """Length of the tokenizer: every id is below it."""
+    eos_id: int
+    pad_id: int
+    mask_id: int | None
+    train_samples: int
+    validation_samples: int
+    """Samples that are evaluated: at most `data.validation.max_samples`."""
+    validation_samples_total: int
+    train_tokens: int
+    validation_tokens: int
+    documents: int
+    bad_records: int
+    sources: tuple[SourceCounts, ...]
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Weights of the training sources, or None where they are one pool."""
+        found = [source.weight for source in self.sources if source.train is not None]
+        return None if any(weight is None for weight in found) else tuple(w for w in found if w is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; the reverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "DataManifest":
+        """Raises KeyError or TypeError where it is not a manifest."""
+        return cls(**{**value, "sources": tuple(source_from_json(source) for source in value["sources"])})
+
+    @classmethod
+    def read(cls, directory: Path) -> "DataManifest":
+        """The manifest of a prepared directory. Raises DataError where there is none, or none we can read."""
+        path = directory / MANIFEST_FILE
+        try:
+            value = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise DataError(f"{directory} holds no prepared data: {MANIFEST_FILE} is missing") from None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}", hint=f"delete {directory} and prepare again") from error
+        if value.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format {value.get('format_version')}, this version reads {FORMAT_VERSION}",
+                hint="prepare the data again",
+            )
+        return cls.from_json(value)
+
+
+def source_from_json(value: dict[str, Any]) -> SourceCounts:
+    """The reverse of `asdict`. Raises KeyError or TypeError where it is not one."""
+    streams = {key: StreamCounts(**value[key]) if value[key] else None for key in ("train", "validation")}
+    return SourceCounts(**{**value, **streams, "skipped": tuple(Skipped(**item) for item in value["skipped"])})
