@@ -1,10 +1,16 @@
 """`convoy`: the command line. Commands are imported when called, so that `convoy --help` starts in an instant."""
 
+import difflib
 import importlib
+import os
 import sys
+import tempfile
+import traceback
+from typing import Any
 
 import click
 
+from orchestrator import __version__
 from orchestrator.domain.errors import ConvoyError
 
 COMMANDS = {
@@ -21,6 +27,9 @@ COMMANDS = {
     "completion": ("orchestrator.cli.completion:completion", "Print the shell completion script."),
 }
 
+TRACEBACK_VARIABLE = "CONVOY_TRACEBACK"
+"""Set to 1: an unexpected error prints its traceback instead of writing it to a file."""
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is called."""
@@ -35,13 +44,29 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, but an unknown command names the ones that come close."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+            if name.endswith((".yaml", ".yml")):
+                hint = f"to run a job: convoy run {name}"
+            elif close:
+                hint = f"did you mean {' or '.join(close)}?"
+            else:
+                hint = "`convoy --help` lists the commands"
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="convoy-train", prog_name="convoy")
+@click.version_option(__version__, prog_name="convoy")
 def cli() -> None:
     """Train language models on clusters that lose nodes.
 
@@ -49,21 +74,67 @@ def cli() -> None:
     Examples:
       convoy run jobs/quickstart.yaml
       convoy validate job.yaml --set train.lr=1e-3
-      convoy runs
+      convoy show last
+      convoy COMMAND --help     explains a command, with examples
+
+    Runs live under $CONVOY_HOME (default: ./runs).
     """
 
 
 def main() -> None:
     """Entry point. Errors meant for people are printed as one line and a hint; exit codes are theirs."""
     try:
-        cli.main(standalone_mode=False)
+        result: Any = cli.main(standalone_mode=False, prog_name="convoy")
+        # Without standalone mode, click returns the code of `ctx.exit` instead of ending.
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(130)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
     except ConvoyError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+        _say_error(error)
+    except BrokenPipeError:
+        # Whoever read our output (`head`) has enough. What is buffered would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:  # noqa: BLE001  # the last line of defence: every bug ends here, told and kept
+        code = 1
+        _say_unexpected(error)
+    sys.exit(code)
+
+
+def _say_error(error: ConvoyError) -> None:
+    traceback_text = getattr(error, "traceback_text", None)
+    if traceback_text:
+        print(traceback_text.rstrip(), file=sys.stderr)
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        traceback.print_exception(error)
+
+
+def _say_unexpected(error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        print(text, file=sys.stderr, end="")
+        return
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="convoy-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"convoy {__version__}, Python {sys.version}\ncommand: {' '.join(sys.argv[1:])}\n\n{text}")
+        print(f"This is a bug in Convoy. Its traceback is in {file.name}", file=sys.stderr)
+    except OSError:
+        print(text, file=sys.stderr, end="")
+    print(
+        "hint: report it with that file, the job file and the output of `convoy doctor --json`; "
+        f"{TRACEBACK_VARIABLE}=1 prints the traceback here",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    main()

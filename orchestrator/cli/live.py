@@ -1,0 +1,230 @@
+"""The display of a run on a terminal: its stages, and the step bar with the figures that matter."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli import render
+from orchestrator.cli.view import STAGES, RunView, Stage
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.report import StepReport
+
+_DATA_PHASES = {
+    "scan": "reading the corpus",
+    "tokenizer": "training the tokenizer",
+    "tokenize": "tokenizing",
+    "index": "indexing",
+}
+_WORKER_PHASES = {
+    "import": "importing the engine",
+    "rendezvous": "meeting each other",
+    "build": "building the model (operators are compiled the first time: 1 to 2 minutes)",
+    "restore": "restoring the checkpoint",
+}
+_REFRESH_PER_S = 5
+
+
+class LiveDisplay:
+    """Observer that redraws a few lines at the bottom of the terminal. Thread-safe: rich draws from a thread."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
+        self.view = RunView()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._spinner = Spinner("dots", style="cyan")
+        self._started_s = clock()
+        self._stopping_s: float | None = None
+        self._live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False
+        )
+
+    def start(self) -> None:
+        """Begin to draw."""
+        self._live.start(refresh=True)
+
+    def stop(self) -> None:
+        """Draw a last time and leave it standing."""
+        self._live.stop()
+
+    def stopping(self) -> None:
+        """Say that the run is being stopped."""
+        self._stopping_s = self._clock()
+
+    def on_event(self, event: Event) -> None:
+        """Take an event; warnings are printed above the display and stay."""
+        with self._lock:
+            self.view.on_event(event)
+        if event.kind is EventKind.WARNING:
+            self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
+        elif event.kind is EventKind.DATA_SKIPPED:
+            self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
+
+    def on_step(self, report: StepReport) -> None:
+        """Take a step."""
+        with self._lock:
+            self.view.on_step(report)
+
+    def _draw(self) -> RenderableType:
+        with self._lock:
+            return draw(self.view, self._clock(), self._started_s, self._spinner, self._stopping_s)
+
+
+def draw(
+    view: RunView, now_s: float, started_s: float, spinner: RenderableType, stopping_s: float | None = None
+) -> RenderableType:
+    """The whole display at `now_s`."""
+    title = Text.assemble(("convoy", "bold cyan"), "  ", (view.run_id or "starting", "bold"), "  ")
+    title.append(view.state or "", style=_state_style(view.state))
+    title.append(f"  {render.clock(now_s - started_s)}", style="dim")
+    if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
+        title.append("  stopping (again to force)", style="bold yellow")
+    stages = Table.grid(padding=(0, 1))
+    stages.add_column(width=1)
+    stages.add_column(width=8)
+    stages.add_column(overflow="ellipsis", no_wrap=True)
+    stages.add_column(justify="right", style="dim")
+    for name in STAGES:
+        stage = view.stages[name]
+        if stage.started_s is None:
+            continue
+        over = stage.ended_s is not None
+        mark: RenderableType = Text("✓", style="green") if over else spinner
+        end_s = stage.ended_s if stage.ended_s is not None else now_s
+        stages.add_row(
+            mark, Text(name), _stage_text(view, name, stage, now_s), render.duration(end_s - stage.started_s)
+        )
+    if all(stage.started_s is None for stage in view.stages.values()):
+        stages.add_row(spinner, Text("cluster"), Text("starting", style="dim"), "")
+    parts: list[RenderableType] = [title, stages]
+    if view.last is not None:
+        parts += [_step_bar(view), _figures(view)]
+    return Group(*parts)
+
+
+def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
+    over = stage.ended_s is not None
+    match name:
+        case "data":
+            return Text(data_ready(view) if view.ready else data_progress(view, now_s))
+        case "cluster":
+            return Text(cluster_ready(view))
+        case "workers":
+            asked = view.plan.get("world_size", "?")
+            text = f"{len(view.workers_started)} of {asked} started"
+            return Text(
+                text if over or not view.worker_phase else f"{text}, {_WORKER_PHASES.get(view.worker_phase, '')}"
+            )
+        case "build":
+            return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
+        case "train":
+            return Text(f"{len(view.checkpoints)} checkpoints" if view.checkpoints else "")
+        case _:
+            return Text(str(view.exported.get("path", "")))
+
+
+def _step_bar(view: RunView) -> RenderableType:
+    total = view.total_steps
+    table = Table.grid(padding=(0, 1))
+    done = view.step / total if total else 0.0
+    left = "" if view.eta_s is None else f"{render.clock(view.eta_s)} left"
+    table.add_row(
+        Text("  step", style="bold"),
+        Text(f"{view.step}/{total or '?'}"),
+        ProgressBar(total=total or 1, completed=view.step if total else 0, width=40),
+        Text(f"{done:.0%}"),
+        Text(left, style="dim"),
+    )
+    return table
+
+
+def _figures(view: RunView) -> RenderableType:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=2)
+    cells: list[RenderableType] = [Text("")]
+    for name, value in figures(view):
+        table.add_column(style="dim")
+        table.add_column(min_width=len(value))
+        cells += [Text(name), Text(value)]
+    table.add_row(*cells)
+    return table
+
+
+def figures(view: RunView) -> list[tuple[str, str]]:
+    """What is said of the steps so far: (name, value)."""
+    if view.last is None:
+        return []
+    shown = [("loss", render.loss(view.last.loss))]
+    if view.validation_loss is not None:
+        shown.append(("val", render.loss(view.validation_loss)))
+    shown.append(("tok/s", render.count(view.tokens_per_s)))
+    shown.append(("step", render.duration(view.step_time_s)))
+    if view.memory is not None:
+        shown.append((view.memory[1], render.size(view.memory[0])))
+    if view.last.mfu is not None:
+        shown.append(("MFU", f"{view.last.mfu:.1%}"))
+    return shown
+
+
+def data_progress(view: RunView, now_s: float) -> str:
+    """`tokenizing 3.1 of 5.6 MiB, 55%, 2.3 MiB/s`."""
+    phase = _DATA_PHASES.get(str(view.data.get("phase")), str(view.data.get("phase") or ""))
+    done, total = view.data.get("done_bytes"), view.data.get("total_bytes")
+    text = phase
+    if isinstance(done, int | float):
+        text += f" {render.size(done)}"
+        if isinstance(total, int | float) and total > 0:
+            text += f" of {render.size(total)}, {min(1.0, done / total):.0%}"
+        rate = view.data_rate(now_s)
+        text += f", {render.size(rate)}/s" if rate else ""
+    return text
+
+
+def data_ready(view: RunView) -> str:
+    """`1.6 M tokens, 12,345 + 512 samples (cached)`."""
+    ready = view.ready
+    text = f"{render.count(ready.get('tokens'))} tokens, {render.count(ready.get('train_samples'))} training"
+    text += f" + {render.count(ready.get('validation_samples'))} validation samples"
+    if ready.get("bad_records"):
+        text += f", {ready['bad_records']} bad records skipped"
+    return text + (" (cached)" if ready.get("cached") else "")
+
+
+def cluster_ready(view: RunView) -> str:
+    """`4 nodes, 4 CPUs`."""
+    if not view.cluster:
+        return "starting"
+    gpus = view.cluster.get("gpus")
+    nodes = view.cluster.get("nodes")
+    text = f"{nodes} node{'' if nodes == 1 else 's'}, {view.cluster.get('cpus', 0):g} CPUs"
+    return text + (f", {gpus:g} GPUs" if gpus else "")
+
+
+def model_text(view: RunView) -> str:
+    """`3.2 M parameters, global batch 12 as 4 workers x micro batch 3 x 1`."""
+    plan = view.plan
+    parameters = plan.get("parameters")
+    text = f"{render.count(parameters)} parameters, " if parameters else ""
+    shares = plan.get("shares")
+    batch = f"global batch {sum(shares)}: " if shares else ""
+    return (
+        f"{text}{batch}{plan.get('world_size')} workers, micro batch {plan.get('micro_batch')},"
+        f" accumulation {plan.get('accumulation')}"
+    )
+
+
+def skipped(event: Event) -> str:
+    """`corpus/a.jsonl: 3 records (broken JSON), the first at line 7`."""
+    fields = event.fields
+    return f"{fields.get('source')}: {fields.get('count')} ({fields.get('reason')}), the first: {fields.get('first')}"
+
+
+def _state_style(state: str | None) -> str:
+    return {"succeeded": "green", "failed": "bold red", "stopped": "yellow"}.get(state or "", "cyan")

@@ -1,0 +1,175 @@
+"""Displays for what is not a terminal: lines of text, or events as JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from orchestrator.cli import render
+from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
+from orchestrator.cli.view import RunView
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics.jsonl import finite
+
+LINE_INTERVAL_S = 5.0
+"""Steps and data progress are told at most this often."""
+
+
+class PlainDisplay:
+    """Observer that writes a line when something happens, and every few seconds while steps are made."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.time, show_progress: bool = True) -> None:
+        self.view = RunView()
+        self._stream = stream
+        self._clock = clock
+        self._show_progress = show_progress
+        self._started_s = clock()
+        self._told_s = float("-inf")
+        self._said_eval = False
+
+    def start(self) -> None:
+        """Nothing to begin."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def stopping(self) -> None:
+        """Say that the run is being stopped."""
+        self._say("stopping; once more to force")
+
+    def on_event(self, event: Event) -> None:
+        """Tell what a reader of a log wants to know."""
+        self.view.on_event(event)
+        if event.kind is EventKind.DATA_PROGRESS:
+            if self._due():
+                self._say(f"data: {data_progress(self.view, self._clock())}")
+            return
+        text = describe(event, self.view)
+        if text and (self._show_progress or event.kind in (EventKind.WARNING, EventKind.WORKER_FAILED)):
+            self._say(text)
+
+    def on_step(self, report: StepReport) -> None:
+        """Tell of the first step, the last one, and one every few seconds between."""
+        self.view.on_step(report)
+        first_or_last = self.view.first is report or report.step == self.view.total_steps
+        if self._due() or (self._show_progress and first_or_last):
+            self._told_s = self._clock()
+            self._say(step_line(self.view))
+
+    def _due(self) -> bool:
+        if not self._show_progress or self._clock() - self._told_s < LINE_INTERVAL_S:
+            return False
+        self._told_s = self._clock()
+        return True
+
+    def _say(self, text: str) -> None:
+        write_line(self._stream, f"[{render.clock(self._clock() - self._started_s):>7}] {text}")
+
+
+class JsonDisplay:
+    """Observer that writes every event and step as one JSON object a line: `{"kind": ..., "time_s": ..., ...}`.
+
+    A step has the kind `step` and the fields of a `StepReport`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.view = RunView()
+        self._stream = stream
+
+    def start(self) -> None:
+        """Nothing to begin."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def stopping(self) -> None:
+        """The state that follows says it."""
+
+    def on_event(self, event: Event) -> None:
+        """Print it, whatever kind it is."""
+        self.view.on_event(event)
+        self._print({"kind": event.kind.value, "time_s": event.time_s, **event.fields})
+
+    def on_step(self, report: StepReport) -> None:
+        """Print it."""
+        self.view.on_step(report)
+        self._print({"kind": "step", **report.to_json()})
+
+    def _print(self, value: dict[str, object]) -> None:
+        write_line(self._stream, json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def write_line(stream: TextIO, text: str) -> None:
+    """One line, at once. Whoever read it may have gone: a run goes on without being watched."""
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except (BrokenPipeError, ValueError, OSError):
+        # What is left in the buffer would raise again when the interpreter ends.
+        if stream is sys.stdout or stream is sys.stderr:
+            _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    import os
+
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        return
+
+
+def step_line(view: RunView) -> str:
+    """`step 34/120 (28%)  loss 5.1234  val 5.4  tok/s 12,345  step 0.51 s  RSS 2.1 GiB  1:23 left`."""
+    total = view.total_steps
+    share = f" ({view.step / total:.0%})" if total else ""
+    text = "  ".join(f"{name} {value}" for name, value in figures(view))
+    left = f"  {render.clock(view.eta_s)} left" if view.eta_s else ""
+    return f"step {view.step}/{total or '?'}{share}  {text}{left}"
+
+
+def describe(event: Event, view: RunView) -> str | None:
+    """One line about an event; None where it is not worth one."""
+    fields = event.fields
+    match event.kind:
+        case EventKind.RUN_CREATED:
+            resumed = fields.get("resumed_from_step")
+            return f"run {fields.get('run_id')}" + (f", resumed from step {resumed}" if resumed else "")
+        case EventKind.CLUSTER_READY:
+            return f"cluster: {cluster_ready(view)}, {render.duration(fields.get('seconds'))}"
+        case EventKind.DATA_READY:
+            return f"data: {data_ready(view)}, {render.duration(fields.get('seconds'))}"
+        case EventKind.DATA_SKIPPED:
+            return f"skipped: {skipped(event)}"
+        case EventKind.PLAN:
+            return f"plan: {view.total_steps} steps, {model_text(view)}"
+        case EventKind.WORKER_STARTED:
+            return f"worker {fields.get('rank')} started on {fields.get('node')} ({fields.get('device')})"
+        case EventKind.WORKER_PHASE:
+            return f"workers: {fields.get('phase')}"
+        case EventKind.WORKER_FAILED:
+            return f"worker {fields.get('rank')} failed: {fields.get('error')}"
+        case EventKind.EVAL:
+            return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
+        case EventKind.CHECKPOINT_SAVED:
+            size, seconds = render.size(fields.get("bytes")), render.duration(fields.get("seconds"))
+            return f"step {fields.get('step')}: checkpoint saved, {size} in {seconds}"
+        case EventKind.CHECKPOINT_RESTORED:
+            return f"restored step {fields.get('step')} from {fields.get('path')}"
+        case EventKind.CHECKPOINT_REJECTED:
+            return f"checkpoint {fields.get('path')} not used: {fields.get('reason')}"
+        case EventKind.EXPORTED:
+            return f"exported to {fields.get('path')}"
+        case EventKind.METRICS_SERVING:
+            return f"metrics at {fields.get('url')}"
+        case EventKind.WARNING:
+            return f"warning: {fields.get('message')}"
+        case EventKind.STATE_CHANGED:
+            reason = fields.get("reason")
+            return f"{fields.get('state')}" + (f": {reason}" if reason else "")
+        case _:
+            return None

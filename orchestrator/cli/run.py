@@ -1,0 +1,226 @@
+"""`convoy run`: train here and now, and watch."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from orchestrator.cli import summary
+from orchestrator.cli.interrupt import Interrupt, end_now
+from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.cli.view import RunView
+from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.events import Event, Observer, RunState
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+
+if TYPE_CHECKING:
+    from orchestrator.service import RunOutcome
+    from orchestrator.spec.load import LoadedJob
+
+
+class Display(Observer, Protocol):
+    """An observer that shows what it is told."""
+
+    view: RunView
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
+@click.command()
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3. Repeatable."
+)
+@click.option("--resume", metavar="RUN", shell_complete=complete_run, help="Go on with a run from its last checkpoint.")
+@home_option
+@json_option
+@click.option("--plain", is_flag=True, help="Lines instead of the live display, also on a terminal.")
+@click.option("--no-progress", is_flag=True, help="Only warnings, and what came of it.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    job: Path | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    home: Path,
+    as_json: bool,
+    plain: bool,
+    no_progress: bool,
+) -> None:
+    """Train: run a job here and now, and watch it.
+
+    Progress goes to stderr, what came of it to stdout. Ctrl-C stops the run within 5 seconds; a second one
+    kills it. With --json every event and every step is a line of JSON on stdout.
+
+    \b
+    Examples:
+      convoy run jobs/quickstart.yaml
+      convoy run job.yaml --set train.lr=1e-3 --set resources.workers=2
+      convoy run --resume last
+      convoy run job.yaml --json > events.jsonl
+
+    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong;
+    130 it was interrupted.
+    """
+    start = _what_to_start(job, overrides, resume, home)
+    display = _display(as_json, plain, no_progress)
+    code = _drive(start, display, home, quiet=as_json)
+    ctx.exit(code)
+
+
+Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
+
+
+def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path) -> Start:
+    """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
+    if resume is not None:
+        if job is not None or overrides:
+            given = "a job file" if job is not None else "--set"
+            raise UsageError(
+                f"--resume and {given} do not go together: a run goes on with the spec it began with",
+                hint=f"convoy run --resume {resume}",
+            )
+        from orchestrator.store.runs import RunStore
+
+        record = RunStore(home).read(resume)
+        if record.active:
+            raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed once it has stopped")
+        if record.state is RunState.SUCCEEDED:
+            raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
+        return lambda observers, stop: _resume(record.directory, home, observers, stop)
+    if job is None:
+        raise UsageError("which job? Give a job file, or --resume RUN", hint="convoy run jobs/quickstart.yaml")
+    from orchestrator.spec.load import load_job
+
+    loaded = load_job(job, overrides)
+    return lambda observers, stop: _run_job(loaded, home, observers, stop)
+
+
+def _run_job(loaded: "LoadedJob", home: Path, observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+    from orchestrator.service import run_job
+
+    return run_job(loaded, home, observers, stop)
+
+
+def _resume(directory: Path, home: Path, observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+    from orchestrator.service import resume_run
+
+    return resume_run(directory, home, observers, stop)
+
+
+def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:
+    if as_json:
+        from orchestrator.cli.plain import JsonDisplay
+
+        return JsonDisplay(sys.stdout)
+    if plain or no_progress or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        from orchestrator.cli.plain import PlainDisplay
+
+        return PlainDisplay(sys.stderr, show_progress=not no_progress)
+    from rich.console import Console
+
+    from orchestrator.cli.live import LiveDisplay
+
+    return LiveDisplay(Console(stderr=True))
+
+
+@dataclass
+class _Ended:
+    """How the driver's thread ended."""
+
+    outcome: "RunOutcome | None" = None
+    error: BaseException | None = None
+
+
+class _Sheltered:
+    """An observer whose failures are told once and go no further: a display must not end a run."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._failed = False
+
+    def on_event(self, event: Event) -> None:
+        self._call(lambda: self._observer.on_event(event))
+
+    def on_step(self, report: StepReport) -> None:
+        self._call(lambda: self._observer.on_step(report))
+
+    def _call(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001  # whatever it is, training matters more
+            if not self._failed:
+                self._failed = True
+                print(f"warning: the display failed and may be wrong: {error!r}", file=sys.stderr)
+
+
+def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
+    """Run the driver in a thread, so that the main thread is there for signals at any moment."""
+    interrupt, ended = Interrupt(), _Ended()
+
+    def drive() -> None:
+        try:
+            ended.outcome = start([_Sheltered(display)], interrupt.stop)
+        except BaseException as error:  # noqa: BLE001  # raised again in the main thread
+            ended.error = error
+
+    thread = threading.Thread(target=drive, name="driver", daemon=True)
+    with interrupt.installed():
+        display.start()
+        try:
+            thread.start()
+            told = False
+            while thread.is_alive():
+                thread.join(timeout=0.1)
+                if interrupt.stop.is_set() and not told:
+                    told = True
+                    display.stopping()
+                if interrupt.forced and thread.is_alive():
+                    end_now(interrupt.exit_code, lambda: _last_words(display, home))
+        finally:
+            display.stop()
+    if ended.error is not None:
+        if interrupt.stop.is_set() and not isinstance(ended.error, ConvoyError):
+            return interrupt.exit_code
+        raise ended.error
+    assert ended.outcome is not None
+    if not quiet:
+        print(_summary(display.view, ended.outcome, home))
+    if ended.outcome.state is RunState.STOPPED and interrupt.first_signal is not None:
+        return interrupt.exit_code
+    return ended.outcome.exit_code
+
+
+def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
+    layout = RunLayout(outcome.run_dir)
+    if outcome.state is RunState.SUCCEEDED:
+        return summary.succeeded(view, layout, home)
+    if outcome.state is RunState.STOPPED:
+        return summary.stopped(view, layout, home, outcome.reason)
+    return summary.failed(view, layout, home, outcome.reason)
+
+
+def _last_words(display: Display, home: Path) -> None:
+    """Before a forced end: the terminal is put right and the run's state says what happened."""
+    display.stop()
+    run_id = display.view.run_id
+    print("killed: it did not stop in time, or was told twice", file=sys.stderr, flush=True)
+    if run_id is None:
+        return
+    from orchestrator.store.runs import RunStore
+
+    layout = RunLayout(home.absolute() / run_id)
+    if layout.root.is_dir():
+        RunStore(home).set_state(layout, RunState.STOPPED, "killed while stopping", now_s=time.time())
+        print(summary.stopped(display.view, layout, home, "killed while stopping"), flush=True)

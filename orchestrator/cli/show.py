@@ -1,0 +1,157 @@
+"""What `convoy show` says of a run: the facts as one JSON value, and the same as text."""
+
+from typing import Any
+
+from orchestrator.cli import render
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import StepReport
+from orchestrator.metrics.json_file import read_json
+from orchestrator.store.history import current_steps, read_events
+from orchestrator.store.runs import RunRecord
+
+
+def facts(record: RunRecord) -> dict[str, Any]:
+    """Everything known about the run; what its files do not hold is null or empty."""
+    layout = record.layout
+    steps = current_steps(layout.steps)
+    value: dict[str, Any] = record.to_json()
+    value["driver"] = record.driver.to_json() if record.driver else None
+    value |= {"plan": None, "evaluations": [], "checkpoints": [], "failures": [], "warnings": [], "exported": None}
+    for event in read_events(layout.events):
+        match event.kind:
+            case EventKind.PLAN:
+                value["plan"] = event.fields
+            case EventKind.EVAL:
+                value["evaluations"].append(event.fields)
+            case EventKind.CHECKPOINT_SAVED:
+                # Old ones are removed as new ones are written.
+                saved = {**event.fields, "kept": layout.checkpoint(int(event.fields.get("step", -1))).is_dir()}
+                value["checkpoints"].append(saved)
+            case EventKind.WORKER_FAILED:
+                value["failures"].append(event.fields)
+            case EventKind.WARNING:
+                value["warnings"].append(event.fields.get("message"))
+            case EventKind.EXPORTED:
+                value["exported"] = event.fields
+    value["training"] = _training(steps)
+    value["losses"] = [step.loss for step in steps]
+    value["data"] = read_json(layout.data)
+    value["ledger"] = read_json(layout.ledger)
+    return value
+
+
+def _training(steps: list[StepReport]) -> dict[str, Any] | None:
+    """Figures over all steps; the first is left out of the pace where there are more: it warms up."""
+    if not steps:
+        return None
+    steady = steps[1:] or steps
+    seconds = sum(step.step_time_s for step in steady)
+    ranks = steps[-1].ranks
+    device = [rank.memory.peak_allocated_bytes for rank in ranks if rank.memory.peak_allocated_bytes is not None]
+    waited = sum(sum(rank.phases.data_wait_s for rank in step.ranks) / max(1, len(step.ranks)) for step in steady)
+    mfus = [step.mfu for step in steady if step.mfu is not None]
+    return {
+        "first_loss": steps[0].loss,
+        "last_loss": steps[-1].loss,
+        "epoch": steps[-1].epoch,
+        "tokens": sum(step.tokens for step in steps),
+        "tokens_per_s": sum(step.tokens for step in steady) / seconds if seconds > 0 else None,
+        "step_time_s": seconds / len(steady),
+        "data_wait_share": waited / seconds if seconds > 0 else None,
+        "mfu": sum(mfus) / len(mfus) if mfus else None,
+        "world_size": steps[-1].world_size,
+        "peak_rss_bytes": [rank.memory.peak_rss_bytes for rank in ranks],
+        "peak_device_bytes": device or None,
+    }
+
+
+def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
+    """The facts for people."""
+    lines = [f"{record.id}  {record.status}" + (f": {render.printable(record.reason)}" if record.reason else "")]
+    if record.lost:
+        lines.append("  its driver is gone without having ended it")
+    lines.append(f"  created     {render.when(record.created_s)}, updated {render.ago(now_s - record.updated_s)}")
+    lines.append(f"  directory   {record.directory}")
+    total = record.total_steps
+    if total:
+        lines.append(f"  step        {record.step} of {total}  {render.bar(record.step / total, 30)}")
+    lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
+    for failure in value["failures"][:1]:
+        lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]
+    lines += [f"  warning     {render.printable(str(message))}" for message in value["warnings"][-3:]]
+    lines += _ledger_lines(value["ledger"])
+    return "\n".join(lines)
+
+
+def _plan_lines(value: dict[str, Any]) -> list[str]:
+    lines = []
+    plan, data = value["plan"], value["data"]
+    if plan:
+        parameters = f", {render.count(plan['parameters'])} parameters" if plan.get("parameters") else ""
+        lines.append(
+            f"  workers     {plan.get('world_size')}, micro batch {plan.get('micro_batch')},"
+            f" accumulation {plan.get('accumulation')}{parameters}"
+        )
+    if data and data.get("train_samples"):
+        tokens, train, held = (render.count(data.get(key)) for key in ("tokens", "train_samples", "validation_samples"))
+        lines.append(f"  data        {tokens} tokens, {train} training + {held} validation samples")
+    return lines
+
+
+def _training_lines(value: dict[str, Any]) -> list[str]:
+    training = value["training"]
+    if not training:
+        return []
+    first, last = training["first_loss"], training["last_loss"]
+    lines = [
+        f"  loss        {render.loss(first)} -> {render.loss(last)} ({render.change(first, last)})",
+        f"              {render.sparkline([loss for loss in value['losses'] if loss is not None])}",
+    ]
+    evaluations = [each for each in value["evaluations"] if each.get("loss") is not None]
+    if evaluations:
+        first, last = evaluations[0]["loss"], evaluations[-1]["loss"]
+        lines.append(f"  validation  {render.loss(first)} -> {render.loss(last)} ({render.change(first, last)})")
+        lines.append(f"              {render.sparkline([each['loss'] for each in evaluations])}")
+    share = training["data_wait_share"]
+    pace = render.count(training["tokens_per_s"])
+    lines.append(
+        f"  pace        {pace} tokens/s, {render.duration(training['step_time_s'])} a step"
+        + (f", {share:.1%} of it waiting for data" if share is not None else "")
+        + (f", MFU {training['mfu']:.1%}" if training["mfu"] is not None else "")
+    )
+    kind = "peak_device_bytes" if training["peak_device_bytes"] else "peak_rss_bytes"
+    each = training[kind]
+    if each:
+        where = "on the GPU" if kind == "peak_device_bytes" else "resident"
+        lines.append(
+            f"  memory      {render.size(sum(each))} {where} at peak, most {render.size(max(each))} in a worker"
+        )
+    return lines
+
+
+def _kept_lines(value: dict[str, Any]) -> list[str]:
+    lines = []
+    kept = [each for each in value["checkpoints"] if each["kept"]]
+    if value["checkpoints"]:
+        steps = ", ".join(str(each.get("step")) for each in kept) or "none"
+        newest = value["checkpoints"][-1]
+        lines.append(
+            f"  checkpoints {len(value['checkpoints'])} written, kept: step {steps};"
+            f" the last {render.size(newest.get('bytes'))} in {render.duration(newest.get('seconds'))}"
+        )
+    if value["exported"]:
+        lines.append(f"  model       {value['exported'].get('path')}")
+    return lines
+
+
+def _ledger_lines(ledger: dict[str, Any] | None) -> list[str]:
+    if not ledger or not ledger.get("elapsed_s"):
+        return []
+    elapsed_s = ledger["elapsed_s"]
+    lines = ["", f"Where {render.duration(elapsed_s)} went (goodput {ledger.get('goodput', 0):.0%}):"]
+    for category, seconds in ledger.get("seconds", {}).items():
+        if seconds >= 0.005 * elapsed_s:
+            share = seconds / elapsed_s
+            name = category.replace("_", " ")
+            lines.append(f"  {name:<17} {render.duration(seconds):>8}  {share:>4.0%}  {render.bar(share, 30)}")
+    return lines

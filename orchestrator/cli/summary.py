@@ -1,0 +1,99 @@
+"""What is said when a run is over: where everything is, what came of it, what to try next. Text only."""
+
+import shlex
+from pathlib import Path
+
+from orchestrator.cli import render
+from orchestrator.cli.options import DEFAULT_HOME
+from orchestrator.cli.view import RunView
+from orchestrator.domain.layout import RunLayout
+
+
+def command(text: str, home: Path) -> str:
+    """A command that works where the user stands: with `CONVOY_HOME` where runs are not in the default place."""
+    return text if home == DEFAULT_HOME else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
+
+
+def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
+    """The end of a run that reached its last step."""
+    lines = ["", f"Run {layout.run_id} succeeded: {_trained(view)}", *_losses(view), "", *_places(view, layout)]
+    if view.sample:
+        lines += ["", "Sample:", *_indented(f"{view.sample.get('prompt', '')}{view.sample.get('text', '')}")]
+    run = layout.run_id
+    lines += ["", "Next:"]
+    if view.exported:
+        prompt = shlex.quote(str(view.sample.get("prompt") or "The"))
+        lines.append(f"  {command(f'convoy generate {run} --prompt {prompt}', home)}")
+    lines.append(f"  {command(f'convoy show {run}', home)}")
+    lines.append(f"  {command(f'convoy data verify {run}', home)}")
+    if view.checkpoints:
+        lines.append(f"  {command(f'convoy export {run} --to model', home)}")
+    return "\n".join(lines)
+
+
+def stopped(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> str:
+    """The end of a run that was asked to stop."""
+    lines = ["", f"Run {layout.run_id} stopped at step {view.step}" + (f": {reason}" if reason else "")]
+    lines += _losses(view)
+    lines += ["", *_places(view, layout), "", *_resume(view, layout, home)]
+    return "\n".join(lines)
+
+
+def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> str:
+    """The end of a run that failed: the first failing worker's own words, whole."""
+    lines = [""]
+    if view.failures:
+        first = view.failures[0]
+        lines += [f"Worker {first.rank} failed first; its traceback:", "", *_indented(first.traceback), ""]
+        if len(view.failures) > 1:
+            others = ", ".join(str(rank) for rank in sorted({failure.rank for failure in view.failures[1:]}))
+            lines += [f"Failed after it: worker {others}.", ""]
+    lines += [f"Run {layout.run_id} failed at step {view.step}: {reason or 'no reason was given'}", ""]
+    lines += _places(view, layout)
+    if view.failures:
+        lines.append(f"  its log     {layout.log(view.failures[0].rank)}")
+    lines += ["", *_resume(view, layout, home)]
+    return "\n".join(lines)
+
+
+def _trained(view: RunView) -> str:
+    return f"{view.step} steps" + (f", {render.count(view.tokens_per_s)} tokens/s" if view.tokens_per_s else "")
+
+
+def _losses(view: RunView) -> list[str]:
+    lines = []
+    if view.first is not None and view.last is not None:
+        first, last = view.first.loss, view.last.loss
+        change = render.change(first, last)
+        lines.append(f"  training loss    {render.loss(first)} -> {render.loss(last)}  ({change})")
+    if len(view.validation_losses) > 1:
+        first_loss, last_loss = view.validation_losses[0][1], view.validation_losses[-1][1]
+        change = render.change(first_loss, last_loss)
+        lines.append(f"  validation loss  {render.loss(first_loss)} -> {render.loss(last_loss)}  ({change})")
+    elif view.validation_losses:
+        lines.append(f"  validation loss  {render.loss(view.validation_losses[0][1])}")
+    return lines
+
+
+def _places(view: RunView, layout: RunLayout) -> list[str]:
+    lines = [f"  run         {layout.root}"]
+    if view.exported:
+        lines.append(f"  model       {view.exported.get('path')}  ({render.size(view.exported.get('bytes'))})")
+    if view.checkpoints:
+        lines.append(f"  checkpoint  {view.checkpoints[-1].get('path')}")
+    if view.last is not None:
+        lines.append(f"  steps       {layout.steps}")
+    lines.append(f"  logs        {layout.logs}")
+    return lines
+
+
+def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
+    # Which checkpoint it goes on from is the service's to find; without one it would start from step 1.
+    resumable = bool(view.checkpoints) or (layout.checkpoints.is_dir() and any(layout.checkpoints.iterdir()))
+    if resumable:
+        return ["Go on from its last checkpoint:", f"  {command(f'convoy run --resume {layout.run_id}', home)}"]
+    return ["It has no checkpoint to go on from: start it again. Set checkpoint.interval_steps to have some."]
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in render.printable(text).rstrip().split("\n")]
