@@ -1,12 +1,115 @@
-"""Fields that contradict each other. Each check is a rule; all that can be judged are applied."""
+"""Fields that contradict each other. Each check is one rule over the view; all that can be judged are applied."""
 
 from collections.abc import Callable, Iterator
 
+from orchestrator.spec import check_data, check_model, check_resources
+from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
-from orchestrator.spec.view import View
+from orchestrator.spec.hints import listing
+from orchestrator.spec.view import Unavailable, View
 
 Check = Callable[[View], Iterator[Problem]]
 
 
+def one_length(view: View) -> Iterator[Problem]:
+    """Exactly one of steps, tokens and epochs."""
+    names = [name for name in ("steps", "tokens", "epochs") if view.given(f"train.{name}")]
+    if len(names) > 1:
+        message = f"`train` has {listing(names)}, expected exactly one of `steps`, `tokens` and `epochs`"
+        yield view.problem(f"train.{names[1]}", message, "remove all but one", key=True)
+    elif not names and isinstance(view.section("train"), dict):
+        message = "`train` says not how long to train, expected one of `steps`, `tokens` and `epochs`"
+        yield view.problem("train", message, "for example `steps: 1000`", key=True)
+
+
+def total_steps(view: View) -> int | None:
+    """Steps of the whole training where the spec alone tells, else None."""
+    steps, tokens = view.get("train.steps"), view.get("train.tokens")
+    if steps is not None:
+        return int(steps)
+    if tokens is not None:
+        return -(-int(tokens) // (int(view.get("train.global_batch")) * int(view.get("data.sequence_length"))))
+    return None
+
+
+def warmup_fits(view: View) -> Iterator[Problem]:
+    """The warm-up ends before training does."""
+    steps, warmup = total_steps(view), view.get("train.warmup_steps")
+    if steps is not None and warmup > steps:
+        where = f"`train.steps` ({steps})" if view.given("train.steps") else f"the {steps} steps of `train.tokens`"
+        hint = f"for example `warmup_steps: {max(1, steps // 10)}`"
+        yield view.problem("train.warmup_steps", f"`train.warmup_steps` is {warmup}, more than {where}", hint)
+
+
+def evaluation_has_data(view: View) -> Iterator[Problem]:
+    """An evaluation interval needs something to evaluate on."""
+    if view.given("train.eval_interval_steps") and view.get("data.validation") is None:
+        message = "`train.eval_interval_steps` is given, but nothing is held back for validation"
+        hint = "add `data.validation: {fraction: 0.01}`, or remove it"
+        yield view.problem("train.eval_interval_steps", message, hint, key=True)
+
+
+def constant_schedule(view: View) -> Iterator[Problem]:
+    """A constant learning rate has no minimum."""
+    if view.get("train.schedule") == "constant" and view.changed("train.min_lr_ratio"):
+        message = "`train.min_lr_ratio` does not go with `schedule: constant`, which never falls"
+        yield view.problem("train.min_lr_ratio", message, "remove it, or choose `cosine` or `linear`", key=True)
+
+
+def fp16_needs_gpu(view: View) -> Iterator[Problem]:
+    """fp16 has no CPU kernels in DeepSpeed."""
+    if view.get("train.precision") == "fp16" and view.get("resources.gpus_per_worker") < 1:
+        hint = "set `resources.gpus_per_worker: 1`, or `precision: bf16`, which runs on CPUs too"
+        yield view.problem("train.precision", "`train.precision: fp16` needs a GPU, the workers have none", hint)
+
+
+def offload_stages(view: View) -> Iterator[Problem]:
+    """Only what is sharded can be offloaded."""
+    stage = view.get("zero.stage")
+    for part, least in (("offload_optimizer", 1), ("offload_params", 3)):
+        device = view.get(f"zero.{part}.device")
+        needed = 3 if device == "nvme" else least
+        if device != "none" and stage < needed:
+            what = f"`zero.{part}.device: {device}`"
+            message = f"{what} needs stage {needed}{' or more' if needed < 3 else ''}, `zero.stage` is {stage}"
+            yield view.problem(f"zero.{part}.device", message, f"set `zero.stage: {needed}`, or remove `{part}`")
+
+
+def nvme_paths(view: View) -> Iterator[Problem]:
+    """A path goes with nvme and with nothing else."""
+    for part in ("offload_optimizer", "offload_params"):
+        device, path = view.get(f"zero.{part}.device"), view.get(f"zero.{part}.nvme_path")
+        if device == "nvme" and not path:
+            message = f"`zero.{part}.device: nvme` needs `nvme_path`, a directory on a local disk"
+            yield view.problem(f"zero.{part}.device", message, "for example `nvme_path: /mnt/nvme0/convoy`")
+        elif device != "nvme" and path is not None:
+            message = f"`zero.{part}.nvme_path` goes with `device: nvme` only, the device is `{device}`"
+            yield view.problem(f"zero.{part}.nvme_path", message, "set `device: nvme`, or remove `nvme_path`", key=True)
+
+
+CHECKS: tuple[Check, ...] = (
+    *check_model.CHECKS,
+    *check_data.CHECKS,
+    one_length,
+    warmup_fits,
+    evaluation_has_data,
+    constant_schedule,
+    fp16_needs_gpu,
+    offload_stages,
+    nvme_paths,
+    deepspeed_passthrough,
+    *check_resources.CHECKS,
+)
+
+
 def cross_check(view: View) -> list[Problem]:
-    return []
+    """Every contradiction that can be judged from the valid parts of the job."""
+    problems: list[Problem] = []
+    for check in CHECKS:
+        try:
+            # One by one: what a check found before it met an invalid part still stands.
+            for problem in check(view):
+                problems.append(problem)
+        except Unavailable:
+            continue
+    return problems

@@ -109,6 +109,17 @@ def found(node: Node | None) -> str:
     return f"{quote(node.text)}{origin}"
 
 
+def found_value(value: Any) -> str:
+    """A plain value in words, as `found` says it of a node."""
+    if value is None:
+        return "empty"
+    if isinstance(value, dict | list):
+        return "a section" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"the text {quote(value)}" if isinstance(value, str) else f"`{value}`"
+
+
 def _wrong(path: Path, kind: str, root: Node) -> Problem:
     node = find(root, path)
     place = place_of(root, path)
@@ -142,9 +153,11 @@ def _hint(path: Path, kind: str, node: Node | None, wanted: str) -> str | None:
         return _hint_collection(path, node)
     if node is None:
         return None
-    if node.value is None:
-        return f"give `{key}` a value or remove the line"
     field = field_at(JobSpec, path)
+    if node.value is None:
+        if models_of(field.annotation if field else None):
+            return f"indent the keys of `{key}` below it, or remove the line" if "list" not in wanted else None
+        return f"give `{key}` a value or remove the line"
     if "list" in wanted and not isinstance(node.value, bool) and not models_of(field.annotation if field else None):
         return f"make it a list: `{key}: [{node.text}]`" if len(node.text) < 40 and "," not in node.text else None
     return _hint_scalar(key, node, wanted)
@@ -152,7 +165,7 @@ def _hint(path: Path, kind: str, node: Node | None, wanted: str) -> str | None:
 
 def _hint_scalar(key: str, node: Scalar, wanted: str) -> str | None:
     text = node.text.strip()
-    choices = re.findall(r"`([^`]+)`", wanted) if "one of" in wanted else []
+    choices = re.findall(r"`([^`]+)`", wanted)
     close = nearest(text, choices)
     if close:
         return f"did you mean `{close}`?"

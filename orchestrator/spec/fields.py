@@ -119,7 +119,13 @@ def _section(model: type[BaseModel]) -> str:
     return f"a section with {shown}" + (", ..." if len(names) > 4 else "")
 
 
+_BOUNDS: tuple[tuple[str, type], ...] = (("ge", Ge), ("le", Le))
+
+
 def _range(metadata: tuple[Any, ...]) -> str:
+    ge, le = (next((getattr(m, name) for m in metadata if isinstance(m, kind)), None) for name, kind in _BOUNDS)
+    if ge is not None and le is not None:
+        return f" from {ge} to {le}"
     low = next((f"at least {m.ge}" for m in metadata if isinstance(m, Ge)), None) or next(
         (f"greater than {m.gt}" for m in metadata if isinstance(m, Gt)), None
     )

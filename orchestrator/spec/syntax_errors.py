@@ -19,6 +19,8 @@ def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Any]
     if not isinstance(error, yaml.MarkedYAMLError):
         return Problem(place(yaml.Mark("", 0, 0, 0, None, 0)), f"this is not YAML that can be read: {error}")
     mark = error.problem_mark or error.context_mark or yaml.Mark("", 0, 0, 0, None, 0)
+    if error.problem and "could not find expected ':'" in error.problem and error.context_mark:
+        mark = error.context_mark  # the line that lacks it; the problem shows on the next one
     message, hint = _words(error, text, mark)
     return Problem(place(mark), message, hint)
 
@@ -50,7 +52,12 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
     if "found character" in problem and "cannot start any token" in problem:
         found = line[mark.column] if mark.column < len(line) else "this character"
         return f"a value cannot start with `{found}` unless it is quoted", f"put quotes around it: '{found}...'"
-    if "undefined alias" in problem:
-        return "an alias is not supported in job files", "write the value out"
+    if "scanning an alias" in (error.context or "") or "scanning an anchor" in (error.context or ""):
+        mark = error.context_mark or mark
+        found = line[mark.column : mark.column + 1] or "*"
+        return (
+            f"a text that begins with `{found}` must be quoted",
+            f'write it as "{found}..."; is a quote missing above?',
+        )
     context = f" ({error.context})" if error.context else ""
     return f"this is not valid YAML: {problem}{context}", "check indentation, quotes and brackets near here"

@@ -5,18 +5,21 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from orchestrator.spec.errors import Path, Problem
+from orchestrator.spec.errors import Path, Problem, dotted
+from orchestrator.spec.explain import quote
 from orchestrator.spec.fields import field_at, models_of
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.yaml_source import MISSING, MapNode, Scalar, find, place_of, step
+from orchestrator.spec.yaml_source import MISSING, ListNode, MapNode, Scalar, find, place_of, step
 
 
 class Unavailable(Exception):
     """The value asked for is wrong or missing, which was reported already: the check does not apply."""
 
 
-def path_of(text: str) -> Path:
-    """`data.sources.0.files` as a path."""
+def path_of(text: str | Path) -> Path:
+    """`data.sources.0.files` as a path; a path as it is."""
+    if isinstance(text, tuple):
+        return text
     return tuple(int(part) if part.isdigit() else part for part in text.split("."))
 
 
@@ -28,7 +31,7 @@ class View:
         self._root = root
         self._invalid = invalid
 
-    def get(self, where: str) -> Any:
+    def get(self, where: str | Path) -> Any:
         """The value, or its default where it is not given. Raises Unavailable where it, something in it or
         something above it is wrong."""
         path = path_of(where)
@@ -48,19 +51,37 @@ class View:
                 return self._default(path)
         return value
 
-    def given(self, where: str) -> bool:
+    def section(self, where: str | Path) -> Any:
+        """The value as written, wrong parts and all; None where there is none."""
+        value: Any = self._data
+        for part in path_of(where):
+            value = step(value, part)
+        return None if value is MISSING else value
+
+    def given(self, where: str | Path) -> bool:
         """Whether the user wrote the key with a value other than null, right or wrong."""
         node = find(self._root, path_of(where))
         return node is not None and not (isinstance(node, Scalar) and node.value is None and not node.broken)
 
-    def changed(self, where: str) -> bool:
+    def changed(self, where: str | Path) -> bool:
         """Whether the value is another than the default. Raises Unavailable."""
         value = self.get(where)
         return bool(value != self._default(path_of(where)))
 
-    def problem(self, where: str, message: str, hint: str | None = None, key: bool = False) -> Problem:
+    def items(self, where: str | Path) -> list[Path]:
+        """The paths of the items of a list that is given, right or wrong."""
+        path = path_of(where)
+        node = find(self._root, path)
+        return [(*path, index) for index in range(len(node.items))] if isinstance(node, ListNode) else []
+
+    def problem(self, where: str | Path, message: str, hint: str | None = None, key: bool = False) -> Problem:
         """A problem at the value (or, with `key`, the key) at `where`."""
         return Problem(place_of(self._root, path_of(where), key), message, hint)
+
+    def unknown_key(self, where: Path, why: str, hint: str | None) -> Problem:
+        """A problem at a key of a free mapping that nobody knows."""
+        message = f"unknown key {quote(str(where[-1]))} in `{dotted(where[:-1])}`: {why}"
+        return self.problem(where, message, hint, key=True)
 
     def _broken(self, path: Path) -> bool:
         node = find(self._root, path)

@@ -1,0 +1,136 @@
+"""`resources` and `cluster`: workers, batches, what a local cluster can hold."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.spec.errors import Problem
+from orchestrator.spec.quantities import format_bytes, parse_bytes
+from orchestrator.spec.view import View
+
+_RESERVED = {
+    "cpu": "cpus_per_worker",
+    "gpu": "gpus_per_worker",
+    "memory": "memory_per_worker",
+    "object_store_memory": "memory_per_worker",
+}
+_MIN_MEMORY_BYTES = 64 << 20
+
+
+def worker_range(view: View) -> tuple[int, int]:
+    """(fewest, most) workers. Raises Unavailable."""
+    workers: Any = view.get("resources.workers")
+    if isinstance(workers, dict):
+        return int(workers["min"]), int(workers["max"])
+    return int(workers), int(workers)
+
+
+def range_in_order(view: View) -> Iterator[Problem]:
+    """min is not more than max."""
+    fewest, most = worker_range(view)
+    if fewest > most:
+        message = f"`resources.workers` has `min` {fewest}, more than its `max` {most}"
+        yield view.problem("resources.workers.min", message, "swap the two")
+
+
+def batch_feeds_workers(view: View) -> Iterator[Problem]:
+    """Every worker gets a sample of every batch."""
+    batch, (_, most) = view.get("train.global_batch"), worker_range(view)
+    if batch < most:
+        message = f"`train.global_batch` is {batch}, less than the {most} workers: some would have nothing to do"
+        yield view.problem("train.global_batch", message, f"at least `global_batch: {most}`, or fewer workers")
+
+
+def micro_batch_fits(view: View) -> Iterator[Problem]:
+    """A micro batch is no larger than the largest share any worker can get."""
+    micro, batch, (fewest, most) = view.get("train.micro_batch"), view.get("train.global_batch"), worker_range(view)
+    share = -(-batch // fewest)
+    if micro != "auto" and micro > share and fewest <= most:
+        workers = f"{fewest} worker{'s' if fewest > 1 else ''}"
+        message = (
+            f"`train.micro_batch` is {micro}, a worker's share of `global_batch` {batch} is only {share} ({workers})"
+        )
+        yield view.problem("train.micro_batch", message, f"at most `micro_batch: {share}`, or `auto`")
+
+
+def nodes_or_address(view: View) -> Iterator[Problem]:
+    """A cluster of its own or one that is there."""
+    if not view.given("cluster.address"):
+        return
+    for name in ("nodes", "cpus_per_node"):
+        if view.given(f"cluster.{name}"):
+            message = f"`cluster.{name}` does not go with `cluster.address`: that cluster is there already"
+            yield view.problem(
+                f"cluster.{name}", message, f"remove `{name}` to join it, or `address` to start one", True
+            )
+    address = view.get("cluster.address")
+    if not re.fullmatch(r"auto|(ray://)?[^\s/:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", address):
+        message = f"`cluster.address` is `{address}`, expected `host:port` or `auto`"
+        yield view.problem("cluster.address", message, "Ray's port is 6379 unless it was changed")
+
+
+def memory_parses(view: View) -> Iterator[Problem]:
+    """An amount of memory that can be read and is enough to start Python in."""
+    memory = view.get("resources.memory_per_worker")
+    if memory is None:
+        return
+    try:
+        amount = parse_bytes(memory)
+    except ValueError:
+        message = f"`resources.memory_per_worker` is `{memory}`, expected bytes or an amount such as `4GiB` or `500MB`"
+        yield view.problem("resources.memory_per_worker", message, "units: KB MB GB TB (1000), KiB MiB GiB TiB (1024)")
+        return
+    if amount < _MIN_MEMORY_BYTES:
+        message = f"`resources.memory_per_worker` is {format_bytes(amount)}, too little for any worker"
+        hint = f"`{memory}GiB`?" if isinstance(memory, int) or memory.isdigit() else "at least `1GiB`"
+        yield view.problem("resources.memory_per_worker", message, hint)
+
+
+def custom_names(view: View) -> Iterator[Problem]:
+    """Custom resources have names of their own."""
+    for name in view.get("resources.custom"):
+        where = ("resources", "custom", name)
+        if name.lower() in _RESERVED:
+            message = f"`{name}` is no custom resource: Ray has it built in"
+            yield view.problem(where, message, f"set `resources.{_RESERVED[name.lower()]}`", key=True)
+        elif not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", name):
+            message = (
+                f"`{name}` is no name of a resource, expected letters, digits and `_ - . : /`, a letter or digit first"
+            )
+            yield view.problem(where, message, key=True)
+
+
+def fits_local_nodes(view: View) -> Iterator[Problem]:
+    """Workers fit on the local nodes as they are described."""
+    if view.given("cluster.address"):
+        return
+    nodes, offered = view.get("cluster.nodes") or 1, view.get("cluster.cpus_per_node")
+    fewest, _ = worker_range(view)
+    placement, each = view.get("resources.placement"), view.get("resources.cpus_per_worker")
+    if placement == "strict_spread" and fewest > nodes:
+        message = f"`placement: strict_spread` puts {fewest} workers on as many nodes, the cluster has {nodes}"
+        yield view.problem("resources.placement", message, f"set `cluster.nodes: {fewest}`, or `placement: spread`")
+        return
+    if offered is None:
+        return
+    usable = 1 if placement == "strict_pack" else nodes
+    slots = int(offered / each + 1e-9) * usable
+    if slots < fewest:
+        per = fewest if placement == "strict_pack" else -(-fewest // nodes)
+        where = "one node" if usable == 1 else f"{usable} nodes"
+        message = (
+            f"{where} of {offered:g} CPUs hold{'s' if usable == 1 else ''} {slots} workers of {each:g} CPUs, "
+            f"the job has {fewest}"
+        )
+        yield view.problem("cluster.cpus_per_node", message, f"at least `cpus_per_node: {per * each:g}`")
+
+
+CHECKS = (
+    range_in_order,
+    batch_feeds_workers,
+    micro_batch_fits,
+    nodes_or_address,
+    memory_parses,
+    custom_names,
+    fits_local_nodes,
+)
