@@ -55,9 +55,9 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
 
 
 def _is_network_error(error: BaseException) -> bool:
-    """Whether an HTTP client (httpx or requests, by version of huggingface_hub) or the system failed to connect."""
+    """Whether an HTTP client (httpx, httpx2 or requests, by version of huggingface_hub) or the system failed."""
     module = type(error).__module__.split(".")[0]
-    return module in ("httpx", "httpcore", "requests", "urllib3") or isinstance(error, OSError)
+    return module.startswith(("httpx", "httpcore", "requests", "urllib3")) or isinstance(error, OSError)
 
 
 def _short(error: BaseException) -> str:

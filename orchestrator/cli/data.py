@@ -1,0 +1,178 @@
+"""`convoy data`: prepare a job's data ahead; prove what a run consumed."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import render
+from orchestrator.cli.options import home_option, json_option, run_argument
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.events import RunState
+from orchestrator.domain.report import StepReport
+
+if TYPE_CHECKING:
+    from orchestrator.data.manifest import DataManifest
+    from orchestrator.data.verify import Proof
+    from orchestrator.store.runs import RunRecord
+
+
+@click.group()
+def data() -> None:
+    """Prepare data; prove what a run consumed.
+
+    \b
+    Examples:
+      convoy data prepare job.yaml
+      convoy data verify last
+    """
+
+
+@data.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field, e.g. data.packing=false. Repeatable.",
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none but this one. Default: one per CPU.")
+@home_option
+@json_option
+def prepare(job: Path, overrides: tuple[str, ...], workers: int | None, home: Path, as_json: bool) -> None:
+    """Read, tokenise and cache the data of a job, without Ray and without training.
+
+    `convoy run` does the same when it starts, and then finds the work done. A preparation that was
+    interrupted goes on where it stopped.
+
+    \b
+    Examples:
+      convoy data prepare jobs/quickstart.yaml
+      convoy data prepare job.yaml --set data.sequence_length=1024 --workers 8
+      convoy data prepare job.yaml --json | jq .manifest.train_tokens
+    """
+    from orchestrator.spec.load import load_job
+
+    loaded = load_job(job, overrides)
+    from orchestrator.cli.plain import PlainDisplay
+    from orchestrator.service import prepare_data
+
+    display = PlainDisplay(sys.stderr)
+    processes = len(os.sched_getaffinity(0)) if workers is None else workers
+    prepared = prepare_data(loaded, home, [display], processes)
+    if as_json:
+        value = {"directory": str(prepared.directory), "cached": prepared.cached}
+        click.echo(json.dumps({**value, "manifest": prepared.manifest.to_json()}, indent=2))
+        return
+    click.echo(f"{'found in the cache' if prepared.cached else 'prepared'}: {prepared.directory}")
+    click.echo(_counts(prepared.manifest))
+
+
+def _counts(manifest: "DataManifest") -> str:
+    lines = []
+    for source in manifest.sources:
+        kept = f"{source.documents:,} documents of {render.size(source.bytes)}"
+        left_out = [f"{source.bad_records:,} unreadable"] if source.bad_records else []
+        left_out += [f"{source.empty_documents:,} empty"] if source.empty_documents else []
+        lines.append(f"  {source.name}: {kept}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
+    cut = "packed" if manifest.packing else "one document a sample"
+    lines.append(
+        f"  train: {manifest.train_samples:,} samples of {manifest.sequence_length} ({cut}),"
+        f" {manifest.train_tokens:,} tokens of a vocabulary of {manifest.vocab_size:,}"
+    )
+    if manifest.validation_samples:
+        held = manifest.validation_samples_total
+        lines.append(
+            f"  validation: {manifest.validation_samples:,} of {held:,} samples, {manifest.validation_tokens:,} tokens"
+        )
+    return "\n".join(lines)
+
+
+@data.command()
+@run_argument
+@home_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, run: str, home: Path, as_json: bool) -> None:
+    """Prove what a run consumed.
+
+    Replays the recorded steps: computes which samples each step had to feed, reads their tokens again, and
+    compares with the digest recorded from what was fed. Then counts: each sample of each epoch exactly once.
+
+    \b
+    Examples:
+      convoy data verify last
+      convoy data verify quickstart --json | jq .ok
+
+    Exit codes: 0 the proof holds; 1 it does not.
+    """
+    from orchestrator.store.runs import RunStore
+
+    record = RunStore(home).read(run)
+    proof = _prove(record)
+    click.echo(json.dumps({"run": record.id, **proof.to_json()}, indent=2) if as_json else _text(record.id, proof))
+    ctx.exit(0 if proof.ok else 1)
+
+
+def _prove(record: "RunRecord") -> "Proof":
+    """Raises UsageError or DataError where the run has not what a proof needs."""
+    from orchestrator.data.dataset import TokenDataset
+    from orchestrator.data.verify import Mismatch, verify_run
+    from orchestrator.metrics.json_file import read_json
+    from orchestrator.spec.load import load_job
+
+    layout = record.layout
+    facts = read_json(layout.data)
+    if not facts or not isinstance(facts.get("directory"), str):
+        raise UsageError(f"run {record.id} has no record of its data ({layout.data})", hint="it ended before training")
+    dataset = TokenDataset.open(Path(facts["directory"]))
+    proof = verify_run(_steps(layout.steps), dataset, load_job(layout.spec).spec.train.global_batch)
+    recorded = facts.get("fingerprint")
+    if recorded not in (None, dataset.manifest.fingerprint):
+        what = f"the run used data {recorded}, {facts['directory']} holds {dataset.manifest.fingerprint}"
+        return replace(proof, ok=False, mismatch=Mismatch(0, what))
+    if proof.ok and record.state is RunState.SUCCEEDED and record.total_steps not in (None, proof.steps):
+        what = f"the run finished {record.total_steps} steps, {proof.steps} are recorded"
+        return replace(proof, ok=False, mismatch=Mismatch(proof.steps, what))
+    return proof
+
+
+def _steps(path: Path) -> Iterator[StepReport]:
+    """The recorded steps in order. A last line without its end is one a kill cut off, and no record. Raises UsageError
+    where a line is no step."""
+    try:
+        file = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                report = StepReport.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{path}:{number} is not a step: {error}", hint="the file was altered") from error
+            yield report
+
+
+def _text(run: str, proof: "Proof") -> str:
+    lines = [f"run {run}, data {proof.fingerprint}"]
+    lines.append(f"  {proof.steps:,} steps replayed: {proof.samples:,} samples, {proof.tokens:,} tokens")
+    if proof.superseded:
+        lines.append(f"  {proof.superseded:,} recorded steps were computed again after a resume, and do not count")
+    for use in proof.epochs:
+        state = "complete" if use.complete else "in part"
+        faults = f", {use.duplicates} twice" if use.duplicates else ""
+        faults += f", {use.missing} missing" if use.missing else ""
+        lines.append(f"  {use.source}, epoch {use.epoch}: {use.used:,} of {use.of:,} samples once, {state}{faults}")
+    if proof.mismatch is None:
+        lines.append("PROVED: every sample of every epoch was used exactly once, with the tokens it should have")
+    else:
+        lines.append(f"NOT PROVED: step {proof.mismatch.step}: {proof.mismatch.what}")
+    return "\n".join(lines)
