@@ -27,7 +27,7 @@ STALE_LOCK_S = 600.0
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `missing` means that training cannot work as things are; `warning` that something will be slow or not work."""
+    """One finding. `missing`: training cannot work as things are. `warning`: something will be slow, or not work."""
 
     group: str
     name: str
