@@ -1,0 +1,67 @@
+"""`docs/files.md` names every field and every kind that is written, and no others."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.metrics.ledger import Category, Ledger
+from orchestrator.store.runs import RunStore
+
+pytestmark = pytest.mark.unit
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
+EVENTS_SOURCE = (Path(__file__).parents[3] / "orchestrator" / "domain" / "events.py").read_text()
+
+
+def section(title: str) -> str:
+    return DOCUMENT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(title: str) -> dict[str, str]:
+    """First column (without the backquotes) to the rest, of the section's table."""
+    found = {}
+    for line in section(title).splitlines():
+        if line.startswith("| `"):
+            first, rest = line.removeprefix("| ").split(" | ", 1)
+            found.update(dict.fromkeys(re.findall(r"`([^`]+)`", first), rest))
+    return found
+
+
+def test_every_field_of_a_step_is_documented() -> None:
+    expected = {field.name for field in fields(StepReport)}
+    expected |= {f"ranks[].{field.name}" for field in fields(RankReport)} - {"ranks[].phases", "ranks[].memory"}
+    expected |= {f"ranks[].phases.{field.name}" for field in fields(PhaseTimes)}
+    expected |= {f"ranks[].memory.{field.name}" for field in fields(RankMemory)}
+    assert set(rows("steps.jsonl")) == expected
+
+
+def test_every_kind_of_event_is_documented_with_its_fields() -> None:
+    documented = rows("events.jsonl")
+    assert set(documented) == {kind.value for kind in EventKind}
+    # The docstring under a kind is its definition: every field it names is in the document.
+    for name, docstring in re.findall(r"    (\w+) = \"[^\"]+\"\n    \"\"\"([^\"]+)\"\"\"", EVENTS_SOURCE):
+        row = documented[EventKind[name].value]
+        names = re.findall(r"[a-z_]+", re.sub(r"\([^)]*\)", "", docstring.split(". ")[0].rstrip(".")))
+        for field in names:
+            assert f"`{field}`" in row, f"{name}: {field}"
+
+
+def test_every_state_is_documented() -> None:
+    assert all(state.value in rows("run.json")["state"] for state in RunState)
+
+
+def test_what_run_json_holds_is_documented(tmp_path: Path) -> None:
+    import json
+
+    value = json.loads(RunStore(tmp_path).create("tiny", 1.0).state.read_text())
+    driver = {f"driver.{key}" for key in value.pop("driver")}
+    assert set(rows("run.json")) == set(value) | driver
+
+
+def test_what_the_ledger_holds_is_documented() -> None:
+    value = Ledger(0.0).to_json(1.0)
+    assert set(rows("ledger.json")) == set(value) | {f"seconds.{category.value}" for category in Category}
