@@ -232,6 +232,10 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     if not place.shared:
         session.store(place.work / MANIFEST, str(place.final / MANIFEST))
         return manifest
+    for shard in manifest.shards:  # a run directory that only looks shared would show here
+        file = place.work / shard.file
+        if not file.is_file() or file.stat().st_size != shard.size_bytes:
+            raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
     sync_directory(place.work)
     aside = place.parent / f".{place.name}.old"
     if place.final.exists():
