@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from orchestrator.domain.errors import DataError
 
@@ -38,6 +38,12 @@ class LocalExecutor:
         if workers < 0:
             raise ValueError(f"workers must not be negative: {workers}")
         self.workers = workers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing to release: every pool ended with its `map`."""
 
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
         """See `Executor.map`. Default `in_flight`: two per worker, so that none waits for the reader.

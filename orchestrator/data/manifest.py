@@ -52,6 +52,16 @@ class SourceCounts:
     train: StreamCounts | None
     validation: StreamCounts | None
 
+    @property
+    def train_tokens(self) -> int:
+        """Tokens to train on."""
+        return self.train.tokens if self.train else 0
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens held back."""
+        return self.validation.tokens if self.validation else 0
+
 
 @dataclass(frozen=True)
 class DataManifest:

@@ -117,8 +117,10 @@ class FileReader:
             return
         stream.seek(0)
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        yield from pieces_of(iter(lambda: text.read(PIECE_CHARS), ""))
-        text.detach()
+        try:
+            yield from pieces_of(iter(lambda: text.read(PIECE_CHARS), ""))
+        finally:
+            text.detach()  # else the file is closed with the wrapper, before it is checked for changes
 
 
 def pieces(text: str) -> Iterator[Piece]:

@@ -22,25 +22,29 @@ def read_table(stream: BinaryIO, name: str, field: str, tab_separated: bool) -> 
     no such column."""
     csv.field_size_limit(FIELD_CHARS_MAX)  # the module's own limit of 128 KiB is less than a long document
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tab_separated else csv.reader(text, strict=True)
-    header = _next_row(rows, name)
-    if isinstance(header, Bad):
-        raise DataError(f"{name}: the first row is {header.reason}")
-    if header is None:
-        return
-    if field in header:
-        column = header.index(field)
-    elif field.isdigit() and int(field) < len(header):
-        column = int(field)
-        yield from _cell(header, column, f"{name}:1")
-    else:
-        raise no_column(name, field, header)
-    while (row := _next_row(rows, name)) is not None:
-        if isinstance(row, Bad):
-            yield row
-        elif row:
-            yield from _cell(row, column, f"{name}:{rows.line_num}")
-    text.detach()
+    try:
+        rows = (
+            csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tab_separated else csv.reader(text, strict=True)
+        )
+        header = _next_row(rows, name)
+        if isinstance(header, Bad):
+            raise DataError(f"{name}: the first row is {header.reason}")
+        if header is None:
+            return
+        if field in header:
+            column = header.index(field)
+        elif field.isdigit() and int(field) < len(header):
+            column = int(field)
+            yield from _cell(header, column, f"{name}:1")
+        else:
+            raise no_column(name, field, header)
+        while (row := _next_row(rows, name)) is not None:
+            if isinstance(row, Bad):
+                yield row
+            elif row:
+                yield from _cell(row, column, f"{name}:{rows.line_num}")
+    finally:
+        text.detach()  # else the file is closed with the wrapper, before it is checked for changes
 
 
 def _next_row(rows: "_csv.Reader", name: str) -> list[str] | Bad | None:

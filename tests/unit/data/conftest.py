@@ -1,0 +1,9 @@
+from pathlib import Path
+
+import pytest
+from corpora import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
