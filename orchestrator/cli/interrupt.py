@@ -39,6 +39,11 @@ class Interrupt:
         return self._count > 1 or time.monotonic() >= self._deadline_s
 
     @property
+    def why_forced(self) -> str:
+        """For people."""
+        return "it was told to twice" if self._count > 1 else f"it did not stop within {STOP_DEADLINE_S:g} s"
+
+    @property
     def exit_code(self) -> int:
         """128 + the signal, as shells have it."""
         return 128 + (self.first_signal or signal.SIGINT)

@@ -87,10 +87,11 @@ def draw(
     if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
         title.append("  stopping (again to force)", style="bold yellow")
     stages = Table.grid(padding=(0, 1))
-    stages.add_column(width=1)
-    stages.add_column(width=8)
-    stages.add_column(overflow="ellipsis", no_wrap=True)
-    stages.add_column(justify="right", style="dim")
+    # On a narrow terminal the columns that may wrap give way: the text alone may, and is cut instead.
+    stages.add_column(no_wrap=True)
+    stages.add_column(no_wrap=True, min_width=8)
+    stages.add_column()
+    stages.add_column(no_wrap=True, justify="right", style="dim")
     for name in STAGES:
         stage = view.stages[name]
         if stage.started_s is None:
@@ -125,7 +126,8 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
         case "build":
             return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
-            return Text(f"{len(view.checkpoints)} checkpoints" if view.checkpoints else "")
+            newest = f"checkpoint of step {view.checkpoints[-1].get('step')}" if view.checkpoints else ""
+            return Text(newest)
         case _:
             return Text(str(view.exported.get("path", "")))
 

@@ -187,7 +187,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
                     told = True
                     display.stopping()
                 if interrupt.forced and thread.is_alive():
-                    end_now(interrupt.exit_code, lambda: _last_words(display, home))
+                    end_now(interrupt.exit_code, lambda: _last_words(display, home, interrupt.why_forced))
         finally:
             display.stop()
     if ended.error is not None:
@@ -211,16 +211,16 @@ def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
     return summary.failed(view, layout, home, outcome.reason)
 
 
-def _last_words(display: Display, home: Path) -> None:
+def _last_words(display: Display, home: Path, why: str) -> None:
     """Before a forced end: the terminal is put right and the run's state says what happened."""
     display.stop()
     run_id = display.view.run_id
-    print("killed: it did not stop in time, or was told twice", file=sys.stderr, flush=True)
+    print(f"killed: {why}", file=sys.stderr, flush=True)
     if run_id is None:
         return
     from orchestrator.store.runs import RunStore
 
     layout = RunLayout(home.absolute() / run_id)
     if layout.root.is_dir():
-        RunStore(home).set_state(layout, RunState.STOPPED, "killed while stopping", now_s=time.time())
-        print(summary.stopped(display.view, layout, home, "killed while stopping"), flush=True)
+        RunStore(home).set_state(layout, RunState.STOPPED, f"killed: {why}", now_s=time.time())
+        print(summary.stopped(display.view, layout, home, f"killed: {why}"), flush=True)
