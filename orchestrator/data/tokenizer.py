@@ -46,7 +46,7 @@ class JobTokenizer:
         """Write a directory that `transformers.AutoTokenizer.from_pretrained` loads."""
         directory.mkdir(parents=True, exist_ok=True)
         special = {key: self.config[key] for key in ("eos_token", "pad_token", "mask_token") if self.config.get(key)}
-        write_json(directory / CONFIG_FILE, self.config)
+        write_json(directory / CONFIG_FILE, dict(sorted(self.config.items())))
         write_json(directory / SPECIAL_FILE, special)
         write_text(directory / TOKENIZER_FILE, self.text.json)
 

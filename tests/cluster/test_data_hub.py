@@ -1,0 +1,165 @@
+"""What other libraries and the network do to data: `transformers`, `datasets`, and a hub that is not there."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.data.executor import LocalExecutor
+from orchestrator.data.prepare import PreparedData, prepare
+from orchestrator.domain.errors import DataError
+from orchestrator.spec.job import JobSpec
+
+pytestmark = pytest.mark.cluster
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+TEXTS = [f"document {i} of the hub: naïve café, {'word ' * (i % 13)}\n\n  end" for i in range(200)]
+
+
+def job(source: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {
+        "name": "test",
+        "model": {"architecture": "gpt2"},
+        "tokenizer": fields.pop("tokenizer", {"train": {"vocab_size": 500}}),
+        "data": {"sources": [source], "sequence_length": 32, **fields},
+        "train": {"steps": 1, "global_batch": 1, "lr": 1e-3},
+    }
+
+
+def prepared(spec: dict[str, Any], directory: Path) -> PreparedData:
+    valid = JobSpec.model_validate(spec)
+    return prepare(valid, directory, directory / "cache", LocalExecutor(0), lambda kind, fields: None)
+
+
+def tokens_of(found: PreparedData, name: str = "s0.train") -> list[int]:
+    return np.fromfile(found.directory / f"{name}.tokens", dtype=found.manifest.dtype).tolist()
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"body": text, "n": i}) + "\n" for i, text in enumerate(texts)))
+
+
+def test_the_tokenizer_loads_in_transformers_and_encodes_the_same(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    found = prepared(job({"files": ["a.jsonl"], "field": "body"}), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(found.directory / "tokenizer")
+    manifest = found.manifest
+    assert len(tokenizer) == manifest.vocab_size
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (0, 1, 2)
+    assert (manifest.eos_id, manifest.pad_id, manifest.mask_id) == (0, 1, 2)
+    ids: list[int] = []
+    for text in TEXTS:
+        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert tokens_of(found) == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "".join(TEXTS)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_directory_is_read_through_datasets(tmp_path: Path, streaming: bool) -> None:
+    write_jsonl(tmp_path / "set" / "train.jsonl", TEXTS)
+    write_jsonl(tmp_path / "set" / "test.jsonl", TEXTS[:5])
+    write_jsonl(tmp_path / "plain.jsonl", TEXTS)
+    hub = {"hub": "./set", "field": "body", "streaming": streaming}
+    found = prepared(job(hub, tokenizer={"train": {"vocab_size": 300}}), tmp_path)
+    plain = prepared(
+        job({"files": ["plain.jsonl"], "field": "body"}, tokenizer={"train": {"vocab_size": 300}}), tmp_path
+    )
+    assert tokens_of(found) == tokens_of(plain)
+    assert found.manifest.documents == 200
+    assert found.manifest.sources[0].bytes == sum(len(text.encode()) for text in TEXTS)
+    assert prepared(job(hub, tokenizer={"train": {"vocab_size": 300}}), tmp_path).cached
+    with pytest.raises(DataError, match="no column 'text'; its columns are: body, n"):
+        prepared(job({**hub, "field": "text"}), tmp_path)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        prepared(job({**hub, "split": "nothing"}), tmp_path)
+
+
+def test_a_slice_of_a_downloaded_dataset(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "set" / "train.jsonl", TEXTS)
+    source = {"hub": "./set", "field": "body", "streaming": False, "split": "train[:10%]"}
+    assert prepared(job(source), tmp_path).manifest.documents == 20
+
+
+ASK = """
+import json, sys
+from pathlib import Path
+from orchestrator.data.executor import LocalExecutor
+from orchestrator.data.prepare import prepare
+from orchestrator.domain.errors import DataError
+from orchestrator.spec.job import JobSpec
+
+spec = JobSpec.model_validate(json.loads(sys.argv[1]))
+try:
+    prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None)
+except DataError as error:
+    print(json.dumps({"message": error.message, "hint": error.hint}))
+"""
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
+@pytest.mark.parametrize("what", ["dataset", "tokenizer"])
+def test_without_the_hub_there_is_an_error_in_seconds(
+    tmp_path: Path, silent_port: int, silent: bool, what: str
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    asked = (
+        job({"hub": "someone/texts"})
+        if what == "dataset"
+        else job({"files": ["a.txt"]}, tokenizer={"pretrained": "gpt2"})
+    )
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{silent_port if silent else 9}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "NO_PROXY": "127.0.0.1",
+    }
+    started = time.monotonic()
+    command = [sys.executable, "-c", ASK, json.dumps(asked)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - started < 15
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert "cannot be reached" in said["message"]
+    assert ("someone/texts" if what == "dataset" else "gpt2") in said["message"]
+    assert "local path" in said["hint"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared corpora in {SHARED}")
+def test_real_corpora_in_their_formats(tmp_path: Path) -> None:
+    sources = [
+        {"files": [str(SHARED / "shakespeare.txt")], "weight": 1.0},
+        {"files": [str(SHARED / "multi30k_train.*")], "format": "lines", "weight": 2.0},
+        {"files": [str(SHARED / "sst2_*.tsv")], "field": "0", "weight": 1.0},
+    ]
+    spec = job({}, validation={"fraction": 0.01}, tokenizer={"train": {"vocab_size": 1000}})
+    spec["data"]["sources"] = sources
+    found = prepared(spec, tmp_path)
+    plays, pairs, reviews = found.manifest.sources
+    assert (plays.documents, plays.bad_records) == (1, 0)
+    assert pairs.documents == sum((SHARED / f"multi30k_train.{code}").read_text().count("\n") for code in ("en", "de"))
+    rows = sum(len((SHARED / f"sst2_{part}.tsv").read_text().strip("\n").split("\n")) for part in ("dev", "train"))
+    assert reviews.records == rows
+    assert reviews.bad_records == 0
+    assert found.manifest.train_tokens + found.manifest.validation_tokens > 1_000_000
+    assert tokens_of(found, "s0.train").count(found.manifest.eos_id) == 1
