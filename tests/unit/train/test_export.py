@@ -1,98 +1,23 @@
 """Exports load in transformers as they are: every tensor, the same logits, for every architecture."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.data import tokenizer as tokenizers
-from orchestrator.data.manifest import FORMAT_VERSION, MANIFEST_FILE, DataManifest
 from orchestrator.domain.errors import CheckpointError, DataError, UsageError
-from orchestrator.spec.job import JobSpec
-from orchestrator.spec.model import TokenizerTrainSpec
 from orchestrator.train.export import Precision, export_model, exported_step
 from orchestrator.train.generate import generate, generate_text
-from orchestrator.train.models import build_model
-from tests.unit.checkpoint.written import flip_byte, write_checkpoint
+from tests.unit.checkpoint.written import flip_byte
+from tests.unit.train.exportable import CONFIGS, TEXT, checkpoint, job, prepared_data
 
 pytestmark = pytest.mark.unit
-
-TEXT = "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, i))\n"
-ROPE = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2},
-    "gpt_neo": {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "window_size": 8},
-    "llama": ROPE,
-    "mistral": ROPE,
-    "qwen2": {**ROPE, "tie_word_embeddings": True},
-    "qwen3": {**ROPE, "head_dim": 8},
-    "bert": {k: v for k, v in ROPE.items() if k != "num_key_value_heads"},
-    "rwkv": {"hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16},
-    "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
-}
-
-
-def job(architecture: str, **config: Any) -> JobSpec:
-    return JobSpec.model_validate(
-        {
-            "name": "export",
-            "model": {"architecture": architecture, "config": {**CONFIGS[architecture], **config}},
-            "tokenizer": {"train": {"vocab_size": 300}},
-            "data": {"sources": [{"files": ["*.txt"]}], "sequence_length": 32},
-            "train": {"steps": 1, "global_batch": 4, "lr": 1e-3},
-        }
-    )
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data as far as an export needs it: tokenizer and manifest."""
-    directory = tmp_path_factory.mktemp("data")
-    trained = tokenizers.train([TEXT * 20], TokenizerTrainSpec(vocab_size=300))
-    trained.save(directory / "tokenizer")
-    numbers = dict.fromkeys(
-        ("train_samples", "validation_samples", "validation_samples_total", "train_tokens", "validation_tokens"), 1
-    )
-    manifest = DataManifest(
-        format_version=FORMAT_VERSION,
-        fingerprint="f",
-        tokens_fingerprint="t",
-        sequence_length=32,
-        packing=True,
-        seed=0,
-        dtype=trained.dtype,
-        vocab_size=trained.vocab_size,
-        eos_id=trained.eos_id,
-        pad_id=trained.pad_id,
-        mask_id=trained.mask_id,
-        documents=1,
-        bad_records=0,
-        sources=(),
-        **numbers,
-    )
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
-    return directory
-
-
-def checkpoint(spec: JobSpec, data_dir: Path, parent: Path) -> tuple[Any, Path]:
-    """A model whose every weight was moved off its start, and a checkpoint of it by three ranks."""
-    model = build_model(spec, DataManifest.read(data_dir)).eval()
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draws) * 0.02)
-    masters = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    persistent = model.state_dict(keep_vars=True)
-    buffers = {name: b.numpy() for name, b in model.named_buffers() if name in persistent}
-    return model, write_checkpoint(parent, 7, masters, buffers, world_size=3, moments=True)
+    return prepared_data(tmp_path_factory.mktemp("data"))
 
 
 def load(path: Path) -> tuple[Any, dict[str, Any]]:
