@@ -1,0 +1,107 @@
+"""Everything a worker process writes to its stdout and stderr, C and C++ libraries included, as lines.
+
+The two descriptors are pointed at a file, and a thread follows that file. Not at a pipe: a library that prints
+much while it holds the interpreter's lock would fill the pipe and wait for ever for the thread that empties it.
+And what is in a file outlives the process: the last words of one that was killed can still be read.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+POLL_S = 0.1
+KEEP_BYTES = 32 * 1024 * 1024
+"""The file is emptied at this size once all of it has been read; its lines are in the run's logs by then."""
+MAX_LINE_BYTES = 16 * 1024
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines, at newlines and at the carriage returns of progress bars."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Complete lines, without their ends; empty ones are left out. Overlong ones are cut."""
+        pieces = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        self._rest = pieces.pop()
+        if len(self._rest) > MAX_LINE_BYTES:
+            pieces.append(self._rest)
+            self._rest = b""
+        return [text for piece in pieces if (text := _text(piece))]
+
+    def flush(self) -> list[str]:
+        """What is left without a newline."""
+        rest, self._rest = self._rest, b""
+        return [text] if (text := _text(rest)) else []
+
+
+def _text(piece: bytes) -> str:
+    return piece[:MAX_LINE_BYTES].decode("utf-8", errors="replace").rstrip()
+
+
+class OutputCapture:
+    """Redirects descriptors 1 and 2 of this process to `path` and hands lines to `sink` from a thread."""
+
+    def __init__(self, path: Path, sink: Callable[[list[str]], None]) -> None:
+        self.path = path
+        self._sink = sink
+        self._splitter = LineSplitter()
+        self._offset = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        # Ray gives Python its own stream objects over other descriptors: point them at ours, line by line.
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+        self._reader = path.open("rb", buffering=0)
+        threading.Thread(target=self._follow, name="output", daemon=True).start()
+
+    def drain(self) -> None:
+        """Hand over everything written so far, an unfinished last line included."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        self._read()
+        with self._lock:
+            rest = self._splitter.flush()
+        if rest:
+            self._sink(rest)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            self._reader.seek(self._offset)
+            data = self._reader.read(4 * 1024 * 1024)
+            if not data:
+                return
+            self._offset += len(data)
+            lines = self._splitter.feed(data)
+            if self._offset > KEEP_BYTES and self._offset == os.fstat(self._reader.fileno()).st_size:
+                os.truncate(self.path, 0)  # a line written at this very moment can be lost
+                self._offset = 0
+        if lines:
+            self._sink(lines)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The end of a captured file; empty where it cannot be read (another host's)."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 256 * 1024))
+            splitter = LineSplitter()
+            return (splitter.feed(file.read()) + splitter.flush())[-count:]
+    except OSError:
+        return []

@@ -1,0 +1,393 @@
+"""The Ray cluster of a run: raylets started on this machine, or a cluster that is there already."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.errors import ClusterError
+from orchestrator.gang.placement import NodeCapacity
+from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
+from orchestrator.gang.raylet import (
+    LOOPBACK,
+    UNUSED_PORT,
+    ClusterFiles,
+    LocalNode,
+    RayFiles,
+    gcs_command,
+    raylet_command,
+)
+
+NAMESPACE = "convoy"
+START_TIMEOUT_S = 30.0
+REACH_TIMEOUT_S = 10.0
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+"""Of each local node. Ray refuses less than 75 MiB. Pages are taken only when touched."""
+DIRECTORY_PREFIX = "convoy-ray-"
+
+LOCAL_ENV = {
+    "RAY_worker_niceness": "0",  # Ray's default runs workers at nice 15
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    # A killed node is seen in about 3 s instead of 14.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+    "PYTHONUNBUFFERED": "1",
+}
+GUARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass
+class Cluster:
+    """A connection to Ray, and the local processes behind it if we started them."""
+
+    address: str
+    local: bool
+    seconds: float
+    """From the request to the connection."""
+    files: ClusterFiles | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    worker_pids: set[int] = field(default_factory=set)
+    """Processes of ours on local nodes, to be sure that they are gone in the end."""
+    _lock: int | None = None
+
+    def nodes(self) -> tuple[NodeCapacity, ...]:
+        """Every live node: what it has and what is free."""
+        return live_nodes()
+
+    @property
+    def autoscales(self) -> bool:
+        """An autoscaler reports to the GCS: nodes may come when asked for."""
+        if self.local:
+            return False
+        import ray
+
+        client: Any = ray._private.worker.global_worker.gcs_client
+        return client.internal_kv_get(b"__autoscaling_error", None) is not None or bool(
+            client.internal_kv_get(b"__autoscaler_v2_enabled", None)
+        )
+
+    def close(self) -> None:
+        """Leave the cluster; a local one ends, every process of it, within a second or two. Idempotent."""
+        import ray
+
+        with contextlib.suppress(RuntimeError):
+            ray.shutdown()
+        self._end_processes()
+
+    def _end_processes(self) -> None:
+        # Raylets take many seconds to end on SIGTERM, and have nothing to save.
+        for process in reversed(self.processes):
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        self.processes.clear()
+        kill_pids(sorted(self.worker_pids), patience_s=1.0)
+        self.worker_pids.clear()
+        if self.files is not None:
+            shutil.rmtree(self.files.root, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def start_local(
+    nodes: int,
+    resources: Mapping[str, float],
+    gpus: int = 0,
+    env: Mapping[str, str] | None = None,
+    sign: str | None = None,
+) -> Cluster:
+    """Start a GCS and `nodes` raylets on loopback, each offering `resources`, and connect to them as driver.
+
+    `gpus` of this machine are dealt out evenly. `env` is added to the environment of every worker. The processes
+    die with the calling thread. Raises ClusterError where they do not come up.
+    """
+    started = time.monotonic()
+    sweep_stale(Path(tempfile.gettempdir()))
+    files, lock = _make_directory(nodes, sign)
+    cluster = Cluster("", local=True, seconds=0.0, files=files, _lock=lock)
+    try:
+        address = _start_processes(cluster, files, _local_nodes(nodes, resources), gpus, dict(env or {}))
+        _connect(address, loopback=True)
+        return Cluster(
+            address, True, time.monotonic() - started, files, cluster.processes, cluster.worker_pids, cluster._lock
+        )
+    except BaseException as error:
+        tail = _log_tail(files)
+        cluster.close()
+        if isinstance(error, ConvoyTimeout):
+            raise ClusterError(
+                f"the local Ray cluster did not come up: {error}", hint=f"Ray's last words: {tail}" if tail else None
+            ) from None
+        raise
+
+
+def connect(address: str) -> Cluster:
+    """Join a running cluster as driver. Raises ClusterError within about 15 s where there is none."""
+    started = time.monotonic()
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"cluster.address {address} is a Ray Client address, which cannot carry a training run",
+            hint="run convoy on a node of the cluster and give `host:6379` (the GCS) or `auto`",
+        )
+    resolved = _find_running() if address == "auto" else address
+    _require_reachable(resolved)
+    _connect(resolved, loopback=resolved.startswith((LOOPBACK, "localhost")) and _gcs_is_loopback(resolved))
+    return Cluster(resolved, local=False, seconds=time.monotonic() - started)
+
+
+def live_nodes() -> tuple[NodeCapacity, ...]:
+    """Nodes of the connected cluster that are alive, head first, with total and free resources."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            total = {str(k): float(v) for k, v in node["Resources"].items()}
+            available = free.get(node["NodeID"], {})
+            found.append(
+                NodeCapacity(
+                    node_id=node["NodeID"],
+                    address=node["NodeManagerAddress"],
+                    total=total,
+                    free={k: float(available.get(k, 0.0)) for k in total},
+                )
+            )
+    return tuple(sorted(found, key=lambda n: ("node:__internal_head__" not in n.total, n.node_id)))
+
+
+def sweep_stale(directory: Path) -> None:
+    """Remove what killed drivers left: cluster directories whose lock nobody holds."""
+    for root in directory.glob(f"{DIRECTORY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(root / "lock", os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(root, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+class ConvoyTimeout(Exception):
+    """Something of ours took too long; turned into a ClusterError by whoever knows what to say."""
+
+
+def _make_directory(nodes: int, sign: str | None) -> tuple[ClusterFiles, int]:
+    files = ClusterFiles(Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX + (f"{sign}-" if sign else ""))))
+    longest = len(str(files.store_socket(nodes)))
+    if longest > 100:
+        shutil.rmtree(files.root)
+        raise ClusterError(
+            f"the directory for temporary files is too deep for sockets: {files.root}", hint="set TMPDIR=/tmp"
+        )
+    lock = os.open(files.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for directory in (files.logs, files.raylet_socket(0).parent, files.runtime):
+        directory.mkdir(parents=True)
+    return files, lock
+
+
+def _local_nodes(count: int, resources: Mapping[str, float]) -> list[LocalNode]:
+    nodes = []
+    for index in range(count):
+        offered = {f"node:{LOOPBACK}": 1.0, **resources, "object_store_memory": float(OBJECT_STORE_BYTES)}
+        if index == 0:
+            offered["node:__internal_head__"] = 1.0
+        nodes.append(LocalNode(index, secrets.token_hex(28), offered, OBJECT_STORE_BYTES))
+    return nodes
+
+
+def _start_processes(
+    cluster: Cluster, files: ClusterFiles, nodes: list[LocalNode], gpus: int, extra_env: dict[str, str]
+) -> str:
+    import ray._private.services as services
+    from ray._common.usage import usage_lib
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    ray_files = _ray_files(services)
+    env = {**os.environ, **LOCAL_ENV, **extra_env}
+    head_id = nodes[0].node_id
+    cluster.processes.append(start_bound(gcs_command(ray_files, files, head_id), env))
+    deadline = time.monotonic() + START_TIMEOUT_S
+    address = f"{LOOPBACK}:{_wait_for_port(files.gcs_port(head_id), cluster.processes[0], deadline)}"
+    client = GcsClient(address=address)
+    # What `ray.init` and workers look up; Ray's own launcher of a head node writes the same.
+    usage_lib.put_cluster_metadata(client, ray_init_cluster=False)
+    client.internal_kv_put(b"session_name", files.session_name.encode(), False, ray_constants.KV_NAMESPACE_SESSION)
+    for node in nodes:
+        for path in files.agent_ports(node.node_id):
+            path.write_text(str(UNUSED_PORT))
+        devices = _share(gpus, len(nodes), node.index)
+        node_env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if gpus else env
+        if devices:
+            node.resources["GPU"] = float(len(devices))
+        command = raylet_command(ray_files, files, node, address, client.cluster_id.hex())
+        cluster.processes.append(start_bound(command, node_env))
+    _wait_for_nodes(client, cluster, len(nodes), deadline)
+    return address
+
+
+def _ray_files(services: Any) -> RayFiles:
+    import ray
+    from ray._private import ray_constants
+
+    workers = Path(services.__file__).parent / "workers"
+    return RayFiles(
+        gcs=services.GCS_SERVER_EXECUTABLE,
+        raylet=services.RAYLET_EXECUTABLE,
+        native_library=services.DEFAULT_NATIVE_LIBRARY_PATH,
+        worker_setup=str(workers / ray_constants.SETUP_WORKER_FILENAME),
+        worker=str(workers / "default_worker.py"),
+        commit=ray.__commit__,
+    )
+
+
+def _share(total: int, parts: int, index: int) -> list[int]:
+    return list(range(total * index // parts, total * (index + 1) // parts))
+
+
+def _wait_for_port(path: Path, process: subprocess.Popen[bytes], deadline: float) -> int:
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text())
+        _check_time([process], deadline, "the GCS")
+        time.sleep(0.005)
+
+
+def _wait_for_nodes(client: Any, cluster: Cluster, count: int, deadline: float) -> None:
+    alive = 0
+    while True:
+        alive = sum(1 for node in client.get_all_node_info().values() if node.state == 0)
+        if alive >= count:
+            return
+        _check_time(cluster.processes, deadline, f"node {alive + 1} of {count}")
+        time.sleep(0.01)
+
+
+def _check_time(processes: list[subprocess.Popen[bytes]], deadline: float, what: str) -> None:
+    for process in processes:
+        if process.poll() is not None:
+            raise ConvoyTimeout(f"a Ray process ended with code {process.returncode} while {what} started")
+    if time.monotonic() > deadline:
+        raise ConvoyTimeout(f"{what} did not start within {START_TIMEOUT_S:.0f} s")
+
+
+def _log_tail(files: ClusterFiles) -> str:
+    lines: list[str] = []
+    for path in sorted(files.logs.glob("*.err")):
+        with contextlib.suppress(OSError):
+            lines += [line for line in path.read_text(errors="replace").splitlines() if line.strip()][:2]
+    return " | ".join(lines)[:1000]
+
+
+def _connect(address: str, loopback: bool) -> None:
+    import ray
+
+    with kept_signal_handlers(GUARDED_SIGNALS), _loopback_allowed(loopback), _quiet():
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ClusterError(
+                f"cannot join the Ray cluster at {address}: {error}",
+                hint="run convoy on a node of the cluster, with the cluster's versions of Ray and Python",
+            ) from error
+
+
+@contextlib.contextmanager
+def _loopback_allowed(loopback: bool) -> Iterator[None]:
+    """Ray replaces a loopback address by the machine's outer one, at which a loopback cluster does not listen."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    if loopback:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray warns about environment variables of accelerators that we set on purpose."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _find_running() -> str:
+    from ray._private import services
+
+    try:
+        found = services.get_ray_address_from_environment("auto", None)
+    except ConnectionError:
+        found = None
+    if not found:
+        raise ClusterError(
+            "cluster.address is `auto`, but no Ray cluster runs on this machine",
+            hint="start one with `ray start --head`, or leave cluster.address out for a local one",
+        )
+    return str(found)
+
+
+def _require_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ClusterError(f"cluster.address {address!r} is not host:port", hint="e.g. 10.0.0.5:6379, or `auto`")
+    hint = "is the cluster up, and may this machine reach that port? `ray status` on its head tells"
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S / 2).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster can be reached at {address}: {error}", hint=hint) from error
+    # A socket that accepts proves little: Ray itself would try for minutes to talk to a web server.
+    answer: list[bool] = []
+    thread = threading.Thread(target=lambda: answer.append(_is_gcs(address)), daemon=True)
+    thread.start()
+    thread.join(REACH_TIMEOUT_S / 2)
+    if not answer or not answer[0]:
+        raise ClusterError(f"something listens at {address}, but it does not answer as a Ray GCS", hint=hint)
+
+
+def _is_gcs(address: str) -> bool:
+    import grpc  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_TIMEOUT_S / 2)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def _gcs_is_loopback(address: str) -> bool:
+    """Whether the cluster's nodes know each other by loopback (one that convoy or a test started here)."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    nodes = GcsClient(address=address).get_all_node_info().values()
+    return any(node.node_manager_address == LOOPBACK for node in nodes)

@@ -1,0 +1,135 @@
+"""What the driver makes of the facts about a gang. Pure: no Ray, no clock."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+GATHER_S = 1.0
+"""After a first failure, how long others are listened to: the one who caused it may report later than its victims."""
+GRACE_S = 2.5
+"""From the wish to stop to killing workers that have not stopped by themselves: all has to be over within 5 s."""
+
+
+class Ending(StrEnum):
+    """How a worker ended."""
+
+    RAISED = "raised"
+    PROCESS_DIED = "process died"
+    NODE_DIED = "node died"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One worker's end. `detail` is its traceback, or its last lines of output."""
+
+    rank: int
+    ending: Ending
+    seen_s: float
+    message: str
+    detail: str = ""
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class GangFacts:
+    """Everything a decision depends on; times are seconds on the driver's monotonic clock."""
+
+    now_s: float
+    world_size: int
+    returned: int
+    failures: tuple[Failure, ...] = ()
+    stop_since_s: float | None = None
+    """When a stop was asked for."""
+
+
+class Action(StrEnum):
+    """What to do next."""
+
+    CONTINUE = "continue"
+    FINISH = "finish"
+    """Every worker returned."""
+    FAIL = "fail"
+    """End the run; `root_cause` names why."""
+    STOP = "stop"
+    """Ask workers to stop, and wait."""
+    KILL = "kill"
+    """They were asked and did not."""
+
+
+def decide(facts: GangFacts) -> Action:
+    """The next action."""
+    if facts.returned == facts.world_size:
+        return Action.FINISH
+    if facts.stop_since_s is not None:
+        # Workers fail when their peers stop first: that is not a failure of the run any more.
+        if facts.now_s - facts.stop_since_s >= GRACE_S:
+            return Action.KILL
+        return Action.KILL if facts.returned + len(facts.failures) >= facts.world_size else Action.STOP
+    if facts.failures:
+        first_s = min(failure.seen_s for failure in facts.failures)
+        all_over = facts.returned + len(facts.failures) >= facts.world_size
+        certain = not all(is_consequence(failure) for failure in facts.failures)
+        if all_over or certain or facts.now_s - first_s >= GATHER_S:
+            return Action.FAIL
+    return Action.CONTINUE
+
+
+CONSEQUENCE = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
+    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published",
+    re.IGNORECASE,
+)
+
+
+def is_consequence(failure: Failure) -> bool:
+    """Whether it looks like what a worker says when another one is gone: its collective, or its rendezvous, failed."""
+    return failure.ending is Ending.RAISED and CONSEQUENCE.search(failure.message) is not None
+
+
+def root_cause(failures: Sequence[Failure]) -> Failure:
+    """The failure that the others follow from: a death or an exception of its own before a failed collective,
+    then the first one seen."""
+    return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
+
+
+FATAL = re.compile(r"Fatal Python error: ([A-Z][\w ]+)|\*\*\* (SIG[A-Z]+) received")
+NAMES = {"Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS", "Illegal instruction": "SIGILL",
+         "Floating point exception": "SIGFPE"}  # fmt: skip
+
+
+def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -> tuple[str, str | None]:
+    """Why a worker's process died, and a hint, from Ray's message, its last output, and the number of processes the
+    kernel killed for memory on that host since the run began.
+
+    Only a process's parent learns its exit status, and that is Ray. SIGKILL is what is left when nothing else
+    explains the end: every other fatal signal leaves a trace in the output, an exit leaves its code with Ray.
+    """
+    if re.search(r"low on memory|out of memory \(OOM\)\.|memory monitor|OutOfMemory", ray_message):
+        return "was killed by Ray's memory monitor: its host ran out of memory", MEMORY_HINT
+    for line in reversed(last_lines):
+        if found := FATAL.search(line):
+            name = found.group(2) or NAMES.get(found.group(1).strip(), found.group(1).strip())
+            return f"was killed by {name}", "its last output and the stacks at that moment are in its log"
+    if found := re.search(r"exit code (\d+)", ray_message):
+        return f"ended itself with exit code {found.group(1)}", "something in the worker called exit"
+    if oom_kills:
+        return "was killed by SIGKILL, most likely by the kernel for want of memory", MEMORY_HINT
+    return (
+        "was killed by SIGKILL (it left no trace, as any other signal would have)",
+        "somebody or something killed it; where that was the kernel for want of memory, `dmesg` on its host says so",
+    )
+
+
+MEMORY_HINT = "lower train.micro_batch, raise zero.stage, or give workers more memory"
+
+
+def unseen_lines(tail: Sequence[str], received: Sequence[str]) -> list[str]:
+    """Lines at the end of a file that did not arrive before its process died. `received` are the last that did."""
+    if not received:
+        return list(tail)
+    for start in range(len(tail), 0, -1):
+        length = min(start, len(received))
+        if list(tail[start - length : start]) == list(received[-length:]):
+            return list(tail[start:])
+    return list(tail)

@@ -1,0 +1,275 @@
+"""Files between the driver's host and workers' hosts, where they do not share a file system.
+
+Whether they do is not guessed from addresses: the driver writes a file with a random word into the run directory,
+and a worker that reads the same word there uses paths directly. Otherwise files travel in chunks through a server
+on the driver's host, which opens nothing outside the run's directory and the data directory.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+CHUNK_BYTES = 4 * 1024 * 1024
+TRANSPORT_VARIABLE = "CONVOY_FILE_TRANSPORT"
+"""`remote` in a worker's environment: never use the driver's paths, even where they are visible."""
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file under a fetched path. `relative` is empty where the path itself is the file."""
+
+    relative: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a file and the CRC-32 of the file up to its end."""
+
+    data: bytes
+    crc: int
+
+
+class FileService(Protocol):
+    """The driver's side as a worker calls it."""
+
+    def listing(self, path: str) -> list[Entry]: ...
+    def read(self, path: str, offset: int, crc: int) -> Chunk: ...
+    def write(self, path: str, token: str, offset: int, data: bytes) -> int: ...
+    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> None: ...
+
+
+class FileServer:
+    """Reads and writes under `roots`, and nowhere else. Runs on the driver's host."""
+
+    def __init__(self, roots: tuple[str, ...], writable: str) -> None:
+        """`writable`: the one root that workers may write under."""
+        self._roots = tuple(Path(root).resolve() for root in roots)
+        self._writable = Path(writable).resolve()
+
+    def listing(self, path: str) -> list[Entry]:
+        """Every file under `path`, sorted. Raises FileNotFoundError, PermissionError."""
+        root = self._readable(Path(path))
+        if root.is_file():
+            return [_entry(root, "")]
+        if not root.is_dir():
+            raise FileNotFoundError(path)
+        found = (Path(directory) / name for directory, _, names in os.walk(root, followlinks=True) for name in names)
+        return sorted((_entry(file, str(file.relative_to(root))) for file in found), key=lambda entry: entry.relative)
+
+    def read(self, path: str, offset: int, crc: int) -> Chunk:
+        """The next chunk from `offset`; `crc` is that of the bytes before it."""
+        with self._readable(Path(path)).open("rb") as file:
+            file.seek(offset)
+            data = file.read(CHUNK_BYTES)
+        return Chunk(data, zlib.crc32(data, crc))
+
+    def write(self, path: str, token: str, offset: int, data: bytes) -> int:
+        """Put a chunk of a file that is being stored; the size so far."""
+        partial = self._partial(path, token)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("r+b" if partial.exists() else "wb") as file:
+            file.seek(offset)
+            file.write(data)
+            file.truncate()
+            return file.tell()
+
+    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> None:
+        """Check the whole file, make it durable and give it its name. Raises OSError where it is not whole."""
+        partial = self._partial(path, token)
+        with partial.open("rb") as file:
+            found_bytes, found_crc = _checksum(file.read)
+            if (found_bytes, found_crc) != (size_bytes, crc):
+                raise OSError(f"{path}: {found_bytes} bytes arrived with another checksum than the {size_bytes} sent")
+            os.fsync(file.fileno())
+        partial.replace(self._inside(Path(path), (self._writable,)))
+        _sync_directory(partial.parent)
+
+    def _readable(self, path: Path) -> Path:
+        # Data directories are links into the token cache: those targets are named by our own manifest.
+        return self._inside(path, self._roots)
+
+    def _partial(self, path: str, token: str) -> Path:
+        if not token.isalnum():
+            raise PermissionError("bad token")
+        target = self._inside(Path(path), (self._writable,))
+        return target.with_name(f".{target.name}.{token}.partial")
+
+    @staticmethod
+    def _inside(path: Path, roots: tuple[Path, ...]) -> Path:
+        resolved = path.resolve()
+        if ".." in path.parts or not any(resolved == root or root in resolved.parents for root in roots):
+            raise PermissionError(f"{path} is outside the run's and the data's directories")
+        return resolved
+
+
+class Files:
+    """A worker's view: `fetch` and `store` of `Session`."""
+
+    def __init__(self, service: FileService, marker: str, word: str, cache: Path, env: Mapping[str, str]) -> None:
+        """`marker` is the file that holds `word` where the driver's file system is shared."""
+        self._service = service
+        self._cache = cache
+        self.shared = env.get(TRANSPORT_VARIABLE) != "remote" and _reads(Path(marker), word)
+
+    def fetch(self, path: str) -> Path:
+        """See `Session.fetch`. A remote copy is made once per host and checked by size and checksum."""
+        if self.shared:
+            local = Path(path)
+            if not local.exists():
+                raise FileNotFoundError(path)
+            return local
+        entries = self._service.listing(path)
+        local = self._cache / path.lstrip("/")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(local.with_name(f".{local.name}.lock")):
+            for entry in entries:
+                self._download(path, entry, local / entry.relative if entry.relative else local)
+        if not entries:
+            local.mkdir(parents=True, exist_ok=True)
+        return local
+
+    def store(self, local: Path, path: str) -> None:
+        """See `Session.store`."""
+        if not self.shared:
+            self._upload(local, path)
+            return
+        target = Path(path)
+        if target.exists() and local.samefile(target):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        with local.open("rb") as source, partial.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        _sync_directory(target.parent)
+
+    def remove_cache(self) -> None:
+        """Delete the copies of this run on this host."""
+        if not self.shared:
+            shutil.rmtree(self._cache, ignore_errors=True)
+
+    def _download(self, path: str, entry: Entry, target: Path) -> None:
+        """Fetch one file, going on after the last whole chunk of an attempt that was cut off."""
+        if target.is_file() and _same(target, entry):
+            return
+        source = str(Path(path) / entry.relative) if entry.relative else path
+        partial = target.with_name(f".{target.name}.{entry.size_bytes}-{entry.mtime_ns}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(ATTEMPTS):
+            if self._download_once(source, entry.size_bytes, partial):
+                os.utime(partial, ns=(entry.mtime_ns, entry.mtime_ns))
+                partial.replace(target)
+                return
+            partial.unlink(missing_ok=True)
+        raise OSError(f"{source} could not be copied: it changes, or arrives damaged")
+
+    def _download_once(self, source: str, size_bytes: int, partial: Path) -> bool:
+        with partial.open("a+b") as file:
+            file.seek(0)
+            offset, crc = _checksum(file.read)
+            while True:
+                chunk = self._service.read(source, offset, crc)
+                if zlib.crc32(chunk.data, crc) != chunk.crc:
+                    return False
+                if not chunk.data:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    return offset == size_bytes and self._service_crc(source, size_bytes) == crc
+                file.write(chunk.data)
+                offset, crc = offset + len(chunk.data), chunk.crc
+
+    def _service_crc(self, source: str, size_bytes: int) -> int:
+        """The checksum as the driver computes it from its own bytes, for files that were resumed."""
+        offset, crc = 0, 0
+        while offset < size_bytes:
+            chunk = self._service.read(source, offset, crc)
+            if not chunk.data:
+                break
+            offset, crc = offset + len(chunk.data), chunk.crc
+        return crc
+
+    def _upload(self, local: Path, path: str) -> None:
+        token = secrets.token_hex(8)
+        offset, crc = 0, 0
+        with local.open("rb") as file:
+            while True:
+                data = file.read(CHUNK_BYTES)
+                if not data and offset:
+                    break
+                self._service.write(path, token, offset, data)
+                offset, crc = offset + len(data), zlib.crc32(data, crc)
+                if not data:
+                    break
+        self._service.commit(path, token, offset, crc)
+
+
+def write_marker(run_dir: Path) -> tuple[Path, str]:
+    """The file that tells workers whether they see the run's directory, and its word."""
+    word = secrets.token_hex(16)
+    marker = run_dir / ".visible"
+    marker.write_text(word)
+    return marker, word
+
+
+def host_cache(run_id: str) -> Path:
+    """Where a host without the driver's file system keeps copies for a run."""
+    return Path(tempfile.gettempdir()) / f"convoy-files-{os.getuid()}" / run_id
+
+
+def _reads(path: Path, word: str) -> bool:
+    try:
+        return path.read_text() == word
+    except OSError:
+        return False
+
+
+def _entry(path: Path, relative: str) -> Entry:
+    stat = path.stat()
+    return Entry(relative, stat.st_size, stat.st_mtime_ns)
+
+
+def _same(path: Path, entry: Entry) -> bool:
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+
+
+def _checksum(read: Callable[[int], bytes]) -> tuple[int, int]:
+    """Length and CRC-32 of what `read` gives."""
+    size, crc = 0, 0
+    while data := read(CHUNK_BYTES):
+        size, crc = size + len(data), zlib.crc32(data, crc)
+    return size, crc
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _lock:  # noqa: N801  # used like a function
+    """Hold an advisory lock on a file: one worker of a host copies, the others find the copy."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,80 @@
+"""What a worker has to say, queued until the driver's long poll takes it. Values only; no Ray."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from orchestrator.domain.events import Event
+from orchestrator.domain.report import StepReport
+
+MAX_LINES = 20_000
+"""Log lines kept while the driver is away; older ones are dropped and counted."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A sign of life: how far the worker is, by its own account."""
+
+    rank: int
+    step: int
+    phase: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A value for the other ranks."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One answer to a poll, in the order of what happened; log lines apart."""
+
+    lease: Lease
+    items: tuple[StepReport | Event | Published, ...] = ()
+    lines: tuple[str, ...] = ()
+    lines_dropped: int = 0
+
+
+@dataclass
+class Outbox:
+    """Filled by the training thread and the log reader, emptied by the agent. Thread-safe; putting never blocks."""
+
+    _items: deque[StepReport | Event | Published] = field(default_factory=deque)
+    _lines: deque[str] = field(default_factory=deque)
+    _dropped: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def put(self, item: StepReport | Event | Published) -> None:
+        """Queue a report, an event or a value."""
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def put_lines(self, lines: list[str]) -> None:
+        """Queue lines of output; they do not wake a poll before its time by more than the reader's own pace."""
+        with self._changed:
+            for line in lines:
+                if len(self._lines) >= MAX_LINES:
+                    self._lines.popleft()
+                    self._dropped += 1
+                self._lines.append(line)
+            self._changed.notify_all()
+
+    def take(self, lease: Lease, timeout_s: float) -> Batch:
+        """Everything queued, at once where there is something, after `timeout_s` where there is not."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._items and not self._lines:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            batch = Batch(lease, tuple(self._items), tuple(self._lines), self._dropped)
+            self._items.clear()
+            self._lines.clear()
+            self._dropped = 0
+            return batch

@@ -1,0 +1,217 @@
+"""Whether the workers fit, how many, and where they went. The decisions are pure; `reserve` applies them."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.errors import ClusterError
+from orchestrator.spec.quantities import parse_bytes
+from orchestrator.spec.resources import ClusterSpec, ResourcesSpec, WorkersRange
+
+Resources = Mapping[str, float]
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class NodeCapacity:
+    """One node: `total` and `free` amounts by Ray's resource names (`CPU`, `GPU`, `memory` in bytes, custom)."""
+
+    node_id: str
+    address: str
+    total: Resources
+    free: Resources
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run asks for."""
+
+    bundle: Resources
+    """Of one worker."""
+    minimum: int
+    maximum: int
+    placement: str
+    """spread, pack, strict_spread or strict_pack."""
+
+
+def request_of(spec: ResourcesSpec) -> Request:
+    """The request a job spec makes."""
+    bundle: dict[str, float] = {"CPU": float(spec.cpus_per_worker)}
+    if spec.gpus_per_worker:
+        bundle["GPU"] = float(spec.gpus_per_worker)
+    if spec.memory_per_worker is not None:
+        bundle["memory"] = float(parse_bytes(spec.memory_per_worker))
+    bundle.update(spec.custom)
+    workers = spec.workers
+    if isinstance(workers, WorkersRange):
+        return Request(bundle, workers.min, workers.max, spec.placement)
+    return Request(bundle, workers, workers, spec.placement)
+
+
+def local_resources(spec: ResourcesSpec, cluster: ClusterSpec, host_memory_bytes: int) -> dict[str, float]:
+    """What each node of a local cluster offers: its share of the workers unless `cpus_per_node` says otherwise.
+
+    Custom resources are offered as asked for: on one machine there is nobody else to offer them.
+    """
+    nodes = cluster.nodes or 1
+    request = request_of(spec)
+    per_node = math.ceil(request.maximum / nodes)
+    cpus = cluster.cpus_per_node if cluster.cpus_per_node is not None else per_node * request.bundle["CPU"]
+    custom = {name: amount * per_node for name, amount in spec.custom.items()}
+    return {"CPU": float(cpus), "memory": float(host_memory_bytes // nodes), **custom}
+
+
+def fitting_workers(nodes: Sequence[NodeCapacity], bundle: Resources, placement: str, total: bool = False) -> int:
+    """How many workers fit now (`total`: if nothing else ran)."""
+    counts = [_count(node.total if total else node.free, bundle) for node in nodes]
+    if placement == "strict_spread":
+        return sum(1 for count in counts if count)
+    if placement == "strict_pack":
+        return max(counts, default=0)
+    return sum(counts)
+
+
+def choose_workers(request: Request, nodes: Sequence[NodeCapacity], global_batch: int) -> int | None:
+    """The number of workers to start: as many as fit, between the bounds; None where fewer than the minimum do.
+
+    No more than samples in a global batch: a worker without a sample would idle.
+    """
+    fit = fitting_workers(nodes, request.bundle, request.placement)
+    return min(fit, request.maximum, max(global_batch, request.minimum)) if fit >= request.minimum else None
+
+
+def can_ever_fit(request: Request, nodes: Sequence[NodeCapacity]) -> bool:
+    """Whether the nodes could hold the minimum if everything else on them ended."""
+    return fitting_workers(nodes, request.bundle, request.placement, total=True) >= request.minimum
+
+
+def explain(request: Request, nodes: Sequence[NodeCapacity], waited_s: float | None = None) -> ClusterError:
+    """What was asked, what the cluster has, and what would fit."""
+    fit = fitting_workers(nodes, request.bundle, request.placement)
+    ever = fitting_workers(nodes, request.bundle, request.placement, total=True)
+    number = f"{request.minimum}" if request.minimum == request.maximum else f"at least {request.minimum}"
+    how = f", placement {request.placement}" if request.placement.startswith("strict") else ""
+    workers = "workers" if request.minimum != 1 else "worker"
+    first = f"the cluster cannot hold {number} {workers} of {_amounts(request.bundle)}{how}"
+    if waited_s is not None:
+        first = f"after {waited_s:.0f} s {first}"
+    names = list(request.bundle)
+    has = "; ".join(_node_line(node, names) for node in nodes[:8]) or "no node"
+    more = f"; and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+    room = f"{fit} such worker{'s' if fit != 1 else ''} fit{'s' if fit == 1 else ''}"
+    if ever > fit:
+        room += f" ({ever} once what else runs there has ended)"
+    return ClusterError(
+        f"{first}. It has {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {has}{more}. {room}",
+        _hint(request, nodes, fit),
+    )
+
+
+def _hint(request: Request, nodes: Sequence[NodeCapacity], fit: int) -> str:
+    advice = []
+    if fit:
+        advice.append(f"resources.workers: {fit}")
+    for name, field in (("CPU", "cpus_per_worker"), ("memory", "memory_per_worker")):
+        smaller = _largest_amount(request, nodes, name)
+        if smaller is not None:
+            shown = f"{smaller:g}" if name == "CPU" else f"{int(smaller) // 2**20}MiB"
+            advice.append(f"resources.{field}: {shown}")
+    if request.placement.startswith("strict"):
+        loose = "spread" if request.placement == "strict_spread" else "pack"
+        if fitting_workers(nodes, request.bundle, loose) >= request.minimum:
+            advice.append(f"resources.placement: {loose}")
+    if not advice:
+        missing = [n for n in request.bundle if not any(node.total.get(n, 0) > 0 for node in nodes)]
+        what = f"no node offers {', '.join(missing)}; " if missing else ""
+        return f"{what}add nodes, or make the workers smaller"
+    return "ask for " + ", or ".join(advice)
+
+
+def _largest_amount(request: Request, nodes: Sequence[NodeCapacity], name: str) -> float | None:
+    """The largest smaller amount of one resource with which the minimum of workers would fit."""
+    asked = request.bundle.get(name)
+    if asked is None:
+        return None
+    step = 1.0 if name == "CPU" else float(2**20)
+    candidates = sorted(
+        {
+            math.floor(node.free.get(name, 0.0) / k / step) * step
+            for node in nodes
+            for k in range(1, request.minimum + 1)
+        },
+        reverse=True,
+    )
+    for amount in candidates:
+        changed = {**request.bundle, name: amount}
+        if 0 < amount < asked and fitting_workers(nodes, changed, request.placement) >= request.minimum:
+            return amount
+    return None
+
+
+def _count(has: Resources, bundle: Resources) -> int:
+    return min(
+        (math.floor(has.get(name, 0.0) / need + EPSILON) for name, need in bundle.items() if need > 0), default=0
+    )
+
+
+def _amounts(resources: Resources) -> str:
+    return ", ".join(_amount(name, value) for name, value in resources.items())
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "memory":
+        return f"{value / 2**30:.3g} GiB of memory"
+    if name in ("CPU", "GPU"):
+        return f"{value:g} {name}{'s' if value != 1 else ''}"
+    return f"{value:g} {name}"
+
+
+def _node_line(node: NodeCapacity, names: Sequence[str]) -> str:
+    parts = []
+    for name in names:
+        free, total = node.free.get(name, 0.0), node.total.get(name, 0.0)
+        shown = _amount(name, free)
+        parts.append(shown if free >= total - EPSILON else f"{shown} free of {_amount(name, total)}")
+    return f"{node.address} ({', '.join(parts)})"
+
+
+def reserve(
+    request: Request,
+    read_nodes: Callable[[], Sequence[NodeCapacity]],
+    waits: bool,
+    timeout_s: float,
+    global_batch: int,
+    stopped: Callable[[], bool],
+) -> tuple[Any, int] | None:
+    """A placement group for as many workers as fit, all or nothing, and their number; None where `stopped`.
+
+    What can never fit is refused at once, unless the cluster `waits` for nodes of its own (an autoscaler). What
+    others occupy is waited for, `timeout_s` at most. Raises ClusterError that says what is missing.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    started = time.monotonic()
+    while not stopped():
+        nodes = read_nodes()
+        if not waits and not can_ever_fit(request, nodes):
+            raise explain(request, nodes)
+        count = choose_workers(request, nodes, global_batch)
+        waited_s = time.monotonic() - started
+        if count is None and not waits:
+            if waited_s >= timeout_s:
+                raise explain(request, nodes, waited_s)
+            time.sleep(0.2)
+            continue
+        # With an autoscaler, the pending group is what makes it add nodes.
+        group = placement_group([dict(request.bundle)] * (count or request.minimum), strategy=request.placement.upper())
+        patience_s = timeout_s - waited_s
+        while patience_s > 0 and not stopped():
+            if group.wait(min(patience_s, 0.5)):
+                return group, count or request.minimum
+            patience_s = timeout_s - (time.monotonic() - started)
+        remove_placement_group(group)
+        if not stopped():
+            raise explain(request, read_nodes(), time.monotonic() - started)
+    return None

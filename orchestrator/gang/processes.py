@@ -1,0 +1,84 @@
+"""Processes that must not outlive us, and signal handlers that others must not replace."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+PR_SET_PDEATHSIG = 1
+_SIGACTION_BYTES = 256  # more than `struct sigaction` needs on any Linux
+
+
+def start_bound(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that the kernel kills when the calling **thread** ends, whatever way that ends.
+
+    It ignores Ctrl-C, which a terminal sends to the whole foreground group: we decide when it stops.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def bind() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if os.getppid() != parent:  # the parent died between fork and prctl
+            os._exit(1)
+
+    return subprocess.Popen(
+        list(command),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=bind,  # noqa: PLW1509  # only system calls: safe beside threads
+    )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def kill_pids(pids: Sequence[int], patience_s: float) -> list[int]:
+    """SIGKILL processes and wait until they are gone; those still there after `patience_s`."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + patience_s
+    left = list(pids)
+    while left:
+        left = [pid for pid in left if _alive(pid)]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return left
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # /proc, in a tight loop
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def kept_signal_handlers(numbers: Sequence[int]) -> Iterator[None]:
+    """Put the kernel's handlers of these signals back afterwards.
+
+    Ray's core installs a C++ handler for SIGTERM that prints a stack and dies, under Python's feet: our own
+    handler would never run. `signal.signal` cannot mend it from another thread than the main one; the C call can.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    saved = {}
+    for number in numbers:
+        buffer = ctypes.create_string_buffer(_SIGACTION_BYTES)
+        if libc.sigaction(number, None, buffer) == 0:
+            saved[number] = buffer
+    try:
+        yield
+    finally:
+        for number, buffer in saved.items():
+            libc.sigaction(number, buffer, None)

@@ -1,0 +1,99 @@
+"""`Session` for a worker that Ray runs: reports are queued for the agent, values come in through its notices."""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.report import StepReport
+from orchestrator.gang.files import Files
+from orchestrator.gang.outbox import Lease, Outbox, Published
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A worker's place in the gang."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node_ip: str
+
+
+class RaySession:
+    """The training thread calls it; the agent thread reads `lease` and calls `deliver` and `request_stop`."""
+
+    def __init__(self, assignment: Assignment, outbox: Outbox, files: Files) -> None:
+        self._assignment = assignment
+        self._outbox = outbox
+        self._files = files
+        self._stop = threading.Event()
+        self._values: dict[str, str] = {}
+        self._delivered = threading.Condition()
+        self._step = 0
+        self._phase = "start"
+
+    @property
+    def rank(self) -> int:
+        return self._assignment.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._assignment.world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self._assignment.local_rank
+
+    @property
+    def node_ip(self) -> str:
+        return self._assignment.node_ip
+
+    @property
+    def lease(self) -> Lease:
+        """How far the training thread says it is."""
+        return Lease(self._assignment.rank, self._step, self._phase)
+
+    def report_step(self, report: StepReport) -> None:
+        self._step = report.step
+        self._outbox.put(report)
+
+    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        if kind is EventKind.WORKER_PHASE:
+            self._phase = str(fields.get("phase", ""))
+        self._outbox.put(Event(kind, time.time(), dict(fields)))
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+    def publish(self, key: str, value: str) -> None:
+        self.deliver({key: value})
+        self._outbox.put(Published(key, value))
+
+    def lookup(self, key: str, timeout_s: float) -> str:
+        deadline = time.monotonic() + timeout_s
+        with self._delivered:
+            while key not in self._values:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"no rank published {key!r} within {timeout_s:.0f} s")
+                self._delivered.wait(left_s)
+            return self._values[key]
+
+    def fetch(self, path: str) -> Path:
+        return self._files.fetch(path)
+
+    def store(self, local: Path, path: str) -> None:
+        self._files.store(local, path)
+
+    def deliver(self, values: dict[str, str]) -> None:
+        """Values that other ranks published."""
+        with self._delivered:
+            self._values.update(values)
+            self._delivered.notify_all()
+
+    def request_stop(self) -> None:
+        """Make `should_stop` true."""
+        self._stop.set()

@@ -1,0 +1,207 @@
+"""The process of one worker: a training thread that runs the entry point, an agent that talks with the driver."""
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.gang.capture import OutputCapture
+from orchestrator.gang.files import Files, host_cache
+from orchestrator.gang.outbox import Batch, Lease, Outbox
+from orchestrator.gang.processes import die_with_parent
+from orchestrator.gang.ray_session import Assignment, RaySession
+
+EntryPoint = Callable[[Session, TrainPlan], TrainResult]
+
+AGENT_GROUP = "agent"
+AGENT_THREADS = 3
+"""A long poll, a notice, and one to spare."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Where a worker process is."""
+
+    node_id: str
+    node_ip: str
+    host: str
+    pid: int
+    output: str
+    """File that takes the process's stdout and stderr, on its own host."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception of a worker, whole, as text: exceptions that cannot be pickled arrive too."""
+
+    rank: int
+    type: str
+    message: str
+    traceback_text: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class FileAccess:
+    """How a worker reaches the driver's files."""
+
+    server: Any
+    """Handle of the file server's actor."""
+    marker: str
+    word: str
+    run_id: str
+
+
+def worker_environment(cpus: float, gpus: int, driver: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a worker process. What the user set in the driver's environment wins where it is a matter of
+    taste; what would be wrong otherwise does not."""
+    env = {
+        "OMP_NUM_THREADS": driver.get("OMP_NUM_THREADS") or str(max(1, int(cpus))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_worker_niceness": "0",
+    }
+    if not gpus:
+        env["DS_ACCELERATOR"] = "cpu"
+    carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
+    env.update({name: driver[name] for name in carried if name in driver})
+    return env
+
+
+def resolve(entry: str) -> Any:
+    """The object an import string `module:attribute` names; a module where there is no colon."""
+    module, _, attribute = entry.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+class WorkerActor:
+    """Runs in a Ray worker process. `warm` and `run` share one thread; the agent's methods have their own."""
+
+    def __init__(self, env: dict[str, str], fate_share: bool) -> None:
+        """`fate_share`: the process dies with its raylet, also when it hangs in native code."""
+        if fate_share:
+            die_with_parent()
+        os.environ.update(env)
+        self._outbox = Outbox()
+        self._session: RaySession | None = None
+        self._stop_requested = False
+        self._values: dict[str, str] = {}
+        self._capture = OutputCapture(_output_path(), self._outbox.put_lines)
+        faulthandler.enable(all_threads=True)
+
+    def hello(self) -> Hello:
+        """Where this process is."""
+        import ray
+
+        context = ray.get_runtime_context()
+        return Hello(
+            node_id=context.get_node_id(),
+            node_ip=ray.util.get_node_ip_address(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            output=str(self._capture.path),
+        )
+
+    def warm(self, entries: tuple[str, ...]) -> float:
+        """Import modules before they are needed; a `module:function` is called. Seconds. Failures wait for `run`."""
+        started = time.monotonic()
+        for entry in entries:
+            with contextlib.suppress(ImportError, AttributeError):
+                found = resolve(entry)
+                if callable(found):
+                    found()
+        return time.monotonic() - started
+
+    def run(self, entry: str, plan: TrainPlan, assignment: Assignment, access: FileAccess) -> TrainResult | Raised:
+        """Call the entry point. Whatever it raises is returned, not raised."""
+        files = Files(RemoteFiles(access.server), access.marker, access.word, host_cache(access.run_id), os.environ)
+        session = RaySession(assignment, self._outbox, files)
+        self._session = session
+        session.deliver(dict(self._values))  # what others published before this one began
+        if self._stop_requested:
+            session.request_stop()
+        try:
+            result: TrainResult | Raised = resolve(entry)(session, plan)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor in silence
+            result = describe(assignment.rank, error)
+        finally:
+            self._capture.drain()
+        return result
+
+    def poll(self, timeout_s: float) -> Batch:
+        """Agent: everything there is to say, waiting up to `timeout_s` for something."""
+        before = self._session.lease if self._session is not None else Lease(-1, 0, "start")
+        batch = self._outbox.take(before, timeout_s)
+        return batch if self._session is None else replace(batch, lease=self._session.lease)
+
+    def notify(self, values: dict[str, str], stop: bool) -> None:
+        """Agent: values that other ranks published, and whether to stop at the next step boundary."""
+        if stop:
+            self._stop_requested = True
+        self._values.update(values)
+        if self._session is not None:
+            self._session.deliver(values)
+            if stop:
+                self._session.request_stop()
+
+    def clean(self, run_id: str) -> None:
+        """Remove what this run left on this host outside the run's directory."""
+        self._capture.drain()
+        import shutil
+
+        shutil.rmtree(host_cache(run_id), ignore_errors=True)
+
+
+class RemoteFiles:
+    """`FileService` through the driver's file server actor."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def listing(self, path: str) -> Any:
+        return self._call("listing", path)
+
+    def read(self, path: str, offset: int, crc: int) -> Any:
+        return self._call("read", path, offset, crc)
+
+    def write(self, path: str, token: str, offset: int, data: bytes) -> Any:
+        return self._call("write", path, token, offset, data)
+
+    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> Any:
+        return self._call("commit", path, token, size_bytes, crc)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self._server, method).remote(*arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def describe(rank: int, error: BaseException) -> Raised:
+    """An exception as values; its traceback without our own frame."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = error.hint if isinstance(error, ConvoyError) else None
+    return Raised(rank, type(error).__name__, str(error), text, hint)
+
+
+def _output_path() -> Path:
+    import ray
+
+    node: Any = ray._private.worker.global_worker.node
+    logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
+    return Path(logs) / f"convoy-worker-{os.getpid()}.log"

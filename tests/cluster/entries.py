@@ -1,0 +1,118 @@
+"""Entry points for workers that do not train: small, so that a test of the gang is fast."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.session import Session, TrainPlan, TrainResult
+
+
+def a_step(step: int, world_size: int) -> StepReport:
+    """A report with plausible numbers."""
+    rank = RankReport(0, 1, 8, PhaseTimes(0.0, 0.01, 0.02, 0.001), RankMemory(1, 1))
+    return StepReport(
+        step=step,
+        time_s=time.time(),
+        epoch=0.1,
+        loss=1.0 / step,
+        grad_norm=1.0,
+        lr=0.1,
+        tokens=8,
+        target_tokens=7,
+        samples=1,
+        first_position=step - 1,
+        data_digest=1,
+        step_time_s=0.05,
+        tokens_per_s=160.0,
+        tokens_per_s_per_worker=80.0,
+        tflops_per_s=None,
+        mfu=None,
+        world_size=world_size,
+        micro_batch=1,
+        accumulation=1,
+        ranks=(rank,),
+    )
+
+
+def ring(session: Session, plan: TrainPlan) -> TrainResult:
+    """Every rank publishes a value and reads every other's, prints from Python and from C, and reports steps."""
+    started = time.monotonic()
+    session.publish(f"from-{session.rank}", str(session.rank * 11))
+    total = sum(int(session.lookup(f"from-{rank}", 20.0)) for rank in range(session.world_size))
+    seconds = time.monotonic() - started
+    print(f"python line of rank {session.rank}", flush=True)
+    libc = ctypes.CDLL(None)
+    libc.puts(f"C line of rank {session.rank}".encode())
+    libc.fflush(None)
+    if session.rank == 0:
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        for step in range(1, 4):
+            session.report_step(a_step(step, session.world_size))
+    facts: dict[str, Any] = {"total": total, "local_rank": session.local_rank, "seconds": seconds}
+    session.report_event(EventKind.WARNING, {"message": f"facts {session.rank} {total} {session.local_rank}"})
+    return TrainResult(3, True, facts)
+
+
+def raise_on_last(session: Session, plan: TrainPlan) -> TrainResult:
+    """The last rank fails; the others wait for a value that never comes."""
+    if session.rank == session.world_size - 1:
+        time.sleep(0.3)
+        print("about to fail", file=sys.stderr)
+        raise_from_here({"why": "on purpose"})
+    session.lookup("never", 60.0)
+    return TrainResult(0, True)
+
+
+class NotPicklable(Exception):
+    """Cannot be sent as an object: its arguments are not those of its constructor, and it holds a generator."""
+
+    def __init__(self, first: object, second: object) -> None:
+        super().__init__("unusual failure")
+        self.held = (x for x in (first, second))
+
+
+def raise_from_here(value: object) -> None:
+    """A frame of its own, to be found in the traceback."""
+    raise NotPicklable(value, 2)
+
+
+def die_on_last(session: Session, plan: TrainPlan) -> TrainResult:
+    """The last rank ends by the signal or exit code in `plan.data_dir`'s place in the spec's name."""
+    how = str(plan.spec["name"]).rpartition("-")[2]
+    if session.rank == session.world_size - 1:
+        print("last words", flush=True)
+        if how == "exit":
+            os._exit(3)
+        if how == "segv":
+            ctypes.string_at(0)
+        os.kill(os.getpid(), getattr(signal, f"SIG{how.upper()}"))
+    session.lookup("never", 60.0)
+    return TrainResult(0, True)
+
+
+def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
+    """Report steps until a stop is asked for."""
+    step = 0
+    if session.rank == 0:
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+    while not session.should_stop():
+        step += 1
+        if session.rank == 0:
+            session.report_step(a_step(step, session.world_size))
+        time.sleep(0.05)
+    return TrainResult(step, False)
+
+
+def never_stops(session: Session, plan: TrainPlan) -> TrainResult:
+    """Deaf: in native code that holds the interpreter's lock."""
+    if session.rank == 0:
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_step(a_step(1, session.world_size))
+        time.sleep(0.5)
+    ctypes.PyDLL(None).sleep(120)
+    return TrainResult(0, False)
