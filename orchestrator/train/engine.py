@@ -116,6 +116,8 @@ def _reset_stage3_state() -> None:
                 clear()
     partition_parameters.Init.param_id = 0
     parameter_offload.FWD_MODULE_STACK.clear()
+    # The module counter is a mutable default argument.
+    parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
 
 
 @contextlib.contextmanager

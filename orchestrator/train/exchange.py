@@ -77,9 +77,9 @@ def exchange(own: RankStep, device: torch.device) -> list[RankStep]:
     if world_size == 1:
         return [own]
     vector = torch.tensor(own.pack(), dtype=torch.float64, device=device)
-    gathered = torch.empty((world_size, vector.numel()), dtype=torch.float64, device=device)
+    gathered = torch.empty(world_size * vector.numel(), dtype=torch.float64, device=device)
     dist.all_gather_into_tensor(gathered, vector)
-    return [RankStep.unpack(row) for row in gathered.tolist()]
+    return [RankStep.unpack(row) for row in gathered.view(world_size, -1).tolist()]
 
 
 def global_sum(value: int, device: torch.device) -> int:

@@ -1,0 +1,205 @@
+"""Real training processes for tests: started and imported once, then re-formed into gangs of any size.
+
+Each case runs `run_worker` in `world_size` of the processes. Nothing of the engine is replaced; only the outside world
+(`Session`) is a directory of small files instead of Ray.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import TrainPlan, TrainResult
+from orchestrator.planner.shape import shape_batch
+from orchestrator.spec.job import JobSpec
+
+CASE_TIMEOUT_S = 60.0
+IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transformers.models.gpt2.modeling_gpt2"]
+
+
+@dataclass
+class FileSession:
+    """A `Session` over a shared directory. `stop_after`: asked to stop once this many steps are reported."""
+
+    rank: int
+    world_size: int
+    directory: Path
+    stop_after: int | None = None
+    local_rank: int = 0
+    node_ip: str = "127.0.0.1"
+    steps: list[StepReport] = field(default_factory=list)
+    events: list[tuple[EventKind, dict[str, Any]]] = field(default_factory=list)
+
+    def report_step(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        self.events.append((kind, fields))
+
+    def should_stop(self) -> bool:
+        # Steps are reported after the answer is asked for, hence the one that is under way.
+        return self.stop_after is not None and len(self.steps) + 1 >= self.stop_after
+
+    def publish(self, key: str, value: str) -> None:
+        partial = self.directory / f".{key}.partial"
+        partial.write_text(value)
+        partial.replace(self.directory / key)
+
+    def lookup(self, key: str, timeout_s: float) -> str:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if (self.directory / key).exists():
+                return (self.directory / key).read_text()
+            time.sleep(0.005)
+        raise TimeoutError(key)
+
+    def fetch(self, path: str) -> Path:
+        if not Path(path).exists():
+            raise FileNotFoundError(path)
+        return Path(path)
+
+    def store(self, local: Path, path: str) -> None:
+        if Path(path).resolve() != local.resolve():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(local.read_bytes())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a gang did."""
+
+    steps: list[StepReport]
+    events: list[tuple[EventKind, dict[str, Any]]]
+    results: list[TrainResult]
+
+    @property
+    def losses(self) -> list[float]:
+        return [report.loss for report in self.steps]
+
+    @property
+    def grad_norms(self) -> list[float | None]:
+        return [report.grad_norm for report in self.steps]
+
+    @property
+    def evaluations(self) -> dict[int, float]:
+        """Validation loss by step."""
+        return {fields["step"]: fields["loss"] for kind, fields in self.events if kind is EventKind.EVAL}
+
+
+class GangFailedError(RuntimeError):
+    """A worker raised; the message holds every rank's traceback."""
+
+
+class TrainProcesses:
+    """`size` processes that wait for work."""
+
+    def __init__(self, size: int, scratch: Path) -> None:
+        # Read by the server process that forks the workers, before it imports anything.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED_ONCE)
+        self._scratch = scratch
+        self._cases = 0
+        self._processes = []
+        self._pipes: list[Connection] = []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def run(self, plan: TrainPlan, world_size: int, stop_after: int | None = None) -> Outcome:
+        """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
+        self._cases += 1
+        directory = self._scratch / f"case-{self._cases}"
+        directory.mkdir(parents=True)
+        pipes = self._pipes[:world_size]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((plan, FileSession(rank, world_size, directory, stop_after if rank == world_size - 1 else None)))
+        answers = self._answers(pipes)
+        failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
+        if failures:
+            raise GangFailedError("\n".join(failures))
+        results = [answer[0] for answer in answers]
+        return Outcome(answers[0][1], answers[0][2], results)
+
+    def _answers(self, pipes: list[Connection]) -> list[Any]:
+        answers: dict[int, Any] = {}
+        deadline = time.monotonic() + CASE_TIMEOUT_S
+        while len(answers) < len(pipes):
+            left = deadline - time.monotonic()
+            ready = wait([p for rank, p in enumerate(pipes) if rank not in answers], timeout=max(left, 0))
+            if not ready:
+                for process in self._processes:
+                    os.kill(process.pid or 0, signal.SIGUSR1)
+                time.sleep(1.0)
+                raise GangFailedError(f"only ranks {sorted(answers)} answered in {CASE_TIMEOUT_S:.0f} s: {answers}")
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                answers[pipes.index(pipe)] = pipe.recv()
+        return [answers[rank] for rank in range(len(pipes))]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker process: one gang after another until the pipe closes."""
+    from orchestrator.train.worker import run_worker
+
+    faulthandler.register(signal.SIGUSR1)  # `kill -USR1` shows where a worker hangs
+    while True:
+        try:
+            plan, session = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = run_worker(session, plan)
+        except BaseException:  # noqa: BLE001 - every failure belongs to the test that caused it
+            pipe.send(traceback.format_exc())
+        else:
+            pipe.send((result, session.steps, session.events))
+        stray = [t.name for t in threading.enumerate() if t.name.startswith("convoy-")]
+        assert not stray, stray
+
+
+def train_plan(
+    spec: JobSpec, data_dir: Path, run_dir: Path, world_size: int, resume_from: str | None = None, export: bool = False
+) -> TrainPlan:
+    """The plan that the driver would make."""
+    train = spec.train
+    assert train.steps is not None
+    shape = shape_batch(
+        train.global_batch, world_size, train.micro_batch if isinstance(train.micro_batch, int) else None
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return TrainPlan(
+        spec=spec.model_dump(mode="json"),
+        run_dir=str(run_dir),
+        data_dir=str(data_dir),
+        total_steps=train.steps,
+        shares=shape.shares,
+        micro_batch=shape.micro_batch,
+        accumulation=shape.accumulation,
+        resume_from=resume_from,
+        export=export,
+    )
