@@ -9,7 +9,7 @@ from orchestrator.data.readers import Bad, Item, NoText, pieces, text_of
 from orchestrator.data.sources import Source
 from orchestrator.domain.errors import DataError
 
-HUB_TIMEOUT_S = 5.0
+HUB_TIMEOUT_S = 4.0
 
 LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
 

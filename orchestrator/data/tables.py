@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,14 +13,15 @@ from orchestrator.domain.errors import DataError
 if TYPE_CHECKING:
     import _csv
 
-FIELD_CHARS_MAX = 256 << 20
+FIELD_CHARS_MAX = 16 << 20
+"""A longer field is a bad record: most likely a quote that is never closed."""
+_COLUMN = re.compile(r"column:(\d+)")
 PARQUET_BATCH_ROWS = 512
 
 
 def read_table(stream: BinaryIO, name: str, field: str, tab_separated: bool) -> Iterator[Item]:
-    """CSV (RFC 4180) or TSV (no quoting). The first row names the columns, unless `field` is a number that is none
-    of the names: then the file has no header and `field` counts its columns from 0. Raises DataError where there is
-    no such column."""
+    """CSV (RFC 4180) or TSV (no quoting). The first row names the columns, unless `field` is `column:N`: then there
+    is no such row, and the text is in column N, counted from 0. Raises DataError where there is no such column."""
     csv.field_size_limit(FIELD_CHARS_MAX)  # the module's own limit of 128 KiB is less than a long document
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -31,11 +33,12 @@ def read_table(stream: BinaryIO, name: str, field: str, tab_separated: bool) -> 
             raise DataError(f"{name}: the first row is {header.reason}")
         if header is None:
             return
-        if field in header:
-            column = header.index(field)
-        elif field.isdigit() and int(field) < len(header):
-            column = int(field)
+        numbered = _COLUMN.fullmatch(field)
+        if numbered:
+            column = int(numbered[1])
             yield from _cell(header, column, f"{name}:1")
+        elif field in header:
+            column = header.index(field)
         else:
             raise no_column(name, field, header)
         while (row := _next_row(rows, name)) is not None:

@@ -35,7 +35,8 @@ class SourceSpec(SpecModel):
     (`.jsonl`, `.csv`, `.tsv`, `.parquet`, a trailing `.gz` allowed where it is text; anything else is `text`)."""
 
     field: str = "text"
-    """Column or key that holds the text, for JSONL, CSV, Parquet and hub datasets."""
+    """Column or key that holds the text, for JSONL, CSV, Parquet and hub datasets. `column:0` is the first column
+    of a CSV or TSV file whose first row is not a header."""
 
     weight: float | None = Field(default=None, gt=0)
     """Share of this source in the mix, relative to the other weights. Give all sources one, or none:

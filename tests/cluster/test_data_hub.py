@@ -150,7 +150,7 @@ def test_real_corpora_in_their_formats(tmp_path: Path) -> None:
     sources = [
         {"files": [str(SHARED / "shakespeare.txt")], "weight": 1.0},
         {"files": [str(SHARED / "multi30k_train.*")], "format": "lines", "weight": 2.0},
-        {"files": [str(SHARED / "sst2_*.tsv")], "field": "0", "weight": 1.0},
+        {"files": [str(SHARED / "sst2_*.tsv")], "field": "column:0", "weight": 1.0},
     ]
     spec = job({}, validation={"fraction": 0.01}, tokenizer={"train": {"vocab_size": 1000}})
     spec["data"]["sources"] = sources

@@ -85,7 +85,7 @@ def test_csv_and_tsv(bench: Bench) -> None:
         Piece("", True),
     ]
     assert texts(read(bench, "b.tsv", 'text\tlabel\nsay "hi\t1\n', field="text")) == ['say "hi']
-    assert texts(read(bench, "c.tsv", "no header\t1\nat all\t0\n", field="0")) == ["no header", "at all"]
+    assert texts(read(bench, "c.tsv", "no header\t1\nat all\t0\n", field="column:0")) == ["no header", "at all"]
     assert read(bench, "d.csv", b"text\n\xff\nok\n")[0] == Bad("not UTF-8", "d.csv:2")
     assert texts(read(bench, "e.csv", "")) == []
     assert texts(read(bench, "f.csv", "text\n" + "x" * 300_000 + "\n")) == ["x" * 300_000]
