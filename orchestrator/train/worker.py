@@ -142,7 +142,17 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
     if checkpoint is None:
         return
     export_dir = Path(plan.run_dir) / "export"
-    export_model(session.fetch(checkpoint), spec, session.fetch(plan.data_dir), export_dir)
+    # A run that is resumed to train longer has an older export there.
+    exported = export_model(session.fetch(checkpoint), spec, session.fetch(plan.data_dir), export_dir, force=True)
+    session.report_event(
+        EventKind.EXPORTED,
+        {
+            "path": str(export_dir),
+            "bytes": exported.size_bytes,
+            "parameters": exported.parameters,
+            "seconds": exported.seconds,
+        },
+    )
     if spec.generate.prompt:
         text = generate(
             export_dir, spec.generate.prompt, spec.generate.max_new_tokens, spec.generate.temperature, spec.train.seed
