@@ -29,8 +29,8 @@ def _section(
     for key, value in passed.items():
         where = (*path, key)
         if key in decided:
-            message = f"`{section}` may not hold `{key}`, which the job spec decides"
-            yield view.problem(where, message, decided[key], key=True)
+            message = f"`{section}` may not hold `{key}`: the job spec decides it"
+            yield view.problem(where, message, _instead(decided[key]), key=True)
         elif key in removed:
             yield view.problem(where, f"DeepSpeed no longer has `{key}` and refuses it", "remove it", key=True)
         elif key not in allowed:
@@ -40,13 +40,17 @@ def _section(
             yield view.problem(where, f"`{key}` is `auto`, which only the Hugging Face Trainer fills in", hint)
 
 
+def _instead(reason: str) -> str:
+    return reason if reason.startswith(("set ", "write ")) else f"remove it: {reason}"
+
+
 def _hint(key: str, allowed: Set[str], decided: Mapping[str, str]) -> str | None:
     elsewhere = allowed is ALLOWED and nearest(key, ZERO_ALLOWED | ZERO_DECIDED.keys())
     near = nearest(key, allowed | decided.keys())
     if elsewhere == key or (elsewhere and not near):
         if elsewhere in ZERO_DECIDED:
-            return ZERO_DECIDED[elsewhere]
+            return _instead(ZERO_DECIDED[elsewhere])
         return f"did you mean `zero_optimization.{elsewhere}`?"
     if near is not None and near in decided:
-        return decided[near]
+        return _instead(decided[near])
     return f"did you mean `{near}`?" if near else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.explain import found_value, quote
-from orchestrator.spec.hints import nearest
+from orchestrator.spec.hints import listing, nearest
 from orchestrator.spec.view import Unavailable, View
 
 _SYNONYMS = {
@@ -132,14 +132,17 @@ def config_keys(view: View) -> Iterator[Problem]:
         where = ("model", "config", key)
         field = table["fields"].get(key)
         if key in DECIDED_BY_JOB:
-            yield view.problem(
-                where, f"`model.config` may not hold `{key}`, which the job decides", DECIDED_BY_JOB[key], True
-            )
+            message = f"`model.config` may not hold `{key}`: the job decides it"
+            yield view.problem(where, message, _instead(DECIDED_BY_JOB[key]), True)
         elif field is None:
             hint = _config_hint(name, key, table)
             yield view.unknown_key(where, f"{name} has no such field", hint)
         else:
             yield from _config_value(view, key, value, field["kinds"])
+
+
+def _instead(reason: str) -> str:
+    return reason if reason.startswith("set ") else f"remove it: {reason}"
 
 
 def _config_hint(name: str, key: str, table: dict[str, Any]) -> str | None:
@@ -149,11 +152,17 @@ def _config_hint(name: str, key: str, table: dict[str, Any]) -> str | None:
     for synonym in _SYNONYMS.get(key, ()):
         if synonym in fields:
             return f"did you mean `{synonym}`?"
+    for other in tables().values():
+        common = next((alias for alias, own in other["aliases"].items() if own == key), None)
+        if common and (own_name := table["aliases"].get(common, common)) in fields:
+            return f"did you mean `{own_name}`?"
     near = nearest(key, fields) or table["aliases"].get(nearest(key, table["aliases"]))
     if near:
         return f"did you mean `{near}`?"
     owners = [other for other, entry in tables().items() if key in entry["fields"]]
-    return f"it is a field of {', '.join(owners)}" if owners else None
+    if owners:
+        return f"it is a field of {', '.join(owners)}"
+    return f"{name} takes {listing(fields)}"
 
 
 def _config_value(view: View, key: str, value: Any, kinds: list[str]) -> Iterator[Problem]:
@@ -192,6 +201,12 @@ class _Sizes:
             raise Unavailable("model.architecture")
         self._table = tables()[self.name]
 
+    def require_known_names(self) -> None:
+        """Raises Unavailable where a name is unknown: it may be one of the sizes misspelt, and what the default
+        would lead to is not worth saying."""
+        if not self._config.keys() <= self._table["fields"].keys():
+            raise Unavailable("model.config")
+
     def own(self, name: str) -> str:
         """The architecture's name for a common field."""
         return str(self._table["aliases"].get(name, name))
@@ -226,12 +241,12 @@ class _Sizes:
 def heads_divide(view: View) -> Iterator[Problem]:
     """The hidden size is cut evenly over the heads, and the heads over the key-value heads."""
     sizes = _Sizes(view)
+    sizes.require_known_names()
     hidden, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
     own_head_dim = sizes.name in _FREE_HEAD_DIM and sizes.get("head_dim") is not None
     if hidden and heads and hidden % heads and not own_head_dim:
         message = f"{sizes.shown('hidden_size')} is not divisible by {sizes.shown('num_attention_heads')}"
-        near = [n for n in range(1, hidden + 1) if hidden % n == 0]
-        best = min(near, key=lambda n: abs(n - heads))
+        best = min((n for n in range(1, 1025) if hidden % n == 0), key=lambda n: abs(n - heads))
         hint = f"for example `{sizes.own('num_attention_heads')}: {best}`"
         yield view.problem(sizes.place("hidden_size", "num_attention_heads"), message, hint)
     groups = sizes.get("num_key_value_heads")

@@ -88,7 +88,7 @@ def memory_parses(view: View) -> Iterator[Problem]:
 
 def custom_names(view: View) -> Iterator[Problem]:
     """Custom resources have names of their own."""
-    for name in view.get("resources.custom"):
+    for name in view.keys("resources.custom"):
         where = ("resources", "custom", name)
         if name.lower() in _RESERVED:
             message = f"`{name}` is no custom resource: Ray has it built in"
@@ -114,7 +114,7 @@ def fits_local_nodes(view: View) -> Iterator[Problem]:
     if offered is None:
         return
     usable = 1 if placement == "strict_pack" else nodes
-    slots = int(offered / each + 1e-9) * usable
+    slots = int(min(offered / each + 1e-9, 1e6)) * usable
     if slots < fewest:
         per = fewest if placement == "strict_pack" else -(-fewest // nodes)
         where = "one node" if usable == 1 else f"{usable} nodes"

@@ -18,7 +18,7 @@ def one_length(view: View) -> Iterator[Problem]:
         message = f"`train` has {listing(names)}, expected exactly one of `steps`, `tokens` and `epochs`"
         yield view.problem(f"train.{names[1]}", message, "remove all but one", key=True)
     elif not names and isinstance(view.section("train"), dict):
-        message = "`train` says not how long to train, expected one of `steps`, `tokens` and `epochs`"
+        message = "`train` does not say how long to train, expected one of `steps`, `tokens` and `epochs`"
         yield view.problem("train", message, "for example `steps: 1000`", key=True)
 
 

@@ -22,6 +22,11 @@ class Place:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would move a terminal's cursor or change its colours."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where, what is wrong and what was expected, and what to do about it."""
@@ -31,8 +36,8 @@ class Problem:
     hint: str | None = None
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.message}"
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
+        text = printable(f"{self.place}: {self.message}")
+        return f"{text}\n  hint: {printable(self.hint)}" if self.hint else text
 
     def to_json(self) -> dict[str, str | int | None]:
         """A JSON object, for programs."""

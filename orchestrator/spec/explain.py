@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from orchestrator.spec.errors import Path, Problem, dotted
+from orchestrator.spec.errors import Path, Problem, dotted, printable
 from orchestrator.spec.fields import expectation, field_at, model_at, models_of, options_of
 from orchestrator.spec.hints import hint_unknown, listing, nearest
 from orchestrator.spec.job import JobSpec
@@ -90,7 +90,7 @@ def _missing(path: Path, root: Node) -> Problem:
 
 def quote(text: str) -> str:
     """Text from the user, made safe to print on one line and not too long."""
-    shown = text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    shown = printable(text)
     return f"`{shown if len(shown) <= 60 else shown[:57] + '...'}`"
 
 

@@ -18,7 +18,7 @@ from orchestrator.spec.overrides import apply_override
 from orchestrator.spec.view import View
 from orchestrator.spec.yaml_source import MAX_BYTES, MapNode, Scalar, parse_yaml, resolve_plain, to_value
 
-__all__ = ["LoadedJob", "SpecError", "dump_job", "load_job", "load_text", "read_source"]
+__all__ = ["LoadedJob", "SpecError", "decode_source", "dump_job", "load_job", "load_text", "read_source"]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ class View:
         value = self.get(where)
         return bool(value != self._default(path_of(where)))
 
+    def keys(self, where: str | Path) -> list[str]:
+        """The keys of a mapping that is given, whatever their values."""
+        value = self.section(where)
+        return list(value) if isinstance(value, dict) else []
+
     def items(self, where: str | Path) -> list[Path]:
         """The paths of the items of a list that is given, right or wrong."""
         path = path_of(where)
