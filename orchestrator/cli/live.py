@@ -118,11 +118,9 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
         case "cluster":
             return Text(cluster_ready(view))
         case "workers":
-            asked = view.plan.get("world_size", "?")
-            text = f"{len(view.workers_started)} of {asked} started"
-            return Text(
-                text if over or not view.worker_phase else f"{text}, {_WORKER_PHASES.get(view.worker_phase, '')}"
-            )
+            doing = "" if over else _WORKER_PHASES.get(view.worker_phase, "starting")
+            count = view.plan.get("world_size")
+            return Text(doing or (f"{count} of them" if count else ""))
         case "build":
             return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.domain.layout import RunLayout
 from orchestrator.store.runs import read_record
@@ -27,50 +28,63 @@ def print_logs(layout: RunLayout, rank: int | None, tail: int | None, echo: Call
     """Every rank's log, or one's, in constant memory where `tail` is not given."""
     ranks = log_ranks(layout) if rank is None else [rank]
     for each in ranks:
-        prefix = f"[{each}] " if rank is None else ""
         path = layout.log(each)
-        sources = [old for old in (path.with_name(path.name + ".1"),) if old.exists()] + [path]
         if tail is not None:
-            lines: deque[str] = deque(maxlen=tail)
-            for source in sources:
-                lines.extend(_lines(source))
-            for line in lines:
-                echo(prefix + line)
+            for line in _last_lines(path, tail):
+                echo(_prefix(each, rank) + line)
             continue
-        for source in sources:
+        for source in _sources(path):
             with source.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
-                    echo(prefix + line.rstrip("\n"))
+                    echo(_prefix(each, rank) + line.rstrip("\n"))
 
 
-def _lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [line.rstrip("\n") for line in file]
+def _sources(path: Path) -> list[Path]:
+    """The log and, before it, what was rotated away."""
+    return [each for each in (path.with_name(path.name + ".1"), path) if each.exists()]
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    lines: deque[str] = deque(maxlen=count)
+    for source in _sources(path):
+        with source.open(encoding="utf-8", errors="replace") as file:
+            lines.extend(line.rstrip("\n") for line in file)
+    return list(lines)
 
 
 class _Follower:
-    """Where one log has been read to. Whole lines only; a rotated file is read from its beginning."""
+    """One log, read as it grows. The file is kept open, so that its end is not missed when it is rotated away."""
 
-    def __init__(self, path: Path, offset: int) -> None:
+    def __init__(self, path: Path, at_end: bool) -> None:
         self._path = path
-        self._offset = offset
-        self._inode = path.stat().st_ino if path.exists() else None
+        self._file: BinaryIO | None = None
         self._rest = b""
+        if at_end and path.exists():
+            self._file = path.open("rb")
+            self._file.seek(0, os.SEEK_END)
 
     def new_lines(self) -> list[str]:
-        try:
-            with self._path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if self._inode is not None and status.st_ino != self._inode:
-                    self._offset, self._rest = 0, b""
-                self._inode = status.st_ino
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        self._offset += len(data)
+        """The lines that were finished since the last call."""
+        data = self._file.read() if self._file is not None else b""
+        if self._rotated():
+            if self._file is not None:
+                data += self._file.read()
+                self._file.close()
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                self._file = None
+            else:
+                data += self._file.read()
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [line.decode("utf-8", errors="replace") for line in lines]
+
+    def _rotated(self) -> bool:
+        """Another file has the name now."""
+        try:
+            return self._file is None or self._path.stat().st_ino != os.fstat(self._file.fileno()).st_ino
+        except FileNotFoundError:
+            return False
 
     def rest(self) -> list[str]:
         """What was written without a newline, when no more will come."""
@@ -90,14 +104,14 @@ def follow_logs(
     for each in log_ranks(layout) if rank is None else [rank]:
         path = layout.log(each)
         if tail is not None and path.exists():
-            size = path.stat().st_size
-            print_logs(layout, each, tail, lambda line, each=each: echo(_prefix(each, rank) + line))  # type: ignore[misc]
-            followers[each] = _Follower(path, size)
+            followers[each] = _Follower(path, at_end=True)
+            for line in _last_lines(path, tail):
+                echo(_prefix(each, rank) + line)
     while True:
         record = read_record(layout)
         ended = record is None or not record.active
         for each in log_ranks(layout) if rank is None else [rank]:
-            follower = followers.setdefault(each, _Follower(layout.log(each), 0))
+            follower = followers.setdefault(each, _Follower(layout.log(each), at_end=False))
             for line in follower.new_lines() + (follower.rest() if ended else []):
                 echo(_prefix(each, rank) + line)
         if ended:

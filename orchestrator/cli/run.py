@@ -1,5 +1,6 @@
 """`convoy run`: train here and now, and watch."""
 
+import logging
 import os
 import sys
 import threading
@@ -175,6 +176,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
         except BaseException as error:  # noqa: BLE001  # raised again in the main thread
             ended.error = error
 
+    _quiet_ray()
     thread = threading.Thread(target=drive, name="driver", daemon=True)
     with interrupt.installed():
         display.start()
@@ -195,11 +197,17 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
             return interrupt.exit_code
         raise ended.error
     assert ended.outcome is not None
-    if not quiet:
-        print(_summary(display.view, ended.outcome, home))
+    failed = ended.outcome.state is RunState.FAILED
+    if failed or not quiet:
+        print(_summary(display.view, ended.outcome, home), file=sys.stderr if failed else sys.stdout)
     if ended.outcome.state is RunState.STOPPED and interrupt.first_signal is not None:
         return interrupt.exit_code
     return ended.outcome.exit_code
+
+
+def _quiet_ray() -> None:
+    """Ray warns that it cannot handle SIGTERM outside the main thread: that is as meant, `Interrupt` does."""
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
 
 
 def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:

@@ -93,7 +93,8 @@ def _plan_lines(value: dict[str, Any]) -> list[str]:
             f" accumulation {plan.get('accumulation')}{parameters}"
         )
     if data and data.get("train_samples"):
-        tokens, train, held = (render.count(data.get(key)) for key in ("tokens", "train_samples", "validation_samples"))
+        tokens = render.count(data.get("train_tokens", 0) + data.get("validation_tokens", 0))
+        train, held = render.count(data["train_samples"]), render.count(data.get("validation_samples"))
         lines.append(f"  data        {tokens} tokens, {train} training + {held} validation samples")
     return lines
 

@@ -18,7 +18,7 @@ def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
     """The end of a run that reached its last step."""
     lines = ["", f"Run {layout.run_id} succeeded: {_trained(view)}", *_losses(view), "", *_places(view, layout)]
     if view.sample:
-        lines += ["", "Sample:", *_indented(f"{view.sample.get('prompt', '')}{view.sample.get('text', '')}")]
+        lines += ["", "Sample:", *_indented(str(view.sample.get("text", "")))]
     run = layout.run_id
     lines += ["", "Next:"]
     if view.exported:
@@ -48,7 +48,11 @@ def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> 
         if len(view.failures) > 1:
             others = ", ".join(str(rank) for rank in sorted({failure.rank for failure in view.failures[1:]}))
             lines += [f"Failed after it: worker {others}.", ""]
-    lines += [f"Run {layout.run_id} failed at step {view.step}: {reason or 'no reason was given'}", ""]
+    at = f" at step {view.step}" if view.last is not None else ""
+    lines += [f"Run {layout.run_id} failed{at}: {render.printable(reason or 'no reason was given')}", ""]
+    if view.last is None and not view.failures:
+        # It never came to training: there is nothing else to look at.
+        return "\n".join([*lines, f"  run         {layout.root}"])
     lines += _places(view, layout)
     if view.failures:
         lines.append(f"  its log     {layout.log(view.failures[0].rank)}")
@@ -83,7 +87,8 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
         lines.append(f"  checkpoint  {view.checkpoints[-1].get('path')}")
     if view.last is not None:
         lines.append(f"  steps       {layout.steps}")
-    lines.append(f"  logs        {layout.logs}")
+    if layout.logs.is_dir():
+        lines.append(f"  logs        {layout.logs}")
     return lines
 
 

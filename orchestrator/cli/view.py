@@ -9,7 +9,7 @@ from orchestrator.domain.report import StepReport
 
 RECENT_STEPS = 20
 
-STAGES = ("data", "cluster", "workers", "build", "train", "export")
+STAGES = ("cluster", "data", "workers", "build", "train", "export")
 """In the order they are shown."""
 
 _OVERLAPPING = ("data", "cluster")
@@ -88,6 +88,8 @@ class RunView:
                 self.state, self.reason = fields.get("state"), fields.get("reason")
                 if self.state in ("succeeded", "failed", "stopped"):
                     self._enter(None, event.time_s)
+                elif self.state == "starting":
+                    self._enter("workers", event.time_s)
             case EventKind.DATA_PROGRESS:
                 if fields.get("phase") != self.data.get("phase"):
                     self.data_phase_started_s = event.time_s
@@ -102,7 +104,6 @@ class RunView:
                 self._finish("cluster", event.time_s, fields.get("seconds"))
             case EventKind.PLAN:
                 self.plan = fields
-                self._enter("workers", event.time_s)
             case EventKind.WORKER_STARTED:
                 self.workers_started.add(int(fields.get("rank", 0)))
             case EventKind.WORKER_PHASE:

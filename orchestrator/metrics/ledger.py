@@ -92,8 +92,9 @@ class Ledger:
             self._carve(category, _number(event.fields.get("seconds")))
         if event.kind is EventKind.DATA_PROGRESS:
             self._switch(Category.PREPARING_DATA)
-        elif event.kind is EventKind.DATA_READY:
-            self._switch(Category.OTHER)
+        elif event.kind in (EventKind.CLUSTER_READY, EventKind.DATA_READY):
+            # Whichever comes last, it is the workers that are waited for then.
+            self._switch(Category.STARTING_WORKERS)
         elif event.kind is EventKind.WORKER_PHASE:
             self._switch(_PHASES.get(str(event.fields.get("phase")), Category.OTHER))
         elif event.kind is EventKind.STATE_CHANGED:

@@ -74,7 +74,7 @@ def recording(layout: RunLayout, fails_at: int | None = None) -> Iterator[Event 
     yield event(EventKind.EVAL, 26, step=10, loss=4.5, perplexity=90.0, tokens=100, seconds=1.0)
     yield event(EventKind.WORKER_PHASE, 26, rank=0, phase="export")
     yield event(EventKind.EXPORTED, 28, path=str(layout.export), bytes=2**24, parameters=4_200_000, seconds=2.0)
-    yield event(EventKind.SAMPLE, 28, prompt="def ", text="f(x):\n    [bold]\x1b]0;evil\x07")
+    yield event(EventKind.SAMPLE, 28, prompt="def ", text="def f(x):\n    [bold]\x1b]0;evil\x07")
     yield event(EventKind.STATE_CHANGED, 28, state="succeeded", reason=None)
 
 

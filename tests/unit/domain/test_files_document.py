@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import Category, Ledger
@@ -65,3 +66,8 @@ def test_what_run_json_holds_is_documented(tmp_path: Path) -> None:
 def test_what_the_ledger_holds_is_documented() -> None:
     value = Ledger(0.0).to_json(1.0)
     assert set(rows("ledger.json")) == set(value) | {f"seconds.{category.value}" for category in Category}
+
+
+def test_what_data_json_holds_is_documented() -> None:
+    own = {"job_dir", "directory", "cached"}
+    assert set(rows("data.json")) == own | {field.name for field in fields(DataManifest)}

@@ -1,0 +1,105 @@
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli import machine
+from orchestrator.cli.doctor import cluster_checks, doctor, engine_checks, resources
+
+pytestmark = pytest.mark.unit
+
+
+def test_this_machine_is_described(tmp_path: Path) -> None:
+    result = CliRunner().invoke(doctor, ["--fast", "--home", str(tmp_path / "not" / "there")])
+    for name in ("python", "cores", "memory", "/dev/shm", "torch", "ray", "deepspeed", "C++ compiler", "loopback"):
+        assert name in result.output
+    assert not (tmp_path / "not").exists()
+
+
+def test_the_same_for_programs(tmp_path: Path) -> None:
+    result = CliRunner().invoke(doctor, ["--fast", "--json", "--home", str(tmp_path)])
+    value = json.loads(result.output)
+    statuses = {check["status"] for check in value["checks"]}
+    assert statuses <= {"ok", "warning", "missing", "info"}
+    assert value["ok"] == ("missing" not in statuses) == (result.exit_code == 0)
+
+
+def test_what_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    checks = {check.name: check for check in machine.build_checks()}
+    assert checks["C++ compiler"].status == "missing"
+    assert "apt-get install g++" in str(checks["C++ compiler"].hint)
+
+
+def test_no_compiler_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    result = CliRunner().invoke(doctor, ["--fast", "--home", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "Not ready: C++ compiler" in result.output
+
+
+def test_a_stale_lock_is_found_and_a_fresh_one_is_a_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name, age_s in (("old", 3600), ("new", 5)):
+        lock = tmp_path / "py311_cpu" / name / "lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        os.utime(lock, (time.time() - age_s, time.time() - age_s))
+    (tmp_path / "py311_cpu" / "new" / "cpu_adam.so").touch()
+    checks = list(machine.build_checks())
+    locks = {Path(check.value.split()[0]).parent.name: check for check in checks if check.name == "lock"}
+    assert locks["old"].status == "missing"
+    assert f"rm {tmp_path}/py311_cpu/old/lock" in str(locks["old"].hint)
+    assert locks["new"].status == "info"
+    assert any(check.name == "built" and "cpu_adam" in check.value for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("version", "specifier", "inside"),
+    [
+        ("2.13.0", ">=2.13,<2.14", True),
+        ("2.14.1", ">=2.13,<2.14", False),
+        ("2.9", ">=2.13", False),
+        ("1", "", True),
+    ],
+)
+def test_versions_are_compared_as_versions(version: str, specifier: str, inside: bool) -> None:
+    assert machine._in_range(version, specifier) is inside
+
+
+def test_an_engine_that_does_not_import_is_missing() -> None:
+    (check,) = engine_checks({"error": "exit code -11: no output"})
+    assert check.status == "missing"
+    (check,) = engine_checks({"errors": {"torch": "OSError: libgomp.so.1"}})
+    assert (check.name, check.status) == ("torch", "missing")
+
+
+def test_a_gpu_is_described() -> None:
+    device = {"name": "NVIDIA H100", "memory_bytes": 80 * 2**30, "capability": "9.0", "bf16": True, "peers": [1]}
+    facts = {
+        "errors": {}, "torch": "2.13.0", "threads": 8, "cuda": {"version": "12.8", "devices": [device]},
+        "accelerator": "cuda", "ops": {"fused_adam": True, "async_io": False},
+    }  # fmt: skip
+    checks = {check.name: check for check in engine_checks(facts)}
+    assert checks["GPU 0"].value == "NVIDIA H100, 80.0 GiB, compute capability 9.0, bf16, peers 1"
+    assert checks["async_io"].status == "info"
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    start_s = time.monotonic()
+    (check,) = cluster_checks(f"127.0.0.1:{port}")
+    assert time.monotonic() - start_s < 4
+    assert (check.status, "refused" in check.value) == ("missing", True)
+
+
+def test_resources_read_well() -> None:
+    assert resources({"CPU": 4.0, "memory": 2.0**31, "rack_a": 0.5}) == "4 CPU, 2.0 GiB memory, 0.5 rack_a"
