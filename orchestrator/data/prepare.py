@@ -13,7 +13,7 @@ from orchestrator.data.executor import Executor, LocalExecutor
 from orchestrator.data.fingerprint import tokens_fingerprint, trained_tokenizer_key, view_fingerprint
 from orchestrator.data.manifest import MANIFEST_FILE, TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.data.progress import OnEvent, Progress
-from orchestrator.data.sources import scan
+from orchestrator.data.sources import Source, scan
 from orchestrator.data.tokenise import read_counts, tokenise
 from orchestrator.data.tokenizer import JobTokenizer
 from orchestrator.data.tokenstore import COMPLETE_FILE
@@ -52,7 +52,8 @@ def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, o
     view_fp = view_fingerprint(spec, fingerprint)
     view_dir = cache_dir / "data" / view_fp
     progress = Progress(on_event, corpus.total_bytes)
-    with _locked(cache_dir / "locks" / f"{fingerprint}.lock", on_event):
+    _warn_of_overlap(sources, on_event)
+    with _writing(cache_dir), _locked(cache_dir / "locks" / f"{fingerprint}.lock", on_event):
         cached = (tokens_dir / COMPLETE_FILE).is_file()
         if not cached:
             chosen = pretrained or _trained(spec, corpus, tokens_dir, progress)
@@ -121,6 +122,28 @@ def _require_mask(spec: JobSpec, chosen: JobTokenizer) -> None:
         )
 
 
+def _warn_of_overlap(sources: tuple[Source, ...], on_event: OnEvent) -> None:
+    trained = {file.path for source in sources if source.role == "train" for file in source.files}
+    both = [
+        file.name for source in sources if source.role == "validation" for file in source.files if file.path in trained
+    ]
+    if both:
+        message = f"{both[0]} is trained on and validated on ({len(both)} such files): the validation loss will flatter"
+        on_event(EventKind.WARNING, {"message": message})
+
+
+@contextmanager
+def _writing(cache_dir: Path) -> Iterator[None]:
+    """Errors of reading are DataErrors already; what is left is the cache: a full disk, missing permission."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"prepared data cannot be written under {cache_dir}: {error.strerror or error}",
+            hint="free space there, or name another place with `data.cache_dir`; what was done is kept",
+        ) from error
+
+
 @contextmanager
 def _locked(path: Path, on_event: OnEvent) -> Iterator[None]:
     """Hold an advisory lock; it goes with the process, however that ends."""
@@ -141,6 +164,8 @@ def _locked(path: Path, on_event: OnEvent) -> Iterator[None]:
 
 def _report(manifest: DataManifest, cached: bool, seconds: float, on_event: OnEvent) -> None:
     for source in manifest.sources:
+        if source.documents == 0:
+            on_event(EventKind.WARNING, {"message": f"there is no text in {source.name}"})
         for item in source.skipped:
             on_event(EventKind.DATA_SKIPPED, {"source": source.name, **asdict(item)})
     on_event(

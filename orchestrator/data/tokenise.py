@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.data.blocks import Block, Split
@@ -70,17 +71,14 @@ def tokenise(
 
 def _fresh(found: Iterator[Block], store: TokenStore) -> Iterator[Block]:
     """The blocks that are not in the store. From the first that differs from the store's, all are fresh."""
-    done = store.done
-    number = 0
-    for number, block in enumerate(found, start=1):
-        if number <= len(done):
-            if (done[number - 1].stream, done[number - 1].text_crc) == (block.stream, block.crc()):
-                continue
-            store.rewind(number - 1)
-            done = ()
-        yield block
-    if number < len(done):
-        store.rewind(number)
+    for kept, entry in enumerate(islice(store.entries(), store.done_blocks)):
+        block = next(found, None)
+        if block is None or (entry.stream, entry.text_crc) != (block.stream, block.crc()):
+            store.rewind(kept)
+            if block is not None:
+                yield block
+            break
+    yield from found
 
 
 def _source_counts(reading: SourceReading, store: TokenStore) -> SourceCounts:

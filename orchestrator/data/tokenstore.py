@@ -10,8 +10,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,16 @@ JOURNAL_FILE = "journal.jsonl"
 COMPLETE_FILE = "tokens.json"
 COMMIT_INTERVAL_S = 0.5
 COMMIT_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class StreamTotal:
+    """Where a stream stands."""
+
+    text_bytes: int = 0
+    tokens: int = 0
+    documents: int = 0
+    open_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,15 +52,10 @@ class JournalEntry:
     open_tokens: int
     """Tokens of the document that goes on in the next block."""
 
-
-@dataclass(frozen=True)
-class StreamTotal:
-    """Where a stream stands."""
-
-    text_bytes: int = 0
-    tokens: int = 0
-    documents: int = 0
-    open_tokens: int = 0
+    @property
+    def total(self) -> StreamTotal:
+        """Where the stream stood after this block."""
+        return StreamTotal(self.text_bytes, self.tokens, self.documents, self.open_tokens)
 
 
 class TokenStore:
@@ -62,23 +68,44 @@ class TokenStore:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob("*.tmp"):
             leftover.unlink()
-        self._done = self._read_journal()
-        self._totals = _totals(self._done)
+        self._totals: dict[str, StreamTotal] = {}
+        self.done_blocks = self._vouched()
+        """Blocks that were finished before this object was made."""
         self._files: dict[str, IO[bytes]] = {}
         self._pending: list[JournalEntry] = []
         self._last_commit = clock()
-        self._rewrite()
+        self.rewind(self.done_blocks)
 
-    @property
-    def done(self) -> tuple[JournalEntry, ...]:
-        """Blocks that were finished before this object was made."""
-        return tuple(self._done)
+    def entries(self) -> Iterator[JournalEntry]:
+        """What the journal says, a line at a time: it has one for every block. A line that a kill cut off ends it."""
+        try:
+            journal = (self.directory / JOURNAL_FILE).open()
+        except FileNotFoundError:
+            return
+        with journal:
+            for line in journal:
+                try:
+                    entry = JournalEntry(**json.loads(line))
+                except (ValueError, TypeError):
+                    return
+                yield entry
 
     def rewind(self, blocks: int) -> None:
-        """Keep the first `blocks` blocks and forget the others: what they were made from is not what it was."""
-        self._done = self._done[:blocks]
-        self._totals = _totals(self._done)
-        self._rewrite()
+        """Keep the first `blocks` blocks, cut everything else off. Before the first `append` only."""
+        self._totals = {}
+        temporary = self.directory / f"{JOURNAL_FILE}.tmp"
+        with temporary.open("w") as journal:
+            for entry in islice(self.entries(), blocks):
+                self._totals[entry.stream] = entry.total
+                journal.write(json.dumps(asdict(entry)) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        temporary.replace(self.directory / JOURNAL_FILE)
+        self.done_blocks = blocks
+        for path in [*self.directory.glob("*.tokens"), *self.directory.glob("*.documents")]:
+            total = self._totals.get(path.stem, StreamTotal())
+            wanted = total.tokens * self.dtype.itemsize if path.suffix == ".tokens" else total.documents * 8
+            os.truncate(path, wanted)
 
     def append(self, block: EncodedBlock) -> None:
         """Add the next block. On disk after the next `commit`, which comes by itself at least every
@@ -153,22 +180,14 @@ class TokenStore:
             self._files[name] = (self.directory / name).open("ab")
         return self._files[name]
 
-    def _read_journal(self) -> list[JournalEntry]:
-        """The entries up to the first that the token files do not bear out."""
-        try:
-            lines = (self.directory / JOURNAL_FILE).read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        entries: list[JournalEntry] = []
-        for line in lines:
-            try:
-                entry = JournalEntry(**json.loads(line))
-            except (ValueError, TypeError):
-                break  # the line a kill cut off
+    def _vouched(self) -> int:
+        """Blocks up to the first that the token files do not bear out."""
+        blocks = 0
+        for entry in self.entries():
             if not self._on_disk(entry):
                 break
-            entries.append(entry)
-        return entries
+            blocks += 1
+        return blocks
 
     def _on_disk(self, entry: JournalEntry) -> bool:
         size = self.dtype.itemsize
@@ -181,21 +200,6 @@ class TokenStore:
         except FileNotFoundError:
             return False
         return zlib.crc32(data) == entry.tokens_crc and documents >= entry.documents
-
-    def _rewrite(self) -> None:
-        """Cut every file back to what the journal says."""
-        write_text(self.directory / JOURNAL_FILE, "".join(json.dumps(asdict(entry)) + "\n" for entry in self._done))
-        for path in [*self.directory.glob("*.tokens"), *self.directory.glob("*.documents")]:
-            total = self._totals.get(path.stem, StreamTotal())
-            wanted = total.tokens * self.dtype.itemsize if path.suffix == ".tokens" else total.documents * 8
-            os.truncate(path, wanted)
-
-
-def _totals(entries: list[JournalEntry]) -> dict[str, StreamTotal]:
-    return {
-        entry.stream: StreamTotal(entry.text_bytes, entry.tokens, entry.documents, entry.open_tokens)
-        for entry in entries
-    }
 
 
 def write_text(path: Path, text: str) -> None:

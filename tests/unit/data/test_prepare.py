@@ -255,3 +255,43 @@ def test_blocks_whose_tokens_are_damaged_are_made_again(bench: Bench, monkeypatc
     (tokens / "s0.train.tokens").write_bytes(expected[:1000] + b"\0\0\0\0" + expected[1004:])
     (first.directory / "manifest.json").unlink()
     assert (bench.prepare(spec).directory / "s0.train.tokens").read_bytes() == expected
+
+
+def test_a_journal_of_other_text_is_not_believed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_CHARS", 500)
+    bench.jsonl("a.jsonl", sentences(300))
+    spec = job([{"files": ["a.jsonl"]}])
+    first = bench.prepare(spec)
+    expected = (first.directory / "s0.train.tokens").read_bytes()
+    tokens = bench.cache / "tokens" / first.manifest.tokens_fingerprint
+    (tokens / "tokens.json").unlink()
+    (first.directory / "manifest.json").unlink()
+    lines = (tokens / "journal.jsonl").read_text().splitlines(keepends=True)
+    entry = json.loads(lines[5])
+    lines[5] = json.dumps({**entry, "text_crc": entry["text_crc"] ^ 1}) + "\n"
+    (tokens / "journal.jsonl").write_text("".join(lines))
+    assert (bench.prepare(spec).directory / "s0.train.tokens").read_bytes() == expected
+
+
+def test_a_cache_that_cannot_be_written_is_said(bench: Bench) -> None:
+    bench.jsonl("a.jsonl", sentences(30))
+    bench.write("cache", "a file, not a directory")
+    with pytest.raises(DataError, match="cannot be written under") as caught:
+        bench.prepare(job([{"files": ["a.jsonl"]}]))
+    assert "data.cache_dir" in (caught.value.hint or "")
+
+
+def test_validating_on_training_files_is_warned_of(bench: Bench) -> None:
+    bench.jsonl("a.jsonl", sentences(30))
+    bench.prepare(job([{"files": ["a.jsonl"]}], validation={"sources": [{"files": ["*.jsonl"]}]}))
+    assert "a.jsonl is trained on and validated on" in bench.kinds(EventKind.WARNING)[0]["message"]
+
+
+def test_a_source_without_text_among_others_is_warned_of(bench: Bench) -> None:
+    bench.jsonl("a.jsonl", sentences(30))
+    bench.write("empty.txt", "")
+    dataset = bench.dataset(job([{"files": ["empty.txt"]}, {"files": ["a.jsonl"]}]))
+    assert bench.kinds(EventKind.WARNING) == [{"message": "there is no text in empty.txt"}]
+    assert len(set(dataset.train(0, dataset.manifest.train_samples).ids.tolist())) == dataset.manifest.train_samples
+    with pytest.raises(DataError, match=r"no text to train on in empty\.txt"):
+        bench.prepare(job([{"files": ["empty.txt"], "weight": 1.0}, {"files": ["a.jsonl"], "weight": 1.0}]))
