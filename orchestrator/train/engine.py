@@ -41,7 +41,8 @@ def parameter_groups(spec: JobSpec, model: nn.Module) -> list[dict[str, Any]]:
 
     A shape like [1, 1, n] is a vector. `_no_weight_decay` is how state-space models mark their exceptions.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

@@ -156,5 +156,17 @@ class TrainLoop:
             progress,
             context.spec.checkpoint.keep_last,
         )
-        self._checkpoint = str(saved.path)
+        self._checkpoint = saved.path
+        if context.session.rank == 0:
+            context.session.report_event(
+                EventKind.CHECKPOINT_SAVED,
+                {
+                    "step": outcome.step,
+                    "path": saved.path,
+                    "bytes": saved.size_bytes,
+                    "seconds": saved.seconds,
+                    "world_size": context.session.world_size,
+                    "stage": context.spec.zero.stage,
+                },
+            )
         return time.perf_counter() - started

@@ -125,6 +125,7 @@ def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
     import torch
 
     config = model_config(spec, manifest)
+    model: Any
     if spec.model.pretrained is not None:
         from orchestrator.train.pretrained import load_pretrained
 

@@ -89,16 +89,22 @@ def _check_reachable(name: str, revision: str | None) -> bool:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model.pretrained: there is no directory {name}", hint=_HINT)
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     revision = revision or "main"
     try:
         huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UsageError(f"model.pretrained: the hub has no {name} at revision {revision}", hint=_HINT) from error
-    except huggingface_hub.errors.HFValidationError as error:
+    except HFValidationError as error:
         raise UsageError(f"model.pretrained: {name} is neither a directory nor a hub id", hint=_HINT) from error
-    except (HfHubHTTPError, OSError, RuntimeError, *_transport_errors()) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, _transport_error()) as error:
         cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return True
@@ -108,11 +114,15 @@ def _check_reachable(name: str, revision: str | None) -> bool:
     return False
 
 
-def _transport_errors() -> tuple[type[BaseException], ...]:
-    """What the hub client's transport raises when there is no network."""
-    import httpx
+def _transport_error() -> type[Exception]:
+    """What the hub client's HTTP library raises where there is no network; the library differs between releases."""
+    import importlib
 
-    return (httpx.HTTPError,)
+    from huggingface_hub.utils._http import get_session
+
+    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    error: type[Exception] = library.HTTPError
+    return error
 
 
 def _check_vocabulary(name: str, config: "PretrainedConfig", manifest: DataManifest) -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from orchestrator.domain.session import Session
 
@@ -26,14 +27,14 @@ def join_process_group(session: Session, device: torch.device, timeout: timedelt
     TimeoutError where rank 0 does not publish in time.
     """
     if session.world_size == 1:
-        store: dist.Store = dist.HashStore()
+        store: Store = HashStore()
     elif session.rank == 0:
         # Bound before it is published; it listens on all addresses of the host, as torch offers no other way.
-        store = dist.TCPStore(session.node_ip, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(session.node_ip, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         session.publish(STORE_KEY, f"{session.node_ip}:{store.port}")
     else:
         host, _, port = session.lookup(STORE_KEY, timeout.total_seconds()).rpartition(":")
-        store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -36,10 +36,9 @@ def _attention_widths(config: Any) -> tuple[tuple[int, int], ...]:
     everything = 2**62
     window = getattr(config, "sliding_window", None) or everything
     if config.model_type == "gpt_neo":
-        kinds = list(config.attention_layers)
-        windows = [config.window_size if kind == "local" else everything for kind in kinds]
-    elif (kinds := getattr(config, "layer_types", None)) is not None:
-        windows = [window if kind == "sliding_attention" else everything for kind in kinds]
+        windows = [config.window_size if kind == "local" else everything for kind in config.attention_layers]
+    elif getattr(config, "layer_types", None) is not None:
+        windows = [window if kind == "sliding_attention" else everything for kind in config.layer_types]
     else:
         windows = [window] * layers
     return tuple((int(heads) * int(head_size), int(w)) for w in windows)

@@ -22,7 +22,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
     from orchestrator.spec.load import LoadedJob
 
@@ -130,7 +130,7 @@ def session_from_environment() -> StandaloneSession:
             f"RANK is set, but another of torchrun's variables is missing or no number: {error}",
             hint="Start it with torchrun, or unset RANK.",
         ) from error
-    from torch.distributed import PrefixStore, TCPStore
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(host, port, is_master=rank == 0 and not hosted, wait_for_workers=False)

@@ -2,15 +2,18 @@
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
+    from orchestrator.train.checkpointing import Progress
     from orchestrator.train.context import TrainContext
     from orchestrator.train.loop import LoopResult
 
@@ -115,9 +118,7 @@ def _train(context: "TrainContext") -> TrainResult:
     start = Progress(step=0, position=0)
     if plan.resume_from is not None:
         _phase(session, "restore")
-        from orchestrator.train.checkpointing import load_checkpoint
-
-        start = load_checkpoint(context.engine, session, plan.resume_from)
+        start = _restore(context, plan.resume_from)
     _phase(session, "train")
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and session.rank == 0:
@@ -132,6 +133,27 @@ def _train(context: "TrainContext") -> TrainResult:
     return TrainResult(step=result.step, finished=result.finished, facts=facts)
 
 
+def _restore(context: "TrainContext", checkpoint: str) -> "Progress":
+    """Put the checkpoint into the engine. Collective."""
+    from orchestrator.checkpoint.manifest import read_manifest
+    from orchestrator.train.checkpointing import load_checkpoint
+
+    session, started = context.session, time.perf_counter()
+    progress = load_checkpoint(context.engine, session, checkpoint)
+    if session.rank == 0:
+        session.report_event(
+            EventKind.CHECKPOINT_RESTORED,
+            {
+                "step": progress.step,
+                "path": checkpoint,
+                "seconds": time.perf_counter() - started,
+                "saved_world_size": read_manifest(session.fetch(checkpoint)).world_size,
+                "world_size": session.world_size,
+            },
+        )
+    return progress
+
+
 def _export(context: "TrainContext", result: "LoopResult") -> None:
     """Rank 0 alone: Hugging Face files from the last checkpoint, and a sample of what was learned."""
     from orchestrator.train.export import export_model
@@ -141,23 +163,31 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
     checkpoint = result.checkpoint or plan.resume_from
     if checkpoint is None:
         return
-    export_dir = Path(plan.run_dir) / "export"
-    # A run that is resumed to train longer has an older export there.
-    exported = export_model(session.fetch(checkpoint), spec, session.fetch(plan.data_dir), export_dir, force=True)
-    session.report_event(
-        EventKind.EXPORTED,
-        {
-            "path": str(export_dir),
-            "bytes": exported.size_bytes,
-            "parameters": exported.parameters,
-            "seconds": exported.seconds,
-        },
-    )
-    if spec.generate.prompt:
-        text = generate(
-            export_dir, spec.generate.prompt, spec.generate.max_new_tokens, spec.generate.temperature, spec.train.seed
+    target = RunLayout(Path(plan.run_dir)).export
+    with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
+        shared = target.parent.is_dir()
+        local = target if shared else Path(scratch) / "export"
+        exported = export_model(
+            session.fetch(checkpoint), spec, session.fetch(plan.data_dir), local, force=plan.resume_from is not None
         )
-        session.report_event(EventKind.SAMPLE, {"prompt": spec.generate.prompt, "text": text})
+        if not shared:
+            for file in sorted(path for path in local.rglob("*") if path.is_file()):
+                session.store(file, str(target / file.relative_to(local)))
+        session.report_event(
+            EventKind.EXPORTED,
+            {
+                "path": str(target),
+                "bytes": exported.size_bytes,
+                "parameters": exported.parameters,
+                "seconds": exported.seconds,
+            },
+        )
+        generation = spec.generate
+        if generation.prompt:
+            text = generate(
+                local, generation.prompt, generation.max_new_tokens, generation.temperature, spec.train.seed
+            )
+            session.report_event(EventKind.SAMPLE, {"prompt": generation.prompt, "text": text})
 
 
 def _phase(session: Session, phase: str) -> None:

@@ -28,14 +28,15 @@ IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transf
 
 @dataclass
 class FileSession:
-    """A `Session` over a shared directory. `stop_after`: asked to stop once this many steps are reported."""
+    """A `Session` over a shared directory. `stop_at_step`: asked to stop while this step is under way."""
 
     rank: int
     world_size: int
     directory: Path
-    stop_after: int | None = None
+    stop_at_step: int | None = None
     local_rank: int = 0
     node_ip: str = "127.0.0.1"
+    asked: int = 0
     steps: list[StepReport] = field(default_factory=list)
     events: list[tuple[EventKind, dict[str, Any]]] = field(default_factory=list)
 
@@ -46,8 +47,9 @@ class FileSession:
         self.events.append((kind, fields))
 
     def should_stop(self) -> bool:
-        # Steps are reported after the answer is asked for, hence the one that is under way.
-        return self.stop_after is not None and len(self.steps) + 1 >= self.stop_after
+        # Asked once a step.
+        self.asked += 1
+        return self.stop_at_step is not None and self.asked >= self.stop_at_step
 
     def publish(self, key: str, value: str) -> None:
         partial = self.directory / f".{key}.partial"
@@ -121,14 +123,16 @@ class TrainProcesses:
             self._processes.append(process)
             self._pipes.append(ours)
 
-    def run(self, plan: TrainPlan, world_size: int, stop_after: int | None = None) -> Outcome:
+    def run(self, plan: TrainPlan, world_size: int, stop_at_step: int | None = None) -> Outcome:
         """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
         self._cases += 1
         directory = self._scratch / f"case-{self._cases}"
         directory.mkdir(parents=True)
         pipes = self._pipes[:world_size]
         for rank, pipe in enumerate(pipes):
-            pipe.send((plan, FileSession(rank, world_size, directory, stop_after if rank == world_size - 1 else None)))
+            pipe.send(
+                (plan, FileSession(rank, world_size, directory, stop_at_step if rank == world_size - 1 else None))
+            )
         answers = self._answers(pipes)
         failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:
