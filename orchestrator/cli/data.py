@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from orchestrator.cli import render
 from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
-from orchestrator.domain.report import StepReport
 
 if TYPE_CHECKING:
     from orchestrator.data.manifest import DataManifest
@@ -126,13 +124,14 @@ def _prove(record: "RunRecord") -> "Proof":
     from orchestrator.data.verify import Mismatch, verify_run
     from orchestrator.metrics.json_file import read_json
     from orchestrator.spec.load import load_job
+    from orchestrator.store.history import read_steps
 
     layout = record.layout
     facts = read_json(layout.data)
     if not facts or not isinstance(facts.get("directory"), str):
         raise UsageError(f"run {record.id} has no record of its data ({layout.data})", hint="it ended before training")
     dataset = TokenDataset.open(Path(facts["directory"]))
-    proof = verify_run(_steps(layout.steps), dataset, load_job(layout.spec).spec.train.global_batch)
+    proof = verify_run(read_steps(layout.steps), dataset, load_job(layout.spec).spec.train.global_batch)
     recorded = facts.get("fingerprint")
     if recorded not in (None, dataset.manifest.fingerprint):
         what = f"the run used data {recorded}, {facts['directory']} holds {dataset.manifest.fingerprint}"
@@ -141,24 +140,6 @@ def _prove(record: "RunRecord") -> "Proof":
         what = f"the run finished {record.total_steps} steps, {proof.steps} are recorded"
         return replace(proof, ok=False, mismatch=Mismatch(proof.steps, what))
     return proof
-
-
-def _steps(path: Path) -> Iterator[StepReport]:
-    """The recorded steps in order. A last line without its end is one a kill cut off, and no record. Raises UsageError
-    where a line is no step."""
-    try:
-        file = path.open(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                report = StepReport.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}:{number} is not a step: {error}", hint="the file was altered") from error
-            yield report
 
 
 def _text(run: str, proof: "Proof") -> str:
