@@ -1,5 +1,6 @@
 """What is said when a run is over: where everything is, what came of it, what to try next. Text only."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from orchestrator.domain.layout import RunLayout
 
 
 def command(text: str, home: Path) -> str:
-    """A command that works where the user stands: with `CONVOY_HOME` where runs are not in the default place."""
-    return text if home == DEFAULT_HOME else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
+    """A command that works where the user stands: with `CONVOY_HOME` where the shell does not say it already."""
+    known = Path(os.environ.get("CONVOY_HOME") or DEFAULT_HOME)
+    return text if known == home else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
 
 
 def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:

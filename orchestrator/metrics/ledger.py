@@ -89,7 +89,9 @@ class Ledger:
         """Take an event that is known at `now_s`; its own time counts where it is plausible."""
         self._advance(min(event.time_s, now_s))
         if (category := _MEASURED.get(event.kind)) is not None:
-            self._carve(category, _number(event.fields.get("seconds")))
+            taken = self._carve(category, _number(event.fields.get("seconds")))
+            if category is Category.CHECKPOINTING:
+                self._step_checkpoint_s += taken
         if event.kind is EventKind.DATA_PROGRESS:
             self._switch(Category.PREPARING_DATA)
         elif event.kind in (EventKind.CLUSTER_READY, EventKind.DATA_READY):
@@ -108,7 +110,6 @@ class Ledger:
             self._close(Category.LOST)
             self._switch(Category.OTHER)
         elif event.kind is EventKind.CHECKPOINT_SAVED:
-            self._step_checkpoint_s += _number(event.fields.get("seconds"))
             self._remember_checkpoint(int(_number(event.fields.get("step"))))
         elif event.kind is EventKind.CHECKPOINT_RESTORED:
             self._rewind(int(_number(event.fields.get("step"))))
@@ -144,11 +145,12 @@ class Ledger:
     def _advance(self, time_s: float) -> None:
         self._now_s = max(self._now_s, time_s)
 
-    def _carve(self, category: Category, seconds: float) -> None:
-        """Book up to `seconds` of what lies open."""
+    def _carve(self, category: Category, seconds: float) -> float:
+        """Book up to `seconds` of what lies open; returns how much that was."""
         taken = min(seconds, self._now_s - self._open_s)
         self.seconds[category] += taken
         self._open_s += taken
+        return taken
 
     def _close(self, category: Category) -> None:
         self._carve(category, self._now_s - self._open_s)

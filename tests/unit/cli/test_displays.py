@@ -139,7 +139,8 @@ def seen(fails_at: int | None = None) -> RunView:
     return view
 
 
-def test_the_end_says_what_came_of_it_and_what_next() -> None:
+def test_the_end_says_what_came_of_it_and_what_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVOY_HOME", raising=False)
     text = summary.succeeded(seen(), LAYOUT, DEFAULT_HOME)
     assert "validation loss  8.0000 -> 4.5000  (-43.8%)" in text
     assert "/runs/tiny-1/export  (16.0 MiB)" in text
@@ -147,9 +148,12 @@ def test_the_end_says_what_came_of_it_and_what_next() -> None:
     assert "\x1b" not in text
     assert "\n  convoy generate tiny-1 --prompt 'def '" in text
     assert "\n  CONVOY_HOME='/my runs' convoy show tiny-1" in summary.succeeded(seen(), LAYOUT, Path("/my runs"))
+    monkeypatch.setenv("CONVOY_HOME", "/my runs")
+    assert "\n  convoy show tiny-1" in summary.succeeded(seen(), LAYOUT, Path("/my runs"))
 
 
-def test_a_failure_shows_the_first_workers_traceback_whole() -> None:
+def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVOY_HOME", raising=False)
     text = summary.failed(seen(fails_at=8), LAYOUT, DEFAULT_HOME, "worker 1: ValueError: boom")
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
