@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.placement import NodeCapacity
 from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
@@ -90,6 +92,8 @@ class Cluster:
         self._end_processes()
 
     def _end_processes(self) -> None:
+        # Workers notice the end of their raylet by themselves, but not at once.
+        self.worker_pids |= _descendants([process.pid for process in self.processes])
         # Raylets take many seconds to end on SIGTERM, and have nothing to save.
         for process in reversed(self.processes):
             process.kill()
@@ -183,6 +187,14 @@ def sweep_stale(directory: Path) -> None:
                 shutil.rmtree(root, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+def _descendants(pids: list[int]) -> set[int]:
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return found
 
 
 class ConvoyTimeout(Exception):

@@ -102,8 +102,8 @@ def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -
     """Why a worker's process died, and a hint, from Ray's message, its last output, and the number of processes the
     kernel killed for memory on that host since the run began.
 
-    Only a process's parent learns its exit status, and that is Ray. SIGKILL is what is left when nothing else
-    explains the end: every other fatal signal leaves a trace in the output, an exit leaves its code with Ray.
+    Only a process's parent learns its exit status, and that is Ray, which does not tell. SIGKILL is what is left when
+    nothing else explains the end: other fatal signals leave a trace in the output, an exit leaves its code with Ray.
     """
     if re.search(r"low on memory|out of memory \(OOM\)\.|memory monitor|OutOfMemory", ray_message):
         return "was killed by Ray's memory monitor: its host ran out of memory", MEMORY_HINT
@@ -116,7 +116,7 @@ def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -
     if oom_kills:
         return "was killed by SIGKILL, most likely by the kernel for want of memory", MEMORY_HINT
     return (
-        "was killed by SIGKILL (it left no trace, as any other signal would have)",
+        "was killed by SIGKILL, or left by _exit: it left no trace, as another signal would have",
         "somebody or something killed it; where that was the kernel for want of memory, `dmesg` on its host says so",
     )
 

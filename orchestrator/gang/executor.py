@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ray
 
 from orchestrator.domain.errors import DataError
+from orchestrator.gang.processes import die_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +79,7 @@ class _Held:
 
 
 def _apply(shared: list[Any], item: Any) -> Any:
+    die_with_parent()
     key = shared[0].hex()
     if _Held.key != key or _Held.fn is None:
         _Held.fn, _Held.key = ray.get(shared[0]), key

@@ -30,6 +30,7 @@ from orchestrator.gang.decide import (
 from orchestrator.gang.files import FileServer, write_marker
 from orchestrator.gang.outbox import Batch, Lease, Published
 from orchestrator.gang.placement import Request
+from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.ray_session import Assignment
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, Raised, WorkerActor
 
@@ -37,6 +38,7 @@ POLL_S = 0.5
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
 TICK_S = 0.1
 TAIL_LINES = 40
+LAST_WORDS_S = 0.6
 START_TIMEOUT_S = 120.0
 
 
@@ -72,7 +74,7 @@ class GangOutcome:
     failure: Failure | None
     stopped: bool
     step: int
-    """Last step reported."""
+    """Last step that rank 0 reported or returned."""
 
 
 class Gang:
@@ -112,7 +114,7 @@ class Gang:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"{len(waiting)} of {len(self._actors)} workers' processes did not start in {START_TIMEOUT_S:.0f} s",
+                    f"{len(waiting)} of {len(self._actors)} worker processes did not start in {START_TIMEOUT_S:.0f} s",
                     hint="the nodes are overloaded, or Python there cannot import convoy: see Ray's logs on them",
                 )
         try:
@@ -268,8 +270,7 @@ class Gang:
 
     def _conclude(self, action: Action, observers: Sequence[Observer], stopping: bool) -> GangOutcome:
         """Collect what can still be said, kill who is left, name the cause."""
-        for member in self.members:
-            self._last_words(member, observers)
+        self._last_words(observers)
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
         if action is not Action.KILL:
@@ -286,19 +287,31 @@ class Gang:
                 observer.on_event(event)
         results = tuple(member.result for member in self.members if member.result is not None)
         stopped = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
-        return GangOutcome(results, cause, stopped, max([self._step, *(result.step for result in results)]))
+        return GangOutcome(
+            results,
+            cause,
+            stopped,
+            max([self._step, *(m.result.step for m in self.members[:1] if m.result is not None)]),
+        )
 
-    def _last_words(self, member: Member, observers: Sequence[Observer]) -> None:
-        """Everything still queued in a worker, or left in the output file of one that died."""
-        if member.failure is not None and member.failure.ending is not Ending.RAISED:
-            tail = last_lines(Path(member.hello.output), 1000)
-            self._log(member, unseen_lines(tail, list(member.recent)), observers)
+    def _last_words(self, observers: Sequence[Observer]) -> None:
+        """Everything still queued in workers, or left in the output files of those that died; briefly."""
+        refs: dict[Any, Member] = {}
+        for member in self.members:
+            if member.failure is not None and member.failure.ending is not Ending.RAISED:
+                tail = last_lines(Path(member.hello.output), 1000)
+                self._log(member, unseen_lines(tail, list(member.recent)), observers)
+                continue
+            if member.poll_ref is not None:
+                refs[member.poll_ref] = member
+                member.poll_ref = None
+            refs[member.actor.poll.remote(0.0)] = member
+        if not refs:
             return
-        refs = [ref for ref in (member.poll_ref,) if ref is not None] + [member.actor.poll.remote(0.0)]
-        for ref in refs:
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=LAST_WORDS_S)
+        for ref in [ref for ref in refs if ref in set(ready)]:  # in the order they were asked for
             with contextlib.suppress(ray.exceptions.RayError):
-                self._digest(member, ray.get(ref, timeout=1.0), observers)
-        member.poll_ref = None
+                self._digest(refs[ref], ray.get(ref), observers)
 
     def _serve_files(self, plan: TrainPlan, readable: Sequence[str]) -> FileAccess:
         run_dir = Path(plan.run_dir)
@@ -306,11 +319,19 @@ class Gang:
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
-        server_class = ray.remote(num_cpus=0, max_concurrency=4)(FileServer)
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(_BoundFileServer if self._local else FileServer)
         self._server = server_class.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
         ).remote(roots, plan.run_dir)
         return FileAccess(self._server, str(marker), word, self._run_id)
+
+
+class _BoundFileServer(FileServer):
+    """The file server of a local cluster: its process dies with its raylet."""
+
+    def __init__(self, roots: tuple[str, ...], writable: str) -> None:
+        die_with_parent()
+        super().__init__(roots, writable)
 
 
 def _actor_class() -> Any:

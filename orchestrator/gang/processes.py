@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -66,11 +67,14 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def kept_signal_handlers(numbers: Sequence[int]) -> Iterator[None]:
-    """Put the kernel's handlers of these signals back afterwards.
+    """Put the handlers of these signals back afterwards, Python's and the kernel's.
 
     Ray's core installs a C++ handler for SIGTERM that prints a stack and dies, under Python's feet: our own
     handler would never run. `signal.signal` cannot mend it from another thread than the main one; the C call can.
+    In the main thread Ray replaces Python's handler too.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers} if in_main_thread else {}
     libc = ctypes.CDLL(None, use_errno=True)
     saved = {}
     for number in numbers:
@@ -80,5 +84,7 @@ def kept_signal_handlers(numbers: Sequence[int]) -> Iterator[None]:
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for number, buffer in saved.items():
             libc.sigaction(number, buffer, None)

@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.spec.job import JobSpec
 
 USABLE = 0.8
-"""Share of memory that may be planned for: the rest is fragmentation, collectives' buffers, and the estimate's error."""
+"""Share of memory that may be planned for: the rest is fragmentation, collectives' buffers, the estimate's error."""
 PROCESS_BYTES = 700 * 1024 * 1024
 """A worker with torch and DeepSpeed imported, before it has a model."""
 MAX_MICRO_BATCH = 1024

@@ -4,7 +4,9 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import EventKind
@@ -113,6 +115,23 @@ def never_stops(session: Session, plan: TrainPlan) -> TrainResult:
     if session.rank == 0:
         session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
         session.report_step(a_step(1, session.world_size))
+        session.report_step(a_step(2, session.world_size))
         time.sleep(0.5)
     ctypes.PyDLL(None).sleep(120)
     return TrainResult(0, False)
+
+
+def through_files(session: Session, plan: TrainPlan) -> TrainResult:
+    """Fetch the prepared data and put a file into the run's directory, on a host that sees neither."""
+    local = session.fetch(plan.data_dir)
+    if str(local) == plan.data_dir:
+        raise AssertionError("the driver's path was used")
+    originals = {str(p.relative_to(plan.data_dir)): p for p in Path(plan.data_dir).rglob("*") if p.is_file()}
+    for relative, original in originals.items():
+        if (local / relative).read_bytes() != original.read_bytes():
+            raise AssertionError(f"{relative} differs")
+    if session.rank == 1:
+        written = Path(tempfile.mkdtemp()) / "x"
+        written.write_text("written elsewhere")
+        session.store(written, f"{plan.run_dir}/from-rank-1.txt")
+    return TrainResult(1, len(originals) > 2)

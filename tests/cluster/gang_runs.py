@@ -1,8 +1,8 @@
 """Small jobs on local clusters, and what must not be left behind by them."""
 
 import json
-import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ ENTRIES = "tests.cluster.entries"
 
 
 class Recording:
-    """Observer that keeps everything."""
+    """Observer that keeps everything; with `stop`, it asks for the end at the second step."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self.stop = stop
+        self.stopped_s = 0.0
         self.events: list[Event] = []
         self.steps: list[StepReport] = []
 
@@ -29,6 +31,9 @@ class Recording:
 
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)
+        if self.stop is not None and len(self.steps) == 2:
+            self.stopped_s = time.monotonic()
+            self.stop.set()
 
     def of(self, kind: EventKind) -> list[dict[str, Any]]:
         return [event.fields for event in self.events if event.kind is kind]
@@ -59,13 +64,12 @@ def write_job(directory: Path, name: str = "gang", **changes: Any) -> Path:
     return path
 
 
-def run(
-    directory: Path, entry: str, stop: threading.Event | None = None, **changes: Any
-) -> tuple[RunOutcome, Recording]:
-    """Run a small job with an entry point of `entries`, in this process."""
-    recording = Recording()
+def run(directory: Path, entry: str, stop_early: bool = False, **changes: Any) -> tuple[RunOutcome, Recording]:
+    """Run a small job with an entry point of `entries`, in this process; `stop_early` stops it at its second step."""
+    stop = threading.Event()
+    recording = Recording(stop if stop_early else None)
     job = load_job(write_job(directory, **changes))
-    outcome = run_job(job, directory / "runs", [recording], stop or threading.Event(), f"{ENTRIES}:{entry}")
+    outcome = run_job(job, directory / "runs", [recording], stop, f"{ENTRIES}:{entry}")
     return outcome, recording
 
 
@@ -90,4 +94,5 @@ def all_pids() -> set[int]:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    """What lies in shared memory, semaphores of other programs' multiprocessing left out."""
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}

@@ -1,0 +1,85 @@
+"""What the driver makes of the facts about a gang."""
+
+import pytest
+
+from orchestrator.gang.decide import (
+    GATHER_S,
+    GRACE_S,
+    Action,
+    Ending,
+    Failure,
+    GangFacts,
+    decide,
+    explain_death,
+    root_cause,
+    unseen_lines,
+)
+
+pytestmark = pytest.mark.unit
+
+VICTIM = Failure(0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:4711")
+CULPRIT = Failure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
+KILLED = Failure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
+
+
+def facts(
+    now_s: float = 11.0, returned: int = 0, failures: tuple[Failure, ...] = (), stop_since_s: float | None = None
+) -> GangFacts:
+    return GangFacts(now_s, 4, returned, failures, stop_since_s)
+
+
+def test_goes_on_until_all_have_returned() -> None:
+    assert decide(facts()) is Action.CONTINUE
+    assert decide(facts(returned=3)) is Action.CONTINUE
+    assert decide(facts(returned=4)) is Action.FINISH
+
+
+def test_a_failure_of_its_own_ends_the_run_at_once() -> None:
+    assert decide(facts(10.5, failures=(CULPRIT,))) is Action.FAIL
+    assert decide(facts(10.7, failures=(VICTIM, KILLED))) is Action.FAIL
+
+
+def test_a_failed_collective_waits_for_its_cause() -> None:
+    assert decide(facts(10.0 + GATHER_S / 2, failures=(VICTIM,))) is Action.CONTINUE
+    assert decide(facts(10.0 + GATHER_S, failures=(VICTIM,))) is Action.FAIL
+    assert decide(facts(10.1, returned=3, failures=(VICTIM,))) is Action.FAIL
+
+
+def test_the_cause_is_not_the_first_to_complain() -> None:
+    assert root_cause([VICTIM, CULPRIT]) is CULPRIT
+    assert root_cause([VICTIM, KILLED, CULPRIT]) is CULPRIT
+    assert root_cause([VICTIM]) is VICTIM
+
+
+def test_stop_waits_then_kills() -> None:
+    assert decide(facts(20.0, stop_since_s=19.9)) is Action.STOP
+    assert decide(facts(20.0 + GRACE_S, stop_since_s=20.0)) is Action.KILL
+    assert decide(facts(20.1, returned=4, stop_since_s=20.0)) is Action.FINISH
+
+
+def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
+    assert decide(facts(20.1, failures=(VICTIM,), stop_since_s=20.0)) is Action.STOP
+    assert decide(facts(20.1, returned=3, failures=(VICTIM,), stop_since_s=20.0)) is Action.KILL
+
+
+@pytest.mark.parametrize(
+    ("message", "lines", "oom_kills", "said"),
+    [
+        ("connection error code 2. End of file.", ["Fatal Python error: Segmentation fault"], 0, "SIGSEGV"),
+        ("connection error code 2. End of file.", ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
+        ("Worker exits with an exit code 3.", [], 0, "exit code 3"),
+        ("connection error code 2. End of file.", ["step 3"], 0, "SIGKILL"),
+        ("connection error code 2. End of file.", ["step 3"], 1, "want of memory"),
+        ("Task was killed due to the node running low on memory.", [], 0, "memory monitor"),
+    ],
+)
+def test_a_death_is_explained(message: str, lines: list[str], oom_kills: int, said: str) -> None:
+    assert said in explain_death(message, lines, oom_kills)[0]
+
+
+def test_lines_that_did_not_arrive() -> None:
+    assert unseen_lines(["a", "b", "c"], ["a", "b"]) == ["c"]
+    assert unseen_lines(["b", "c", "d"], ["a", "b", "c"]) == ["d"]
+    assert unseen_lines(["x", "x", "x"], ["x", "x"]) == []
+    assert unseen_lines(["a"], []) == ["a"]
+    assert unseen_lines([], ["a"]) == []

@@ -1,0 +1,139 @@
+"""Files between hosts: the server's fence, and copies that are whole or not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.gang import files as module
+from orchestrator.gang.files import Chunk, Files, FileServer, write_marker
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "sub").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
+
+
+def remote(run_dir: Path, server: FileServer) -> Files:
+    marker, word = write_marker(run_dir)
+    return Files(server, str(marker), word, run_dir.parent / "cache", {"CONVOY_FILE_TRANSPORT": "remote"})
+
+
+def server_of(run_dir: Path) -> FileServer:
+    return FileServer((str(run_dir),), str(run_dir))
+
+
+def test_a_shared_file_system_is_recognised(run_dir: Path) -> None:
+    marker, word = write_marker(run_dir)
+    server = server_of(run_dir)
+    files = Files(server, str(marker), word, run_dir.parent / "cache", {})
+    assert files.shared
+    assert files.fetch(str(run_dir)) == run_dir
+    assert not Files(server, str(marker), "another word", run_dir.parent / "cache", {}).shared
+    assert not Files(server, str(run_dir / "nothing"), word, run_dir.parent / "cache", {}).shared
+    with pytest.raises(FileNotFoundError):
+        files.fetch(str(run_dir / "nothing"))
+
+
+def test_directories_and_files_are_copied_once(run_dir: Path) -> None:
+    data = {"a.bin": os.urandom(3500), "sub/b.bin": os.urandom(1000), "empty": b""}
+    for name, content in data.items():
+        (run_dir / name).write_bytes(content)
+    files = remote(run_dir, server_of(run_dir))
+    local = files.fetch(str(run_dir))
+    assert local != run_dir
+    assert {name: (local / name).read_bytes() for name in data} == data
+    before = (local / "a.bin").stat().st_ino
+    assert files.fetch(str(run_dir / "a.bin")).stat().st_ino == before
+    (run_dir / "a.bin").write_bytes(b"changed")
+    assert files.fetch(str(run_dir / "a.bin")).read_bytes() == b"changed"
+    with pytest.raises(FileNotFoundError):
+        files.fetch(str(run_dir / "nothing"))
+
+
+def test_a_stored_file_is_whole(run_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for size in (0, 1, 1000, 2500):
+        source.write_bytes(os.urandom(size))
+        remote(run_dir, server_of(run_dir)).store(source, str(run_dir / "new" / f"{size}.bin"))
+        assert (run_dir / "new" / f"{size}.bin").read_bytes() == source.read_bytes()
+    assert {path.name for path in (run_dir / "new").iterdir()} == {"0.bin", "1.bin", "1000.bin", "2500.bin"}
+
+
+def test_storing_in_place_does_nothing(run_dir: Path) -> None:
+    marker, word = write_marker(run_dir)
+    (run_dir / "x").write_text("x")
+    inode = (run_dir / "x").stat().st_ino
+    Files(server_of(run_dir), str(marker), word, run_dir, {}).store(run_dir / "x", str(run_dir / "x"))
+    assert (run_dir / "x").stat().st_ino == inode
+
+
+def test_nothing_outside_the_roots_is_touched(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (run_dir / "link").symlink_to(tmp_path / "secret")
+    server = server_of(run_dir)
+    for path in (tmp_path / "secret", run_dir / ".." / "secret", run_dir / "link", Path(f"{run_dir}-other/x")):
+        with pytest.raises(PermissionError):
+            server.listing(str(path))
+        with pytest.raises(PermissionError):
+            server.read(str(path), 0, 0)
+        with pytest.raises(PermissionError):
+            server.write(str(path), "token", 0, b"x")
+    with pytest.raises(PermissionError):
+        server.write(str(run_dir / "x"), "../../token", 0, b"x")
+    assert (tmp_path / "secret").read_text() == "secret"
+    reader = FileServer((str(run_dir), str(tmp_path / "data")), str(run_dir))
+    with pytest.raises(PermissionError):
+        reader.write(str(tmp_path / "data" / "x"), "token", 0, b"x")
+
+
+class Unreliable(FileServer):
+    """Damages the nth chunk, or breaks off there."""
+
+    def __init__(self, run_dir: Path, at: int, breaks: bool) -> None:
+        super().__init__((str(run_dir),), str(run_dir))
+        self.reads, self.at, self.breaks = 0, at, breaks
+
+    def read(self, path: str, offset: int, crc: int) -> Chunk:
+        self.reads += 1
+        chunk = super().read(path, offset, crc)
+        if self.reads != self.at:
+            return chunk
+        if self.breaks:
+            raise ConnectionError("gone")
+        return Chunk(bytes([chunk.data[0] ^ 1]) + chunk.data[1:], chunk.crc)
+
+
+def test_a_damaged_chunk_is_fetched_again(run_dir: Path) -> None:
+    (run_dir / "a").write_bytes(os.urandom(3500))
+    assert (
+        remote(run_dir, Unreliable(run_dir, 2, False)).fetch(str(run_dir / "a")).read_bytes()
+        == (run_dir / "a").read_bytes()
+    )
+
+
+def test_a_broken_copy_goes_on_where_it_was(run_dir: Path) -> None:
+    (run_dir / "a").write_bytes(os.urandom(3500))
+    files = remote(run_dir, Unreliable(run_dir, 3, True))
+    with pytest.raises(ConnectionError):
+        files.fetch(str(run_dir / "a"))
+    server = Unreliable(run_dir, -1, False)
+    files = remote(run_dir, server)
+    assert files.fetch(str(run_dir / "a")).read_bytes() == (run_dir / "a").read_bytes()
+    assert server.reads == 3 + 4  # the last two chunks and the end; then all four, to check
+
+
+def test_a_file_that_arrives_short_is_not_committed(run_dir: Path) -> None:
+    server = server_of(run_dir)
+    server.write(str(run_dir / "x"), "t", 0, b"abc")
+    with pytest.raises(OSError, match="checksum"):
+        server.commit(str(run_dir / "x"), "t", 4, 0)
+    assert not (run_dir / "x").exists()

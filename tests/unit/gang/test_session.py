@@ -1,0 +1,90 @@
+"""The queues between a training thread and its agent."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.gang import outbox as module
+from orchestrator.gang.files import Files, FileServer
+from orchestrator.gang.outbox import Lease, Outbox, Published
+from orchestrator.gang.ray_session import Assignment, RaySession
+from orchestrator.gang.worker_actor import describe, worker_environment
+
+pytestmark = pytest.mark.unit
+
+LEASE = Lease(0, 0, "start")
+
+
+def session(tmp_path: Path) -> tuple[RaySession, Outbox]:
+    outbox = Outbox()
+    files = Files(FileServer((str(tmp_path),), str(tmp_path)), str(tmp_path / "m"), "w", tmp_path / "cache", {})
+    return RaySession(Assignment(1, 2, 0, "127.0.0.1"), outbox, files), outbox
+
+
+def test_a_poll_returns_as_soon_as_there_is_something() -> None:
+    outbox = Outbox()
+    threading.Timer(0.05, outbox.put, [Published("a", "1")]).start()
+    started = time.monotonic()
+    batch = outbox.take(LEASE, 10.0)
+    assert time.monotonic() - started < 5.0
+    assert batch.items == (Published("a", "1"),)
+    assert outbox.take(LEASE, 0.0).items == ()
+
+
+def test_lines_are_bounded_and_losses_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINES", 3)
+    outbox = Outbox()
+    outbox.put_lines(["1", "2", "3", "4", "5"])
+    batch = outbox.take(LEASE, 0.0)
+    assert (batch.lines, batch.lines_dropped) == (("3", "4", "5"), 2)
+    assert outbox.take(LEASE, 0.0).lines_dropped == 0
+
+
+def test_what_a_session_says(tmp_path: Path) -> None:
+    worker, outbox = session(tmp_path)
+    worker.report_event(EventKind.WORKER_PHASE, {"rank": 1, "phase": "build"})
+    worker.publish("key", "value")
+    items = outbox.take(LEASE, 0.0).items
+    assert isinstance(items[0], Event)
+    assert items[1] == Published("key", "value")
+    assert worker.lease == Lease(1, 0, "build")
+    assert worker.lookup("key", 0.0) == "value"
+
+
+def test_lookup_waits_and_gives_up(tmp_path: Path) -> None:
+    worker, _ = session(tmp_path)
+    threading.Timer(0.05, worker.deliver, [{"late": "x"}]).start()
+    assert worker.lookup("late", 10.0) == "x"
+    with pytest.raises(TimeoutError, match="'never' within 0 s"):
+        worker.lookup("never", 0.01)
+
+
+def test_stop_is_seen(tmp_path: Path) -> None:
+    worker, _ = session(tmp_path)
+    assert not worker.should_stop()
+    worker.request_stop()
+    assert worker.should_stop()
+
+
+def test_environment_of_a_worker() -> None:
+    env = worker_environment(2.0, 0, {"HF_HUB_OFFLINE": "1", "SECRET": "x"})
+    assert (env["OMP_NUM_THREADS"], env["DS_ACCELERATOR"], env["HF_HUB_OFFLINE"]) == ("2", "cpu", "1")
+    assert "SECRET" not in env
+    assert worker_environment(2.0, 1, {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
+    assert "DS_ACCELERATOR" not in worker_environment(2.0, 1, {})
+
+
+def test_an_exception_as_text() -> None:
+    try:
+        try:
+            raise KeyError("inner")
+        except KeyError as inner:
+            raise ValueError("outer") from inner
+    except ValueError as error:
+        raised = describe(3, error)
+    assert (raised.rank, raised.type, raised.message) == (3, "ValueError", "outer")
+    assert "KeyError: 'inner'" in raised.traceback_text
+    assert "The above exception was the direct cause" in raised.traceback_text
