@@ -3,7 +3,8 @@
 from typing import Any
 
 from orchestrator.cli import render
-from orchestrator.domain.events import EventKind
+from orchestrator.cli.summary import command
+from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.json_file import read_json
 from orchestrator.store.history import current_steps, read_events
@@ -80,6 +81,9 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
         lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]
     lines += [f"  warning     {render.printable(str(message))}" for message in value["warnings"][-3:]]
     lines += _ledger_lines(value["ledger"])
+    resumable = not record.active and record.state is not RunState.SUCCEEDED
+    if resumable and any(each["kept"] for each in value["checkpoints"]):
+        lines += ["", f"Go on with it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
     return "\n".join(lines)
 
 

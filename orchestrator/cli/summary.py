@@ -13,7 +13,7 @@ from orchestrator.domain.layout import RunLayout
 def command(text: str, home: Path) -> str:
     """A command that works where the user stands: with `CONVOY_HOME` where the shell does not say it already."""
     known = Path(os.environ.get("CONVOY_HOME") or DEFAULT_HOME)
-    return text if known == home else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
+    return text if known.absolute() == home.absolute() else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
 
 
 def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:

@@ -1,45 +1,49 @@
 """What a running Ray cluster offers, as one JSON object: `python -m orchestrator.gang.facts ADDRESS`.
 
-Run in a process of its own with a time limit: connecting to a cluster that does not answer takes long.
+Run in a process of its own with a time limit: Ray in a process cannot be made to give up.
 """
 
 import contextlib
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+from orchestrator.domain.errors import ClusterError
 
 
 def cluster_facts(address: str) -> dict[str, Any]:
-    """Joins as a driver and leaves. Keys: ray, nodes (ip, alive, resources), total, available.
+    """Joins as a run would, and leaves. Keys: ray (version), nodes (address, total, free: resources by name).
 
-    Raises whatever Ray raises.
+    Raises ClusterError.
     """
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    from orchestrator.gang.cluster import connect
+
+    cluster = connect(address)
     try:
         nodes = [
-            {"ip": node["NodeManagerAddress"], "alive": node["Alive"], "resources": _plain(node.get("Resources", {}))}
-            for node in ray.nodes()
+            {"address": node.address, "total": _plain(node.total), "free": _plain(node.free)}
+            for node in cluster.nodes()
         ]
-        total, available = _plain(ray.cluster_resources()), _plain(ray.available_resources())
-        return {"ray": ray.__version__, "nodes": nodes, "total": total, "available": available}
     finally:
-        ray.shutdown()
+        cluster.close()
+    return {"ray": ray.__version__, "nodes": nodes}
 
 
-def _plain(resources: dict[str, float]) -> dict[str, float]:
+def _plain(resources: Mapping[str, float]) -> dict[str, float]:
     """Without the marker each node has of itself."""
     return {name: amount for name, amount in resources.items() if not name.startswith("node:")}
 
 
 def main(address: str) -> int:
-    """Print the facts, or `{"error": ...}` with exit code 1."""
+    """Print the facts, or `{"error": ..., "hint": ...}` with exit code 1."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             facts = cluster_facts(address)
-    except Exception as error:  # noqa: BLE001  # Ray raises many kinds; all mean that it cannot be used
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    except ClusterError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
         return 1
     print(json.dumps(facts))
     return 0

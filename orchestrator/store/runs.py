@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -92,6 +92,15 @@ class RunRecord:
         }
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What tells one run from another."""
+
+    layout: RunLayout
+    name: str
+    created_s: float
+
+
 class RunStore:
     """Every run under one directory. Several processes may use it at once; each run has one writer, its driver."""
 
@@ -175,22 +184,34 @@ class RunStore:
             record = read_record(layout) if layout.state.is_file() else None
             if record is not None:
                 return record
-        records = self.list()
-        if not records:
+        heads = self._heads()
+        if not heads:
             raise UsageError(
                 f"there is no run {query!r}: no runs under {self.home.absolute()}",
                 hint="start one with `convoy run JOB.yaml`, or point CONVOY_HOME (or --home) at where runs are",
             )
         if query == "last":
-            return records[0]
-        named = [record for record in records if record.name == query]
-        matching = named[:1] or [record for record in records if query and record.id.startswith(query)]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            shown = ", ".join(record.id for record in matching[:5]) + (", ..." if len(matching) > 5 else "")
+            matching = list(heads[:1])
+        else:
+            named = [head for head in heads if head.name == query]
+            matching = named[:1] or [head for head in heads if query and head.layout.run_id.startswith(query)]
+        if len(matching) > 1:
+            shown = ", ".join(head.layout.run_id for head in matching[:5]) + (", ..." if len(matching) > 5 else "")
             raise UsageError(f"{query!r} is the start of {len(matching)} runs: {shown}", hint="give more of the id")
-        raise UsageError(f"there is no run {query!r} under {self.home.absolute()}", hint=_closest(query, records))
+        record = read_record(matching[0].layout) if matching else None
+        if record is None:
+            raise UsageError(f"there is no run {query!r} under {self.home.absolute()}", hint=_closest(query, heads))
+        return record
+
+    def _heads(self) -> tuple["_Head", ...]:
+        """Every run, newest first, without its progress: cheap with thousands of them."""
+        heads = []
+        for layout in self._layouts():
+            value = read_json(layout.state)
+            if value is not None and _parse_state(value.get("state")) is not None:
+                name = str(value.get("name") or _name_of(layout.run_id))
+                heads.append(_Head(layout, name, _number(value.get("created_s"))))
+        return tuple(sorted(heads, key=lambda head: (head.created_s, head.layout.run_id), reverse=True))
 
     def _layouts(self) -> Iterator[RunLayout]:
         try:
@@ -262,8 +283,8 @@ def _name_of(run_id: str) -> str:
     return re.sub(r"-\d{8}-\d{6}-[0-9a-f]{4}$", "", run_id)
 
 
-def _closest(query: str, records: list[RunRecord]) -> str:
+def _closest(query: str, heads: Sequence[_Head]) -> str:
     # Ids differ from a mistyped job name mostly by their date: compare with names as well.
-    candidates = [record.id for record in records] + [record.name for record in records] + ["last"]
+    candidates = [head.layout.run_id for head in heads] + [head.name for head in heads] + ["last"]
     close = list(dict.fromkeys(difflib.get_close_matches(query, candidates, n=3, cutoff=0.5)))
     return f"did you mean {' or '.join(close)}? `convoy runs` lists them" if close else "`convoy runs` lists them"

@@ -83,6 +83,7 @@ def test_a_failed_run_says_who_failed(recorded: Recorded) -> None:
     text = convoy(layout.root.parent, "show", "tiny").output
     assert "failed: worker 1: ValueError: boom" in text
     assert "Worker 1 failed: ValueError: boom" in text
+    assert f"convoy run --resume {layout.run_id}" in text
 
 
 def test_a_run_that_never_trained_is_shown_too(tmp_path: Path) -> None:
