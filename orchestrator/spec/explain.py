@@ -51,7 +51,7 @@ def explain(errors: list[Any], data: Any, root: Node) -> tuple[list[Problem], se
     problems = []
     for path in paths:
         kind = kinds[path]["type"]
-        if kind == "missing":
+        if kind == "missing" and find(root, path) is None:
             if path not in meant:
                 problems.append(_missing(path, root))
         elif path in unknown:
@@ -99,7 +99,8 @@ def found(node: Node | None) -> str:
     if isinstance(node, MapNode):
         return "a section" if node.keys else "an empty section"
     if isinstance(node, ListNode):
-        return "a list" if node.items else "an empty list"
+        count = len(node.items)
+        return f"a list of {count} item{'s' if count != 1 else ''}" if count else "an empty list"
     if node is None or (node.value is None and not node.text):
         return "empty"
     origin = f" (from {quote(node.raw)})" if node.raw != node.text else ""

@@ -47,7 +47,6 @@ def json_schema() -> dict[str, Any]:
     _exclusions(definitions)
     _deepspeed(definitions["ZeroSpec"]["properties"]["deepspeed"])
     definitions["ModelSpec"]["allOf"] = list(_configs())
-    definitions.pop("JsonValue", None)
     result = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Convoy job",

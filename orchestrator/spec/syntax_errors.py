@@ -19,10 +19,16 @@ def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Any]
     if not isinstance(error, yaml.MarkedYAMLError):
         return Problem(place(yaml.Mark("", 0, 0, 0, None, 0)), f"this is not YAML that can be read: {error}")
     mark = error.problem_mark or error.context_mark or yaml.Mark("", 0, 0, 0, None, 0)
-    if error.problem and "could not find expected ':'" in error.problem and error.context_mark:
-        mark = error.context_mark  # the line that lacks it; the problem shows on the next one
+    shows_later = "could not find expected ':'" in (error.problem or "") or _unquoted_star(error)
+    if shows_later and error.context_mark:
+        mark = error.context_mark  # where the mistake is; PyYAML meets it further on
     message, hint = _words(error, text, mark)
     return Problem(place(mark), message, hint)
+
+
+def _unquoted_star(error: yaml.MarkedYAMLError) -> bool:
+    context = error.context or ""
+    return "scanning an alias" in context or "scanning an anchor" in context
 
 
 def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str | None]:
@@ -45,6 +51,9 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
     if "found unexpected end of stream" in problem or "found unexpected document" in problem:
         opened = f" opened on line {error.context_mark.line + 1}" if error.context_mark else ""
         return f"the text ends inside a quoted text{opened}", "close the quotes"
+    if "expected ',' or" in problem and line[max(0, mark.column - 1) : mark.column + 1] == "${":
+        hint = "quote it; where a number is wanted, write the section as `key: value` lines instead"
+        return "a variable stands unquoted inside [ ] or { }", hint
     if "expected ',' or" in problem:
         close = "]" if "sequence" in (error.context or "") else "}"
         opened = f" opened on line {error.context_mark.line + 1}" if error.context_mark else ""
@@ -52,8 +61,7 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
     if "found character" in problem and "cannot start any token" in problem:
         found = line[mark.column] if mark.column < len(line) else "this character"
         return f"a value cannot start with `{found}` unless it is quoted", f"put quotes around it: '{found}...'"
-    if "scanning an alias" in (error.context or "") or "scanning an anchor" in (error.context or ""):
-        mark = error.context_mark or mark
+    if _unquoted_star(error):
         found = line[mark.column : mark.column + 1] or "*"
         return (
             f"a text that begins with `{found}` must be quoted",

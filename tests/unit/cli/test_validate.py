@@ -1,0 +1,80 @@
+"""`convoy validate` and `convoy schema` as a user or a program calls them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator.cli.validate import schema, validate
+from orchestrator.spec.schema import json_schema
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
+
+
+def call(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(validate, arguments, input=stdin)
+
+
+def test_a_valid_job_is_summed_up_on_stdout() -> None:
+    result = call(QUICKSTART, "--set", "resources.workers={min: 2, max: 3}")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "valid" in result.stdout
+    assert "gpt2 from scratch (n_layer 4, n_embd 256, n_head 4)" in result.stdout
+    assert "2 to 3, each with 1 CPU" in result.stdout
+
+
+def test_every_problem_is_on_stderr_with_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(Path(QUICKSTART).read_text().replace("  lr: 1e-3", "  lrr: 1e-3").replace("n_layer", "n_layers"))
+    result = call(str(path), "--set", "train.stpes=5")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0] == "--set train.stpes=5:1:13: unknown key `stpes` in `train`"
+    assert lines[1] == "  hint: did you mean `steps`?"
+    assert lines[2].startswith(f"{path}:14:5: unknown key `n_layers` in `model.config`")
+    assert lines[-1] == "3 problems"
+
+
+def test_standard_input_and_json() -> None:
+    text = Path(QUICKSTART).read_text()
+    good = call("-", "--json", stdin=text)
+    assert good.exit_code == 0
+    assert json.loads(good.stdout)["spec"]["train"]["lr"] == 1e-3
+    bad = call("-", "--json", stdin=text.replace("steps: 150", "steps: 0"))
+    assert bad.exit_code == 2
+    (problem,) = json.loads(bad.stdout)["problems"]
+    assert (problem["file"], problem["line"], problem["column"]) == ("<stdin>", 32, 10)
+    assert "expected a whole number of at least 1" in problem["message"]
+    assert call("-", stdin=b"name: \xff").stderr.startswith("<stdin>:1:7: the byte 0xff is not UTF-8 text")
+
+
+def test_schema_is_printed_whole() -> None:
+    result = CliRunner().invoke(schema)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json_schema()
+
+
+def test_nothing_heavy_is_imported_and_it_is_quick() -> None:
+    code = (
+        "import sys; from orchestrator.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); "
+        "heavy = {'torch', 'ray', 'transformers', 'datasets', 'numpy', 'pyarrow', 'tokenizers', 'deepspeed', 'rich'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "validate", QUICKSTART]
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        seconds.append(time.monotonic() - start)
+        assert done.stdout.splitlines()[-1] == "[]"
+    # Half a second is the promise on an idle machine; tests share theirs.
+    assert min(seconds) < 2
