@@ -139,7 +139,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     escaped = escape(value)
-    plain = isinstance(resolve_plain(escaped), str)
+    # Line separators of Unicode would be folded into blanks where they are not written as escapes.
+    plain = isinstance(resolve_plain(escaped), str) and escaped.isprintable()
     return dumper.represent_scalar("tag:yaml.org,2002:str", escaped, style=None if plain else '"')
 
 

@@ -24,6 +24,7 @@ MAX_NODES = 50_000
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,299})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
 _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
@@ -232,9 +233,15 @@ class _Builder:
             return
         plain = not quoted and (text == event.value or whole)
         value = resolve_plain(text) if plain else text
-        broken = plain and bool(_NON_FINITE.fullmatch(text))
-        if broken:
+        broken = True
+        if plain and _NON_FINITE.fullmatch(text):
             self.problem(place, f"`{text}` cannot be used here, expected a finite number")
+        elif _UNUSABLE.search(text):
+            self.problem(
+                place, "the text holds a NUL or half a character, which nothing can print or open", "remove it"
+            )
+        else:
+            broken = False
         self._add(Scalar(place, value, text, quoted, event.value, broken))
 
     def _key(self, text: str, quoted: bool, place: Place) -> tuple[str | None, Place]:

@@ -109,6 +109,8 @@ def test_text_that_is_no_job(text: str, expected: str) -> None:
         (("steps: 100", "<<: {}\n  steps: 100"), "18:3: merge keys (`<<`) are not supported"),
         (("steps: 100", "steps: !!int 100"), "18:10: the tag `!!int` is not supported"),
         (("steps: 100", "steps: !!python/name:os.system x"), "18:10: the tag `!!python/name:os.system`"),
+        (("gpt2", '"a\\0b"'), "3:17: the text holds a NUL"),
+        (("gpt2", '"\\ud800"'), "3:17: the text holds a NUL or half a character"),
         (("lr: 1e-3", "lr: .nan"), "20:7: `.nan` cannot be used here"),
         (("lr: 1e-3", "lr: 1e999"), "20:7: `train.lr` is `1e999`"),
         (("steps: 100", "? [a]\n  : 1\n  steps: 100"), "18:5: a key is a list or mapping"),
@@ -285,7 +287,8 @@ def test_messages_cannot_play_with_the_terminal() -> None:
     assert text.count("\n") <= 1
 
 
-words = st.text(max_size=20)
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+words = st.text(characters, max_size=20)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | numbers | words,
@@ -298,7 +301,7 @@ json_values = st.recursive(
 @given(
     prompt=words,
     lr=st.floats(min_value=1e-300, max_value=1e300),
-    files=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=3),
+    files=st.lists(st.text(characters, min_size=1, max_size=12), min_size=1, max_size=3),
     betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     steps=st.integers(10, 10**15),
     passed=st.dictionaries(st.sampled_from(["aio", "comms_logger", "timers"]), json_values, max_size=3),
