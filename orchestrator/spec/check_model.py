@@ -4,13 +4,11 @@ transformers swallows a config field it does not know and trains another model t
 checked against a table made from its source (`architectures.json`, held true by a test).
 """
 
-import functools
-import json
 import re
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
+from orchestrator.spec.architectures import tables
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.explain import found_value, quote
 from orchestrator.spec.hints import listing, nearest
@@ -68,13 +66,6 @@ _AT_LEAST_ONE = re.compile(
 )
 _FREE_HEAD_DIM = frozenset({"mistral", "qwen3"})
 """Architectures whose heads need not divide the hidden size, since `head_dim` is their own."""
-
-
-@functools.cache
-def tables() -> dict[str, Any]:
-    """Per architecture: `fields` (name to kinds and default) and `aliases` (common name to own name)."""
-    table: dict[str, Any] = json.loads(resources.files("orchestrator.spec").joinpath("architectures.json").read_text())
-    return table
 
 
 def model_source(view: View) -> Iterator[Problem]:

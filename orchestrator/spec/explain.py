@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 from orchestrator.spec.errors import Path, Problem, dotted, printable
-from orchestrator.spec.fields import expectation, field_at, model_at, models_of, options_of
-from orchestrator.spec.hints import hint_unknown, listing, nearest
+from orchestrator.spec.fields import describe, expectation, field_at, model_at, models_of, options_of
+from orchestrator.spec.hints import VALUE_SYNONYMS, hint_unknown, listing, nearest
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.yaml_source import MISSING, ListNode, MapNode, Node, Scalar, find, place_of, resolve_plain, step
 
@@ -19,6 +19,22 @@ EXAMPLES: dict[Path, str] = {
     ("train", "global_batch"): "global_batch: 32",
     ("train", "lr"): "lr: 3e-4",
 }
+SHORTHANDS = {
+    "model": "architecture",
+    "tokenizer": "pretrained",
+    "sources": "files",
+    "validation": "fraction",
+    "optimizer": "name",
+    "zero": "stage",
+    "offload_optimizer": "device",
+    "offload_params": "device",
+    "resources": "workers",
+    "checkpoint": "interval_steps",
+    "cluster": "nodes",
+    "metrics": "port",
+    "generate": "prompt",
+}
+"""The key that was meant where one value stands for a whole section."""
 _UNDERSCORES = re.compile(r"[0-9]+(_[0-9]+)+")
 
 
@@ -167,10 +183,18 @@ def _hint(path: Path, kind: str, node: Node | None, wanted: str) -> str | None:
 def _hint_scalar(key: str, node: Scalar, wanted: str) -> str | None:
     text = node.text.strip()
     choices = re.findall(r"`([^`]+)`", wanted)
-    close = nearest(text, choices)
+    synonym = VALUE_SYNONYMS.get(text.lower())
+    close = synonym if synonym in choices else nearest(text, choices)
     if close:
         return f"did you mean `{close}`?"
     hint = None
+    if text and text[0] in "“”‘’„«":
+        return "replace the typographic quotes with straight ones, or remove them"
+    if not node.quoted and re.fullmatch(r"\S+#.*", text) and "text" not in wanted:
+        return "put a space before the `#` of a comment"
+    if "a section with" in wanted and key in SHORTHANDS and "number" not in wanted and len(text) < 60:
+        value = f"['{text}']" if key == "sources" else VALUE_SYNONYMS.get(text, text)
+        return f"write `{key}: {{{SHORTHANDS[key]}: {value}}}`" if key != "sources" else f"write `- {{files: {value}}}`"
     if "number" in wanted:
         hint = _hint_number(key, node, text, wanted)
     elif "true or false" in wanted and text.lower() in ("yes", "on", "y", "1", "true"):
@@ -211,6 +235,8 @@ def _hint_collection(path: Path, node: ListNode | MapNode) -> str | None:
         names = list(models_of(field.annotation)[0][0].model_fields)
         return f"`{path[-1]}` takes {listing(names)}"
     if models_of(field.annotation) and isinstance(node, ListNode):
+        return "write it as `key: value` lines without dashes"
+    if isinstance(node, ListNode) and "section" in describe(field.annotation):
         return "write it as `key: value` lines without dashes"
     if isinstance(node, ListNode) and len(node.items) == 1 and len(options_of(field.annotation)) <= 2:
         return "remove the brackets or the dash: one value is wanted"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel
 
+from orchestrator.spec.architectures import tables
 from orchestrator.spec.errors import Path, dotted
 from orchestrator.spec.fields import models_of
 from orchestrator.spec.job import JobSpec
@@ -82,6 +83,25 @@ SYNONYMS: dict[str, str] = {
 """What other trainers call it, to where it is here."""
 
 
+VALUE_SYNONYMS = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "adam": "adamw",
+    "gptneo": "gpt_neo",
+    "gpt-neo": "gpt_neo",
+    "gpt3": "gpt_neo",
+    "qwen": "qwen3",
+    "json": "jsonl",
+    "txt": "text",
+    "disk": "nvme",
+    "ram": "cpu",
+}
+"""The same for choices."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The most similar of `words`, if any is similar enough to be what was meant."""
     choices = list(words)
@@ -118,6 +138,8 @@ def hint_unknown(section: Path, key: str, names: Iterable[str]) -> tuple[str, st
             return f"did you mean `{last}`?", last
         if home or synonym not in here:
             return f"did you mean `{synonym}`?", None
+    if section == ("model",) and any(key in table["fields"] for table in tables().values()):
+        return f"did you mean `model.config.{key}`?", None
     close = nearest(key, here)
     if close:
         return f"did you mean `{close}`?", close

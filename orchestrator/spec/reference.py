@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from orchestrator.spec.check_model import DECIDED_BY_JOB, tables
+from orchestrator.spec.architectures import tables
+from orchestrator.spec.check_model import DECIDED_BY_JOB
 from orchestrator.spec.deepspeed_keys import ALLOWED, DECIDED, ZERO_ALLOWED, ZERO_DECIDED
 from orchestrator.spec.docstrings import class_doc, field_docs
 from orchestrator.spec.fields import describe, models_of

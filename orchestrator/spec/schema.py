@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.spec.check_model import DECIDED_BY_JOB, tables
+from orchestrator.spec.architectures import tables
+from orchestrator.spec.check_model import DECIDED_BY_JOB
 from orchestrator.spec.deepspeed_keys import ALLOWED, ZERO_ALLOWED
 from orchestrator.spec.docstrings import class_doc, field_docs
 from orchestrator.spec.fields import models_of

@@ -1,5 +1,6 @@
 """PyYAML's syntax errors, in words for people who did not read the YAML specification."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Any]
     return Problem(place(mark), message, hint)
 
 
+_GLUED = re.compile(r"[-\s]*([A-Za-z_]\w*):([^\s/:].*)")
+
+
 def _unquoted_star(error: yaml.MarkedYAMLError) -> bool:
     context = error.context or ""
     return "scanning an alias" in context or "scanning an anchor" in context
@@ -37,8 +41,13 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
     line = lines[mark.line] if mark.line < len(lines) else ""
     before = lines[mark.line - 1] if 0 < mark.line <= len(lines) else ""
     if "'\\t'" in problem or "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[: mark.column + 1]:
-        return "a tab is used for indentation, expected spaces", "replace every tab with spaces; most editors can"
+        return "a tab stands where only spaces may", "replace every tab with spaces; most editors can"
+    if line.startswith(("<<<<<<<", "=======", ">>>>>>>")):
+        return "a marker of an unfinished merge", "settle the conflict and remove the marker lines"
     if "mapping values are not allowed" in problem:
+        glued = _GLUED.fullmatch(before)
+        if glued:
+            return f"the line above has no space after its `:`, expected `{glued[1]}: {glued[2]}`", "add the space"
         hint = "quote text that holds `: `, and check the indentation of this line and the one above"
         return "a `:` stands where no new key can start", hint
     if "could not find expected ':'" in problem:

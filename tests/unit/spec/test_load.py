@@ -78,7 +78,7 @@ def test_only_true_and_false_are_truth_values(written: str) -> None:
         ("# only a comment\n", "job.yaml:1:1: the file is empty"),
         ("- a\n", "job.yaml:1:1: the file holds a list of 1 item, expected `key: value` lines"),
         ("hello\n", "job.yaml:1:1: the file holds `hello`"),
-        ("name: x\n\ttask: y\n", "job.yaml:2:1: a tab is used for indentation"),
+        ("name: x\n\ttask: y\n", "job.yaml:2:1: a tab stands where only spaces may"),
         ("name: x\n---\nname: y\n", "job.yaml:2:1: a second YAML document"),
         ("a: " + "[" * 3000, "job.yaml:1:43: nesting is deeper than 40 levels"),
         ("a: {" * 3000, "nesting is deeper than 40 levels"),
@@ -327,3 +327,23 @@ def test_no_text_at_all_makes_a_traceback(text: str) -> None:
 
 def test_edited_base_is_valid() -> None:
     assert problems_of(edited()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (("zero:\n  stage: 1", "zero: 1"), "write `zero: {stage: 1}`"),
+        (("lr: 1e-3", "lr: 1e-3\n  optimizer: adam"), "write `optimizer: {name: adamw}`"),
+        (('- files: ["a.txt"]', "- a.txt"), "write `- {files: ['a.txt']}`"),
+        (("lr: 1e-3", "lr: 1e-3\n  precision: bfloat16"), "did you mean `bf16`?"),
+        (("steps: 100", "steps: 100#x"), "put a space before the `#` of a comment"),
+        (("steps: 100", "steps: “100”"), "replace the typographic quotes with straight ones"),
+        (("steps: 100", "steps:100"), "add the space"),
+        (("train:\n  steps", "<<<<<<< HEAD\ntrain:\n  steps"), "settle the conflict"),
+        (("  config:\n    n_layer: 2\n    n_embd: 64\n    n_head: 2\n", "  n_layer: 2\n"), "`model.config.n_layer`?"),
+        (("stage: 1", "stage: 1\n  deepspeed:\n    overlap_comm: true"), "`zero_optimization.overlap_comm`?"),
+    ],
+)
+def test_hints_for_frequent_slips(change: tuple[str, str], hint: str) -> None:
+    (text,) = shown(change)
+    assert hint in text.split("  hint: ")[1]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.spec import deepspeed_keys as keys
-from orchestrator.spec.check_model import tables
+from orchestrator.spec.architectures import tables
 from orchestrator.spec.docstrings import field_docs
 from orchestrator.spec.reference import reference_markdown
 from orchestrator.spec.schema import parts, schema_text

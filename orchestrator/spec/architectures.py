@@ -1,0 +1,16 @@
+"""The fields of each architecture's Hugging Face config, from a table made from transformers' source."""
+
+import functools
+import json
+from importlib import resources
+from typing import Any
+
+
+@functools.cache
+def tables() -> dict[str, Any]:
+    """Per architecture: `fields` (name to kinds and default) and `aliases` (common name to own name).
+
+    `architectures.json` is written by a script among the tests, and a test compares it with the installed release.
+    """
+    table: dict[str, Any] = json.loads(resources.files("orchestrator.spec").joinpath("architectures.json").read_text())
+    return table
