@@ -1,5 +1,6 @@
 """Fields that contradict each other. Each check is one rule over the view; all that can be judged are applied."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from orchestrator.spec import check_data, check_model, check_resources
@@ -7,6 +8,7 @@ from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.hints import listing
 from orchestrator.spec.view import Unavailable, View
+from orchestrator.spec.yaml_source import MAX_PROBLEMS
 
 Check = Callable[[View], Iterator[Problem]]
 
@@ -108,7 +110,7 @@ def cross_check(view: View) -> list[Problem]:
     for check in CHECKS:
         try:
             # One by one: what a check found before it met an invalid part still stands.
-            for problem in check(view):
+            for problem in itertools.islice(check(view), MAX_PROBLEMS):
                 problems.append(problem)
         except Unavailable:
             continue

@@ -1,5 +1,6 @@
 """Pydantic's findings on one job, in words: what was found, what was expected, what to write instead."""
 
+import itertools
 import re
 from typing import Any
 
@@ -7,7 +8,18 @@ from orchestrator.spec.errors import Path, Problem, dotted, printable
 from orchestrator.spec.fields import describe, expectation, field_at, model_at, models_of, options_of
 from orchestrator.spec.hints import VALUE_SYNONYMS, hint_unknown, listing, nearest
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.yaml_source import MISSING, ListNode, MapNode, Node, Scalar, find, place_of, resolve_plain, step
+from orchestrator.spec.yaml_source import (
+    MAX_PROBLEMS,
+    MISSING,
+    ListNode,
+    MapNode,
+    Node,
+    Scalar,
+    find,
+    place_of,
+    resolve_plain,
+    step,
+)
 
 EXAMPLES: dict[Path, str] = {
     ("name",): "name: my-model",
@@ -56,11 +68,11 @@ def clean_path(location: tuple[str | int, ...], data: Any) -> Path:
 
 def explain(errors: list[Any], data: Any, root: Node) -> tuple[list[Problem], set[Path]]:
     """(problems, invalid): one problem per place, and the paths whose values cannot be relied on."""
-    kinds: dict[Path, dict[str, Any]] = {}
+    first: dict[Path, dict[str, Any]] = {}
     for error in errors:
-        path = clean_path(error["loc"], data)
-        kinds.setdefault(path, error)
-    invalid = set(kinds)
+        first.setdefault(clean_path(error["loc"], data), error)
+    invalid = set(first)
+    kinds = dict(itertools.islice(first.items(), MAX_PROBLEMS))
     paths = [path for path in kinds if not _covered(path, kinds, root)]
     unknown = {path: _unknown(path) for path in paths if kinds[path]["type"] == "extra_forbidden"}
     meant = {(*path[:-1], name) for path, (_, name) in unknown.items() if name}

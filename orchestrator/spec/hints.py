@@ -1,6 +1,7 @@
 """Did you mean ...: from what people type to what the spec calls it."""
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 from pydantic import BaseModel
@@ -115,6 +116,7 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return lowered[close[0]] if close else None
 
 
+@functools.cache
 def all_fields() -> dict[str, list[Path]]:
     """Every field name of the spec and where it can stand; lists are entered at index 0."""
     found: dict[str, list[Path]] = {}

@@ -20,6 +20,8 @@ from orchestrator.spec.syntax_errors import explain_syntax_error
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
+MAX_PROBLEMS = 200
+"""More are not told: nobody reads them, and a file that is no job at all could have a hundred thousand."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,299})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
@@ -172,7 +174,7 @@ class _Builder:
             return self._open(event)
         elif isinstance(event, yaml.CollectionEndEvent):
             self._close()
-        return True
+        return self._nodes <= MAX_NODES and len(self.problems) < MAX_PROBLEMS
 
     def _refuse(self, event: Any, message: str) -> None:
         hint = "write the value out in each place, or take it from the environment with ${NAME}"
@@ -265,7 +267,7 @@ class _Builder:
 
     def _add(self, node: Node) -> bool:
         self._nodes += 1
-        if self._nodes > MAX_NODES:
+        if self._nodes == MAX_NODES + 1:
             self.problem(node.place, f"more than {MAX_NODES} values, expected a job file")
             return False
         if not self._stack:

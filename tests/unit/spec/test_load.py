@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import dump_job, load_job, load_text
+from orchestrator.spec.yaml_source import MAX_PROBLEMS
 from tests.unit.spec.jobs_for_tests import BASE, edited, load, problems_of, shown
 
 pytestmark = pytest.mark.unit
@@ -347,3 +348,19 @@ def test_edited_base_is_valid() -> None:
 def test_hints_for_frequent_slips(change: tuple[str, str], hint: str) -> None:
     (text,) = shown(change)
     assert hint in text.split("  hint: ")[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"key{i}: 1\n" for i in range(5000)),
+        "name: x\n" * 5000,
+        "a: [" + "1," * 60_000,
+        "".join(f"- &a{i} x\n" for i in range(5000)),
+        BASE.replace("    n_layer: 2\n", "".join(f"    n_layer{i}: 1\n" for i in range(5000))),
+        BASE.replace('    - files: ["a.txt"]\n', "    - {}\n" * 5000),
+    ],
+    ids=["unknown", "twice", "long", "anchors", "config", "sources"],
+)
+def test_a_file_with_thousands_of_mistakes_is_told_in_part(text: str) -> None:
+    assert 0 < len(problems_of(text)) <= 3 * MAX_PROBLEMS
