@@ -8,8 +8,9 @@ import click
 
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import MAX_BYTES, decode_source, load_job, load_text
+from orchestrator.spec.load import decode_source, load_job, load_text
 from orchestrator.spec.summary import summary_lines
+from orchestrator.spec.yaml_source import MAX_BYTES
 
 
 @click.command()
@@ -46,7 +47,7 @@ def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _load(file: Path, overrides: tuple[str, ...]) -> JobSpec:
     if str(file) == "-":
-        raw = click.get_binary_stream("stdin").read(MAX_BYTES + 1)
+        raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         return load_text(decode_source(raw, "<stdin>"), "<stdin>", overrides)
     return load_job(file, overrides).spec
 
