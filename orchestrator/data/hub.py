@@ -1,5 +1,7 @@
 """Hugging Face hub: datasets as sources, tokenizers by id. Without a network, an error in seconds."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from orchestrator.data.readers import Bad, Item, NoText, pieces, text_of
 from orchestrator.data.sources import Source
+from orchestrator.data.tokenstore import write_json
 from orchestrator.domain.errors import DataError
 
 HUB_TIMEOUT_S = 4.0
@@ -14,13 +17,28 @@ HUB_TIMEOUT_S = 4.0
 LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
 
 
-def resolve(source: Source) -> Source:
+class HubUnreachable(DataError):
+    """There is no way to the hub from here, now."""
+
+
+def resolve(source: Source, memory: Path) -> Source:
     """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry.
 
-    Raises DataError where the hub cannot be reached or has no such dataset."""
+    `memory` is a directory where the commit is remembered: where the hub cannot be reached, the one seen last is
+    taken, so that a run resumes on data that is prepared already. Raises DataError where there is none either, or
+    the hub has no such dataset."""
     if source.spec.hub is None or source.directory is not None:
         return source
-    return replace(source, revision=revision_of("dataset", source.spec.hub))
+    remembered = memory / f"{hashlib.sha256(source.spec.hub.encode()).hexdigest()[:16]}.json"
+    try:
+        revision = revision_of("dataset", source.spec.hub)
+    except HubUnreachable:
+        if not remembered.is_file():
+            raise
+        return replace(source, revision=str(json.loads(remembered.read_text())["revision"]))
+    memory.mkdir(parents=True, exist_ok=True)
+    write_json(remembered, {"dataset": source.spec.hub, "revision": revision})
+    return replace(source, revision=revision)
 
 
 def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
@@ -35,8 +53,8 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
             f"{repository!r} is neither a local path nor a hub id", hint=str(error).splitlines()[0]
         ) from error
     except OfflineModeIsEnabled as error:
-        raise DataError(
-            f"the {kind} {repository!r} is on the hub, and HF_HUB_OFFLINE is set", hint=LOCAL_HINT
+        raise HubUnreachable(
+            f"the {kind} {repository!r} is on the Hugging Face hub, and HF_HUB_OFFLINE is set", hint=LOCAL_HINT
         ) from error
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -47,7 +65,7 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
     except Exception as error:
         if not _is_network_error(error):
             raise
-        raise DataError(
+        raise HubUnreachable(
             f"the {kind} {repository!r} is on the Hugging Face hub, which cannot be reached: {_short(error)}",
             hint=LOCAL_HINT,
         ) from error
@@ -115,18 +133,18 @@ def download_tokenizer(repository: str, revision: str | None) -> Path:
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 
+    local = False
     try:
-        commit: str | None = revision_of("model", repository, revision)
-        local = False
-    except DataError as unreachable:
+        revision_of("model", repository, revision)
+    except HubUnreachable:
         if not _cached(repository, revision):
-            raise unreachable
-        commit, local = revision, True
+            raise
+        local = True
     found = None
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         try:
             path = hub.hf_hub_download(
-                repository, name, revision=commit, local_files_only=local, etag_timeout=HUB_TIMEOUT_S
+                repository, name, revision=revision, local_files_only=local, etag_timeout=HUB_TIMEOUT_S
             )
         except EntryNotFoundError:  # the two besides tokenizer.json may be missing
             continue

@@ -43,7 +43,8 @@ def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, o
     """
     started = time.monotonic()
     on_event(EventKind.DATA_PROGRESS, _scan_progress())
-    sources = tuple(hub.resolve(source) for source in scan(spec.data, job_dir))
+    with _writing(cache_dir):
+        sources = tuple(hub.resolve(source, cache_dir / "hub") for source in scan(spec.data, job_dir))
     corpus = Corpus.of(spec.data, sources)
     pretrained = _pretrained(spec, job_dir)
     key = pretrained.text.key if pretrained else trained_tokenizer_key(spec)

@@ -1,7 +1,7 @@
 """The expensive part: every block through the executor into the token store, from where it stopped last time."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,8 +47,9 @@ def tokenise(
     store = TokenStore(directory, tokenizer.dtype)
     readings = corpus.readings()
     documents, tokens = store.documents, store.tokens
+    results = executor.map(encoder, _fresh(corpus.blocks(readings), store, progress))
     try:
-        for encoded in executor.map(encoder, _fresh(corpus.blocks(readings), store)):
+        for encoded in results:
             store.append(encoded)
             documents += len(encoded.lengths) - encoded.open_end
             tokens += len(encoded.tokens)
@@ -65,11 +66,13 @@ def tokenise(
             }
         )
     finally:
+        if isinstance(results, Generator):
+            results.close()  # ends the tasks under way now, not when the exception is forgotten
         store.close()
     progress.update("tokenize", corpus.total_bytes, documents, tokens, last=True)
 
 
-def _fresh(found: Iterator[Block], store: TokenStore) -> Iterator[Block]:
+def _fresh(found: Iterator[Block], store: TokenStore, progress: Progress) -> Iterator[Block]:
     """The blocks that are not in the store. From the first that differs from the store's, all are fresh."""
     for kept, entry in enumerate(islice(store.entries(), store.done_blocks)):
         block = next(found, None)
@@ -78,6 +81,7 @@ def _fresh(found: Iterator[Block], store: TokenStore) -> Iterator[Block]:
             if block is not None:
                 yield block
             break
+        progress.update("tokenize", block.position_bytes, store.documents, store.tokens)
     yield from found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import PreparedData, prepare
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.job import JobSpec
+from tests.cluster.hub_server import serve
 
 pytestmark = pytest.mark.cluster
 
@@ -102,10 +104,23 @@ from orchestrator.spec.job import JobSpec
 
 spec = JobSpec.model_validate(json.loads(sys.argv[1]))
 try:
-    prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None)
+    found = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None)
+    print(json.dumps({"manifest": found.manifest.to_json(), "cached": found.cached, "directory": str(found.directory)}))
 except DataError as error:
     print(json.dumps({"message": error.message, "hint": error.hint}))
 """
+
+NOBODY = "http://127.0.0.1:9"
+
+
+def ask(directory: Path, spec: dict[str, Any], endpoint: str) -> dict[str, Any]:
+    """Prepare in a process of its own, with the hub at `endpoint`; its libraries read that when imported."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(directory / "hf"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", ASK, json.dumps(spec)]
+    done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
 
 
 @pytest.fixture
@@ -123,26 +138,44 @@ def test_without_the_hub_there_is_an_error_in_seconds(
     tmp_path: Path, silent_port: int, silent: bool, what: str
 ) -> None:
     (tmp_path / "a.txt").write_text("text")
-    asked = (
-        job({"hub": "someone/texts"})
-        if what == "dataset"
-        else job({"files": ["a.txt"]}, tokenizer={"pretrained": "gpt2"})
-    )
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{silent_port if silent else 9}",
-        "HF_HOME": str(tmp_path / "hf"),
-        "NO_PROXY": "127.0.0.1",
-    }
+    dataset, tokenizer = job({"hub": "someone/texts"}), job({"files": ["a.txt"]}, tokenizer={"pretrained": "gpt2"})
     started = time.monotonic()
-    command = [sys.executable, "-c", ASK, json.dumps(asked)]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert time.monotonic() - started < 15
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = ask(
+        tmp_path, dataset if what == "dataset" else tokenizer, f"http://127.0.0.1:{silent_port}" if silent else NOBODY
+    )
+    assert time.monotonic() - started < 20
     assert "cannot be reached" in said["message"]
     assert ("someone/texts" if what == "dataset" else "gpt2") in said["message"]
     assert "local path" in said["hint"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_hub_dataset_and_a_run_that_resumes_without_the_hub(tmp_path: Path, streaming: bool) -> None:
+    write_jsonl(tmp_path / "hub" / "datasets" / "someone" / "texts" / "train.jsonl", TEXTS)
+    spec = job({"hub": "someone/texts", "field": "body", "streaming": streaming})
+    with serve(tmp_path / "hub") as endpoint:
+        first = ask(tmp_path, spec, endpoint)
+        unknown = ask(tmp_path, job({"hub": "someone/else"}), endpoint)
+    assert first["manifest"]["documents"] == 200, first
+    assert "does not give the dataset 'someone/else'" in unknown["message"]
+    again = ask(tmp_path, spec, NOBODY)
+    assert again["cached"]
+    assert again["manifest"] == first["manifest"]
+
+
+def test_a_hub_tokenizer_is_downloaded_once(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    trained = prepared(job({"files": ["a.jsonl"], "field": "body"}), tmp_path)
+    shutil.copytree(trained.directory / "tokenizer", tmp_path / "hub" / "models" / "someone" / "tok")
+    write_jsonl(tmp_path / "hub" / "models" / "someone" / "bare" / "x.jsonl", [])
+    spec = job({"files": ["a.jsonl"], "field": "body"}, tokenizer={"pretrained": "someone/tok"})
+    with serve(tmp_path / "hub") as endpoint:
+        first = ask(tmp_path, spec, endpoint)
+        bare = ask(tmp_path, job({"files": ["a.jsonl"]}, tokenizer={"pretrained": "someone/bare"}), endpoint)
+    assert first["manifest"]["vocab_size"] == trained.manifest.vocab_size, first
+    assert first["manifest"]["train_tokens"] == trained.manifest.train_tokens
+    assert "has no tokenizer.json" in bare["message"]
+    assert ask(tmp_path, spec, NOBODY)["cached"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared corpora in {SHARED}")

@@ -109,7 +109,7 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert len(kept) >= done
     events = finish(start(tmp_path, "killed"))
     first = next(event for event in events if event.get("phase") == "tokenize")
-    assert first["tokens"] > sum(json.loads(line)["block_tokens"] for line in kept), "finished blocks were made again"
+    assert first["tokens"] >= sum(json.loads(line)["block_tokens"] for line in kept), "finished blocks were made again"
     assert journal.read_text().splitlines()[: len(kept)] == kept
     assert not any(event.get("phase") == "tokenizer" for event in events), "the tokenizer was trained again"
     assert files_of(tmp_path, events) == undisturbed
