@@ -68,7 +68,8 @@ def _training(steps: list[StepReport]) -> dict[str, Any] | None:
 
 def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     """The facts for people."""
-    lines = [f"{record.id}  {record.status}" + (f": {render.printable(record.reason)}" if record.reason else "")]
+    first, *more = render.printable(record.reason or "").split("\n")
+    lines = [f"{record.id}  {record.status}" + (f": {first}" if first else ""), *(f"  {line}" for line in more)]
     if record.lost:
         lines.append("  its driver is gone without having ended it")
     lines.append(f"  created     {render.when(record.created_s)}, updated {render.ago(now_s - record.updated_s)}")
@@ -78,7 +79,8 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
         lines.append(f"  step        {record.step} of {total}  {render.bar(record.step / total, 30)}")
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
     for failure in value["failures"][:1]:
-        lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]
+        if str(failure.get("error")) not in (record.reason or ""):
+            lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]
     lines += [f"  warning     {render.printable(str(message))}" for message in value["warnings"][-3:]]
     lines += _ledger_lines(value["ledger"])
     resumable = not record.active and record.state is not RunState.SUCCEEDED

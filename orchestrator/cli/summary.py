@@ -46,7 +46,11 @@ def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> 
     lines = [""]
     if view.failures:
         first = view.failures[0]
-        lines += [f"Worker {first.rank} failed first; its traceback:", "", *_indented(first.traceback), ""]
+        if first.traceback.strip():
+            lines += [f"Worker {first.rank} failed first; its traceback:", "", *_indented(first.traceback), ""]
+        else:
+            # A process that was killed has no last words.
+            lines += [f"Worker {first.rank} failed first: {render.printable(first.error)}", ""]
         if len(view.failures) > 1:
             others = ", ".join(str(rank) for rank in sorted({failure.rank for failure in view.failures[1:]}))
             lines += [f"Failed after it: worker {others}.", ""]
@@ -56,7 +60,7 @@ def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> 
         # It never came to training: there is nothing else to look at.
         return "\n".join([*lines, f"  run         {layout.root}"])
     lines += _places(view, layout)
-    if view.failures:
+    if view.failures and layout.log(view.failures[0].rank).exists():
         lines.append(f"  its log     {layout.log(view.failures[0].rank)}")
     lines += ["", *_resume(view, layout, home)]
     return "\n".join(lines)

@@ -120,7 +120,8 @@ class RunView:
         fields = event.fields
         match event.kind:
             case EventKind.WORKER_FAILED:
-                failure = Failure(int(fields.get("rank", -1)), str(fields.get("error")), str(fields.get("traceback")))
+                trace = str(fields.get("traceback") or "")
+                failure = Failure(int(fields.get("rank", -1)), str(fields.get("error")), trace)
                 self.failures.append(failure)
             case EventKind.EVAL:
                 self.validation_losses.append((int(fields["step"]), float(fields["loss"])))

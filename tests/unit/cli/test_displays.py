@@ -152,15 +152,26 @@ def test_the_end_says_what_came_of_it_and_what_next(monkeypatch: pytest.MonkeyPa
     assert "\n  convoy show tiny-1" in summary.succeeded(seen(), LAYOUT, Path("/my runs"))
 
 
-def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CONVOY_HOME", raising=False)
-    text = summary.failed(seen(fails_at=8), LAYOUT, DEFAULT_HOME, "worker 1: ValueError: boom")
+    layout = RunLayout(tmp_path)
+    layout.logs.mkdir()
+    layout.log(1).write_text("x\n")
+    text = summary.failed(seen(fails_at=8), layout, DEFAULT_HOME, "worker 1: ValueError: boom")
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
     assert "peer gone" not in text
     assert "Failed after it: worker 0." in text
-    assert "/runs/tiny-1/logs/rank-1.log" in text
-    assert "convoy run --resume tiny-1" in text
+    assert str(layout.log(1)) in text
+    assert f"convoy run --resume {layout.run_id}" in text
+
+
+def test_a_worker_that_was_killed_has_no_traceback_to_show() -> None:
+    view = seen()
+    view.on_event(Event(EventKind.WORKER_FAILED, T0, {"rank": 1, "error": "killed by SIGKILL", "traceback": ""}))
+    text = summary.failed(view, LAYOUT, DEFAULT_HOME, "x")
+    assert "Worker 1 failed first: killed by SIGKILL" in text
+    assert "traceback" not in text
 
 
 def test_without_a_checkpoint_no_resume_is_promised() -> None:

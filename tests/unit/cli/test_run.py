@@ -177,7 +177,7 @@ def test_one_signal_is_enough_for_a_run_that_hangs(start: Callable[[str], subpro
     sent_s = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=10)
-    assert STOP_DEADLINE_S <= time.monotonic() - sent_s < 5.5
+    assert STOP_DEADLINE_S <= time.monotonic() - sent_s < 6
     assert process.returncode == 143
     assert "did not stop within" in err
     assert gone(child)

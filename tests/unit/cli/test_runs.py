@@ -82,7 +82,7 @@ def test_a_failed_run_says_who_failed(recorded: Recorded) -> None:
     layout = recorded(fails_at=8)
     text = convoy(layout.root.parent, "show", "tiny").output
     assert "failed: worker 1: ValueError: boom" in text
-    assert "Worker 1 failed: ValueError: boom" in text
+    assert text.count("ValueError: boom") == 1
     assert f"convoy run --resume {layout.run_id}" in text
 
 
