@@ -82,6 +82,11 @@ class RaySession:
                 self._delivered.wait(left_s)
             return self._values[key]
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether this worker sees the driver's files under the driver's paths."""
+        return self._files.shared
+
     def fetch(self, path: str) -> Path:
         return self._files.fetch(path)
 
