@@ -5,6 +5,7 @@ and a worker that reads the same word there uses paths directly. Otherwise files
 on the driver's host, which opens nothing outside the run's directory and the data directory.
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -155,11 +156,6 @@ class Files:
         partial.replace(target)
         _sync_directory(target.parent)
 
-    def remove_cache(self) -> None:
-        """Delete the copies of this run on this host."""
-        if not self.shared:
-            shutil.rmtree(self._cache, ignore_errors=True)
-
     def _download(self, path: str, entry: Entry, target: Path) -> None:
         """Fetch one file, going on after the last whole chunk of an attempt that was cut off."""
         if target.is_file() and _same(target, entry):
@@ -226,6 +222,14 @@ def write_marker(run_dir: Path) -> tuple[Path, str]:
 def host_cache(run_id: str) -> Path:
     """Where a host without the driver's file system keeps copies for a run."""
     return Path(tempfile.gettempdir()) / f"convoy-files-{os.getuid()}" / run_id
+
+
+def remove_host_cache(run_id: str) -> None:
+    """Delete this host's copies for a run."""
+    cache = host_cache(run_id)
+    shutil.rmtree(cache, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other runs' copies are there, or none ever were
+        cache.parent.rmdir()
 
 
 def _reads(path: Path, word: str) -> bool:

@@ -27,7 +27,7 @@ from orchestrator.gang.decide import (
     root_cause,
     unseen_lines,
 )
-from orchestrator.gang.files import FileServer, write_marker
+from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
 from orchestrator.gang.outbox import Batch, Lease, Published
 from orchestrator.gang.placement import Request
 from orchestrator.gang.processes import die_with_parent
@@ -277,6 +277,7 @@ class Gang:
             refs = [m.actor.clean.remote(self._run_id) for m in self.members if m.result is not None]
             ray.wait(refs, num_returns=len(refs), timeout=0.5) if refs else None
         self.kill()
+        remove_host_cache(self._run_id)  # a worker of this host that was killed could not
         if cause is not None:
             event = Event(
                 EventKind.WORKER_FAILED,

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.gang.capture import OutputCapture
-from orchestrator.gang.files import Files, host_cache
+from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.outbox import Batch, Lease, Outbox
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.ray_session import Assignment, RaySession
@@ -160,9 +160,7 @@ class WorkerActor:
     def clean(self, run_id: str) -> None:
         """Remove what this run left on this host outside the run's directory."""
         self._capture.drain()
-        import shutil
-
-        shutil.rmtree(host_cache(run_id), ignore_errors=True)
+        remove_host_cache(run_id)
 
 
 class RemoteFiles:

@@ -1,8 +1,13 @@
 """Small jobs on local clusters, and what must not be left behind by them."""
 
 import json
+import os
+import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +84,55 @@ def state_of(outcome: RunOutcome) -> dict[str, Any]:
 
 
 def ray_processes(since: set[int]) -> list[str]:
-    """Command lines of Ray's processes that were not there before, whoever's children they are by now."""
+    """Ray processes of this test's own clusters that were not there before, whoever's children they are by now.
+
+    Other programs may run clusters meanwhile: ours have their files under our directory for temporary files.
+    """
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "name", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
-        ours = "convoy-ray-" in line or line.startswith("ray::")
-        if ours and process.info["pid"] not in since and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(f"{process.info['pid']} {line[:120]}")
+    for pid in set(psutil.pids()) - since - {os.getpid()}:
+        try:
+            process = psutil.Process(pid)
+            line = " ".join(process.cmdline())
+            ray = "convoy-ray-" in line or line.startswith("ray::")
+            if ray and process.status() != psutil.STATUS_ZOMBIE and _uses(pid, tempfile.gettempdir()):
+                found.append(f"{pid} {line[:120]}")
+        except (psutil.Error, OSError):
+            continue
     return found
+
+
+def _uses(pid: int, directory: str) -> bool:
+    """Whether a process names a directory on its command line or has a file of it open."""
+    if directory.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+        return True
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if str(link.readlink()).startswith(directory):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@contextmanager
+def own_temporary_directory() -> Iterator[Path]:
+    """A directory for temporary files of this test and of what it starts, short enough for sockets.
+
+    Afterwards nothing of a cluster may be left in it, unless its driver was killed.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="cv-", dir="/tmp"))
+    before, tempfile.tempdir = tempfile.tempdir, str(directory)
+    variable = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(directory)
+    try:
+        yield directory
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def all_pids() -> set[int]:

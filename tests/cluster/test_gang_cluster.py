@@ -17,9 +17,17 @@ from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.gang.cluster import connect, start_local, sweep_stale
 from orchestrator.gang.files import TRANSPORT_VARIABLE
-from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
+from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, run, shared_memory, state_of
 
 pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path: Path) -> Iterator[Path]:
+    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
+    with own_temporary_directory() as directory:
+        yield directory
+
 
 HOLD_A_CLUSTER = """
 import sys, time

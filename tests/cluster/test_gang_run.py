@@ -1,17 +1,25 @@
 """Runs on a local cluster of two nodes: what arrives at the driver, and what is left afterwards."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.events import EventKind, RunState
-from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
+from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, run, shared_memory, state_of
 
 pytestmark = pytest.mark.cluster
 
 
-def test_two_nodes_run_an_entry_point(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path: Path) -> Iterator[Path]:
+    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
+    with own_temporary_directory() as directory:
+        yield directory
+
+
+def test_two_nodes_run_an_entry_point(tmp_path: Path, temporary_directory: Path) -> None:
     pids, shm = all_pids(), shared_memory()
     outcome, seen = run(tmp_path, "ring")
     assert (outcome.state, outcome.exit_code, outcome.reason, outcome.step) == (RunState.SUCCEEDED, 0, None, 3)
@@ -28,6 +36,7 @@ def test_two_nodes_run_an_entry_point(tmp_path: Path) -> None:
     assert state_of(outcome)["state"] == "succeeded"
     assert ray_processes(pids) == []
     assert shared_memory() == shm
+    assert list(temporary_directory.glob("convoy-*")) == []
 
 
 def test_exception_arrives_whole_with_its_rank(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from orchestrator.domain.report import StepReport
 from orchestrator.gang.files import TRANSPORT_VARIABLE
 from orchestrator.service import RunOutcome, resume_run, run_job
 from orchestrator.spec.load import load_job
-from tests.cluster.gang_runs import Recording, all_pids, ray_processes, write_job
+from tests.cluster.gang_runs import Recording, all_pids, own_temporary_directory, ray_processes, write_job
 
 pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path: Path) -> Iterator[Path]:
+    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
+    with own_temporary_directory() as directory:
+        yield directory
 
 
 class StopAt(Recording):
