@@ -378,23 +378,39 @@ def _require_reachable(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster can be reached at {address}: {error}", hint=hint) from error
     # A socket that accepts proves little: Ray itself would try for minutes to talk to a web server.
-    answer: list[bool] = []
-    thread = threading.Thread(target=lambda: answer.append(_is_gcs(address)), daemon=True)
+    answer: list[Exception | None] = []
+    thread = threading.Thread(target=lambda: answer.append(_ask_gcs(address)), daemon=True)
     thread.start()
     thread.join(REACH_TIMEOUT_S / 2)
-    if not answer or not answer[0]:
+    if not answer:
         raise ClusterError(f"something listens at {address}, but it does not answer as a Ray GCS", hint=hint)
+    if answer[0] is not None:
+        raise _refusal(address, answer[0])
 
 
-def _is_gcs(address: str) -> bool:
-    import grpc  # type: ignore[import-untyped]
+def _ask_gcs(address: str) -> Exception | None:
+    """None where a GCS answers us; what it says where it refuses."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RayError
 
-    with grpc.insecure_channel(address) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_TIMEOUT_S / 2)
-        except grpc.FutureTimeoutError:
-            return False
-    return True
+    try:
+        GcsClient(address=address).get_all_node_info()
+    except RayError as error:
+        refused: Exception = error
+        return refused
+    return None
+
+
+def _refusal(address: str, error: Exception) -> ClusterError:
+    from ray.exceptions import AuthenticationError
+
+    if isinstance(error, AuthenticationError):
+        return ClusterError(
+            f"the Ray cluster at {address} asks for a token, and we have none or a wrong one",
+            hint="set RAY_AUTH_MODE=token, and give the cluster's token as Ray expects it (RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH for a file)",
+        )
+    return ClusterError(f"the Ray cluster at {address} refuses us: {error}", hint="see the logs of its GCS")
 
 
 def _gcs_is_loopback(address: str) -> bool:
