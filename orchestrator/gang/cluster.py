@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: raylets started on this machine, or a cluster that is there already."""
+"""The Ray cluster of a run, and the raylets that are started on this machine for it."""
 
 import contextlib
 import fcntl
@@ -6,10 +6,8 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +31,6 @@ from orchestrator.gang.raylet import (
 
 NAMESPACE = "convoy"
 START_TIMEOUT_S = 30.0
-REACH_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Of each local node. Ray refuses less than 75 MiB. Pages are taken only when touched."""
 DIRECTORY_PREFIX = "convoy-ray-"
@@ -127,7 +124,7 @@ def start_local(
     cluster = Cluster("", local=True, seconds=0.0, files=files, _lock=lock)
     try:
         address = _start_processes(cluster, files, _local_nodes(nodes, resources), gpus, dict(env or {}))
-        _connect(address, loopback=True)
+        attach(address, loopback=True)
         return Cluster(
             address, True, time.monotonic() - started, files, cluster.processes, cluster.worker_pids, cluster._lock
         )
@@ -139,20 +136,6 @@ def start_local(
                 f"the local Ray cluster did not come up: {error}", hint=f"Ray's last words: {tail}" if tail else None
             ) from None
         raise
-
-
-def connect(address: str) -> Cluster:
-    """Join a running cluster as driver. Raises ClusterError within about 15 s where there is none."""
-    started = time.monotonic()
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"cluster.address {address} is a Ray Client address, which cannot carry a training run",
-            hint="run convoy on a node of the cluster and give `host:6379` (the GCS) or `auto`",
-        )
-    resolved = _find_running() if address == "auto" else address
-    _require_reachable(resolved)
-    _connect(resolved, loopback=resolved.startswith((LOOPBACK, "localhost")) and _gcs_is_loopback(resolved))
-    return Cluster(resolved, local=False, seconds=time.monotonic() - started)
 
 
 def live_nodes() -> tuple[NodeCapacity, ...]:
@@ -310,7 +293,8 @@ def _log_tail(files: ClusterFiles) -> str:
     return " | ".join(lines)[:1000]
 
 
-def _connect(address: str, loopback: bool) -> None:
+def attach(address: str, loopback: bool) -> None:
+    """Connect this process to Ray as a driver; `loopback`: the cluster listens nowhere else. Raises ClusterError."""
     import ray
 
     with kept_signal_handlers(GUARDED_SIGNALS), _loopback_allowed(loopback), _quiet():
@@ -351,71 +335,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _find_running() -> str:
-    from ray._private import services
-
-    try:
-        found = services.get_ray_address_from_environment("auto", None)
-    except ConnectionError:
-        found = None
-    if not found:
-        raise ClusterError(
-            "cluster.address is `auto`, but no Ray cluster runs on this machine",
-            hint="start one with `ray start --head`, or leave cluster.address out for a local one",
-        )
-    return str(found)
-
-
-def _require_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ClusterError(f"cluster.address {address!r} is not host:port", hint="e.g. 10.0.0.5:6379, or `auto`")
-    hint = "is the cluster up, and may this machine reach that port? `ray status` on its head tells"
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S / 2).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster can be reached at {address}: {error}", hint=hint) from error
-    # A socket that accepts proves little: Ray itself would try for minutes to talk to a web server.
-    answer: list[Exception | None] = []
-    thread = threading.Thread(target=lambda: answer.append(_ask_gcs(address)), daemon=True)
-    thread.start()
-    thread.join(REACH_TIMEOUT_S / 2)
-    if not answer:
-        raise ClusterError(f"something listens at {address}, but it does not answer as a Ray GCS", hint=hint)
-    if answer[0] is not None:
-        raise _refusal(address, answer[0])
-
-
-def _ask_gcs(address: str) -> Exception | None:
-    """None where a GCS answers us; what it says where it refuses."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.exceptions import RayError
-
-    try:
-        GcsClient(address=address).get_all_node_info()
-    except RayError as error:
-        refused: Exception = error
-        return refused
-    return None
-
-
-def _refusal(address: str, error: Exception) -> ClusterError:
-    from ray.exceptions import AuthenticationError
-
-    if isinstance(error, AuthenticationError):
-        return ClusterError(
-            f"the Ray cluster at {address} asks for a token, and we have none or a wrong one",
-            hint="set RAY_AUTH_MODE=token, and give the cluster's token as Ray expects it (RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH for a file)",
-        )
-    return ClusterError(f"the Ray cluster at {address} refuses us: {error}", hint="see the logs of its GCS")
-
-
-def _gcs_is_loopback(address: str) -> bool:
-    """Whether the cluster's nodes know each other by loopback (one that convoy or a test started here)."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    nodes = GcsClient(address=address).get_all_node_info().values()
-    return any(node.node_manager_address == LOOPBACK for node in nodes)

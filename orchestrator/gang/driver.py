@@ -8,7 +8,8 @@ import psutil
 
 from orchestrator.domain.events import Observer
 from orchestrator.domain.session import TrainPlan
-from orchestrator.gang.cluster import Cluster, connect, start_local
+from orchestrator.gang.cluster import Cluster, start_local
+from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import Request, fitting_workers, local_resources, request_of, reserve
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec

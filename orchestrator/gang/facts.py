@@ -19,7 +19,7 @@ def cluster_facts(address: str) -> dict[str, Any]:
     """
     import ray
 
-    from orchestrator.gang.cluster import connect
+    from orchestrator.gang.joining import connect
 
     cluster = connect(address)
     try:

@@ -15,8 +15,9 @@ import pytest
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.gang.cluster import connect, start_local, sweep_stale
+from orchestrator.gang.cluster import start_local, sweep_stale
 from orchestrator.gang.files import TRANSPORT_VARIABLE
+from orchestrator.gang.joining import connect
 from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, run, shared_memory, state_of
 
 pytestmark = pytest.mark.cluster
