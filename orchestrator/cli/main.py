@@ -12,6 +12,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.spec.errors import SpecError
 
 COMMANDS = {
     "run": ("orchestrator.cli.run:run", "Train: run a job here and now, and watch it."),
@@ -110,7 +111,10 @@ def _say_error(error: ConvoyError) -> None:
     traceback_text = getattr(error, "traceback_text", None)
     if traceback_text:
         print(traceback_text.rstrip(), file=sys.stderr)
-    print(f"error: {error.message}", file=sys.stderr)
+    if isinstance(error, SpecError):  # every line begins with file:line:column, for people and for editors
+        print(error.message, file=sys.stderr)
+    else:
+        print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
