@@ -77,6 +77,10 @@ class Session(Protocol):
     def lookup(self, key: str, timeout_s: float) -> str:
         """The value published under `key`, waiting for it. Raises TimeoutError."""
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether this worker sees the driver's files under the driver's paths."""
+
     def fetch(self, path: str) -> Path:
         """A local copy of a file or directory the driver sees at `path`; the path itself where the file
         system is shared. Raises FileNotFoundError."""

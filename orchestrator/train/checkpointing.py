@@ -148,9 +148,8 @@ def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
 
 
 def _open_place(session: Session, parent: Path, step: int) -> _Place:
-    """Decide where to write. A run directory that exists here is the driver's own: it made it before any worker."""
-    shares = getattr(session, "shares_files", None)
-    shared = parent.parent.is_dir() if shares is None else bool(shares)
+    """Decide where to write: in place where the driver's files are ours, else in a directory to send from."""
+    shared = session.shares_files
     name = directory_name(step)
     if not shared:
         return _Place(parent, name, Path(tempfile.mkdtemp(prefix="convoy-save-")), shared, "")

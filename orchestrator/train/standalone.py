@@ -83,6 +83,11 @@ class StandaloneSession:
             raise TimeoutError(f"{key} was not published within {timeout_s:.0f} s") from error
         return self._store.get(key).decode()
 
+    @property
+    def shares_files(self) -> bool:
+        """Always: there is no driver."""
+        return True
+
     def fetch(self, path: str) -> Path:
         local = Path(path)
         if not local.exists():

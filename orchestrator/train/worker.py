@@ -165,7 +165,7 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
         return
     target = RunLayout(Path(plan.run_dir)).export
     with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
-        shared = target.parent.is_dir()
+        shared = session.shares_files
         local = target if shared else Path(scratch) / "export"
         exported = export_model(
             session.fetch(checkpoint), spec, session.fetch(plan.data_dir), local, force=plan.resume_from is not None

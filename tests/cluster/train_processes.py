@@ -64,6 +64,10 @@ class FileSession:
             time.sleep(0.005)
         raise TimeoutError(key)
 
+    @property
+    def shares_files(self) -> bool:
+        return True
+
     def fetch(self, path: str) -> Path:
         if not Path(path).exists():
             raise FileNotFoundError(path)
