@@ -135,10 +135,6 @@ class LocalSession:
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         self.events.append((kind, fields))
 
-    @property
-    def shares_files(self) -> bool:
-        return True
-
     def fetch(self, path: str) -> Path:
         if not Path(path).exists():
             raise FileNotFoundError(path)
