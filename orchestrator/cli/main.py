@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from orchestrator import __version__
 from orchestrator.domain.errors import ConvoyError
@@ -97,6 +98,9 @@ def main() -> None:
     except ConvoyError as error:
         code = error.exit_code
         _say_error(error)
+    except SystemExit as error:
+        # click ends with 1 where the reader of our output left; we say what the shell would.
+        code = 141 if isinstance(sys.stdout, PacifyFlushWrapper) else _exit_code(error)
     except BrokenPipeError:
         # Whoever read our output (`head`) has enough. What is buffered would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,6 +109,10 @@ def main() -> None:
         code = 1
         _say_unexpected(error)
     sys.exit(code)
+
+
+def _exit_code(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _say_error(error: ConvoyError) -> None:
