@@ -70,7 +70,9 @@ def _optimizer(spec: JobSpec) -> dict[str, Any]:
         "params": {
             "torch_adam": True,
             "fused": True,
-            "lr": spec.train.lr,
+            # The loop sets it before every update. Some of DeepSpeed's optimizers make an update of their own when
+            # they are built, to allocate the moments: at rate 0 its weight decay changes nothing.
+            "lr": 0.0,
             "betas": list(optimizer.betas),
             "eps": optimizer.eps,
             "weight_decay": optimizer.weight_decay,

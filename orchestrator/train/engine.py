@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import logging
 import os
 import warnings
@@ -19,9 +20,20 @@ def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape) -> Any:
     """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group."""
     deepspeed = import_deepspeed(shape.device)
     config = deepspeed_config(spec, shape)
-    with _no_operator_probe(deepspeed):
+    # BF16_Optimizer prints the memory it uses, whatever the log level.
+    with _no_operator_probe(deepspeed), contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
+    if _is_unfused(engine.optimizer):
+        # Its allocating update also counted as step 1, which would spoil Adam's bias correction.
+        engine.optimizer.optimizer.state.clear()
     return engine
+
+
+def _is_unfused(optimizer: Any) -> bool:
+    """Whether this is DeepSpeed's optimizer for bf16 and fp16 at stage 0."""
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    return isinstance(optimizer, FP16_UnfusedOptimizer)
 
 
 def import_deepspeed(device: str) -> Any:
@@ -70,11 +82,16 @@ class Stepper:
         self._limit = spec.train.clip_grad_norm
         self._world_size = world_size
         self._norm: float | torch.Tensor | None = None
+        self._scale: Any = engine.optimizer.loss_scale_config if _is_unfused(engine.optimizer) else None
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
         """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its
-        average over micro steps is turned off."""
+        average over micro steps is turned off.
+
+        Under fp16 DeepSpeed scales the loss itself, but not at stage 0, where it still divides by the scale."""
         scale = self._world_size / max(global_targets, 1)
+        if self._scale is not None:
+            scale *= self._scale.cur_scale
         self._engine.backward(loss_sum * scale, scale_wrt_gas=False)
 
     def step(self) -> None:
@@ -83,9 +100,11 @@ class Stepper:
         if boundary and self._clips:
             limit = float("inf") if self._limit is None else self._limit
             self._norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+        loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
         self._engine.step()
         if boundary and not self._clips:
-            self._norm = self._engine.get_global_grad_norm()
+            norm = self._engine.get_global_grad_norm()
+            self._norm = None if norm is None else norm / loss_scale
 
     def grad_norm(self) -> float:
         """Global L2 norm of the last update's gradients before clipping; not finite where they overflowed."""

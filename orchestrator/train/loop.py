@@ -138,10 +138,10 @@ class TrainLoop:
 
     def _checkpoint_due(self, outcome: StepOutcome) -> bool:
         checkpoint, last = self._context.spec.checkpoint, self._context.plan.total_steps
-        if outcome.step == last:
-            return checkpoint.at_end or self._context.plan.export
         on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
-        return on_interval or outcome.stop
+        # An export is made from a checkpoint.
+        at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
+        return on_interval or at_end or outcome.stop
 
     def _save(self, outcome: StepOutcome) -> float:
         """Write a checkpoint; the seconds it took. Collective."""

@@ -134,7 +134,10 @@ def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
         assert spec.model.architecture is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.train.seed)
-            model = ARCHITECTURES[spec.model.architecture].model_type()(config)
+            try:
+                model = ARCHITECTURES[spec.model.architecture].model_type()(config)
+            except ValueError as error:  # fields that do not fit together
+                raise UsageError(f"model.config: {spec.model.architecture} refuses it: {error}") from error
     if spec.train.activation_checkpointing:
         # The non-reentrant kind works with ZeRO-3's hooks and with inputs that need no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

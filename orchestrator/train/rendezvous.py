@@ -1,6 +1,7 @@
 """Process group: from a `Session` to an initialised `torch.distributed`, and back to nothing."""
 
 import os
+import socket
 from datetime import timedelta
 
 import torch
@@ -29,8 +30,7 @@ def join_process_group(session: Session, device: torch.device, timeout: timedelt
     if session.world_size == 1:
         store: Store = HashStore()
     elif session.rank == 0:
-        # Bound before it is published; it listens on all addresses of the host, as torch offers no other way.
-        store = TCPStore(session.node_ip, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        store = _hosted_store(session.node_ip, timeout)
         session.publish(STORE_KEY, f"{session.node_ip}:{store.port}")
     else:
         host, _, port = session.lookup(STORE_KEY, timeout.total_seconds()).rpartition(":")
@@ -43,6 +43,23 @@ def join_process_group(session: Session, device: torch.device, timeout: timedelt
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(session.rank), str(session.world_size)
     os.environ.pop("LOCAL_SIZE", None)
+
+
+def _hosted_store(address: str, timeout: timedelta) -> TCPStore:
+    """A store on a free port of this address alone; left to itself torch would listen on every address of the host."""
+    info = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(info[0], socket.SOCK_STREAM) as listener:
+        listener.bind(info[4])
+        listener.listen(1024)
+        port = listener.getsockname()[1]
+        return TCPStore(
+            address,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timeout,
+            master_listen_fd=listener.detach(),  # the store owns it from here
+        )
 
 
 def leave_process_group() -> None:

@@ -25,6 +25,7 @@ def test_optimizer_needs_no_compiler() -> None:
     parameters = config({"optimizer": {"betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.3}})["optimizer"]["params"]
     assert parameters["torch_adam"] is True
     assert parameters["fused"] is True
+    assert parameters["lr"] == 0.0  # the loop sets it
     assert (parameters["betas"], parameters["eps"], parameters["weight_decay"]) == ([0.8, 0.9], 1e-6, 0.3)
 
 
