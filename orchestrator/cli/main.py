@@ -9,7 +9,6 @@ import traceback
 from typing import Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from orchestrator import __version__
 from orchestrator.domain.errors import ConvoyError
@@ -85,6 +84,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point. Errors meant for people are printed as one line and a hint; exit codes are theirs."""
+    stdout = sys.stdout
     try:
         result: Any = cli.main(standalone_mode=False, prog_name="convoy")
         # Without standalone mode, click returns the code of `ctx.exit` instead of ending.
@@ -99,8 +99,8 @@ def main() -> None:
         code = error.exit_code
         _say_error(error)
     except SystemExit as error:
-        # click ends with 1 where the reader of our output left; we say what the shell would.
-        code = 141 if isinstance(sys.stdout, PacifyFlushWrapper) else _exit_code(error)
+        # click replaces stdout and ends with 1 where the reader of our output left; we say what the shell would.
+        code = _exit_code(error) if sys.stdout is stdout else 141
     except BrokenPipeError:
         # Whoever read our output (`head`) has enough. What is buffered would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
