@@ -13,7 +13,7 @@ import psutil
 
 from tests.bench.measure import Row
 
-BENCHMARKS = ("cli_start", "tokenizing", "throughput", "cold_start")
+BENCHMARKS = ("cli_start", "tokenizing", "throughput", "cold_start", "gpu")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"
 
@@ -23,7 +23,7 @@ def table(rows: list[Row]) -> str:
     lines = ["| what | Convoy | peer | ratio | bar | |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        met = "met" if row.met else "**not met**"
+        met = {True: "met", False: "**not met**", None: "not measured"}[row.met]
         lines.append(f"| {row.name} | {row.ours} | {row.peer} | {ratio} | {row.bar} | {met} |")
     notes = [f"- {row.name}: {row.note}" for row in rows if row.note]
     return "\n".join([*lines, "", *notes] if notes else lines)
@@ -58,7 +58,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=f"convoy-bench-{name}-") as scratch:
             rows = importlib.import_module(f"tests.bench.{name}").measure(Path(scratch))
         print(table(rows), flush=True)
-        all_met = all_met and all(row.met for row in rows)
+        all_met = all_met and all(row.met is not False for row in rows)
         if args.write:
             write(name, table(rows))
     return 0 if all_met else 1

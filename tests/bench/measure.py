@@ -25,7 +25,8 @@ class Row:
     peer: str
     ratio: float | None
     bar: str
-    met: bool
+    met: bool | None
+    """None: not measured on this machine."""
     note: str = ""
 
 

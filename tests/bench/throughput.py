@@ -16,8 +16,8 @@ from orchestrator.train.deepspeed_config import EngineShape, deepspeed_config
 from tests.bench.jobs import GLOBAL_BATCH, MODEL, SEQUENCE_LENGTH, VOCAB_SIZE, WORKERS, write_job
 from tests.bench.measure import CONVOY, Row, alternate, environment, median_ratio, run
 
-STEPS = 40
-WARM_UP_STEPS = 8
+STEPS = 30
+WARM_UP_STEPS = 6
 ROUNDS = 3
 BAR = 0.97
 DATA_WAIT_BAR = 0.01
@@ -31,12 +31,12 @@ def convoy_steps(job: Path, home: Path) -> list[dict]:
     return [json.loads(line) for line in steps.read_text().splitlines()]
 
 
-def peer_tokens(home: Path, scratch: Path) -> Path:
+def peer_tokens(home: Path, scratch: Path, samples: int = (STEPS + 1) * GLOBAL_BATCH) -> Path:
     """The tokens Convoy prepared, in its order, as one array for the peers."""
-    (manifest,) = home.glob("cache/**/manifest.json")
+    (manifest,) = home.glob("cache/data/*/manifest.json")
     dataset = TokenDataset.open(manifest.parent)
     path = scratch / "tokens.npy"
-    np.save(path, dataset.train(0, (STEPS + 1) * GLOBAL_BATCH).tokens.astype(np.int64))
+    np.save(path, dataset.train(0, samples).tokens.astype(np.int64))
     return path
 
 
@@ -49,6 +49,7 @@ def peer_config(job: Path) -> str:
     shape = EngineShape(world_size=WORKERS, micro_batch=GLOBAL_BATCH // WORKERS, accumulation=1, device="cpu")
     config = deepspeed_config(load_job(job).spec, shape)
     config["gradient_clipping"] = 1.0
+    config["optimizer"]["params"]["lr"] = 1e-3  # Convoy sets the rate of every step itself
     return json.dumps(config)
 
 
