@@ -1,6 +1,5 @@
 """Every error Convoy raises on purpose. What is not one of these is a bug and keeps its traceback."""
 
-
 from orchestrator.errors import ConvoyError as ConvoyError
 
 

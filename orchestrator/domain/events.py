@@ -20,7 +20,7 @@ class EventKind(StrEnum):
     CLUSTER_READY = "cluster.ready"
     """address, nodes, cpus, gpus, seconds."""
     DATA_PROGRESS = "data.progress"
-    """phase (scan, tokenizer, tokenize, index), done_bytes, total_bytes, documents, tokens, cached. Not written to disk."""
+    """phase (scan, tokenizer, tokenize, index), done_bytes, total_bytes, documents, tokens, cached. Not on disk."""
     DATA_READY = "data.ready"
     """fingerprint, cached, documents, bad_records, tokens, train_samples, validation_samples, seconds."""
     DATA_SKIPPED = "data.skipped"

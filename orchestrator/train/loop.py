@@ -124,7 +124,10 @@ class TrainLoop:
         for part in (step, micro_step, self._context.session.rank):
             # Multiplier of SplitMix64's stream; keeps neighbours apart.
             value = (value * 0x9E3779B97F4A7C15 + part + 1) % 2**63
-        torch.manual_seed(value)
+        # `torch.manual_seed` also queues a seed, with a stack trace, for every kind of device that was never used.
+        torch.default_generator.manual_seed(value)
+        if self._context.device.type == "cuda":
+            torch.cuda.manual_seed(value)
 
     def _evaluation_due(self, step: int) -> bool:
         interval = self._context.spec.train.eval_interval_steps
