@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ class _Run:
     step: int = 0
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in self.observers:
-            observer.on_event(event)
+        _tell(self.observers, kind, fields)
 
     def enter(self, state: RunState, reason: str | None = None) -> None:
         """Change the state, on disk first."""
@@ -118,12 +117,14 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
     """Tokenise a job's corpus into the cache, with `workers` processes and without Ray."""
     from orchestrator.data.executor import LocalExecutor
 
-    def emit(kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in observers:
-            observer.on_event(event)
+    tell = partial(_tell, observers)
+    return prepare(job.spec, job.path.parent, _cache(job.spec, home), LocalExecutor(workers), tell)
 
-    return prepare(job.spec, job.path.parent, _cache(job.spec, home), LocalExecutor(workers), emit)
+
+def _tell(observers: Sequence[Observer], kind: EventKind, fields: dict[str, Any]) -> None:
+    event = Event(kind, time.time(), fields)
+    for observer in observers:
+        observer.on_event(event)
 
 
 def _carry(run: _Run, observers: Sequence[Observer], entry: str, resume_from: RunLayout | None) -> RunOutcome:
