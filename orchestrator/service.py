@@ -14,9 +14,11 @@ from orchestrator.data.prepare import PreparedData, prepare
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
+from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.recorder import RunRecorder
@@ -24,6 +26,7 @@ from orchestrator.planner.memory import largest_micro_batch, memory_need, model_
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job
+from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
@@ -53,6 +56,11 @@ class _Run:
     stop: threading.Event
     observers: list[Observer] = field(default_factory=list)
     step: int = 0
+    """The last step finished."""
+    incidents_before: int = 0
+    """Pages that drivers before this one wrote."""
+    recovery: "_Recovery | None" = None
+    """The one under way."""
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         _tell(self.observers, kind, fields)
@@ -61,6 +69,15 @@ class _Run:
         """Change the state, on disk first."""
         self.store.set_state(self.layout, state, reason)
         self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
+
+
+@dataclass(frozen=True)
+class _Recovery:
+    """From a lost worker to the first step after it."""
+
+    incident: int
+    detected_s: float
+    steps_recomputed: int
 
 
 def run_job(
@@ -132,7 +149,9 @@ def _carry(run: _Run, observers: Sequence[Observer], entry: str, resume_from: Ru
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
     metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot)
-    run.observers = [recorder, ledger, metrics, _Progress(run), *observers]
+    run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
+    run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
+    run.observers += [Retention(run.layout, run.spec.checkpoint), _Progress(run), *observers]
     server = None
     try:
         server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)
@@ -185,12 +204,67 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         if data is None:
             return _stopped()
         run.enter(RunState.STARTING)
-        plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint)
-        readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
-        outcome = driver.train(entry, plan, readable, run.observers)
+        return _train(run, driver, entry, data, workers, checkpoint)
     finally:
         driver.close()
-    return _judge(run, outcome)
+
+
+def _train(
+    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: Path | None
+) -> tuple[RunState, str | None, int]:
+    """Train, through as many failures as the budget allows, until the end or until there is no going on."""
+    budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
+    readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
+    failures: list[RunFailure] = []
+    furthest = run.step
+    while True:
+        plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint)
+        outcome = driver.train(entry, plan, readable, run.observers)
+        if outcome is None or outcome.failure is None or run.stop.is_set():
+            return _judge(run, outcome)
+        furthest = max(furthest, run.step, outcome.step)
+        failures.append(RunFailure(time.monotonic(), furthest, outcome.lost_nobody))
+        verdict = judge(failures, budget)
+        if not verdict.recover:
+            return _give_up(_judge(run, outcome), verdict)
+        checkpoint = _recover(run, outcome.failure, furthest, len(failures))
+        found = driver.restart_workers(_imports(run.spec) if entry == TRAIN_ENTRY else (), workers)
+        if found is None:
+            return _stopped()
+        workers = found
+
+
+def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
+    """Say what is going to happen; the checkpoint to go on from. `number`: failures of this driver, this one included.
+
+    A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
+    """
+    detected_s = time.time() - (time.monotonic() - failure.seen_s)
+    if run.recovery is not None:
+        detected_s = run.recovery.detected_s
+    incident = run.incidents_before + number
+    run.step = 0
+    run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
+    checkpoint = _newest(run, run.layout)
+    run.recovery = _Recovery(incident, detected_s, max(0, reached - run.step))
+    fields = {
+        "incident": incident,
+        "rank": failure.rank,
+        "cause": failure.message,
+        "detected_s": detected_s,
+        "step": reached,
+        "from_step": run.step,
+        "checkpoint": str(checkpoint) if checkpoint is not None else None,
+    }
+    run.emit(EventKind.RECOVERY_STARTED, fields)
+    return checkpoint
+
+
+def _give_up(judged: tuple[RunState, str | None, int], verdict: Verdict) -> tuple[RunState, str | None, int]:
+    state, reason, exit_code = judged
+    if verdict.reason is not None:
+        reason = f"{verdict.reason}; the last: {reason}\nhint: {verdict.hint}"
+    return state, reason, exit_code
 
 
 def _judge(run: _Run, outcome: Any) -> tuple[RunState, str | None, int]:
@@ -221,9 +295,21 @@ class _Progress:
         if event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
             self._running = True
             self._run.enter(RunState.RUNNING)
+        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") == RunState.RECOVERING.value:
+            self._running = False
 
     def on_step(self, report: StepReport) -> None:
         self._run.step = report.step
+        recovery, self._run.recovery = self._run.recovery, None
+        if recovery is not None:
+            fields = {
+                "incident": recovery.incident,
+                "step": report.step,
+                "world_size": report.world_size,
+                "seconds": report.time_s - recovery.detected_s,
+                "steps_recomputed": recovery.steps_recomputed,
+            }
+            self._run.emit(EventKind.RECOVERED, fields)
 
 
 def _newest(run: _Run, layout: RunLayout) -> Path | None:

@@ -73,8 +73,11 @@ def newest_valid(directory: Path, on_rejected: Callable[[Path, str], None] | Non
     return None
 
 
-def retain(directory: Path, keep_last: int, trusted: Collection[int] = ()) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints, and return what went.
+def retain(
+    directory: Path, keep_last: int, trusted: Collection[int] = (), keep_every: int | None = None
+) -> list[Path]:
+    """Remove all but the newest `keep_last` checkpoints and those of steps that are multiples of `keep_every`, and
+    return what went.
 
     The newest valid one is never removed: where none of those kept is valid, the newest older one that is stays
     too. `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished
@@ -85,6 +88,7 @@ def retain(directory: Path, keep_last: int, trusted: Collection[int] = ()) -> li
     found = list_checkpoints(directory)
     finished = [entry for entry in found if entry.manifest is not None]
     keep = {entry.path for entry in finished[:keep_last]}
+    keep |= {entry.path for entry in finished if keep_every is not None and entry.step % keep_every == 0}
     for entry in finished:
         if entry.step in trusted or (entry.problem is None and _deep_problem(entry.path) is None):
             keep.add(entry.path)

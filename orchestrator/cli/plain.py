@@ -13,6 +13,9 @@ from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
+ALWAYS_TOLD = frozenset(
+    {EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED}
+)
 LINE_INTERVAL_S = 5.0
 """Steps and data progress are told at most this often."""
 
@@ -47,7 +50,7 @@ class PlainDisplay:
                 self._say(f"data: {data_progress(self.view, self._clock())}")
             return
         text = describe(event, self.view)
-        if text and (self._show_progress or event.kind in (EventKind.WARNING, EventKind.WORKER_FAILED)):
+        if text and (self._show_progress or event.kind in ALWAYS_TOLD):
             self._say(text)
 
     def on_step(self, report: StepReport) -> None:
@@ -153,6 +156,15 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"workers: {fields.get('phase')}"
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
+        case EventKind.RECOVERY_STARTED:
+            where = f"from step {fields.get('from_step')}" if fields.get("checkpoint") else "from the beginning"
+            return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"
+        case EventKind.RECOVERED:
+            again = int(fields.get("steps_recomputed") or 0)
+            return (
+                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
+                f"{again} step{'s' if again != 1 else ''} made again"
+            )
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:

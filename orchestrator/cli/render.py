@@ -1,9 +1,10 @@
 """Figures as text: sizes, times, counts, small graphs. Pure; widths are in characters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from typing import Any
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 DASH = "-"
@@ -96,3 +97,11 @@ def bar(share: float, width: int) -> str:
     """A share of 0 to 1 as a bar."""
     filled = round(min(1.0, max(0.0, share)) * width)
     return "█" * filled + "░" * (width - filled)
+
+
+def recoveries(finished: Sequence[Mapping[str, Any]]) -> str:
+    """`2 times, 13.4 s and 7 steps made again in all`, from the fields of `recovery.finished` events."""
+    seconds = sum(float(each.get("seconds") or 0.0) for each in finished)
+    steps = sum(int(each.get("steps_recomputed") or 0) for each in finished)
+    times = "once" if len(finished) == 1 else f"{len(finished)} times"
+    return f"{times}, {duration(seconds)} and {steps} step{'s' if steps != 1 else ''} made again in all"

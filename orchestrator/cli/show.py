@@ -17,7 +17,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
     steps = current_steps(layout.steps)
     value: dict[str, Any] = record.to_json()
     value["driver"] = record.driver.to_json() if record.driver else None
-    value |= {"plan": None, "evaluations": [], "checkpoints": [], "failures": [], "warnings": [], "exported": None}
+    value |= {"plan": None, "evaluations": [], "checkpoints": [], "failures": [], "recoveries": [], "warnings": [], "exported": None}
     for event in read_events(layout.events):
         match event.kind:
             case EventKind.PLAN:
@@ -30,6 +30,10 @@ def facts(record: RunRecord) -> dict[str, Any]:
                 value["checkpoints"].append(saved)
             case EventKind.WORKER_FAILED:
                 value["failures"].append(event.fields)
+            case EventKind.RECOVERY_STARTED:
+                value["failures"].clear()  # got over, and told on its page
+            case EventKind.RECOVERED:
+                value["recoveries"].append(event.fields)
             case EventKind.WARNING:
                 value["warnings"].append(event.fields.get("message"))
             case EventKind.EXPORTED:
@@ -78,6 +82,8 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     if total:
         lines.append(f"  step        {record.step} of {total}  {render.bar(record.step / total, 30)}")
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
+    if value["recoveries"]:
+        lines.append(f"  recovered   {render.recoveries(value['recoveries'])}; see {record.layout.incidents}")
     for failure in value["failures"][:1]:
         if str(failure.get("error")) not in (record.reason or ""):
             lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]

@@ -87,6 +87,8 @@ def _losses(view: RunView) -> list[str]:
 
 def _places(view: RunView, layout: RunLayout) -> list[str]:
     lines = [f"  run         {layout.root}"]
+    if view.recoveries:
+        lines.append(f"  recovered   {render.recoveries(view.recoveries)}; see {layout.incidents}")
     if view.exported:
         lines.append(f"  model       {view.exported.get('path')}  ({render.size(view.exported.get('bytes'))})")
     if view.checkpoints:

@@ -67,6 +67,7 @@ class RunView:
     metrics_url: str | None = None
     warnings: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
 
     def on_step(self, report: StepReport) -> None:
         """Take a step."""
@@ -123,6 +124,10 @@ class RunView:
                 trace = str(fields.get("traceback") or "")
                 failure = Failure(int(fields.get("rank", -1)), str(fields.get("error")), trace)
                 self.failures.append(failure)
+            case EventKind.RECOVERY_STARTED:
+                self.failures.clear()  # what a run has got over is not why it ends
+            case EventKind.RECOVERED:
+                self.recoveries.append(fields)
             case EventKind.EVAL:
                 self.validation_losses.append((int(fields["step"]), float(fields["loss"])))
             case EventKind.CHECKPOINT_SAVED:

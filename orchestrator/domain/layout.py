@@ -53,6 +53,14 @@ class RunLayout:
         return self.root / "export"
 
     @property
+    def incidents(self) -> Path:
+        """A page for each recovery."""
+        return self.root / "incidents"
+
+    def incident(self, number: int) -> Path:
+        return self.incidents / f"incident-{number:03d}.md"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

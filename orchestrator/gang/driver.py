@@ -1,5 +1,6 @@
 """One run's way through a cluster: start it, reserve, start workers, keep them warm, train, tear down."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import Request, fitting_workers, local_resources, request_of, reserve
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec
+
+
+SETTLE_S = 5.0
+"""How long ended workers may take to give their resources back."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,21 @@ class GangDriver:
         self._gang = Gang(group, count, self.request, self._worker_env, cluster.local)
         self._gang.warm(warm)
         return count
+
+    def restart_workers(self, warm: tuple[str, ...], before: int) -> int | None:
+        """As `start_workers`, after a gang of `before` workers has ended: on what is left of the cluster.
+
+        What the ended workers held comes back a moment later; until then fewer would seem to fit.
+        """
+        cluster = self._require_cluster()
+        deadline = time.monotonic() + SETTLE_S
+        while not self._stopped() and time.monotonic() < deadline:
+            nodes, bundle, how = cluster.nodes(), self.request.bundle, self.request.placement
+            wanted = min(before, fitting_workers(nodes, bundle, how, total=True))
+            if fitting_workers(nodes, bundle, how) >= wanted:
+                break
+            time.sleep(0.05)
+        return self.start_workers(warm)
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""

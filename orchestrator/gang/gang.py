@@ -24,6 +24,7 @@ from orchestrator.gang.decide import (
     GangFacts,
     decide,
     explain_death,
+    is_consequence,
     root_cause,
     unseen_lines,
 )
@@ -75,6 +76,13 @@ class GangOutcome:
     stopped: bool
     step: int
     """Last step that rank 0 reported or returned."""
+
+    @property
+    def lost_nobody(self) -> bool:
+        """A worker's own code raised; no process and no node, as far as can be told, was lost."""
+        return (
+            self.failure is not None and self.failure.ending is Ending.RAISED and not is_consequence(self.failure)
+        )
 
 
 class Gang:

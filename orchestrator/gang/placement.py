@@ -210,8 +210,10 @@ def reserve(
         while patience_s > 0 and not stopped():
             if group.wait(min(patience_s, 0.5)):
                 return group, count or request.minimum
+            if not waits and fitting_workers(read_nodes(), request.bundle, request.placement, total=True) < (count or 0):
+                break  # a node is gone that was still counted when the group was asked for
             patience_s = timeout_s - (time.monotonic() - started)
         remove_placement_group(group)
-        if not stopped():
+        if patience_s <= 0 and not stopped():
             raise explain(request, read_nodes(), time.monotonic() - started)
     return None

@@ -80,6 +80,17 @@ PEAK_ALLOCATED = Metric(
     "convoy_worker_device_peak_allocated_bytes", "gauge", "bytes", "Peak device memory in tensors.", ("rank",)
 )
 WORKER_FAILURES = Metric("convoy_worker_failures_total", "counter", "", "Workers that failed.")
+RECOVERIES = Metric("convoy_recoveries_total", "counter", "", "Times the run went on after it had lost a worker.")
+RECOVERY_SECONDS = Metric(
+    "convoy_recovery_duration_seconds",
+    "histogram",
+    "seconds",
+    "From the detection of a lost worker to the end of the first step after it.",
+    buckets=(0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0),
+)
+RECOMPUTED_STEPS = Metric(
+    "convoy_recomputed_steps_total", "counter", "steps", "Finished steps that recoveries made again."
+)
 WARNINGS = Metric("convoy_warnings_total", "counter", "", "Warnings the run gave.")
 CHECKPOINTS = Metric("convoy_checkpoints_total", "counter", "", "Checkpoints written.")
 CHECKPOINT_BYTES = Metric("convoy_checkpoint_bytes_total", "counter", "bytes", "Bytes of checkpoints written.")

@@ -88,6 +88,11 @@ class MetricsObserver:
                 self._count(catalog.CHECKPOINT_REJECTIONS, 1)
             case EventKind.WORKER_FAILED:
                 self._count(catalog.WORKER_FAILURES, 1)
+            case EventKind.RECOVERED:
+                self._count(catalog.RECOVERIES, 1)
+                self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
+                seconds = float(fields.get("seconds") or 0.0)
+                self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 

@@ -35,6 +35,8 @@ class Category(StrEnum):
     EVALUATING = "evaluating"
     CHECKPOINTING = "checkpointing"
     EXPORTING = "exporting"
+    RECOVERING = "recovering"
+    """From a lost worker to the first step after it: placement, processes, imports, building and restoring included."""
     LOST = "lost"
     """Training that was thrown away: an unfinished step, or steps after the checkpoint a run went on from."""
     OTHER = "other"
@@ -49,7 +51,10 @@ _PHASES = {
     "train": Category.TRAINING,
     "export": Category.EXPORTING,
 }
-_STATES = {RunState.STARTING.value: Category.STARTING_WORKERS}
+_STATES = {
+    RunState.STARTING.value: Category.STARTING_WORKERS,
+    RunState.RECOVERING.value: Category.RECOVERING,
+}
 _MEASURED = {
     EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,
     EventKind.DATA_READY: Category.PREPARING_DATA,
@@ -88,7 +93,8 @@ class Ledger:
     def on_event(self, event: Event, now_s: float) -> None:
         """Take an event that is known at `now_s`; its own time counts where it is plausible."""
         self._advance(min(event.time_s, now_s))
-        if (category := _MEASURED.get(event.kind)) is not None:
+        recovering = self._current is Category.RECOVERING
+        if (category := _MEASURED.get(event.kind)) is not None and not recovering:
             taken = self._carve(category, _number(event.fields.get("seconds")))
             if category is Category.CHECKPOINTING:
                 self._step_checkpoint_s += taken
@@ -98,7 +104,9 @@ class Ledger:
             # Whichever comes last, it is the workers that are waited for then.
             self._switch(Category.STARTING_WORKERS)
         elif event.kind is EventKind.WORKER_PHASE:
-            self._switch(_PHASES.get(str(event.fields.get("phase")), Category.OTHER))
+            # Every phase of a recovery is the recovery's, its first step ends it.
+            if not recovering:
+                self._switch(_PHASES.get(str(event.fields.get("phase")), Category.OTHER))
         elif event.kind is EventKind.STATE_CHANGED:
             state = str(event.fields.get("state"))
             if state == RunState.FAILED and self._current is Category.TRAINING:

@@ -7,6 +7,7 @@ from pydantic import Field
 from orchestrator.spec.base import SpecModel
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, TokenizerSpec
+from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.spec.resources import CheckpointSpec, ClusterSpec, ResourcesSpec
 from orchestrator.spec.train import TrainSpec, ZeroSpec
 
@@ -63,6 +64,9 @@ class JobSpec(SpecModel):
 
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     """When state is saved."""
+
+    recovery: RecoverySpec = Field(default_factory=RecoverySpec)
+    """What happens when a worker or its node is lost."""
 
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
     """Which Ray cluster."""

@@ -54,6 +54,9 @@ class CheckpointSpec(SpecModel):
     keep_last: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept."""
 
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are multiples of this are kept too, for good."""
+
 
 class ClusterSpec(SpecModel):
     """A Ray cluster started for this run (`nodes`), or one that is there (`address`)."""

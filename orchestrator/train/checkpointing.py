@@ -87,9 +87,11 @@ def save_checkpoint(
     step: int,
     progress: Progress,
     keep_last: int,
+    keep_every: int | None = None,
     spec_hash: str | None = None,
 ) -> SavedCheckpoint:
-    """Write the checkpoint of `step` under `run_dir`/checkpoints and remove old ones beyond `keep_last`.
+    """Write the checkpoint of `step` under `run_dir`/checkpoints and remove old ones beyond `keep_last`,
+    but for multiples of `keep_every`.
 
     Collective, at an accumulation boundary. Where the file system is not shared, old checkpoints are the driver's
     to remove. Raises CheckpointError, on every rank alike, where any rank failed.
@@ -117,7 +119,7 @@ def save_checkpoint(
     finally:
         _tidy(place)
     if dist.get_rank() == 0 and place.shared:
-        _retire(session, place, keep_last, step)
+        _retire(session, place, keep_last, keep_every, step)
     return SavedCheckpoint(str(place.final), answers[0]["bytes"], time.perf_counter() - started_s)
 
 
@@ -252,9 +254,9 @@ def _tidy(place: _Place) -> None:
         shutil.rmtree(place.work, ignore_errors=True)
 
 
-def _retire(session: Session, place: _Place, keep_last: int, step: int) -> None:
+def _retire(session: Session, place: _Place, keep_last: int, keep_every: int | None, step: int) -> None:
     try:
-        retain(place.parent, keep_last, trusted=(step,))
+        retain(place.parent, keep_last, trusted=(step,), keep_every=keep_every)
     except OSError as error:
         session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error}"})
 

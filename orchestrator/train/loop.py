@@ -158,6 +158,7 @@ class TrainLoop:
             outcome.step,
             progress,
             context.spec.checkpoint.keep_last,
+            context.spec.checkpoint.keep_every,
         )
         self._checkpoint = saved.path
         if context.session.rank == 0:

@@ -105,7 +105,7 @@ def test_stopped_then_resumed_with_another_number_of_workers(tmp_path: Path) -> 
 def test_a_killed_worker_is_named_not_its_victims(tmp_path: Path) -> None:
     pids = all_pids()
     seen = KillRank(rank=1, step=3)
-    outcome = train(tmp_path, seen, train={"steps": 5000, "global_batch": 4, "lr": 1e-3})
+    outcome = train(tmp_path, seen, train={"steps": 5000, "global_batch": 4, "lr": 1e-3}, recovery={"max_failures": 0})
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert outcome.reason is not None
     assert outcome.reason.startswith("worker of rank 1 failed: its process was killed by SIGKILL")

@@ -127,3 +127,25 @@ def test_the_file_is_written_and_gone_on_from(tmp_path: Path) -> None:
     assert LedgerRecorder(layout, lambda: 500.0).snapshot()["elapsed_s"] == pytest.approx(before["elapsed_s"])
     layout.ledger.write_text("{}")
     assert LedgerRecorder(layout, lambda: 500.0).snapshot()["elapsed_s"] == 0.0
+
+
+def test_a_recovery_is_one_thing_whatever_it_consists_of(report: Make) -> None:
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    for step in range(1, 11):
+        ledger.on_step(report(step, time_s=float(step)), float(step))
+        if step == 8:
+            event(ledger, EventKind.CHECKPOINT_SAVED, 8.0, step=8, seconds=0.0)
+    event(ledger, EventKind.WORKER_FAILED, 10.5, rank=1)
+    event(ledger, EventKind.STATE_CHANGED, 10.5, state="recovering")
+    event(ledger, EventKind.WORKER_PHASE, 12.0, phase="build")
+    event(ledger, EventKind.WORKER_PHASE, 14.0, phase="restore")
+    event(ledger, EventKind.CHECKPOINT_RESTORED, 15.0, step=8, seconds=1.0)
+    event(ledger, EventKind.WORKER_PHASE, 15.0, phase="train")
+    event(ledger, EventKind.STATE_CHANGED, 15.0, state="running")
+    ledger.on_step(report(9, time_s=16.5), 16.5)
+    seconds = ledger.to_json(16.5)["seconds"]
+    assert seconds["lost"] == pytest.approx(0.5 + 2 * 0.9)
+    assert seconds["recovering"] == pytest.approx(5.0)
+    assert seconds["restoring"] == seconds["building"] == 0.0
+    assert sum(seconds.values()) == pytest.approx(16.5)

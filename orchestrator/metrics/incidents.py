@@ -1,0 +1,133 @@
+"""A page for each lost worker: what happened, when, what was decided, what it cost. `incidents/incident-NNN.md`."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+
+SHOWN_LINES = 40
+"""Of a worker's last output, or of its traceback."""
+
+
+@dataclass
+class _Incident:
+    """One that is being written down."""
+
+    number: int
+    started: dict[str, Any]
+    failed: list[dict[str, Any]]
+    timeline: list[tuple[float, str]] = field(default_factory=list)
+    finished: dict[str, Any] | None = None
+
+
+class IncidentRecorder:
+    """Observer that keeps a page for each recovery, written when it begins and again when it is over.
+
+    A disk that fails is reported once on stderr. Not thread-safe: one thread feeds it, as the driver does.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self._layout = layout
+        self._failed: list[Event] = []
+        self._open: _Incident | None = None
+        self._complained = False
+
+    def on_event(self, event: Event) -> None:
+        """Note what belongs to an incident."""
+        fields, incident = event.fields, self._open
+        if event.kind is EventKind.WORKER_FAILED:
+            self._failed.append(event)
+        elif event.kind is EventKind.RECOVERY_STARTED:
+            self._begin(event)
+        elif incident is None:
+            return
+        elif event.kind is EventKind.RECOVERED:
+            incident.timeline.append((event.time_s, f"step {fields['step']} finished: training goes on"))
+            incident.finished = fields
+            self._write(incident)
+            self._open = None
+        elif text := _told(event):
+            incident.timeline.append((event.time_s, text))
+            if event.kind is EventKind.STATE_CHANGED:
+                self._write(incident)
+
+    def on_step(self, report: StepReport) -> None:
+        """The event that says a recovery is over follows its first step."""
+
+    def _begin(self, event: Event) -> None:
+        failed, self._failed = self._failed, []
+        incident = _Incident(int(event.fields["incident"]), event.fields, [item.fields for item in failed])
+        incident.timeline = [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
+        from_step = event.fields["from_step"]
+        incident.timeline.append((event.time_s, f"decided: start the workers again and go on from step {from_step}"))
+        self._open = incident
+        self._write(incident)
+
+    def _write(self, incident: _Incident) -> None:
+        path = self._layout.incident(incident.number)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page(incident), encoding="utf-8")
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                print(f"warning: cannot write {path}: {error.strerror}", file=sys.stderr)
+
+
+def _told(event: Event) -> str | None:
+    fields = event.fields
+    match event.kind:
+        case EventKind.WORKER_STARTED:
+            return f"worker {fields['rank']} is there, process {fields['pid']} on {fields['node']}"
+        case EventKind.WORKER_PHASE:
+            return f"workers: {fields['phase']}"
+        case EventKind.PLAN:
+            return f"engine of {fields['world_size']} workers, shares {fields['shares']}"
+        case EventKind.CHECKPOINT_RESTORED:
+            return f"state of step {fields['step']} restored from {fields['path']} in {fields['seconds']:.2f} s"
+        case EventKind.CHECKPOINT_REJECTED:
+            return f"checkpoint {fields['path']} not used: {fields['reason']}"
+        case EventKind.STATE_CHANGED:
+            reason = fields.get("reason")
+            return f"run {fields['state']}" + (f": {reason}" if reason else "")
+        case _:
+            return None
+
+
+def page(incident: _Incident) -> str:
+    """The page as Markdown."""
+    started, finished = incident.started, incident.finished
+    zero_s = float(started["detected_s"])
+    lines = [
+        f"# Incident {incident.number}: worker {started['rank']} lost after step {started['step']}",
+        "",
+        f"Detected {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(zero_s))} UTC. Cause: {started['cause']}.",
+        "",
+        "| what it cost | |",
+        "| --- | --- |",
+        f"| steps made again | {int(started['step']) - int(started['from_step'])} |",
+        f"| from detection to the next finished step | {_cost(finished)} |",
+        "",
+        "## Timeline",
+        "",
+        "| s after detection | |",
+        "| --- | --- |",
+    ]
+    lines += [f"| {at_s - zero_s:+.2f} | {_cell(text)} |" for at_s, text in incident.timeline]
+    for failed in incident.failed:
+        last = str(failed.get("traceback") or "").splitlines()[-SHOWN_LINES:]
+        if last:
+            lines += ["", f"## Last lines of worker {failed['rank']}", "", "```", *last, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _cost(finished: dict[str, Any] | None) -> str:
+    return "not over" if finished is None else f"{float(finished['seconds']):.2f} s"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,31 @@
+"""Keeping the run directory's checkpoints to what the spec says, from the driver's side."""
+
+from orchestrator.checkpoint.catalog import retain
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+from orchestrator.spec.resources import CheckpointSpec
+
+
+class Retention:
+    """Observer that removes old checkpoints when a new one is there.
+
+    Workers that share the driver's files do it too; where they do not, nobody else could.
+    """
+
+    def __init__(self, layout: RunLayout, spec: CheckpointSpec) -> None:
+        self._layout = layout
+        self._spec = spec
+
+    def on_event(self, event: Event) -> None:
+        """A checkpoint was saved: it is complete, so older ones may go. A disk that fails is left to the next one."""
+        if event.kind is not EventKind.CHECKPOINT_SAVED:
+            return
+        try:
+            step = int(event.fields["step"])
+            retain(self._layout.checkpoints, self._spec.keep_last, trusted=(step,), keep_every=self._spec.keep_every)
+        except OSError:
+            return
+
+    def on_step(self, report: StepReport) -> None:
+        """Steps remove nothing."""

@@ -1,0 +1,133 @@
+"""Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.data.dataset import TokenDataset
+from orchestrator.data.verify import final_lineage, verify_run
+from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.report import StepReport
+from orchestrator.service import RunOutcome, run_job
+from orchestrator.spec.load import load_job
+from tests.cluster.gang_runs import Recording, all_pids, own_temporary_directory, ray_processes, shared_memory, write_job
+
+pytestmark = pytest.mark.faults
+
+BATCH = 12
+JOB: dict[str, Any] = {
+    "train": {"steps": 24, "global_batch": BATCH, "lr": 1e-3},
+    "zero": {"stage": 1},
+    "resources": {"workers": 2},
+    "cluster": {"nodes": 2},
+    "checkpoint": {"interval_steps": 5},
+}
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path: Path) -> Iterator[Path]:
+    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
+    with own_temporary_directory() as directory:
+        yield directory
+
+
+class Strike(Recording):
+    """Does something to a worker's process, once, when a step has been reported."""
+
+    def __init__(self, at: int, rank: int, what: Callable[[int], None]) -> None:
+        super().__init__()
+        self.at, self.rank, self.what = at, rank, what
+        self.pid: int | None = None
+        self.struck = 0
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if event.kind is EventKind.WORKER_STARTED and event.fields["rank"] == self.rank:
+            self.pid = event.fields["pid"]
+
+    def on_step(self, report: StepReport) -> None:
+        super().on_step(report)
+        if report.step == self.at and not self.struck and self.pid is not None:
+            self.struck += 1
+            self.what(self.pid)
+
+
+def kill_worker(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_node(pid: int) -> None:
+    """The raylet of that worker and every process of it, as when a machine loses its power."""
+    raylet = next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
+    for process in [raylet, *raylet.children(recursive=True)]:
+        process.kill()
+
+
+def train(directory: Path, recording: Recording, **changes: Any) -> RunOutcome:
+    job = load_job(write_job(directory, **{**JOB, **changes}))
+    return run_job(job, directory / "runs", [recording], threading.Event())
+
+
+def curve(outcome: RunOutcome) -> list[float]:
+    """Losses of the final lineage, after the proof that its data is exact."""
+    lines = (outcome.run_dir / "steps.jsonl").read_text().splitlines()
+    steps = [StepReport.from_json(json.loads(line)) for line in lines]
+    data = Path(json.loads((outcome.run_dir / "data.json").read_text())["directory"])
+    assert verify_run(steps, TokenDataset.open(data), BATCH).ok
+    return [step.loss for step in final_lineage(steps, BATCH)[0]]
+
+
+def test_a_killed_worker_cannot_be_seen_in_the_losses(tmp_path: Path) -> None:
+    pids, shm = all_pids(), shared_memory()
+    undisturbed = train(tmp_path, Recording())
+    struck = Strike(12, 1, kill_worker)
+    outcome = train(tmp_path, struck)
+    assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
+    assert curve(outcome) == curve(undisturbed)
+    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    assert (started["rank"], started["from_step"]) == (1, 10)
+    assert "SIGKILL" in started["cause"]
+    (finished,) = struck.of(EventKind.RECOVERED)
+    assert (finished["step"], finished["world_size"]) == (11, 2)
+    assert finished["steps_recomputed"] == started["step"] - 10 >= 2
+    assert 0 < finished["seconds"] < 60
+    page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
+    assert "training goes on" in page
+    assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["recovering"] > 0
+    assert ray_processes(pids) == []
+    assert shared_memory() == shm
+
+
+def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
+    pids = all_pids()
+    undisturbed = train(tmp_path, Recording(), zero={"stage": 3})
+    struck = Strike(7, 2, kill_node)
+    outcome = train(
+        tmp_path,
+        struck,
+        zero={"stage": 3},
+        resources={"workers": {"min": 1, "max": 3}},
+        cluster={"nodes": 3, "cpus_per_node": 1},
+    )
+    assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
+    assert struck.steps[0].world_size == 3
+    assert struck.of(EventKind.RECOVERED)[0]["world_size"] == 2
+    assert curve(outcome) == pytest.approx(curve(undisturbed), rel=1e-5)
+    assert ray_processes(pids) == []
+
+
+def test_too_few_nodes_left_is_said_and_can_be_resumed(tmp_path: Path) -> None:
+    struck = Strike(7, 1, kill_node)
+    outcome = train(tmp_path, struck, cluster={"nodes": 2, "cpus_per_node": 1})
+    assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
+    assert outcome.reason is not None
+    assert "cannot hold 2 workers" in outcome.reason
+    assert (outcome.run_dir / "checkpoints" / "step-00000005").is_dir()
+    assert "run failed" in (outcome.run_dir / "incidents" / "incident-001.md").read_text()

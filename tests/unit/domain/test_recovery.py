@@ -1,0 +1,43 @@
+import pytest
+
+from orchestrator.domain.recovery import WINDOW_S, Budget, RunFailure, judge
+
+pytestmark = pytest.mark.unit
+BUDGET = Budget(max_failures=2, max_without_progress=3)
+
+
+def lost(time_s: float, step: int) -> RunFailure:
+    return RunFailure(time_s, step, raised=False)
+
+
+def test_a_lost_worker_is_got_over() -> None:
+    assert judge([lost(0.0, 5)], BUDGET).recover
+
+
+def test_an_exception_would_come_again() -> None:
+    verdict = judge([RunFailure(0.0, 5, raised=True)], BUDGET)
+    assert (verdict.recover, verdict.reason) == (False, None)
+
+
+def test_no_budget_no_recovery() -> None:
+    verdict = judge([lost(0.0, 5)], Budget(0, 3))
+    assert (verdict.recover, verdict.reason) == (False, None)
+
+
+def test_the_budget_is_of_an_hour() -> None:
+    three = [lost(0.0, 1), lost(10.0, 2), lost(20.0, 3)]
+    verdict = judge(three, BUDGET)
+    assert not verdict.recover
+    assert verdict.reason == "3 failures within an hour, recovery.max_failures is 2"
+    assert judge([*three[:2], lost(WINDOW_S, 3)], BUDGET).recover
+
+
+def test_no_progress_ends_it() -> None:
+    wide = Budget(100, 3)
+    assert judge([lost(0.0, 7), lost(1.0, 7)], wide).recover
+    assert judge([lost(0.0, 6), lost(1.0, 7), lost(2.0, 7)], wide).recover
+    verdict = judge([lost(0.0, 7), lost(1.0, 7), lost(2.0, 7)], wide)
+    assert not verdict.recover
+    assert verdict.reason is not None
+    assert verdict.reason.startswith("3 failures in a row at step 7")
+    assert verdict.hint

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.metrics.incidents import IncidentRecorder
+
+pytestmark = pytest.mark.unit
+
+
+def tell(recorder: IncidentRecorder, kind: EventKind, time_s: float, **fields: object) -> None:
+    recorder.on_event(Event(kind, time_s, dict(fields)))
+
+
+def begin(recorder: IncidentRecorder) -> None:
+    tell(recorder, EventKind.WORKER_PHASE, 90.0, phase="train", rank=0)
+    tell(recorder, EventKind.WORKER_FAILED, 100.5, rank=2, error="its process died", traceback="line a\nline b")
+    tell(recorder, EventKind.STATE_CHANGED, 100.5, state="recovering", reason="worker of rank 2 failed")
+    tell(
+        recorder, EventKind.RECOVERY_STARTED, 100.6, incident=1, rank=2, cause="its process died", detected_s=100.0,
+        step=17, from_step=15, checkpoint="/runs/x/step-15",
+    )  # fmt: skip
+
+
+def test_the_page_tells_the_whole_story(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = IncidentRecorder(layout)
+    begin(recorder)
+    assert "not over" in layout.incident(1).read_text()
+    tell(recorder, EventKind.CHECKPOINT_RESTORED, 104.0, step=15, path="/runs/x/step-15", seconds=0.25)
+    tell(recorder, EventKind.RECOVERED, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
+    text = layout.incident(1).read_text()
+    assert text.startswith("# Incident 1: worker 2 lost after step 17\n")
+    assert "| steps made again | 2 |" in text
+    assert "| from detection to the next finished step | 5.00 s |" in text
+    assert "| +0.50 | worker 2: its process died |" in text
+    assert "| +4.00 | state of step 15 restored from /runs/x/step-15 in 0.25 s |" in text
+    assert "| +5.00 | step 16 finished: training goes on |" in text
+    assert "line a\nline b" in text
+
+
+def test_one_that_ends_the_run_says_so(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = IncidentRecorder(layout)
+    begin(recorder)
+    tell(recorder, EventKind.STATE_CHANGED, 107.0, state="failed", reason="the cluster cannot hold 4 workers")
+    text = layout.incident(1).read_text()
+    assert "| +7.00 | run failed: the cluster cannot hold 4 workers |" in text
+    assert "not over" in text
+
+
+def test_a_full_disk_does_not_stop_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "incidents").write_text("in the way")
+    begin(IncidentRecorder(RunLayout(tmp_path)))
+    assert "cannot write" in capsys.readouterr().err
