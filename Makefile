@@ -65,7 +65,7 @@ bench: $(VENV)/.installed-bench
 docs: install
 	$(BIN)/python -m orchestrator.spec.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
-	$(BIN)/python -m orchestrator.metrics.catalog
+	$(BIN)/python -m orchestrator.metrics.catalog > docs/metrics.md
 
 # After a deliberate upgrade in .venv: freeze what is installed, and review the diff.
 constraints: $(VENV)/.installed-bench

@@ -73,9 +73,7 @@ def newest_valid(directory: Path, on_rejected: Callable[[Path, str], None] | Non
     return None
 
 
-def retain(
-    directory: Path, keep_last: int, trusted: Collection[int] = (), keep_every: int | None = None
-) -> list[Path]:
+def retain(directory: Path, keep_last: int, trusted: Collection[int] = (), keep_every: int | None = None) -> list[Path]:
     """Remove all but the newest `keep_last` checkpoints and those of steps that are multiples of `keep_every`, and
     return what went.
 

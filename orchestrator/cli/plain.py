@@ -13,9 +13,7 @@ from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
-ALWAYS_TOLD = frozenset(
-    {EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED}
-)
+ALWAYS_TOLD = frozenset({EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED})
 LINE_INTERVAL_S = 5.0
 """Steps and data progress are told at most this often."""
 

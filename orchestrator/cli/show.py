@@ -17,7 +17,15 @@ def facts(record: RunRecord) -> dict[str, Any]:
     steps = current_steps(layout.steps)
     value: dict[str, Any] = record.to_json()
     value["driver"] = record.driver.to_json() if record.driver else None
-    value |= {"plan": None, "evaluations": [], "checkpoints": [], "failures": [], "recoveries": [], "warnings": [], "exported": None}
+    value |= {
+        "plan": None,
+        "evaluations": [],
+        "checkpoints": [],
+        "failures": [],
+        "recoveries": [],
+        "warnings": [],
+        "exported": None,
+    }
     for event in read_events(layout.events):
         match event.kind:
             case EventKind.PLAN:

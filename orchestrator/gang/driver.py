@@ -15,7 +15,6 @@ from orchestrator.gang.placement import Request, fitting_workers, local_resource
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec
 
-
 SETTLE_S = 5.0
 """How long ended workers may take to give their resources back."""
 

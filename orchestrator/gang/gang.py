@@ -80,9 +80,7 @@ class GangOutcome:
     @property
     def lost_nobody(self) -> bool:
         """A worker's own code raised; no process and no node, as far as can be told, was lost."""
-        return (
-            self.failure is not None and self.failure.ending is Ending.RAISED and not is_consequence(self.failure)
-        )
+        return self.failure is not None and self.failure.ending is Ending.RAISED and not is_consequence(self.failure)
 
 
 class Gang:

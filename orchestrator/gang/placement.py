@@ -210,7 +210,8 @@ def reserve(
         while patience_s > 0 and not stopped():
             if group.wait(min(patience_s, 0.5)):
                 return group, count or request.minimum
-            if not waits and fitting_workers(read_nodes(), request.bundle, request.placement, total=True) < (count or 0):
+            left = fitting_workers(read_nodes(), request.bundle, request.placement, total=True)
+            if not waits and left < (count or 0):
                 break  # a node is gone that was still counted when the group was asked for
             patience_s = timeout_s - (time.monotonic() - started)
         remove_placement_group(group)

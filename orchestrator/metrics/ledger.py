@@ -125,7 +125,10 @@ class Ledger:
     def on_step(self, report: StepReport, now_s: float) -> None:
         """Take a finished step: what lies open becomes its phases, and the rest of it `other`."""
         self._advance(min(report.time_s, now_s))
-        if self._current is not Category.TRAINING:
+        if self._current is Category.RECOVERING:
+            self._carve(Category.RECOVERING, max(0.0, self._now_s - self._open_s - report.step_time_s))
+            self._current = Category.TRAINING
+        elif self._current is not Category.TRAINING:
             self._switch(Category.TRAINING)
         ranks = report.ranks
         data_wait_s = sum(rank.phases.data_wait_s for rank in ranks) / max(1, len(ranks))

@@ -17,7 +17,14 @@ from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
-from tests.cluster.gang_runs import Recording, all_pids, own_temporary_directory, ray_processes, shared_memory, write_job
+from tests.cluster.gang_runs import (
+    Recording,
+    all_pids,
+    own_temporary_directory,
+    ray_processes,
+    shared_memory,
+    write_job,
+)
 
 pytestmark = pytest.mark.faults
 
