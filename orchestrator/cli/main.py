@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("orchestrator.cli.model:export", "Write a run's model in Hugging Face format."),
     "generate": ("orchestrator.cli.model:generate", "Generate text with a run's model."),
     "checkpoint": ("orchestrator.cli.checkpoint:checkpoint", "List, verify and remove a run's checkpoints."),
+    "drill": ("orchestrator.cli.drill:drill", "Break a job for real, and see whether it survives."),
     "data": ("orchestrator.cli.data:data", "Prepare data; prove what a run consumed."),
     "doctor": ("orchestrator.cli.doctor:doctor", "What this machine and cluster can do, and what is missing."),
     "completion": ("orchestrator.cli.completion:completion", "Print the shell completion script."),

@@ -1,0 +1,96 @@
+"""`convoy drill`: does my job survive?"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import render
+from orchestrator.cli.interrupt import Interrupt
+from orchestrator.cli.options import home_option, json_option
+
+if TYPE_CHECKING:
+    from orchestrator.domain.scorecard import FaultResult, Scorecard
+
+FAULTS = ("kill-worker", "kill-node", "silence-node", "corrupt-shard", "random")
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option("--fault", type=click.Choice(FAULTS), default="kill-worker", show_default=True, help="What to do to it.")
+@click.option("--times", type=click.IntRange(min=1), default=1, show_default=True, help="Faults in the run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the victims, and the faults of `random`.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.steps=60. Repeatable."
+)
+@home_option
+@json_option
+@click.pass_context
+def drill(
+    ctx: click.Context,
+    job: Path,
+    fault: str,
+    times: int,
+    seed: int,
+    overrides: tuple[str, ...],
+    home: Path,
+    as_json: bool,
+) -> None:
+    """Does my job survive? Run it on a local cluster, break it for real, and compare.
+
+    The job runs twice: once undisturbed, once with faults spread over its steps. Faults are real: processes
+    are killed or stopped, bytes of checkpoints are changed. Progress goes to stderr, the scorecard to stdout.
+
+    \b
+    Examples:
+      convoy drill jobs/quickstart.yaml --set train.steps=60 --set checkpoint.interval_steps=10
+      convoy drill job.yaml --fault kill-node --set resources.workers='{min: 2, max: 4}'
+      convoy drill job.yaml --fault random --times 5 --json
+
+    Exit codes: 0 it survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.
+    """
+    from orchestrator.spec.load import load_job
+
+    loaded = load_job(job, overrides)
+    from orchestrator.cli.plain import PlainDisplay
+    from orchestrator.drill import Fault
+    from orchestrator.drill import drill as carry_out
+
+    interrupt = Interrupt()
+    with interrupt.installed():
+        card = carry_out(loaded, home, Fault(fault), times, seed, [PlainDisplay(sys.stderr)], interrupt.stop)
+    if card is None:
+        ctx.exit(interrupt.exit_code)
+    click.echo(json.dumps(card.to_json(), indent=2) if as_json else text(card))
+    ctx.exit(0 if card.survived else 1)
+
+
+def text(card: "Scorecard") -> str:
+    """The scorecard for people."""
+    lines = ["", f"{'fault':<14} {'step':>6} {'rank':>4} {'detected':>9} {'next step':>10} {'made again':>10}  workers"]
+    lines += [_line(result) for result in card.faults]
+    if len(card.faults) < card.planned:
+        lines.append(f"{card.planned - len(card.faults)} of {card.planned} faults could not be injected")
+    difference = "no common step" if card.max_loss_difference is None else f"{card.max_loss_difference:.1e}"
+    exact = "exactly once, proved" if card.data_exact else f"NOT exact: convoy data verify {card.run}"
+    lines += [
+        "",
+        f"  finished          {'yes' if card.finished else f'no: {card.reason}'}",
+        f"  data              {exact}",
+        f"  loss difference   {difference} at most, relative to {card.undisturbed_run} (allowed: {card.tolerance:g})",
+        f"  run               {card.run}",
+        "",
+        "SURVIVED" if card.survived else "DID NOT SURVIVE",
+    ]
+    return "\n".join(lines)
+
+
+def _line(result: "FaultResult") -> str:
+    seconds = [render.duration(value) for value in (result.detection_s, result.first_step_s)]
+    again = "-" if result.steps_recomputed is None else str(result.steps_recomputed)
+    workers = f"{result.workers_before} -> {'-' if result.workers_after is None else result.workers_after}"
+    return (
+        f"{result.fault:<14} {result.step:>6} {result.rank:>4} {seconds[0]:>9} {seconds[1]:>10} {again:>10}  {workers}"
+    )

@@ -1,0 +1,86 @@
+"""What a drill found: for each fault its cost, for the run as a whole whether anything was lost. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FP32_TOLERANCE = 1e-5
+"""Relative. Sums in another order, at another number of workers, differ by about 1e-7; nothing else may differ."""
+LOW_PRECISION_TOLERANCE = 5e-2
+"""bf16 and fp16 keep 8 and 11 bits; losses of two world sizes drift apart by rounding alone."""
+
+
+@dataclass(frozen=True)
+class FaultResult:
+    """One fault that was injected; None where it did not come to that."""
+
+    fault: str
+    step: int
+    """The last step reported before it."""
+    rank: int
+    detection_s: float | None
+    """From the fault to the driver's knowing."""
+    first_step_s: float | None
+    """From the fault to the end of the first step after it."""
+    steps_recomputed: int | None
+    workers_before: int
+    workers_after: int | None
+
+    @property
+    def recovered(self) -> bool:
+        return self.first_step_s is not None
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """The drill as a whole."""
+
+    run: str
+    undisturbed_run: str
+    faults: tuple[FaultResult, ...]
+    planned: int
+    """Faults that were to be injected."""
+    finished: bool
+    """The run reached its last step."""
+    reason: str | None
+    """Why it did not."""
+    data_exact: bool
+    """Every sample of every epoch was used exactly once."""
+    max_loss_difference: float | None
+    """Largest relative difference of a step's loss from the undisturbed run; None without a common step."""
+    tolerance: float
+
+    @property
+    def survived(self) -> bool:
+        """All of it: every fault came and was got over, the data is exact, the losses are those of the other run."""
+        return (
+            self.finished
+            and len(self.faults) == self.planned
+            and all(result.recovered for result in self.faults)
+            and self.data_exact
+            and self.max_loss_difference is not None
+            and self.max_loss_difference <= self.tolerance
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "survived": self.survived}
+
+
+def max_relative_difference(losses: Sequence[float], undisturbed: Sequence[float]) -> float | None:
+    """Over the steps both have; not finite where one of a pair is not."""
+    pairs = list(zip(losses, undisturbed, strict=False))
+    if not pairs:
+        return None
+    differences = [0.0 if a == b else abs(a - b) / max(abs(b), 1e-12) for a, b in pairs]
+    return max(differences, key=lambda value: float("inf") if value != value else value)
+
+
+def strike_steps(total_steps: int, times: int) -> tuple[int, ...]:
+    """Steps after which to strike, spread evenly and away from both ends: at least one step follows each.
+
+    Raises ValueError where there are too few steps.
+    """
+    if total_steps < 2 * times + 1:
+        raise ValueError(f"{times} faults need at least {2 * times + 1} steps, the job has {total_steps}")
+    return tuple(round(total_steps * (index + 1) / (times + 1)) for index in range(times))

@@ -1,0 +1,195 @@
+"""Drills: run a job twice, once undisturbed and once with real faults, and compare. The faults kill real processes."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from orchestrator.checkpoint.catalog import list_checkpoints
+from orchestrator.data.dataset import TokenDataset
+from orchestrator.data.verify import final_lineage, verify_run
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.scorecard import (
+    FP32_TOLERANCE,
+    LOW_PRECISION_TOLERANCE,
+    FaultResult,
+    Scorecard,
+    max_relative_difference,
+    strike_steps,
+)
+from orchestrator.metrics.json_file import read_json
+from orchestrator.service import RunOutcome, run_job
+from orchestrator.spec.load import LoadedJob
+from orchestrator.store.history import read_steps
+
+
+class Fault(StrEnum):
+    """What a drill can do to a run."""
+
+    KILL_WORKER = "kill-worker"
+    """SIGKILL to one worker's process."""
+    KILL_NODE = "kill-node"
+    """SIGKILL to a node's raylet and every process of it. Never the node that holds the cluster's own state."""
+    SILENCE_NODE = "silence-node"
+    """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
+    CORRUPT_SHARD = "corrupt-shard"
+    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
+    RANDOM = "random"
+    """Any of the above, drawn anew each time."""
+
+
+REAL = tuple(fault for fault in Fault if fault is not Fault.RANDOM)
+
+
+def drill(
+    job: LoadedJob,
+    home: Path,
+    fault: Fault,
+    times: int,
+    seed: int,
+    observers: Sequence[Observer],
+    stop: threading.Event,
+) -> Scorecard | None:
+    """Run `job` undisturbed, then with `times` faults spread over its steps; None where stopped.
+
+    Raises UsageError where the job cannot be drilled: it must run on a local cluster and have steps enough.
+    """
+    if job.spec.cluster.address is not None:
+        raise UsageError(
+            "a drill kills nodes, and does so on a local cluster only",
+            hint="--set cluster.nodes=4, and remove cluster.address",
+        )
+    undisturbed = run_job(job, home, observers, stop)
+    if stop.is_set():
+        return None
+    if undisturbed.state is not RunState.SUCCEEDED:
+        raise UsageError(f"the job does not finish even undisturbed: {undisturbed.reason}")
+    try:
+        when = strike_steps(undisturbed.step, times)
+    except ValueError as error:
+        raise UsageError(str(error), hint="lower --times, or raise train.steps") from error
+    injector = Injector(home.absolute(), fault, when, random.Random(seed))
+    outcome = run_job(job, home, [injector, *observers], stop)
+    if stop.is_set():
+        return None
+    return _score(job, undisturbed, outcome, injector, len(when))
+
+
+class Injector:
+    """Observer that strikes when a step it waits for has been reported, one fault at a time.
+
+    The next fault waits until the one before is got over.
+    """
+
+    def __init__(self, home: Path, fault: Fault, when: Sequence[int], draw: random.Random) -> None:
+        self.results: list[FaultResult] = []
+        self._home, self._fault, self._draw = home, fault, draw
+        self._when = list(when)
+        self._layout: RunLayout | None = None
+        self._pids: dict[int, int] = {}
+        self._struck_s: float | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Learn where the workers are, and how the run gets over a fault."""
+        fields = event.fields
+        if event.kind is EventKind.RUN_CREATED:
+            self._layout = RunLayout(self._home / str(fields["run_id"]))
+        elif event.kind is EventKind.WORKER_STARTED:
+            self._pids[int(fields["rank"])] = int(fields["pid"])
+        elif event.kind is EventKind.RECOVERY_STARTED:
+            self._pids.clear()
+            if self._struck_s is not None and self.results[-1].detection_s is None:
+                self.results[-1] = replace(self.results[-1], detection_s=float(fields["detected_s"]) - self._struck_s)
+        elif event.kind is EventKind.RECOVERED and self._struck_s is not None:
+            self.results[-1] = replace(
+                self.results[-1],
+                first_step_s=event.time_s - self._struck_s,
+                steps_recomputed=int(fields["steps_recomputed"]),
+                workers_after=int(fields["world_size"]),
+            )
+            self._struck_s = None
+
+    def on_step(self, report: StepReport) -> None:
+        """Strike where it is time to."""
+        if self._struck_s is None and self._when and report.step >= self._when[0] and self._pids:
+            self._when.pop(0)
+            fault = self._draw.choice(REAL) if self._fault is Fault.RANDOM else self._fault
+            self._strike(fault, report)
+
+    def _strike(self, fault: Fault, report: StepReport) -> None:
+        """Carry it out. A process that has just ended by itself is no victim: one fault less, and the card says so."""
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            self._carry_out(fault, report)
+
+    def _carry_out(self, fault: Fault, report: StepReport) -> None:
+        on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not _is_head(_raylet(pid))}
+        if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE) and not on_other_nodes:
+            return  # fewer faults than planned: the scorecard says so
+        rank = self._draw.choice(sorted(on_other_nodes or self._pids))
+        pid = self._pids[rank]
+        if fault is Fault.CORRUPT_SHARD:
+            self._corrupt()
+        struck_s = time.time()
+        if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE):
+            raylet = _raylet(pid)
+            for process in [raylet, *raylet.children(recursive=True)]:
+                process.send_signal(signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        self._struck_s = struck_s
+        self.results.append(FaultResult(fault.value, report.step, rank, None, None, None, report.world_size, None))
+
+    def _corrupt(self) -> None:
+        """Flip one bit in the middle of a shard of the newest checkpoint."""
+        found = list_checkpoints(self._layout.checkpoints) if self._layout is not None else []
+        shard = next((path for entry in found[:1] for path in sorted(entry.path.glob("*.bin"))), None)
+        if shard is None:
+            return
+        with shard.open("r+b") as file:
+            file.seek(shard.stat().st_size // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 0x10]))
+
+
+def _raylet(pid: int) -> psutil.Process:
+    """The raylet that a worker of a local cluster belongs to."""
+    return next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
+
+
+def _is_head(raylet: psutil.Process) -> bool:
+    return "--head" in raylet.cmdline()
+
+
+def _score(job: LoadedJob, undisturbed: RunOutcome, outcome: RunOutcome, injector: Injector, planned: int) -> Scorecard:
+    batch = job.spec.train.global_batch
+    data = read_json(RunLayout(outcome.run_dir).data) or {}
+    steps = list(read_steps(RunLayout(outcome.run_dir).steps))
+    proof = verify_run(steps, TokenDataset.open(Path(str(data["directory"]))), batch)
+    losses = _losses(outcome, batch) if proof.ok else []
+    return Scorecard(
+        run=outcome.run_id,
+        undisturbed_run=undisturbed.run_id,
+        faults=tuple(injector.results),
+        planned=planned,
+        finished=outcome.state is RunState.SUCCEEDED,
+        reason=outcome.reason,
+        data_exact=proof.ok,
+        max_loss_difference=max_relative_difference(losses, _losses(undisturbed, batch)),
+        tolerance=FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
+    )
+
+
+def _losses(outcome: RunOutcome, batch: int) -> list[float]:
+    return [step.loss for step in final_lineage(read_steps(RunLayout(outcome.run_dir).steps), batch)[0]]

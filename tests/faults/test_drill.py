@@ -1,0 +1,60 @@
+"""`convoy drill` on a real cluster: what it says is what happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.gang_runs import write_job
+
+pytestmark = pytest.mark.faults
+
+
+def drill(directory: Path, job: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("convoy")), "drill", str(job), "--json", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=directory,
+        env={**os.environ, "CONVOY_HOME": str(directory / "runs"), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def a_job(directory: Path, **resources: object) -> Path:
+    return write_job(
+        directory,
+        train={"steps": 30, "global_batch": 12, "lr": 1e-3},
+        zero={"stage": 2},
+        resources=resources,
+        cluster={"nodes": 3, "cpus_per_node": 1},
+        checkpoint={"interval_steps": 4, "keep_last": 3},
+    )
+
+
+@pytest.mark.parametrize("fault", ["silence-node", "corrupt-shard"])
+def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers={"min": 1, "max": 3}), "--fault", fault)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    card = json.loads(ended.stdout)
+    assert card["survived"] is True
+    (result,) = card["faults"]
+    assert (result["fault"], result["workers_before"]) == (fault, 3)
+    assert result["workers_after"] == (2 if fault == "silence-node" else 3)
+    assert 0 <= result["detection_s"] < result["first_step_s"] < 60
+    assert result["steps_recomputed"] >= (4 if fault == "corrupt-shard" else 0)
+    events = (tmp_path / "runs" / card["run"] / "events.jsonl").read_text()
+    assert events.count('"recovery.finished"') == 1
+    assert ("checkpoint.rejected" in events) == (fault == "corrupt-shard")
+
+
+def test_what_does_not_survive_is_said(tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers=3), "--fault", "kill-node")
+    assert ended.returncode == 1
+    card = json.loads(ended.stdout)
+    assert (card["survived"], card["finished"]) == (False, False)
+    assert "cannot hold 3 workers" in card["reason"]
+    assert card["faults"][0]["first_step_s"] is None
