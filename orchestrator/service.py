@@ -216,17 +216,25 @@ def _train(
     budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
     readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
     failures: list[RunFailure] = []
-    furthest = run.step
+    furthest, limit = run.step, run.spec.train.global_batch
     while True:
-        plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint)
+        plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint, limit)
         outcome = driver.train(entry, plan, readable, run.observers)
         if outcome is None or outcome.failure is None or run.stop.is_set():
             return _judge(run, outcome)
         furthest = max(furthest, run.step, outcome.step)
-        failures.append(RunFailure(time.monotonic(), furthest, outcome.lost_nobody))
+        failures.append(
+            RunFailure(time.monotonic(), furthest, outcome.lost_nobody, outcome.out_of_memory, plan.micro_batch)
+        )
         verdict = judge(failures, budget)
         if not verdict.recover:
             return _give_up(_judge(run, outcome), verdict)
+        if verdict.micro_batch is not None:
+            limit = verdict.micro_batch
+            message = (
+                f"out of memory: micro batches of {limit} at most instead of {plan.micro_batch}, same global batch"
+            )
+            run.emit(EventKind.WARNING, {"message": message})
         checkpoint = _recover(run, outcome.failure, furthest, len(failures))
         found = driver.restart_workers(_imports(run.spec) if entry == TRAIN_ENTRY else (), workers)
         if found is None:
@@ -348,7 +356,10 @@ def _prepare(run: _Run, driver: Any) -> PreparedData | None:
     return data
 
 
-def _plan(run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: Path | None) -> TrainPlan:
+def _plan(
+    run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: Path | None, limit: int
+) -> TrainPlan:
+    """What the workers are to do; `limit`: the largest micro batch, whatever the spec says."""
     spec, train = run.spec, run.spec.train
     steps = total_steps(train, data.manifest.train_samples, spec.data.sequence_length)
     try:
@@ -360,7 +371,7 @@ def _plan(run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkp
         micro_batch = largest_micro_batch(need, memory_bytes, shape.shares[0])
     else:
         micro_batch = train.micro_batch
-    shape = shape_batch(train.global_batch, workers, micro_batch)
+    shape = shape_batch(train.global_batch, workers, min(micro_batch, limit))
     return TrainPlan(
         spec=spec.model_dump(mode="json"),
         run_dir=str(run.layout.root),

@@ -17,6 +17,15 @@ class RunFailure:
     """Furthest step the run had finished."""
     raised: bool
     """A worker's own code raised; no process and no node was lost."""
+    out_of_memory: bool = False
+    """Whatever happened, it was for want of memory."""
+    micro_batch: int = 1
+    """Of the gang that failed."""
+
+    @property
+    def can_shrink(self) -> bool:
+        """A smaller micro batch may be the cure: the global batch stays, accumulation makes up for it."""
+        return self.out_of_memory and self.micro_batch > 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Verdict:
     """`recover`, or the reason to give up: None where the failure itself is the reason."""
 
     recover: bool
+    micro_batch: int | None = None
+    """Largest micro batch to go on with, where it has to be smaller than it was."""
     reason: str | None = None
     hint: str | None = None
 
@@ -39,22 +50,28 @@ class Verdict:
 def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
     """What to do after the last of `failures`, which are all of this driver's, oldest first; at least one.
 
-    An exception of the worker's own code is not recovered from: the same code on the same data raises it again.
+    An exception of the worker's own code is not recovered from: the same code on the same data raises it again. Want
+    of memory is, with half the micro batch, as long as that can be halved.
     """
     last = failures[-1]
-    if last.raised or budget.max_failures == 0:
+    if (last.raised and not last.can_shrink) or budget.max_failures == 0:
         return Verdict(False)
     recent = [failure for failure in failures if last.time_s - failure.time_s < WINDOW_S]
     if len(recent) > budget.max_failures:
         return Verdict(
             False,
+            None,
             f"{len(recent)} failures within an hour, recovery.max_failures is {budget.max_failures}",
             "find out what takes the workers (the last one is below), or raise recovery.max_failures",
         )
+    if last.can_shrink:
+        return Verdict(True, last.micro_batch // 2)
     tries = budget.max_without_progress
-    if len(failures) >= tries and len({failure.step for failure in failures[-tries:]}) == 1:
+    in_a_row = [failure for failure in failures if not failure.can_shrink][-tries:]  # halving is a progress of its own
+    if len(in_a_row) == tries and len({failure.step for failure in in_a_row}) == 1:
         return Verdict(
             False,
+            None,
             f"{tries} failures in a row at step {last.step}, no step was finished between them",
             "something at this step ends workers each time: memory, most likely, or a machine that is broken",
         )

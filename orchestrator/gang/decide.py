@@ -87,6 +87,17 @@ def is_consequence(failure: Failure) -> bool:
     return failure.ending is Ending.RAISED and CONSEQUENCE.search(failure.message) is not None
 
 
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|want of memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(failure: Failure) -> bool:
+    """Whether it ended for want of memory, on the host or on its device, by its own or its killer's account."""
+    return OUT_OF_MEMORY.search(failure.message) is not None
+
+
 def root_cause(failures: Sequence[Failure]) -> Failure:
     """The failure that the others follow from: a death or an exception of its own before a failed collective,
     then the first one seen."""

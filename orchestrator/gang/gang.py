@@ -25,6 +25,7 @@ from orchestrator.gang.decide import (
     decide,
     explain_death,
     is_consequence,
+    is_out_of_memory,
     root_cause,
     unseen_lines,
 )
@@ -76,6 +77,11 @@ class GangOutcome:
     stopped: bool
     step: int
     """Last step that rank 0 reported or returned."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """It failed for want of memory."""
+        return self.failure is not None and is_out_of_memory(self.failure)
 
     @property
     def lost_nobody(self) -> bool:

@@ -13,6 +13,9 @@ from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 
+HEADROOM_BYTES = 450 * 2**20
+"""Enough to build a small engine and threads, too little for a step of many samples at once."""
+
 
 def a_step(step: int, world_size: int) -> StepReport:
     """A report with plausible numbers."""
@@ -135,3 +138,19 @@ def through_files(session: Session, plan: TrainPlan) -> TrainResult:
         written.write_text("written elsewhere")
         session.store(written, f"{plan.run_dir}/from-rank-1.txt")
     return TrainResult(1, len(originals) > 2)
+
+
+def train_short_of_memory(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real, in a process that may not take much more memory than it has when all is imported."""
+    import resource
+
+    import deepspeed  # noqa: F401
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+    import orchestrator.train.loop  # noqa: F401
+    from orchestrator.train.worker import run_worker
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return run_worker(session, plan)

@@ -18,6 +18,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import (
+    ENTRIES,
     Recording,
     all_pids,
     own_temporary_directory,
@@ -80,6 +81,27 @@ def kill_node(pid: int) -> None:
 def train(directory: Path, recording: Recording, **changes: Any) -> RunOutcome:
     job = load_job(write_job(directory, **{**JOB, **changes}))
     return run_job(job, directory / "runs", [recording], threading.Event())
+
+
+def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "model": {"architecture": "gpt2", "config": {"n_layer": 4, "n_embd": 32, "n_head": 4}},
+        "data": {"sources": [{"files": ["corpus/*.txt"]}], "sequence_length": 256},
+        "train": {"steps": 3, "global_batch": BATCH * 8, "lr": 1e-3},
+    }
+    undisturbed, starved = Recording(), Recording()
+    first = train(tmp_path, undisturbed, **changes)
+    assert first.state is RunState.SUCCEEDED
+    assert undisturbed.steps[0].micro_batch == BATCH * 4
+    entry = f"{ENTRIES}:train_short_of_memory"
+    job = load_job(write_job(tmp_path, **{**JOB, **changes}))
+    second = run_job(job, tmp_path / "runs", [starved], threading.Event(), entry)
+    assert (second.state, second.reason) == (RunState.SUCCEEDED, None)
+    assert starved.steps[0].micro_batch < BATCH * 4
+    assert starved.steps[0].micro_batch * starved.steps[0].accumulation >= BATCH * 4
+    assert any("out of memory" in fields["message"] for fields in starved.of(EventKind.WARNING))
+    losses = [step.loss for step in starved.steps]
+    assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
 
 def curve(outcome: RunOutcome) -> list[float]:

@@ -41,3 +41,18 @@ def test_no_progress_ends_it() -> None:
     assert verdict.reason is not None
     assert verdict.reason.startswith("3 failures in a row at step 7")
     assert verdict.hint
+
+
+def starved(step: int, micro_batch: int, raised: bool = True) -> RunFailure:
+    return RunFailure(0.0, step, raised, out_of_memory=True, micro_batch=micro_batch)
+
+
+def test_want_of_memory_is_cured_by_half_the_micro_batch() -> None:
+    wide = Budget(100, 3)
+    assert judge([starved(0, 9)], wide).micro_batch == 4
+    assert judge([starved(0, 8), starved(0, 4), starved(0, 2)], wide).micro_batch == 1
+    assert not judge([starved(0, 1)], wide).recover
+    killed = judge([starved(0, 1, raised=False)], wide)
+    assert (killed.recover, killed.micro_batch) == (True, None)
+    assert judge([starved(0, 4), starved(0, 2), lost(1.0, 0)], wide).recover
+    assert not judge([starved(0, 4)], Budget(0, 3)).recover
