@@ -11,6 +11,7 @@ from orchestrator.gang.decide import (
     GangFacts,
     decide,
     explain_death,
+    is_out_of_memory,
     root_cause,
     unseen_lines,
 )
@@ -83,3 +84,22 @@ def test_lines_that_did_not_arrive() -> None:
     assert unseen_lines(["x", "x", "x"], ["x", "x"]) == []
     assert unseen_lines(["a"], []) == ["a"]
     assert unseen_lines([], ["a"]) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:137] . DefaultCPUAllocator: can't allocate memory: you tried to",
+        "MemoryError",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "its process was killed by SIGKILL, most likely by the kernel for want of memory on a (127.0.0.1), process 7",
+        "its process was killed by Ray's memory monitor: its host ran out of memory on a",
+    ],
+)
+def test_want_of_memory_is_known(message: str) -> None:
+    assert is_out_of_memory(Failure(0, Ending.RAISED, 1.0, message))
+
+
+def test_other_ends_are_not_want_of_memory() -> None:
+    assert not any(is_out_of_memory(failure) for failure in (VICTIM, CULPRIT, KILLED))
