@@ -144,7 +144,8 @@ class Injector:
         if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE):
             raylet = _raylet(pid)
             for process in [raylet, *raylet.children(recursive=True)]:
-                process.send_signal(signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
+                with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
+                    process.send_signal(signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
         else:
             os.kill(pid, signal.SIGKILL)
         self._struck_s = struck_s

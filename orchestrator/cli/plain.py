@@ -9,7 +9,7 @@ from typing import TextIO
 from orchestrator.cli import render
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
 from orchestrator.cli.view import RunView
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
@@ -179,6 +179,8 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.WARNING:
             return f"warning: {fields.get('message')}"
         case EventKind.STATE_CHANGED:
+            if fields.get("state") == RunState.RECOVERING.value:
+                return None  # its own event says more
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:

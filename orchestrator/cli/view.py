@@ -126,6 +126,7 @@ class RunView:
                 self.failures.append(failure)
             case EventKind.RECOVERY_STARTED:
                 self.failures.clear()  # what a run has got over is not why it ends
+                self.recent.clear()  # the pace is not that of the gap
             case EventKind.RECOVERED:
                 self.recoveries.append(fields)
             case EventKind.EVAL:

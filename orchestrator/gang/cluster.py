@@ -329,9 +329,20 @@ def _loopback_allowed(loopback: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray warns about environment variables of accelerators that we set on purpose."""
+    """Ray warns about environment variables of accelerators that we set on purpose, and starts a thread that prints
+    the cluster's errors to stdout, which is for data. What they say reaches us by other ways."""
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    from ray._private import worker
+
+    listen, worker.listen_error_messages = worker.listen_error_messages, _say_nothing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        worker.listen_error_messages = listen
+
+
+def _say_nothing(worker: Any, threads_stopped: Any) -> None:
+    """In place of Ray's thread that prints."""

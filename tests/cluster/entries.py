@@ -13,7 +13,7 @@ from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 
-HEADROOM_BYTES = 450 * 2**20
+HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
 
 

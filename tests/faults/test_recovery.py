@@ -88,6 +88,7 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
         "model": {"architecture": "gpt2", "config": {"n_layer": 4, "n_embd": 32, "n_head": 4}},
         "data": {"sources": [{"files": ["corpus/*.txt"]}], "sequence_length": 256},
         "train": {"steps": 3, "global_batch": BATCH * 8, "lr": 1e-3},
+        "zero": {"stage": 0},  # the others ask for buckets of 2 GB, and never touch most of them
     }
     undisturbed, starved = Recording(), Recording()
     first = train(tmp_path, undisturbed, **changes)
@@ -100,7 +101,7 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     assert starved.steps[0].micro_batch < BATCH * 4
     assert starved.steps[0].micro_batch * starved.steps[0].accumulation >= BATCH * 4
     assert any("out of memory" in fields["message"] for fields in starved.of(EventKind.WARNING))
-    losses = [step.loss for step in starved.steps]
+    losses = [step.loss for step in starved.steps[-3:]]
     assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
 
