@@ -92,7 +92,10 @@ class GangDriver:
         while not self._stopped() and time.monotonic() < deadline:
             nodes, bundle, how = cluster.nodes(), self.request.bundle, self.request.placement
             wanted = min(before, fitting_workers(nodes, bundle, how, total=True))
-            if fitting_workers(nodes, bundle, how) >= wanted:
+            running = cluster.running_nodes
+            if running is not None and len(nodes) > running:
+                deadline = time.monotonic() + SETTLE_S  # a dead node is still counted, for seconds
+            elif fitting_workers(nodes, bundle, how) >= wanted:
                 break
             time.sleep(0.05)
         return self.start_workers(warm)

@@ -1,5 +1,6 @@
 """Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -75,7 +76,8 @@ def kill_node(pid: int) -> None:
     """The raylet of that worker and every process of it, as when a machine loses its power."""
     raylet = next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
     for process in [raylet, *raylet.children(recursive=True)]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
+            process.kill()
 
 
 def train(directory: Path, recording: Recording, **changes: Any) -> RunOutcome:
