@@ -8,14 +8,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 
 import psutil
 
 from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import final_lineage, verify_run
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
@@ -23,31 +20,17 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.scorecard import (
     FP32_TOLERANCE,
     LOW_PRECISION_TOLERANCE,
+    Fault,
     FaultResult,
     Scorecard,
     max_relative_difference,
     strike_steps,
 )
-from orchestrator.metrics.json_file import read_json
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import LoadedJob
-from orchestrator.store.history import read_steps
-
-
-class Fault(StrEnum):
-    """What a drill can do to a run."""
-
-    KILL_WORKER = "kill-worker"
-    """SIGKILL to one worker's process."""
-    KILL_NODE = "kill-node"
-    """SIGKILL to a node's raylet and every process of it. Never the node that holds the cluster's own state."""
-    SILENCE_NODE = "silence-node"
-    """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
-    CORRUPT_SHARD = "corrupt-shard"
-    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
-    RANDOM = "random"
-    """Any of the above, drawn anew each time."""
-
+from orchestrator.store.history import current_steps
+from orchestrator.store.proof import prove
+from orchestrator.store.runs import RunStore
 
 REAL = tuple(fault for fault in Fault if fault is not Fault.RANDOM)
 
@@ -174,11 +157,8 @@ def _is_head(raylet: psutil.Process) -> bool:
 
 
 def _score(job: LoadedJob, undisturbed: RunOutcome, outcome: RunOutcome, injector: Injector, planned: int) -> Scorecard:
-    batch = job.spec.train.global_batch
-    data = read_json(RunLayout(outcome.run_dir).data) or {}
-    steps = list(read_steps(RunLayout(outcome.run_dir).steps))
-    proof = verify_run(steps, TokenDataset.open(Path(str(data["directory"]))), batch)
-    losses = _losses(outcome, batch) if proof.ok else []
+    proof = prove(RunStore(outcome.run_dir.parent).read(outcome.run_id))
+    losses = _losses(outcome) if proof.ok else []
     return Scorecard(
         run=outcome.run_id,
         undisturbed_run=undisturbed.run_id,
@@ -187,10 +167,10 @@ def _score(job: LoadedJob, undisturbed: RunOutcome, outcome: RunOutcome, injecto
         finished=outcome.state is RunState.SUCCEEDED,
         reason=outcome.reason,
         data_exact=proof.ok,
-        max_loss_difference=max_relative_difference(losses, _losses(undisturbed, batch)),
+        max_loss_difference=max_relative_difference(losses, _losses(undisturbed)),
         tolerance=FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
     )
 
 
-def _losses(outcome: RunOutcome, batch: int) -> list[float]:
-    return [step.loss for step in final_lineage(read_steps(RunLayout(outcome.run_dir).steps), batch)[0]]
+def _losses(outcome: RunOutcome) -> list[float]:
+    return [step.loss for step in current_steps(RunLayout(outcome.run_dir).steps)]

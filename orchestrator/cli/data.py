@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,10 @@ import click
 
 from orchestrator.cli import render
 from orchestrator.cli.options import home_option, json_option, run_argument
-from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import RunState
 
 if TYPE_CHECKING:
     from orchestrator.data.manifest import DataManifest
     from orchestrator.data.verify import Proof
-    from orchestrator.store.runs import RunRecord
 
 
 @click.group()
@@ -110,36 +106,13 @@ def verify(ctx: click.Context, run: str, home: Path, as_json: bool) -> None:
 
     Exit codes: 0 the proof holds; 1 it does not.
     """
+    from orchestrator.store.proof import prove
     from orchestrator.store.runs import RunStore
 
     record = RunStore(home).read(run)
-    proof = _prove(record)
+    proof = prove(record)
     click.echo(json.dumps({"run": record.id, **proof.to_json()}, indent=2) if as_json else _text(record.id, proof))
     ctx.exit(0 if proof.ok else 1)
-
-
-def _prove(record: "RunRecord") -> "Proof":
-    """Raises UsageError or DataError where the run has not what a proof needs."""
-    from orchestrator.data.dataset import TokenDataset
-    from orchestrator.data.verify import Mismatch, verify_run
-    from orchestrator.metrics.json_file import read_json
-    from orchestrator.spec.load import load_job
-    from orchestrator.store.history import read_steps
-
-    layout = record.layout
-    facts = read_json(layout.data)
-    if not facts or not isinstance(facts.get("directory"), str):
-        raise UsageError(f"run {record.id} has no record of its data ({layout.data})", hint="it ended before training")
-    dataset = TokenDataset.open(Path(facts["directory"]))
-    proof = verify_run(read_steps(layout.steps), dataset, load_job(layout.spec).spec.train.global_batch)
-    recorded = facts.get("fingerprint")
-    if recorded not in (None, dataset.manifest.fingerprint):
-        what = f"the run used data {recorded}, {facts['directory']} holds {dataset.manifest.fingerprint}"
-        return replace(proof, ok=False, mismatch=Mismatch(0, what))
-    if proof.ok and record.state is RunState.SUCCEEDED and record.total_steps not in (None, proof.steps):
-        what = f"the run finished {record.total_steps} steps, {proof.steps} are recorded"
-        return replace(proof, ok=False, mismatch=Mismatch(proof.steps, what))
-    return proof
 
 
 def _text(run: str, proof: "Proof") -> str:

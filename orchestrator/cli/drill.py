@@ -10,16 +10,21 @@ import click
 from orchestrator.cli import render
 from orchestrator.cli.interrupt import Interrupt
 from orchestrator.cli.options import home_option, json_option
+from orchestrator.domain.scorecard import Fault
 
 if TYPE_CHECKING:
     from orchestrator.domain.scorecard import FaultResult, Scorecard
 
-FAULTS = ("kill-worker", "kill-node", "silence-node", "corrupt-shard", "random")
-
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--fault", type=click.Choice(FAULTS), default="kill-worker", show_default=True, help="What to do to it.")
+@click.option(
+    "--fault",
+    type=click.Choice([fault.value for fault in Fault]),
+    default=Fault.KILL_WORKER.value,
+    show_default=True,
+    help="What to do to it.",
+)
 @click.option("--times", type=click.IntRange(min=1), default=1, show_default=True, help="Faults in the run.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the victims, and the faults of `random`.")
 @click.option(
@@ -55,7 +60,6 @@ def drill(
 
     loaded = load_job(job, overrides)
     from orchestrator.cli.plain import PlainDisplay
-    from orchestrator.drill import Fault
     from orchestrator.drill import drill as carry_out
 
     interrupt = Interrupt()

@@ -2,12 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 FP32_TOLERANCE = 1e-5
 """Relative. Sums in another order, at another number of workers, differ by about 1e-7; nothing else may differ."""
 LOW_PRECISION_TOLERANCE = 5e-2
 """bf16 and fp16 keep 8 and 11 bits; losses of two world sizes drift apart by rounding alone."""
+
+
+class Fault(StrEnum):
+    """What a drill can do to a run."""
+
+    KILL_WORKER = "kill-worker"
+    """SIGKILL to one worker's process."""
+    KILL_NODE = "kill-node"
+    """SIGKILL to a node's raylet and every process of it. Never the node that holds the cluster's own state."""
+    SILENCE_NODE = "silence-node"
+    """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
+    CORRUPT_SHARD = "corrupt-shard"
+    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
+    RANDOM = "random"
+    """Any of the above, drawn anew each time."""
 
 
 @dataclass(frozen=True)

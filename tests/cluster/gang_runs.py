@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,31 @@ class Recording:
 
     def lines(self, rank: int) -> list[str]:
         return [fields["line"] for fields in self.of(EventKind.WORKER_LOG) if fields["rank"] == rank]
+
+
+class Strike(Recording):
+    """Does something to a worker's process, once, when a step has been reported."""
+
+    def __init__(self, at: int, rank: int, what: Callable[[int], None]) -> None:
+        super().__init__()
+        self.at, self.rank, self.what = at, rank, what
+        self.pid: int | None = None
+        self.struck = 0
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if event.kind is EventKind.WORKER_STARTED and event.fields["rank"] == self.rank:
+            self.pid = event.fields["pid"]
+
+    def on_step(self, report: StepReport) -> None:
+        super().on_step(report)
+        if report.step == self.at and not self.struck and self.pid is not None:
+            self.struck += 1
+            self.what(self.pid)
+
+
+def kill_worker(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def write_job(directory: Path, name: str = "gang", **changes: Any) -> Path:

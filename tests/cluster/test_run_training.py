@@ -1,8 +1,6 @@
 """Real training through the gang: stopped and resumed, killed, and with files that travel."""
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +12,20 @@ from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.verify import verify_run
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.gang.files import TRANSPORT_VARIABLE
 from orchestrator.service import RunOutcome, resume_run, run_job
 from orchestrator.spec.load import load_job
-from tests.cluster.gang_runs import Recording, all_pids, own_temporary_directory, ray_processes, write_job
+from tests.cluster.gang_runs import (
+    Recording,
+    Strike,
+    all_pids,
+    kill_worker,
+    own_temporary_directory,
+    ray_processes,
+    write_job,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -42,26 +48,6 @@ class StopAt(Recording):
         super().on_step(report)
         if report.step == self.at:
             self.asked.set()
-
-
-class KillRank(Recording):
-    """Kills a worker's process, for real, at a step."""
-
-    def __init__(self, rank: int, step: int) -> None:
-        super().__init__()
-        self.rank, self.at = rank, step
-        self.pid = 0
-
-    def on_event(self, event: Event) -> None:
-        super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED and event.fields["rank"] == self.rank:
-            self.pid = event.fields["pid"]
-
-    def on_step(self, report: StepReport) -> None:
-        super().on_step(report)
-        if report.step >= self.at and self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            self.pid = 0
 
 
 def train(directory: Path, recording: Recording, stop: threading.Event | None = None, **changes: Any) -> RunOutcome:
@@ -104,7 +90,7 @@ def test_stopped_then_resumed_with_another_number_of_workers(tmp_path: Path) -> 
 
 def test_a_killed_worker_is_named_not_its_victims(tmp_path: Path) -> None:
     pids = all_pids()
-    seen = KillRank(rank=1, step=3)
+    seen = Strike(3, 1, kill_worker)
     outcome = train(tmp_path, seen, train={"steps": 5000, "global_batch": 4, "lr": 1e-3}, recovery={"max_failures": 0})
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert outcome.reason is not None

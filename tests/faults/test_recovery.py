@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,16 @@ import pytest
 
 from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.verify import final_lineage, verify_run
-from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.events import EventKind, RunState
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
+from orchestrator.store.history import read_steps
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
+    Strike,
     all_pids,
+    kill_worker,
     own_temporary_directory,
     ray_processes,
     shared_memory,
@@ -45,31 +45,6 @@ def temporary_directory(tmp_path: Path) -> Iterator[Path]:
     """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
     with own_temporary_directory() as directory:
         yield directory
-
-
-class Strike(Recording):
-    """Does something to a worker's process, once, when a step has been reported."""
-
-    def __init__(self, at: int, rank: int, what: Callable[[int], None]) -> None:
-        super().__init__()
-        self.at, self.rank, self.what = at, rank, what
-        self.pid: int | None = None
-        self.struck = 0
-
-    def on_event(self, event: Event) -> None:
-        super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED and event.fields["rank"] == self.rank:
-            self.pid = event.fields["pid"]
-
-    def on_step(self, report: StepReport) -> None:
-        super().on_step(report)
-        if report.step == self.at and not self.struck and self.pid is not None:
-            self.struck += 1
-            self.what(self.pid)
-
-
-def kill_worker(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
 
 
 def kill_node(pid: int) -> None:
@@ -109,8 +84,7 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
 
 def curve(outcome: RunOutcome) -> list[float]:
     """Losses of the final lineage, after the proof that its data is exact."""
-    lines = (outcome.run_dir / "steps.jsonl").read_text().splitlines()
-    steps = [StepReport.from_json(json.loads(line)) for line in lines]
+    steps = list(read_steps(outcome.run_dir / "steps.jsonl"))
     data = Path(json.loads((outcome.run_dir / "data.json").read_text())["directory"])
     assert verify_run(steps, TokenDataset.open(data), BATCH).ok
     return [step.loss for step in final_lineage(steps, BATCH)[0]]
