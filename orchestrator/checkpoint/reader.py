@@ -1,9 +1,11 @@
 """Read any range of any tensor out of a checkpoint, whoever wrote it and however it was sharded."""
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +19,33 @@ from orchestrator.domain.errors import CheckpointError
 _CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ: the only extra memory
 
 
-class CheckpointReader:
-    """An open checkpoint. Memory: the index, plus one chunk at a time; data goes straight into the caller's array.
+class ShardSource(Protocol):
+    """The bytes of one rank's shard, wherever they lie."""
 
-    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other.
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError."""
+
+    def close(self) -> None:
+        """Release what is held."""
+
+
+class IntervalReader:
+    """Any range of any tensor of one saved state, out of the shards that hold it.
+
+    Memory: the indexes, plus one chunk at a time; data goes straight into the caller's array.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.manifest: Manifest = read_manifest(directory)
+    def __init__(
+        self, manifest: Manifest, indexes: Sequence[ShardIndex], open_shard: Callable[[int], ShardSource], place: str
+    ) -> None:
+        """`open_shard` gives the bytes of `indexes[number]`, when they are first asked for; `place` is for messages."""
+        self.manifest = manifest
+        self.place = place
         self.bytes_read = 0
         """Bytes handed out so far."""
-        self._indexes = [self._read_index(entry) for entry in self.manifest.shards]
-        self._files: dict[int, ShardFile] = {}
+        self._indexes = tuple(indexes)
+        self._open_shard = open_shard
+        self._shards: dict[int, ShardSource] = {}
         self._intervals: dict[tuple[str, Kind], list[tuple[Interval, int]]] = defaultdict(list)
         for number, index in enumerate(self._indexes):
             for interval in index.intervals:
@@ -37,7 +53,7 @@ class CheckpointReader:
         for found in self._intervals.values():
             found.sort(key=lambda entry: entry[0].range)
 
-    def __enter__(self) -> "CheckpointReader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -46,10 +62,10 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
-        """Close the shard files."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        """Close the shards."""
+        for shard in self._shards.values():
+            shard.close()
+        self._shards.clear()
 
     def rng(self, rank: int) -> dict[str, str]:
         """Generator state that `rank` saved; empty where there was no such rank."""
@@ -72,41 +88,62 @@ class CheckpointReader:
         gaps = missing(want, (interval.range for interval, _ in parts))
         if gaps:
             listed = ", ".join(str(gap) for gap in gaps[:4])
-            raise CheckpointError(f"checkpoint {self.directory} lacks {kind} of {name}: elements {listed}")
+            raise CheckpointError(f"{self.place} lacks {kind} of {name}: elements {listed}")
         for interval, shard in parts:
             common = intersect(want, interval.range)
             if common is not None:
                 self._read_part(interval, shard, common, out[common.start - start : common.end - start])
 
-    def verify(self) -> None:
-        """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
+    def require_whole(self) -> None:
+        """Raise CheckpointError unless the shards together hold every element of every tensor."""
         for name, entry in self.manifest.tensors.items():
             for kind in self.manifest.kinds(name):
                 ranges = [interval.range for interval, _ in self._intervals.get((name, kind), [])]
                 gaps = missing(Range(0, entry.elements), ranges)
                 if gaps:
-                    raise CheckpointError(f"checkpoint {self.directory} lacks {kind} of {name}: elements {gaps[0]}")
-        for number in range(len(self._indexes)):
-            self._file(number).verify()
+                    raise CheckpointError(f"{self.place} lacks {kind} of {name}: elements {gaps[0]}")
 
     def _read_part(self, interval: Interval, shard: int, part: Range, out: "NDArray[Any]") -> None:
         item = storage_dtype(interval.dtype)
         offset = interval.offset + (part.start - interval.range.start) * item.itemsize
-        file = self._file(shard)
+        source = self._shard(shard)
         if out.dtype == item and out.flags.c_contiguous:
-            file.read_into(offset, out.data.cast("B"))
+            source.read_into(offset, out.data.cast("B"))
         else:
             for first in range(0, len(part), _CONVERT_ELEMENTS):
                 piece = out[first : first + _CONVERT_ELEMENTS]
                 raw = np.empty(len(piece), dtype=item)
-                file.read_into(offset + first * item.itemsize, raw.data.cast("B"))
+                source.read_into(offset + first * item.itemsize, raw.data.cast("B"))
                 decode(raw, interval.dtype, piece)
         self.bytes_read += len(part) * item.itemsize
 
-    def _file(self, number: int) -> ShardFile:
-        if number not in self._files:
-            self._files[number] = ShardFile(self.directory / self.manifest.shards[number].file, self._indexes[number])
-        return self._files[number]
+    def _shard(self, number: int) -> ShardSource:
+        if number not in self._shards:
+            self._shards[number] = self._open_shard(number)
+        return self._shards[number]
+
+
+class CheckpointReader(IntervalReader):
+    """An open checkpoint directory.
+
+    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        manifest = read_manifest(directory)
+        indexes = [self._read_index(entry) for entry in manifest.shards]
+        super().__init__(manifest, indexes, self._open_file, f"checkpoint {directory}")
+
+    def verify(self) -> None:
+        """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
+        self.require_whole()
+        for number in range(len(self._indexes)):
+            with contextlib.closing(self._open_file(number)) as file:
+                file.verify()
+
+    def _open_file(self, number: int) -> ShardFile:
+        return ShardFile(self.directory / self.manifest.shards[number].file, self._indexes[number])
 
     def _read_index(self, entry: ShardEntry) -> ShardIndex:
         path = self.directory / entry.index

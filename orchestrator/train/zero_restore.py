@@ -17,7 +17,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from orchestrator.checkpoint.intervals import MOMENTS, Kind, Range
 from orchestrator.checkpoint.manifest import Manifest, TensorEntry
-from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.reader import IntervalReader
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.train.zero_layout import (
     Partition,
@@ -64,7 +64,7 @@ def check_model(manifest: Manifest, engine: Any) -> None:
 
 
 @torch.no_grad()
-def fill(engine: Any, reader: CheckpointReader) -> None:
+def fill(engine: Any, reader: IntervalReader) -> None:
     """Read this rank's share of masters, moments, frozen parameters and buffers. No collective.
 
     Memory: one chunk beyond the state itself. Raises CheckpointError where something is missing or damaged.
@@ -115,7 +115,7 @@ def restore_rng(state: dict[str, str]) -> None:
         torch.cuda.set_rng_state(raw["cuda"])
 
 
-def _fill_partition(partition: Partition, reader: CheckpointReader) -> None:
+def _fill_partition(partition: Partition, reader: IntervalReader) -> None:
     manifest = reader.manifest
     _fill_flat(partition, Kind.MASTER, partition.flat.detach().view(-1), reader)
     if not manifest.moments:
@@ -142,13 +142,13 @@ def _step_like(partition: Partition, steps: float) -> torch.Tensor | int:
     return torch.tensor(steps, dtype=torch.float32, device=partition.flat.device if on_device else "cpu")
 
 
-def _fill_flat(partition: Partition, kind: Kind, flat: torch.Tensor, reader: CheckpointReader) -> None:
+def _fill_flat(partition: Partition, kind: Kind, flat: torch.Tensor, reader: IntervalReader) -> None:
     for fragment in partition.fragments:
         target = flat[fragment.offset : fragment.offset + fragment.length]
         _read(reader, fragment.name, kind, fragment.start, target)
 
 
-def _read(reader: CheckpointReader, name: str, kind: Kind, start: int, target: torch.Tensor) -> None:
+def _read(reader: IntervalReader, name: str, kind: Kind, start: int, target: torch.Tensor) -> None:
     """Fill a 1-D tensor: in place where it lies in host memory and numpy has its type, else through a small buffer."""
     if target.device.type == "cpu" and target.dtype is not torch.bfloat16:
         reader.read(name, kind, start, start + target.numel(), target.numpy())
