@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.report import StepReport
-from orchestrator.domain.session import TrainPlan
+from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
@@ -217,9 +217,18 @@ def _train(
     readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
     failures: list[RunFailure] = []
     furthest, limit = run.step, run.spec.train.global_batch
+    peers: PeerState | None = None
     while True:
         plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint, limit)
-        outcome = driver.train(entry, plan, readable, run.observers)
+        outcome = driver.train(entry, replace(plan, peer_state=peers), readable, run.observers)
+        if outcome is not None and outcome.regroup and not run.stop.is_set():
+            peers, checkpoint = _newest_state(run, driver)
+            found = driver.reform()
+            if found is None:
+                return _stopped()
+            run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
+            workers = found
+            continue
         if outcome is None or outcome.failure is None or run.stop.is_set():
             return _judge(run, outcome)
         furthest = max(furthest, run.step, outcome.step)
@@ -235,15 +244,29 @@ def _train(
                 f"out of memory: micro batches of {limit} at most instead of {plan.micro_batch}, same global batch"
             )
             run.emit(EventKind.WARNING, {"message": message})
-        checkpoint = _recover(run, outcome.failure, furthest, len(failures))
-        found = driver.restart_workers(_imports(run.spec) if entry == TRAIN_ENTRY else (), workers)
+        peers, checkpoint = _recover(run, driver, outcome.failure, furthest, len(failures))
+        found = driver.reform()
         if found is None:
             return _stopped()
         workers = found
 
 
-def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
-    """Say what is going to happen; the checkpoint to go on from. `number`: failures of this driver, this one included.
+def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, Path | None]:
+    """What to go on from: the vaults' newest whole step, or the newest whole checkpoint where that is newer."""
+    from orchestrator.checkpoint.catalog import list_checkpoints
+
+    whole = driver.survey()
+    saved = next((found.step for found in list_checkpoints(run.layout.checkpoints) if found.problem is None), 0)
+    if whole is None or whole.step < saved:
+        run.step = 0
+        return None, _newest(run, run.layout)
+    run.step = whole.step
+    shards = tuple(ShardPlace(rank, vaults) for rank, vaults in enumerate(whole.places))
+    return PeerState(whole.generation, whole.step, shards), None
+
+
+def _recover(run: _Run, driver: Any, failure: Any, reached: int, number: int) -> tuple[PeerState | None, Path | None]:
+    """Say what is going to happen; what to go on from. `number`: failures of this driver, this one included.
 
     A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
     """
@@ -251,9 +274,8 @@ def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
     if run.recovery is not None:
         detected_s = run.recovery.detected_s
     incident = run.incidents_before + number
-    run.step = 0
     run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
-    checkpoint = _newest(run, run.layout)
+    peers, checkpoint = _newest_state(run, driver)
     run.recovery = _Recovery(incident, detected_s, max(0, reached - run.step))
     fields = {
         "incident": incident,
@@ -263,9 +285,10 @@ def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
         "step": reached,
         "from_step": run.step,
         "checkpoint": str(checkpoint) if checkpoint is not None else None,
+        "source": "vaults" if peers is not None else "storage" if checkpoint is not None else "beginning",
     }
     run.emit(EventKind.RECOVERY_STARTED, fields)
-    return checkpoint
+    return peers, checkpoint
 
 
 def _give_up(judged: tuple[RunState, str | None, int], verdict: Verdict) -> tuple[RunState, str | None, int]:

@@ -37,9 +37,11 @@ class EventKind(StrEnum):
     """rank, error, traceback."""
     RECOVERY_STARTED = "recovery.started"
     """incident (counted from 1 in the run), rank, cause, detected_s (Unix), step (the last one finished), from_step
-    (what training goes on from), checkpoint (null: from the beginning)."""
+    (what training goes on from), source (vaults, storage, beginning), checkpoint (its path, where it is one)."""
     RECOVERED = "recovery.finished"
     """incident, step (the first new one), world_size, seconds (from detection to that step's end), steps_recomputed."""
+    RESIZED = "gang.resized"
+    """step (the last one before), before, world_size. At a step boundary; nothing is made again."""
     EVAL = "eval"
     """step, loss, perplexity, tokens, seconds."""
     CHECKPOINT_SAVED = "checkpoint.saved"

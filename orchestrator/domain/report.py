@@ -15,6 +15,8 @@ class PhaseTimes:
     optimizer_s: float
     """Gradient reduction at the accumulation boundary, clipping, update, parameter gather."""
     checkpoint_s: float = 0.0
+    snapshot_s: float = 0.0
+    """Copying state into the vault, after the step before this one."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class StepReport:
     world_size: int
     micro_batch: int
     accumulation: int
+    protected_step: int | None
+    """The newest step whose state is whole in the vaults, as known at this step; None where there is none."""
     ranks: tuple[RankReport, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class StepReport:
         """Raises KeyError or TypeError where a field is missing; unknown fields are ignored, so old readers
         read new files."""
         known = {f.name for f in fields(cls)}
-        kept = {k: v for k, v in value.items() if k in known}
+        kept = {"protected_step": None, **{k: v for k, v in value.items() if k in known}}
         kept["ranks"] = tuple(
             RankReport(
                 rank=r["rank"],

@@ -4,12 +4,56 @@
 `(session, plan) -> TrainResult`, named by an import string so that neither side imports the other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import StepReport
+
+
+class Leave(IntEnum):
+    """Why to leave training at a step boundary; where ranks were told different things, the highest counts."""
+
+    NO = 0
+    REGROUP = 1
+    """To form the gang anew, with other members. State goes to the vaults."""
+    STOP = 2
+    """To end. State goes to storage."""
+
+
+@dataclass(frozen=True)
+class VaultAccess:
+    """How a worker reaches its own node's vault."""
+
+    address: str
+    """`host:port`."""
+    pid: int
+    """Of the vault's process, on this worker's host."""
+    token: str = field(repr=False)
+    generation: int = 0
+    """Of the gang; states of different ones are never mixed."""
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Where the state of one rank of an earlier gang lies."""
+
+    rank: int
+    vaults: tuple[str, ...]
+    """Addresses of the vaults that hold it, each all of it."""
+
+
+@dataclass(frozen=True)
+class PeerState:
+    """A step whose whole state lies in vaults."""
+
+    generation: int
+    step: int
+    shards: tuple[ShardPlace, ...]
+    """One for each rank of the gang that left it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +74,8 @@ class TrainPlan:
     """Micro steps of every rank; a rank whose share is used up feeds an empty micro batch."""
     resume_from: str | None = None
     """Directory of the checkpoint to restore, as the driver sees it."""
+    peer_state: PeerState | None = None
+    """What to restore instead, out of the vaults."""
     export: bool = True
     """Write `export/` when training ends."""
 
@@ -40,7 +86,9 @@ class TrainResult:
 
     step: int
     finished: bool
-    """False when it stopped at a step boundary because it was asked to."""
+    """False when it left at a step boundary because it was asked to."""
+    regroup: bool = False
+    """It left for the gang to be formed anew: its state of `step` is in its node's vault."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,9 +115,17 @@ class Session(Protocol):
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Queue an event; the session stamps the time."""
 
-    def should_stop(self) -> bool:
-        """True once the driver wants training to stop at the next step boundary. Local and cheap; the loop
-        agrees on the answer across ranks itself, in its per-step collective."""
+    def leave(self) -> Leave:
+        """Whether the driver wants training to be left at the next step boundary, and what for. Local and cheap; the
+        loop agrees on the answer across ranks itself, in its per-step collective."""
+
+    @property
+    def vault(self) -> VaultAccess | None:
+        """This node's vault; None where there is none."""
+
+    def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
+        """What to call, again and again from another thread, to get the training thread out of a collective whose
+        other side is gone. None: nothing any more."""
 
     def publish(self, key: str, value: str) -> None:
         """Make a small value visible to the other ranks of this generation."""

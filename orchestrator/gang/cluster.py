@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.gang.placement import NodeCapacity
+from orchestrator.gang.placement import NodeCapacity, Request, can_ever_fit
 from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
 from orchestrator.gang.raylet import (
     LOOPBACK,
@@ -72,6 +72,13 @@ class Cluster:
     def running_nodes(self) -> int | None:
         """Raylets of ours whose processes run: known before Ray notices that one is gone. None where not ours."""
         return sum(process.poll() is None for process in self.processes[1:]) if self.local else None
+
+    def hopeless(self, request: Request) -> bool:
+        """Whether the nodes of ours that run could not hold the minimum, whatever ended on them."""
+        nodes = self.nodes()
+        running = self.running_nodes
+        # Ray counts a dead node for seconds. Local nodes are all alike.
+        return not can_ever_fit(request, nodes[: len(nodes) if running is None else running])
 
     @property
     def autoscales(self) -> bool:

@@ -17,6 +17,8 @@ class Ending(StrEnum):
     RAISED = "raised"
     PROCESS_DIED = "process died"
     NODE_DIED = "node died"
+    NODE_SILENT = "node silent"
+    """Given up: nothing is heard of it any more."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,39 @@ def decide(facts: GangFacts) -> Action:
     return Action.CONTINUE
 
 
+SILENT_S = 3.5
+"""From the last word of a worker to asking whether anything on its node still answers."""
+ARRIVAL_S = 3.0
+"""How long those who are ready wait for others that are about to be."""
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """How long a worker that should be training has not been heard of, by the driver's clock."""
+
+    node_id: str
+    quiet_s: float
+
+
+def silent_nodes(workers: Sequence[Quiet]) -> list[str]:
+    """Nodes none of whose workers has been heard of for `SILENT_S`: the first of the two signals that a node is lost.
+
+    Where that is all of them it says more about the driver's own network than about the nodes: none is named.
+    """
+    heard = {worker.node_id for worker in workers if worker.quiet_s < SILENT_S}
+    silent = sorted({worker.node_id for worker in workers} - heard)
+    return silent if heard else []
+
+
+def wants_regroup(ready: int, arriving: int, waited_s: float) -> bool:
+    """Whether to form the gang anew for those who are ready, or to wait for who is about to be."""
+    return ready > 0 and (arriving == 0 or waited_s >= ARRIVAL_S)
+
+
 CONSEQUENCE = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
-    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published",
+    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published|"
+    r"the vault at \S+ cannot be reached|nobody holds the state",
     re.IGNORECASE,
 )
 

@@ -7,16 +7,23 @@ from typing import Any
 
 import psutil
 
+from orchestrator.checkpoint.inventory import WholeStep, newest_whole
 from orchestrator.domain.events import Observer
 from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.cluster import Cluster, start_local
+from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.joining import connect
-from orchestrator.gang.placement import Request, fitting_workers, local_resources, request_of, reserve
+from orchestrator.gang.placement import (
+    Request,
+    explain,
+    fitting_workers,
+    group_on,
+    local_resources,
+    request_of,
+    reserve,
+)
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec
-
-SETTLE_S = 5.0
-"""How long ended workers may take to give their resources back."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class GangDriver:
         self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
         self._cluster: Cluster | None = None
         self._gang: Any = None
+        self._vaults: Any = None
 
     def connect(self) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. Raises ClusterError."""
@@ -77,33 +85,55 @@ class GangDriver:
         )
         if found is None:
             return None
-        group, count = found
-        self._gang = Gang(group, count, self.request, self._worker_env, cluster.local)
+        if self._vaults is None and spec.checkpoint.memory:
+            from orchestrator.gang.vaults import Vaults
+
+            self._vaults = Vaults(cluster.local)
+        self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults)
+        self._gang.replicas = spec.checkpoint.replicas
         self._gang.warm(warm)
-        return count
+        return len(found)
 
-    def restart_workers(self, warm: tuple[str, ...], before: int) -> int | None:
-        """As `start_workers`, after a gang of `before` workers has ended: on what is left of the cluster.
+    def reform(self) -> int | None:
+        """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
 
-        What the ended workers held comes back a moment later; until then fewer would seem to fit.
+        Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
+        safe meanwhile. Raises ClusterError where they can never come.
         """
-        cluster = self._require_cluster()
-        deadline = time.monotonic() + SETTLE_S
-        while not self._stopped() and time.monotonic() < deadline:
-            nodes, bundle, how = cluster.nodes(), self.request.bundle, self.request.placement
-            wanted = min(before, fitting_workers(nodes, bundle, how, total=True))
-            running = cluster.running_nodes
-            if running is not None and len(nodes) > running:
-                deadline = time.monotonic() + SETTLE_S  # a dead node is still counted, for seconds
-            elif fitting_workers(nodes, bundle, how) >= wanted:
-                break
-            time.sleep(0.05)
-        return self.start_workers(warm)
+        gang, cluster, minimum = self._gang, self._require_cluster(), self.request.minimum
+        self.seek()
+        enough_since_s: float | None = None
+        while not self._stopped():
+            gang.recruits.look()
+            if gang.survivors >= minimum:
+                return int(gang.reform(self._target))
+            now_s = time.monotonic()
+            if gang.survivors + gang.recruits.ready >= minimum:
+                enough_since_s = now_s if enough_since_s is None else enough_since_s
+                if wants_regroup(gang.recruits.ready, gang.recruits.arriving, now_s - enough_since_s):
+                    return int(gang.reform(self._target))
+            elif cluster.local and cluster.hopeless(self.request):
+                raise explain(self.request, cluster.nodes())
+            time.sleep(0.02)
+        return None
+
+    def seek(self) -> None:
+        """Have workers started for the empty places, in the background; they join when they are ready."""
+        strict = self.request.placement.startswith("strict")
+        self._gang.seek(self._target, None if strict else lambda: group_on(None, self.request.bundle))
+
+    @property
+    def _target(self) -> int:
+        return min(self.request.maximum, max(self._spec.train.global_batch, self.request.minimum))
+
+    def survey(self) -> WholeStep | None:
+        """The newest step that the vaults hold whole; None where there is none."""
+        return newest_whole(self._vaults.survey()) if self._vaults is not None else None
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""
         from orchestrator.gang.executor import RayExecutor
-        from orchestrator.gang.gang import cpu_count
+        from orchestrator.gang.member import cpu_count
 
         cluster = self._require_cluster()
         cpus = cpu_count() if cluster.local else int(sum(node.total.get("CPU", 0.0) for node in cluster.nodes()))
@@ -134,11 +164,14 @@ class GangDriver:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
+        vaults, self._vaults = self._vaults, None
         if cluster is None:
             return
         try:
             if gang is not None and not cluster.local:
                 gang.kill()
+            if vaults is not None and not cluster.local:
+                vaults.close()
         finally:
             cluster.close()
 

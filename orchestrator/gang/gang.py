@@ -1,11 +1,9 @@
-"""The driver's eyes and hands: starts workers, listens to them, ends them. Decisions are in `decide`."""
+"""The driver's hands: starts workers, forms gangs of them, ends them. Decisions are in `decide`."""
 
 import contextlib
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +12,48 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.report import StepReport
-from orchestrator.domain.session import TrainPlan, TrainResult
-from orchestrator.gang.capture import last_lines
+from orchestrator.domain.session import Leave, TrainPlan, TrainResult
 from orchestrator.gang.decide import (
     Action,
     Ending,
     Failure,
     GangFacts,
+    Quiet,
     decide,
-    explain_death,
     is_consequence,
     is_out_of_memory,
     root_cause,
-    unseen_lines,
+    silent_nodes,
+    wants_regroup,
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
-from orchestrator.gang.outbox import Batch, Lease, Published
-from orchestrator.gang.placement import Request
+from orchestrator.gang.listening import POLL_S, TICK_S, Listener
+from orchestrator.gang.member import Member, assignments, first_line, oom_kills
+from orchestrator.gang.placement import Request, release
 from orchestrator.gang.processes import die_with_parent
-from orchestrator.gang.ray_session import Assignment
-from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, Raised, WorkerActor
+from orchestrator.gang.recruits import Recruits
+from orchestrator.gang.vaults import Vaults
+from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
-POLL_S = 0.5
-"""A poll's longest wait in the worker: what happens there arrives at once all the same."""
-TICK_S = 0.1
-TAIL_LINES = 40
-LAST_WORDS_S = 0.6
 START_TIMEOUT_S = 120.0
-
-
-@dataclass
-class Member:
-    """One worker as the driver knows it."""
-
-    actor: Any
-    hello: Hello
-    assignment: Assignment
-    run_ref: Any = None
-    poll_ref: Any = None
-    lease: Lease | None = None
-    renewed_s: float = 0.0
-    result: TrainResult | None = None
-    failure: Failure | None = None
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
-
-    @property
-    def rank(self) -> int:
-        return self.assignment.rank
-
-    @property
-    def over(self) -> bool:
-        return self.result is not None or self.failure is not None
+INTERRUPT_S = 2.0
+"""How long a worker may take to leave a collective that cannot end; then its process is given up."""
+VAULT_TIMEOUT_S = 10.0
+PAUSE_S = 1.0
+"""A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
 
 
 @dataclass(frozen=True)
 class GangOutcome:
-    """How it ended. `failure` is the root cause; `stopped` says that somebody asked for the end."""
+    """How one generation ended. `failure` is the root cause; `stopped` says that somebody asked for the end."""
 
     results: tuple[TrainResult, ...]
     failure: Failure | None
     stopped: bool
     step: int
     """Last step that rank 0 reported or returned."""
+    regroup: bool = False
+    """All left at a step boundary for the gang to be formed anew."""
 
     @property
     def out_of_memory(self) -> bool:
@@ -90,34 +67,33 @@ class GangOutcome:
 
 
 class Gang:
-    """Workers of one run, one actor on each bundle of a placement group."""
+    """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
 
-    def __init__(self, group: Any, count: int, request: Request, env: dict[str, str], local: bool) -> None:
+    def __init__(
+        self, groups: Sequence[Any], request: Request, env: dict[str, str], local: bool, vaults: Vaults | None
+    ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._group, self._local = group, local
-        actor_class = _actor_class()
-        self._actors = [
-            actor_class.options(
-                num_cpus=request.bundle.get("CPU", 0),
-                num_gpus=request.bundle.get("GPU", 0),
-                memory=request.bundle.get("memory"),
-                resources={k: v for k, v in request.bundle.items() if k not in ("CPU", "GPU", "memory")},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            ).remote(env, local)
-            for index in range(count)
-        ]
+        self._groups, self._request, self._env, self._local, self._vaults = list(groups), request, env, local, vaults
+        self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[Member] = []
-        self._server: Any = None
+        self.generation = 0
+        self.recruits = Recruits(self._start, ())
+        self.replicas = 0
+        self._server: FileAccess | None = None
+        self._run_id = ""
         self._step = 0
-        self._oom_kills_before = _oom_kills()
+        self._oom_kills_before = oom_kills()
 
     def warm(self, entries: tuple[str, ...]) -> None:
-        """Let the workers import while the driver does something else."""
+        """Let the workers import while the driver does something else; those who come later do too."""
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
+        self.recruits = Recruits(self._start, entries)
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
+        if self.members:
+            return True
         deadline = time.monotonic() + START_TIMEOUT_S
         waiting = list(self._hello_refs)
         while waiting:
@@ -133,11 +109,25 @@ class Gang:
             hellos: list[Hello] = ray.get(self._hello_refs)
         except ray.exceptions.RayError as error:
             raise ClusterError(
-                f"a worker process did not start: {_first_line(error)}",
+                f"a worker process did not start: {first_line(error)}",
                 hint="convoy must be installed on every node, in the same version",
             ) from error
-        self.members = _ranked(self._actors, hellos)
+        arrived = [
+            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, self._groups, strict=True)
+        ]
+        self._form(arrived)
         return True
+
+    def reform(self, most: int) -> int:
+        """Form the next generation of who is left and who has come, `most` at most; how many they are."""
+        left = [member for member in self.members if member.lives]
+        self._form(left[:most] + self.recruits.join(most - len(left)))
+        return len(self.members)
+
+    @property
+    def survivors(self) -> int:
+        """Members who can take part in another generation."""
+        return sum(member.lives for member in self.members)
 
     @property
     def worker_pids(self) -> set[int]:
@@ -154,32 +144,93 @@ class Gang:
     ) -> GangOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        now_s = time.monotonic()
+        self._protect()
+        listener = Listener(
+            self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
+        )
         for member in self.members:
-            member.renewed_s = now_s
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
             member.poll_ref = member.actor.poll.remote(POLL_S)
+        watch = _Watch(self, listener)
         stop_since_s: float | None = None
         while True:
-            self._listen(observers)
+            listener.listen()
+            watch.round(time.monotonic())
             if stop_since_s is None and stopped():
                 stop_since_s = time.monotonic()
-                for member in self.members:
-                    member.actor.notify.remote({}, True)
+                self.ask_to_leave(Leave.STOP)
             action = decide(self._facts(stop_since_s))
             if action in (Action.FINISH, Action.FAIL, Action.KILL):
-                return self._conclude(action, observers, stop_since_s is not None)
+                return self._conclude(action, listener, observers, stop_since_s is not None)
+
+    def ask_to_leave(self, leave: Leave) -> None:
+        """Have all members leave at the next step boundary."""
+        for member in self.members:
+            member.actor.notify.remote(self.generation, {}, leave)
 
     def kill(self) -> None:
         """End every worker process now, and give the reservation back."""
-        from ray.util.placement_group import remove_placement_group
-
-        for actor in [*self._actors, self._server]:
+        self.recruits.dismiss()
+        actors = {*self._actors, *(member.actor for member in self.members)}
+        for actor in [*actors, self._server.server if self._server is not None else None]:
             if actor is not None:
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(actor, no_restart=True)
-        with contextlib.suppress(ray.exceptions.RayError):
-            remove_placement_group(self._group)
+        release(self._groups)
+        self._groups.clear()
+
+    def seek(self, target: int, new_group: Callable[[], Any] | None) -> None:
+        """Have workers started for places that are empty, up to `target` workers: where members were lost, else in
+        groups of their own that `new_group` makes."""
+        missing = target - self.survivors - self.recruits.coming
+        taken = [member.group for member in self.members if member.lives] + self.recruits.groups
+        empty = [group for group in self._groups if group not in taken]
+        for _ in range(missing):
+            if not empty and new_group is None:
+                return
+            if not empty and new_group is not None:
+                empty.append(new_group())
+                self._groups.append(empty[0])
+            self.recruits.call(empty.pop(0))
+
+    def _start(self, group: Any) -> Any:
+        resources = self._request.bundle
+        return (
+            _actor_class()
+            .options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                memory=resources.get("memory"),
+                resources={k: v for k, v in resources.items() if k not in ("CPU", "GPU", "memory")},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+            )
+            .remote(self._env, self._local)
+        )
+
+    def _form(self, members: list[Member]) -> None:
+        self.generation += 1
+        now_s = time.monotonic()
+        formed = []
+        for index, assignment in assignments([member.hello for member in members]):
+            members[index].begin(replace(assignment, generation=self.generation), now_s)
+            formed.append(members[index])
+        self.members = formed
+        if self._vaults is not None:
+            self._vaults.start(self._node_ids())
+
+    def _node_ids(self) -> list[str]:
+        return list(dict.fromkeys(member.hello.node_id for member in self.members))
+
+    def _protect(self) -> None:
+        """Give every member its node's vault, and every vault its peers."""
+        if self._vaults is None:
+            return
+        self._vaults.wait(self._node_ids(), VAULT_TIMEOUT_S)
+        self._vaults.assign(self.generation, self._node_ids(), {}, self.replicas)
+        now_s = time.monotonic()
+        for member in self.members:
+            vault = self._vaults.access(member.hello.node_id, self.generation)
+            member.begin(replace(member.assignment, vault=vault), now_s)
 
     def _facts(self, stop_since_s: float | None) -> GangFacts:
         return GangFacts(
@@ -190,107 +241,17 @@ class Gang:
             stop_since_s=stop_since_s,
         )
 
-    def _listen(self, observers: Sequence[Observer]) -> None:
-        """Take in whatever has arrived, waiting a tick for something."""
-        refs = {ref: member for member in self.members for ref in (member.poll_ref, member.run_ref) if ref is not None}
-        if not refs:
-            return
-        ready, _ = ray.wait(list(refs), num_returns=1, timeout=TICK_S)
-        if ready:
-            ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        for ref in sorted(ready, key=lambda ref: ref is refs[ref].run_ref):  # what it said before how it ended
-            member = refs[ref]
-            if ref is member.run_ref:
-                self._take_end(member)
-            else:
-                self._take_poll(member, observers)
-
-    def _take_poll(self, member: Member, observers: Sequence[Observer]) -> None:
-        try:
-            batch: Batch = ray.get(member.poll_ref)
-        except ray.exceptions.RayError:
-            member.poll_ref = None  # its run ends in the same way, and says more
-            return
-        member.poll_ref = None if member.over else member.actor.poll.remote(POLL_S)
-        self._digest(member, batch, observers)
-
-    def _digest(self, member: Member, batch: Batch, observers: Sequence[Observer]) -> None:
-        member.lease, member.renewed_s = batch.lease, time.monotonic()
-        published = {item.key: item.value for item in batch.items if isinstance(item, Published)}
-        if published:
-            for other in self.members:
-                if other is not member:
-                    other.actor.notify.remote(published, False)
-        for item in batch.items:
-            if isinstance(item, StepReport):
-                self._step = item.step
-                for observer in observers:
-                    observer.on_step(item)
-            elif isinstance(item, Event):
-                for observer in observers:
-                    observer.on_event(item)
-        lines = list(batch.lines)
-        if batch.lines_dropped:
-            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")
-        self._log(member, lines, observers)
-
-    def _log(self, member: Member, lines: Sequence[str], observers: Sequence[Observer]) -> None:
-        now_s = time.time()
-        member.recent.extend(lines)
-        for line in lines:
-            event = Event(EventKind.WORKER_LOG, now_s, {"rank": member.rank, "line": line})
-            for observer in observers:
-                observer.on_event(event)
-
-    def _take_end(self, member: Member) -> None:
-        ref, member.run_ref = member.run_ref, None
-        now_s = time.monotonic()
-        try:
-            ended: TrainResult | Raised = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            member.failure = self._describe_death(member, error, now_s)
-            return
-        if isinstance(ended, Raised):
-            message = f"{ended.type}: {ended.message}" if ended.message else ended.type
-            member.failure = Failure(ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint)
-        else:
-            member.result = ended
-
-    def _describe_death(self, member: Member, error: Exception, now_s: float) -> Failure:
-        text = str(error)
-        where = f"on {member.hello.host} ({member.hello.node_ip}), process {member.hello.pid}"
-        if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text or "its node" in text:
-            return Failure(
-                member.rank,
-                Ending.NODE_DIED,
-                now_s,
-                f"its node died {where}",
-                _first_line(error),
-                "the machine, its network or its raylet is gone",
-            )
-        tail = last_lines(Path(member.hello.output), TAIL_LINES)
-        oom_kills = _oom_kills() - self._oom_kills_before if self._local else 0
-        cause, hint = explain_death(text, tail or member.recent, oom_kills)
-        return Failure(
-            member.rank,
-            Ending.PROCESS_DIED,
-            now_s,
-            f"its process {cause} {where}",
-            "\n".join(tail or member.recent),
-            hint,
-        )
-
-    def _conclude(self, action: Action, observers: Sequence[Observer], stopping: bool) -> GangOutcome:
-        """Collect what can still be said, kill who is left, name the cause."""
-        self._last_words(observers)
+    def _conclude(
+        self, action: Action, listener: Listener, observers: Sequence[Observer], stopping: bool
+    ) -> GangOutcome:
+        """Collect what can still be said, name the cause, end what cannot go on."""
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
-        if action is not Action.KILL:
-            refs = [m.actor.clean.remote(self._run_id) for m in self.members if m.result is not None]
-            ray.wait(refs, num_returns=len(refs), timeout=0.5) if refs else None
-        self.kill()
-        remove_host_cache(self._run_id)  # a worker of this host that was killed could not
         if cause is not None:
+            self._unblock(listener)
+        listener.drain()
+        if cause is not None:
+            cause = root_cause([member.failure for member in self.members if member.failure is not None])
             event = Event(
                 EventKind.WORKER_FAILED,
                 time.time(),
@@ -299,44 +260,118 @@ class Gang:
             for observer in observers:
                 observer.on_event(event)
         results = tuple(member.result for member in self.members if member.result is not None)
+        regroup = action is Action.FINISH and any(result.regroup for result in results)
+        if cause is None and not regroup:
+            self._end(action)
+        self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
+        if listener.last is not None:
+            self._step = max(self._step, listener.last.step)
         stopped = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
-        return GangOutcome(
-            results,
-            cause,
-            stopped,
-            max([self._step, *(m.result.step for m in self.members[:1] if m.result is not None)]),
-        )
+        return GangOutcome(results, cause, stopped, self._step, regroup)
 
-    def _last_words(self, observers: Sequence[Observer]) -> None:
-        """Everything still queued in workers, or left in the output files of those that died; briefly."""
-        refs: dict[Any, Member] = {}
+    def _unblock(self, listener: Listener) -> None:
+        """Get everybody who lives out of the collective that cannot end; who does not come out is ended."""
         for member in self.members:
-            if member.failure is not None and member.failure.ending is not Ending.RAISED:
-                tail = last_lines(Path(member.hello.output), 1000)
-                self._log(member, unseen_lines(tail, list(member.recent)), observers)
-                continue
-            if member.poll_ref is not None:
-                refs[member.poll_ref] = member
-                member.poll_ref = None
-            refs[member.actor.poll.remote(0.0)] = member
-        if not refs:
-            return
-        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=LAST_WORDS_S)
-        for ref in [ref for ref in refs if ref in set(ready)]:  # in the order they were asked for
-            with contextlib.suppress(ray.exceptions.RayError):
-                self._digest(refs[ref], ray.get(ref), observers)
+            if member.run_ref is not None and member.lives:
+                member.actor.interrupt.remote(self.generation, INTERRUPT_S)
+        deadline = time.monotonic() + INTERRUPT_S + POLL_S
+        while any(m.run_ref is not None and m.lives for m in self.members) and time.monotonic() < deadline:
+            listener.listen(TICK_S)
+        for member in self.members:
+            if member.run_ref is not None and member.lives:
+                member.take_silence("its process could not be interrupted", time.monotonic())
+            if not member.lives:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(member.actor, no_restart=True)  # should it wake up, it has no part in this any more
+
+    def _end(self, action: Action) -> None:
+        if action is not Action.KILL:
+            refs = [m.actor.clean.remote(self._run_id) for m in self.members if m.result is not None]
+            ray.wait(refs, num_returns=len(refs), timeout=0.5) if refs else None
+        self.kill()
+        remove_host_cache(self._run_id)  # a worker of this host that was killed could not
 
     def _serve_files(self, plan: TrainPlan, readable: Sequence[str]) -> FileAccess:
+        if self._server is not None:
+            return self._server
         run_dir = Path(plan.run_dir)
         self._run_id = run_dir.name
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
         server_class = ray.remote(num_cpus=0, max_concurrency=4)(_BoundFileServer if self._local else FileServer)
-        self._server = server_class.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
-        ).remote(roots, plan.run_dir)
-        return FileAccess(self._server, str(marker), word, self._run_id)
+        server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
+            roots, plan.run_dir
+        )
+        self._server = FileAccess(server, str(marker), word, self._run_id)
+        return self._server
+
+
+class _Watch:
+    """What the driver looks at besides the members' words, each round of its loop, while one generation trains."""
+
+    def __init__(self, gang: Gang, listener: Listener) -> None:
+        self._gang, self._listener = gang, listener
+        self._round_s = time.monotonic()
+        self._asked = False
+        self._forgotten = False
+        self._arriving_since_s: float | None = None
+
+    def round(self, now_s: float) -> None:
+        """One look."""
+        gap_s, self._round_s = now_s - self._round_s, now_s
+        if gap_s > PAUSE_S:
+            for member in self._gang.members:
+                member.renewed_s += gap_s
+        self._silence(now_s)
+        self._old_states()
+        self._regroup(now_s)
+
+    def _silence(self, now_s: float) -> None:
+        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
+        gang, vaults = self._gang, self._gang._vaults
+        quiet = [
+            Quiet(member.hello.node_id, now_s - member.renewed_s)
+            for member in gang.members
+            if not member.over and member.run_ref is not None
+        ]
+        for node_id in silent_nodes(quiet):
+            answers = vaults.answers(node_id) if vaults is not None else _ray_sees(node_id)
+            self._round_s = time.monotonic()
+            if answers:
+                continue
+            for member in gang.members:
+                if member.hello.node_id == node_id and not member.over:
+                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
+            if vaults is not None:
+                vaults.lose(node_id)
+
+    def _old_states(self) -> None:
+        """What earlier generations left can go once this one's is whole."""
+        last, vaults = self._listener.last, self._gang._vaults
+        if not self._forgotten and vaults is not None and last is not None and last.protected_step is not None:
+            self._forgotten = True
+            vaults.forget(self._gang.generation)
+
+    def _regroup(self, now_s: float) -> None:
+        recruits = self._gang.recruits
+        if self._asked or self._listener.last is None or not recruits.coming:
+            return
+        node_ids = recruits.look()
+        if self._gang._vaults is not None:
+            self._gang._vaults.start(node_ids)
+        if not recruits.ready:
+            self._arriving_since_s = None
+            return
+        if self._arriving_since_s is None:
+            self._arriving_since_s = now_s
+        if wants_regroup(recruits.ready, recruits.arriving, now_s - self._arriving_since_s):
+            self._asked = True
+            self._gang.ask_to_leave(Leave.REGROUP)
+
+
+def _ray_sees(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 class _BoundFileServer(FileServer):
@@ -349,43 +384,8 @@ class _BoundFileServer(FileServer):
 
 def _actor_class() -> Any:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
-    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify")}
+    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "interrupt")}
     grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
         type("ConvoyWorker", (WorkerActor,), grouped)
     )
-
-
-def _ranked(actors: Sequence[Any], hellos: Sequence[Hello]) -> list[Member]:
-    """Members in the order of ranks: those of a node next to each other, nodes as their first bundle comes."""
-    order: dict[str, int] = {}
-    for hello in hellos:
-        order.setdefault(hello.node_id, len(order))
-    placed = sorted(range(len(actors)), key=lambda index: (order[hellos[index].node_id], index))
-    on_host: dict[tuple[str, str], int] = {}
-    members = []
-    for rank, index in enumerate(placed):
-        hello = hellos[index]
-        host = (hello.host, hello.node_ip)
-        local_rank = on_host.get(host, 0)
-        on_host[host] = local_rank + 1
-        members.append(Member(actors[index], hello, Assignment(rank, len(actors), local_rank, hello.node_ip)))
-    return members
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _oom_kills() -> int:
-    """Processes this host's kernel has killed for memory since it booted; 0 where it does not say."""
-    try:
-        text = Path("/proc/vmstat").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
-
-
-def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.domain.events import Event
@@ -64,11 +65,17 @@ class Outbox:
                 self._lines.append(line)
             self._changed.notify_all()
 
-    def take(self, lease: Lease, timeout_s: float) -> Batch:
-        """Everything queued, at once where there is something, after `timeout_s` where there is not."""
+    def nudge(self) -> None:
+        """Make a `take` that waits look at whether it still should."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def take(self, lease: Lease, timeout_s: float, patient: Callable[[], bool]) -> Batch:
+        """Everything queued, at once where there is something, after `timeout_s` where there is not, or as soon as
+        `patient` says that nothing will come."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while not self._items and not self._lines:
+            while not self._items and not self._lines and patient():
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     break

@@ -1,9 +1,11 @@
 """Whether the workers fit, how many, and where they went. The decisions are pure; `reserve` applies them."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from orchestrator.domain.errors import ClusterError
@@ -177,6 +179,23 @@ def _node_line(node: NodeCapacity, names: Sequence[str]) -> str:
     return f"{node.address} ({', '.join(parts)})"
 
 
+def place(nodes: Sequence[NodeCapacity], bundle: Resources, placement: str, count: int) -> list[str]:
+    """A node's id for each of `count` workers, which have to fit. Spread: evenly; pack: on as few nodes as possible."""
+    left = {node.node_id: _count(node.free, bundle) for node in nodes}
+    if placement == "strict_spread":
+        left = {node_id: min(1, room) for node_id, room in left.items()}
+    if placement in ("pack", "strict_pack"):
+        fullest = sorted(left, key=lambda node_id: -left[node_id])
+        return [node_id for node_id in fullest for _ in range(left[node_id])][:count]
+    taken = dict.fromkeys(left, 0)
+    chosen: list[str] = []
+    while len(chosen) < count:
+        node_id = min((n for n in left if taken[n] < left[n]), key=lambda n: taken[n])
+        taken[node_id] += 1
+        chosen.append(node_id)
+    return chosen
+
+
 def reserve(
     request: Request,
     read_nodes: Callable[[], Sequence[NodeCapacity]],
@@ -184,37 +203,79 @@ def reserve(
     timeout_s: float,
     global_batch: int,
     stopped: Callable[[], bool],
-) -> tuple[Any, int] | None:
-    """A placement group for as many workers as fit, all or nothing, and their number; None where `stopped`.
+) -> list[Any] | None:
+    """A placement group for each of as many workers as fit, all or none of them; None where `stopped`.
+
+    One group a worker: a group whose node is lost is placed anew by Ray alone, as soon as any node has room for it,
+    where one group of many bundles would wait for all of its lost ones at once.
 
     What can never fit is refused at once, unless the cluster `waits` for nodes of its own (an autoscaler). What
     others occupy is waited for, `timeout_s` at most. Raises ClusterError that says what is missing.
     """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
     started = time.monotonic()
     while not stopped():
         nodes = read_nodes()
         if not waits and not can_ever_fit(request, nodes):
             raise explain(request, nodes)
         count = choose_workers(request, nodes, global_batch)
-        waited_s = time.monotonic() - started
+        left_s = timeout_s - (time.monotonic() - started)
+        if left_s <= 0:
+            raise explain(request, nodes, timeout_s - left_s)
         if count is None and not waits:
-            if waited_s >= timeout_s:
-                raise explain(request, nodes, waited_s)
             time.sleep(0.2)
             continue
-        # With an autoscaler, the pending group is what makes it add nodes.
-        group = placement_group([dict(request.bundle)] * (count or request.minimum), strategy=request.placement.upper())
-        patience_s = timeout_s - waited_s
-        while patience_s > 0 and not stopped():
-            if group.wait(min(patience_s, 0.5)):
-                return group, count or request.minimum
-            left = fitting_workers(read_nodes(), request.bundle, request.placement, total=True)
-            if not waits and left < (count or 0):
-                break  # a node is gone that was still counted when the group was asked for
-            patience_s = timeout_s - (time.monotonic() - started)
-        remove_placement_group(group)
-        if patience_s <= 0 and not stopped():
-            raise explain(request, read_nodes(), time.monotonic() - started)
+        if count is None:
+            _draw_nodes(request, left_s, stopped)
+            continue
+        groups = [
+            group_on(node_id, request.bundle) for node_id in place(nodes, request.bundle, request.placement, count)
+        ]
+        if _all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
+            return groups
+        release(groups)
     return None
+
+
+def group_on(node_id: str | None, bundle: Resources) -> Any:
+    """A reservation for one worker, on that node where it has room, else where there is room."""
+    from ray.util.placement_group import placement_group
+
+    # Only STRICT_PACK takes a target; for one bundle all strategies mean the same.
+    return placement_group([dict(bundle)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
+
+
+def release(groups: Sequence[Any]) -> None:
+    """Give reservations back."""
+    from ray.exceptions import RayError
+    from ray.util.placement_group import remove_placement_group
+
+    for group in groups:
+        with contextlib.suppress(RayError):
+            remove_placement_group(group)
+
+
+def _all_placed(
+    groups: Sequence[Any], patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
+) -> bool:
+    deadline = time.monotonic() + patience_s
+    for group in groups:
+        while not group.wait(max(0.0, min(0.5, deadline - time.monotonic()))):
+            # Impossible: a node is gone that was still counted, or somebody else was faster.
+            if stopped() or time.monotonic() >= deadline or not possible():
+                return False
+    return True
+
+
+def _fits_still(request: Request, read_nodes: Callable[[], Sequence[NodeCapacity]], count: int) -> bool:
+    return fitting_workers(read_nodes(), request.bundle, request.placement, total=True) >= count
+
+
+def _draw_nodes(request: Request, patience_s: float, stopped: Callable[[], bool]) -> None:
+    """Have an autoscaler add nodes: a group of all workers that waits is what makes it do so."""
+    from ray.util.placement_group import placement_group
+
+    group = placement_group([dict(request.bundle)] * request.minimum, strategy=request.placement.upper())
+    try:
+        _all_placed([group], patience_s, stopped, lambda: True)
+    finally:
+        release([group])

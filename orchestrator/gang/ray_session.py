@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.gang.files import Files
 from orchestrator.gang.outbox import Lease, Outbox, Published
 
@@ -20,16 +22,22 @@ class Assignment:
     world_size: int
     local_rank: int
     node_ip: str
+    generation: int = 0
+    """Counts the gangs of this driver; what belongs to an earlier one is not mixed with it."""
+    vault: VaultAccess | None = None
+    """The vault of the worker's node."""
 
 
 class RaySession:
-    """The training thread calls it; the agent thread reads `lease` and calls `deliver` and `request_stop`."""
+    """The training thread calls it; the agent reads `lease`, and calls `deliver`, `request_leave` and `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: Outbox, files: Files) -> None:
         self._assignment = assignment
         self._outbox = outbox
         self._files = files
-        self._stop = threading.Event()
+        self._leave = Leave.NO
+        self._unblock: Callable[[], None] | None = None
+        self._interrupted = threading.Event()
         self._values: dict[str, str] = {}
         self._delivered = threading.Condition()
         self._step = 0
@@ -38,6 +46,11 @@ class RaySession:
     @property
     def rank(self) -> int:
         return self._assignment.rank
+
+    @property
+    def generation(self) -> int:
+        """Of the gang that this session is of."""
+        return self._assignment.generation
 
     @property
     def world_size(self) -> int:
@@ -65,8 +78,15 @@ class RaySession:
             self._phase = str(fields.get("phase", ""))
         self._outbox.put(Event(kind, time.time(), dict(fields)))
 
-    def should_stop(self) -> bool:
-        return self._stop.is_set()
+    def leave(self) -> Leave:
+        return self._leave
+
+    @property
+    def vault(self) -> VaultAccess | None:
+        return self._assignment.vault
+
+    def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
+        self._unblock = unblock
 
     def publish(self, key: str, value: str) -> None:
         self.deliver({key: value})
@@ -76,6 +96,8 @@ class RaySession:
         deadline = time.monotonic() + timeout_s
         with self._delivered:
             while key not in self._values:
+                if self._interrupted.is_set():
+                    raise TimeoutError(f"no rank published {key!r} before the gang was interrupted")
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise TimeoutError(f"no rank published {key!r} within {timeout_s:.0f} s")
@@ -99,6 +121,15 @@ class RaySession:
             self._values.update(values)
             self._delivered.notify_all()
 
-    def request_stop(self) -> None:
-        """Make `should_stop` true."""
-        self._stop.set()
+    def request_leave(self, leave: Leave) -> None:
+        """What `leave` returns from now on; a stop is not taken back."""
+        self._leave = max(self._leave, leave)
+
+    def interrupt(self) -> None:
+        """Agent: get the training thread out of whatever it waits for. Once is not always enough."""
+        self._interrupted.set()
+        with self._delivered:
+            self._delivered.notify_all()
+        unblock = self._unblock
+        if unblock is not None:
+            unblock()

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.outbox import Batch, Lease, Outbox
@@ -35,8 +36,9 @@ MALLOC = {
 }
 
 AGENT_GROUP = "agent"
-AGENT_THREADS = 3
-"""A long poll, a notice, and one to spare."""
+AGENT_THREADS = 4
+"""A long poll, a notice, an interruption, and one to spare."""
+INTERRUPT_PAUSE_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ class WorkerActor:
         os.environ.update(env)
         self._outbox = Outbox()
         self._session: RaySession | None = None
-        self._stop_requested = False
-        self._values: dict[str, str] = {}
+        self._running: int | None = None
+        """The generation whose entry point runs now."""
+        self._notices: dict[int, tuple[dict[str, str], Leave]] = {}
+        """Of generations, what came before their session."""
         self._capture = OutputCapture(_output_path(), self._outbox.put_lines)
         faulthandler.enable(all_threads=True)
 
@@ -133,16 +137,20 @@ class WorkerActor:
                 found = resolve(entry)
                 if callable(found):
                     found()
+        # What was imported stays: looking through all of it for garbage would take longer than a recovery may.
+        gc.collect()
+        gc.freeze()
         return time.monotonic() - started
 
     def run(self, entry: str, plan: TrainPlan, assignment: Assignment, access: FileAccess) -> TrainResult | Raised:
         """Call the entry point. Whatever it raises is returned, not raised."""
         files = Files(RemoteFiles(access.server), access.marker, access.word, host_cache(access.run_id), os.environ)
         session = RaySession(assignment, self._outbox, files)
-        self._session = session
-        session.deliver(dict(self._values))  # what others published before this one began
-        if self._stop_requested:
-            session.request_stop()
+        generation = assignment.generation
+        self._running, self._session = generation, session
+        values, leave = self._notices.pop(generation, ({}, Leave.NO))
+        session.deliver(values)
+        session.request_leave(leave)
         try:
             result: TrainResult | Raised = resolve(entry)(session, plan)
         except KeyboardInterrupt:
@@ -150,24 +158,35 @@ class WorkerActor:
         except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor in silence
             result = describe(assignment.rank, error)
         finally:
+            self._running = None
             self._capture.drain()
+            self._outbox.nudge()
         return result
 
     def poll(self, timeout_s: float) -> Batch:
         """Agent: everything there is to say, waiting up to `timeout_s` for something."""
         before = self._session.lease if self._session is not None else Lease(-1, 0, "start")
-        batch = self._outbox.take(before, timeout_s)
+        batch = self._outbox.take(before, timeout_s, lambda: self._running is not None)
         return batch if self._session is None else replace(batch, lease=self._session.lease)
 
-    def notify(self, values: dict[str, str], stop: bool) -> None:
-        """Agent: values that other ranks published, and whether to stop at the next step boundary."""
-        if stop:
-            self._stop_requested = True
-        self._values.update(values)
-        if self._session is not None:
-            self._session.deliver(values)
-            if stop:
-                self._session.request_stop()
+    def notify(self, generation: int, values: dict[str, str], leave: Leave) -> None:
+        """Agent: values that other ranks of a generation published, and whether to leave at the next step boundary."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            session.deliver(values)
+            session.request_leave(leave)
+        elif session is None or generation > session.generation:
+            known, wish = self._notices.get(generation, ({}, Leave.NO))
+            self._notices[generation] = ({**known, **values}, max(wish, leave))
+
+    def interrupt(self, generation: int, patience_s: float) -> bool:
+        """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""
+        deadline = time.monotonic() + patience_s
+        session = self._session
+        while self._running == generation and session is not None and time.monotonic() < deadline:
+            session.interrupt()
+            time.sleep(INTERRUPT_PAUSE_S)
+        return self._running != generation
 
     def clean(self, run_id: str) -> None:
         """Remove what this run left on this host outside the run's directory."""

@@ -43,7 +43,21 @@ class ResourcesSpec(SpecModel):
 
 
 class CheckpointSpec(SpecModel):
-    """When training state is written to the run directory."""
+    """Where training state is kept: in the memory of the nodes and their peers, and as checkpoints on storage."""
+
+    replicas: int = Field(default=1, ge=0)
+    """Other nodes that keep a copy of each worker's state in memory, so that the loss of a node costs a step or two.
+    With fewer nodes than that, as many as there are. Never on the same node."""
+
+    memory: bool = True
+    """Keep state in memory at all: twice what a worker's share of masters and moments takes, and as much for each copy
+    kept for a peer."""
+
+    memory_interval_steps: int | None = Field(default=None, ge=1)
+    """Copy state to memory every so many steps. Default: as often as `overhead_budget` allows."""
+
+    overhead_budget: float = Field(default=0.02, gt=0, le=1)
+    """Share of step time that keeping state may take where no interval is given."""
 
     interval_steps: int | None = Field(default=None, ge=1)
     """Write a checkpoint every so many steps."""

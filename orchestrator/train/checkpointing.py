@@ -9,7 +9,6 @@ it, and what was written is removed. The engine is untouched by that: whether tr
 decide. A rank that dies makes the others' collective fail like in any other step.
 """
 
-import json
 import secrets
 import shutil
 import tempfile
@@ -21,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from orchestrator.checkpoint.catalog import clear_interrupted, directory_name, retain
@@ -32,11 +30,13 @@ from orchestrator.checkpoint.manifest import (
     sync_directory,
     write_durably,
 )
-from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.peers import PeerReader
+from orchestrator.checkpoint.reader import CheckpointReader, IntervalReader
 from orchestrator.checkpoint.shard import Piece, ShardWriter, digest
 from orchestrator.domain.errors import CheckpointError, ConvoyError
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.session import Session
+from orchestrator.domain.session import PeerState, Session
+from orchestrator.train.exchange import exchange_json
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero_state import CapturedState, capture, to_storage
@@ -54,6 +54,8 @@ class Progress:
     position: int
     """First sample of the next step in the global order."""
     extra: dict[str, Any] = field(default_factory=dict)
+    saved_world_size: int = 0
+    """Workers of the gang that left this state; 0 at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,16 @@ def save_checkpoint(
     """
     started_s = time.perf_counter()
     place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step))
-    answers = _exchange({"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)})
+    answers = exchange_json(
+        {"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)}
+    )
     _raise_together(answers, f"checkpoint of step {step} cannot be begun")
     assert place is not None
     if len({answer["shared"] for answer in answers}) > 1:
         raise CheckpointError("some workers see the run directory and others do not", hint=f"it is {run_dir}")
     place = _begin(place, answers[0]["tag"])
     written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
-    answers = _exchange({"problem": problem, "written": written})
+    answers = exchange_json({"problem": problem, "written": written})
     try:
         _raise_together(answers, f"checkpoint of step {step} cannot be written")
         manifest, problem = None, None
@@ -114,7 +118,7 @@ def save_checkpoint(
             manifest, problem = _attempt(
                 lambda: _commit(_manifest(capture(engine), progress, parts, spec_hash), session, place)
             )
-        answers = _exchange({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
+        answers = exchange_json({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
         _raise_together(answers, f"checkpoint of step {step} cannot be finished")
     finally:
         _tidy(place)
@@ -130,12 +134,30 @@ def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
     state back too. Raises CheckpointError, on every rank alike, where the model differs or anything is missing or
     damaged; the engine is then to be thrown away.
     """
-    reader, problem = _attempt(lambda: _open(engine, session, path))
+    return _restore(engine, lambda: _open(session, path), f"checkpoint {path}")
+
+
+def load_peer_state(engine: Any, session: Session, state: PeerState) -> Progress:
+    """As `load_checkpoint`, out of the vaults."""
+    return _restore(engine, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
+
+
+def _restore(engine: Any, open_reader: Callable[[], IntervalReader], what: str) -> Progress:
+    def opened() -> IntervalReader:
+        reader = open_reader()
+        try:
+            check_model(reader.manifest, engine)
+        except CheckpointError:
+            reader.close()
+            raise
+        return reader
+
+    reader, problem = _attempt(opened)
     try:
-        _raise_together(_exchange({"problem": problem}), f"checkpoint {path} cannot be restored")
+        _raise_together(exchange_json({"problem": problem}), f"{what} cannot be restored")
         assert reader is not None
         _, problem = _attempt(lambda: fill(engine, reader))
-        _raise_together(_exchange({"problem": problem}), f"checkpoint {path} cannot be restored")
+        _raise_together(exchange_json({"problem": problem}), f"{what} cannot be restored")
         manifest = reader.manifest
         publish(engine, manifest)
         if manifest.world_size == dist.get_world_size():
@@ -143,7 +165,7 @@ def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
     finally:
         if reader is not None:
             reader.close()
-    return Progress(step=manifest.step, position=manifest.position, extra=manifest.extra)
+    return Progress(manifest.step, manifest.position, manifest.extra, manifest.world_size)
 
 
 # Saving -------------------------------------------------------------------------------------------------------
@@ -264,18 +286,18 @@ def _retire(session: Session, place: _Place, keep_last: int, keep_every: int | N
 # Restoring ----------------------------------------------------------------------------------------------------
 
 
-def _open(engine: Any, session: Session, path: str) -> CheckpointReader:
+def _open(session: Session, path: str) -> IntervalReader:
     try:
-        local = session.fetch(path)
+        return CheckpointReader(session.fetch(path))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
-    reader = CheckpointReader(local)
-    try:
-        check_model(reader.manifest, engine)
-    except CheckpointError:
-        reader.close()
-        raise
-    return reader
+
+
+def _open_peers(session: Session, state: PeerState) -> IntervalReader:
+    vault = session.vault
+    if vault is None:
+        raise CheckpointError("this worker has no vault, and so no way to its peers'")
+    return PeerReader(state, vault.token, vault.address, vault.pid)
 
 
 # Agreement ----------------------------------------------------------------------------------------------------
@@ -289,22 +311,6 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
         return None, error.message
     except (OSError, MemoryError) as error:
         return None, f"{type(error).__name__}: {error}"
-
-
-def _exchange(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's small JSON value, in rank order. Collective; nothing is unpickled."""
-    device = torch.device("cpu")
-    if dist.get_backend() == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
-    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([mine.numel()], dtype=torch.int64, device=device))
-    longest = max(int(size) for size in sizes)
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: mine.numel()] = mine
-    every = [torch.zeros_like(padded) for _ in sizes]
-    dist.all_gather(every, padded)
-    return [json.loads(bytes(raw[: int(size)].cpu().numpy())) for raw, size in zip(every, sizes, strict=True)]
 
 
 def _raise_together(answers: list[dict[str, Any]], what: str) -> None:

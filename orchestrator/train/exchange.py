@@ -1,11 +1,14 @@
 """What ranks tell each other once a step: one small vector of numbers, gathered to all."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.session import Leave
 
 # A digest has 62 bits and a double holds 53: it travels in two exact halves.
 _HALF_BITS = 31
@@ -24,8 +27,12 @@ class RankStep:
     digest: int
     phases: PhaseTimes
     memory: RankMemory
-    stop: bool
-    """This rank was asked to stop."""
+    leave: Leave
+    """What this rank was asked."""
+    replicated_step: int
+    """The newest step of this rank whose state lies in every vault it should lie in; -1: none; -2: no vault yet."""
+    step_s: float
+    """This rank's own time of the step so far."""
 
     def pack(self) -> list[float]:
         """As doubles, all exact but the seconds and the loss, which are doubles anyway."""
@@ -46,7 +53,10 @@ class RankStep:
             memory.rss_bytes,
             memory.peak_rss_bytes,
             *(_ABSENT if value is None else value for value in device),
-            float(self.stop),
+            float(self.leave),
+            float(self.replicated_step),
+            self.step_s,
+            phases.snapshot_s,
         ]
 
     @classmethod
@@ -59,15 +69,17 @@ class RankStep:
             tokens=int(values[2]),
             samples=int(values[3]),
             digest=(int(values[4]) << _HALF_BITS) + int(values[5]),
-            phases=PhaseTimes(*values[6:10]),
+            phases=PhaseTimes(values[6], values[7], values[8], values[9], 0.0, values[18]),
             memory=RankMemory(int(values[10]), int(values[11]), *device),
-            stop=bool(values[15]),
+            leave=Leave(int(values[15])),
+            replicated_step=int(values[16]),
+            step_s=values[17],
         )
 
     def report(self, rank: int, checkpoint_s: float) -> RankReport:
         """The part of the step's report that is this rank's own."""
         p = self.phases
-        phases = PhaseTimes(p.data_wait_s, p.forward_s, p.backward_s, p.optimizer_s, checkpoint_s)
+        phases = PhaseTimes(p.data_wait_s, p.forward_s, p.backward_s, p.optimizer_s, checkpoint_s, p.snapshot_s)
         return RankReport(rank, self.samples, self.tokens, phases, self.memory)
 
 
@@ -82,6 +94,15 @@ def exchange(own: RankStep, device: torch.device) -> list[RankStep]:
     return [RankStep.unpack(row) for row in gathered.view(world_size, -1).tolist()]
 
 
+def global_min(value: int, device: torch.device) -> int:
+    """Least of an integer over the ranks. Collective."""
+    if dist.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor)
+
+
 def global_sum(value: int, device: torch.device) -> int:
     """Sum of an integer over the ranks. Collective."""
     if dist.get_world_size() == 1:
@@ -89,3 +110,19 @@ def global_sum(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, dtype=torch.int64, device=device)
     dist.all_reduce(tensor)
     return int(tensor)
+
+
+def exchange_json(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rank's small JSON value, in rank order. Collective; nothing is unpickled."""
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([mine.numel()], dtype=torch.int64, device=device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: mine.numel()] = mine
+    every = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(every, padded)
+    return [json.loads(bytes(raw[: int(size)].cpu().numpy())) for raw, size in zip(every, sizes, strict=True)]

@@ -7,6 +7,7 @@ import torch
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import PhaseTimes
+from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
 from orchestrator.train.context import TrainContext
 from orchestrator.train.engine import Stepper, set_learning_rate
@@ -14,6 +15,7 @@ from orchestrator.train.evaluation import Evaluation, evaluate
 from orchestrator.train.exchange import RankStep, exchange, global_sum
 from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
+from orchestrator.train.protection import Protection
 from orchestrator.train.reporting import StepOutcome, check_finite, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
@@ -31,6 +33,8 @@ class LoopResult:
     """Of the last step, where the run has validation data."""
     checkpoint: str | None
     """Path of the newest checkpoint written here, as the driver sees it."""
+    regroup: bool = False
+    """Left for the gang to be formed anew; the state of `step` is kept."""
 
 
 class TrainLoop:
@@ -43,6 +47,7 @@ class TrainLoop:
         self._clock = phase_clock(context.device)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
+        self._protection = Protection(context)
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
@@ -56,25 +61,28 @@ class TrainLoop:
         try:
             for step in steps:
                 outcome = self._step(step, feed)
-                if outcome.stop:
+                if outcome.leave is not Leave.NO:
                     break
         finally:
             feed.close()
+            self._protection.close()
         step = outcome.step if outcome is not None else start.step
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
-        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint)
+        regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
         context, started = self._context, time.perf_counter()
         batch = feed.take()
         wait_s = time.perf_counter() - started
-        outcome = self._update(batch, wait_s)
+        outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
         check_finite(outcome, context.spec.train.precision)
         checkpoint_s = 0.0
-        if self._checkpoint_due(outcome):
+        kept = self._protection.after_step(outcome)
+        if self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept):
             checkpoint_s = self._save(outcome)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
@@ -83,7 +91,7 @@ class TrainLoop:
             self._evaluate(step)
         return outcome
 
-    def _update(self, batch: StepBatch, wait_s: float) -> StepOutcome:
+    def _update(self, batch: StepBatch, wait_s: float, started: float) -> StepOutcome:
         """Forward, backward and update; then every rank learns of every other."""
         context, engine, clock = self._context, self._context.engine, self._clock
         global_targets = global_sum(batch.targets, context.device)
@@ -101,12 +109,13 @@ class TrainLoop:
             del loss
             with clock.phase("optimizer"):
                 self._stepper.step()
-        ranks = exchange(self._facts(batch, wait_s, float(loss_sum)), context.device)
+        ranks = exchange(self._facts(batch, wait_s, float(loss_sum), started), context.device)
         return StepOutcome(batch.step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
 
-    def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float) -> RankStep:
+    def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
         seconds = self._clock.seconds()
-        phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"])
+        snapshot_s = self._protection.spent_s()
+        phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"], 0.0, snapshot_s)
         return RankStep(
             loss_sum=loss_sum,
             targets=batch.targets,
@@ -115,7 +124,9 @@ class TrainLoop:
             digest=batch.digest,
             phases=phases,
             memory=rank_memory(self._context.device),
-            stop=self._context.session.should_stop(),
+            leave=self._context.session.leave(),
+            replicated_step=self._protection.replicated_step,
+            step_s=time.perf_counter() - started,
         )
 
     def _seed(self, step: int, micro_step: int) -> None:
@@ -144,7 +155,7 @@ class TrainLoop:
         on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
         # An export is made from a checkpoint.
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
-        return on_interval or at_end or outcome.stop
+        return on_interval or at_end or outcome.leave is Leave.STOP
 
     def _save(self, outcome: StepOutcome) -> float:
         """Write a checkpoint; the seconds it took. Collective."""

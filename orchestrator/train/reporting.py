@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import Leave
 from orchestrator.train.context import TrainContext, TrainingDivergedError
 from orchestrator.train.exchange import DIGEST_MODULUS, RankStep
 from orchestrator.train.flops import flops_per_token, peak_flops, utilisation
@@ -31,9 +32,14 @@ class StepOutcome:
         return math.fsum(r.loss_sum for r in self.ranks) / max(self.targets, 1)
 
     @property
-    def stop(self) -> bool:
-        """Some rank was asked to stop."""
-        return any(r.stop for r in self.ranks)
+    def leave(self) -> Leave:
+        """What some rank was asked."""
+        return max(r.leave for r in self.ranks)
+
+    @property
+    def replicated_step(self) -> int:
+        """The newest step that all ranks' vaults hold all copies of; -1: none; -2: some rank has no vault yet."""
+        return min(r.replicated_step for r in self.ranks)
 
 
 def check_finite(outcome: StepOutcome, precision: str) -> None:
@@ -88,5 +94,6 @@ def step_report(
         world_size=world_size,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
+        protected_step=outcome.replicated_step if outcome.replicated_step >= 0 else None,
         ranks=tuple(r.report(rank, checkpoint_s) for rank, r in enumerate(outcome.ranks)),
     )

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
-from orchestrator.domain.session import TrainPlan
+from orchestrator.domain.session import Leave, TrainPlan
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -67,8 +67,16 @@ class StandaloneSession:
         for observer in self.observers:
             observer.on_event(event)
 
-    def should_stop(self) -> bool:
-        return self.stop.is_set()
+    def leave(self) -> Leave:
+        return Leave.STOP if self.stop.is_set() else Leave.NO
+
+    @property
+    def vault(self) -> None:
+        """Nobody keeps state for us: there is no driver."""
+        return None
+
+    def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
+        """torchrun ends all processes where one ends."""
 
     def publish(self, key: str, value: str) -> None:
         if self._store is not None:

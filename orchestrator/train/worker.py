@@ -29,15 +29,19 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     started = time.perf_counter()
     _set_threads(spec)
     from orchestrator.train.rendezvous import join_process_group, leave_process_group, worker_device
+    from orchestrator.train.unblock import Unblocker
 
     device = worker_device(session)
     _import_model(spec, device.type)
     _phase(session, "rendezvous")
+    unblock = Unblocker()
+    session.on_interrupt(unblock)
     try:
         join_process_group(session, device)
         _phase(session, "build")
         context = _build(session, plan, spec, device)
         try:
+            unblock.learn()
             session.report_event(
                 EventKind.WORKER_STARTED,
                 {
@@ -57,6 +61,7 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
             destroy_engine(engine)
             del engine
     finally:
+        session.on_interrupt(None)
         leave_process_group()
 
 
@@ -116,9 +121,9 @@ def _train(context: "TrainContext") -> TrainResult:
 
     session, plan = context.session, context.plan
     start = Progress(step=0, position=0)
-    if plan.resume_from is not None:
+    if plan.peer_state is not None or plan.resume_from is not None:
         _phase(session, "restore")
-        start = _restore(context, plan.resume_from)
+        start = _restore(context)
     _phase(session, "train")
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and session.rank == 0:
@@ -130,24 +135,27 @@ def _train(context: "TrainContext") -> TrainResult:
         "parameters": context.size.parameters,
         "checkpoint": result.checkpoint,
     }
-    return TrainResult(step=result.step, finished=result.finished, facts=facts)
+    return TrainResult(step=result.step, finished=result.finished, regroup=result.regroup, facts=facts)
 
 
-def _restore(context: "TrainContext", checkpoint: str) -> "Progress":
-    """Put the checkpoint into the engine. Collective."""
-    from orchestrator.checkpoint.manifest import read_manifest
-    from orchestrator.train.checkpointing import load_checkpoint
+def _restore(context: "TrainContext") -> "Progress":
+    """Put the state that the plan names into the engine. Collective."""
+    from orchestrator.train.checkpointing import load_checkpoint, load_peer_state
 
-    session, started = context.session, time.perf_counter()
-    progress = load_checkpoint(context.engine, session, checkpoint)
+    session, plan, started = context.session, context.plan, time.perf_counter()
+    if plan.peer_state is not None:
+        progress, source = load_peer_state(context.engine, session, plan.peer_state), "vaults"
+    else:
+        assert plan.resume_from is not None
+        progress, source = load_checkpoint(context.engine, session, plan.resume_from), plan.resume_from
     if session.rank == 0:
         session.report_event(
             EventKind.CHECKPOINT_RESTORED,
             {
                 "step": progress.step,
-                "path": checkpoint,
+                "path": source,
                 "seconds": time.perf_counter() - started,
-                "saved_world_size": read_manifest(session.fetch(checkpoint)).world_size,
+                "saved_world_size": progress.saved_world_size,
                 "world_size": session.world_size,
             },
         )

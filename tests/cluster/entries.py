@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
-from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 
 HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
@@ -105,7 +105,7 @@ def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
     step = 0
     if session.rank == 0:
         session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
-    while not session.should_stop():
+    while session.leave() is not Leave.STOP:
         step += 1
         if session.rank == 0:
             session.report_step(a_step(step, session.world_size))

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import StepReport
-from orchestrator.domain.session import TrainPlan, TrainResult
+from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
 from orchestrator.spec.job import JobSpec
 
@@ -46,10 +47,17 @@ class FileSession:
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         self.events.append((kind, fields))
 
-    def should_stop(self) -> bool:
+    def leave(self) -> Leave:
         # Asked once a step.
         self.asked += 1
-        return self.stop_at_step is not None and self.asked >= self.stop_at_step
+        return Leave.STOP if self.stop_at_step is not None and self.asked >= self.stop_at_step else Leave.NO
+
+    @property
+    def vault(self) -> VaultAccess | None:
+        return None
+
+    def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
+        pass
 
     def publish(self, key: str, value: str) -> None:
         partial = self.directory / f".{key}.partial"

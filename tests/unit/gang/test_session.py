@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.session import Leave
 from orchestrator.gang import outbox as module
 from orchestrator.gang.files import Files, FileServer
 from orchestrator.gang.outbox import Lease, Outbox, Published
@@ -28,26 +29,26 @@ def test_a_poll_returns_as_soon_as_there_is_something() -> None:
     outbox = Outbox()
     threading.Timer(0.05, outbox.put, [Published("a", "1")]).start()
     started = time.monotonic()
-    batch = outbox.take(LEASE, 10.0)
+    batch = outbox.take(LEASE, 10.0, lambda: True)
     assert time.monotonic() - started < 5.0
     assert batch.items == (Published("a", "1"),)
-    assert outbox.take(LEASE, 0.0).items == ()
+    assert outbox.take(LEASE, 0.0, lambda: True).items == ()
 
 
 def test_lines_are_bounded_and_losses_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LINES", 3)
     outbox = Outbox()
     outbox.put_lines(["1", "2", "3", "4", "5"])
-    batch = outbox.take(LEASE, 0.0)
+    batch = outbox.take(LEASE, 0.0, lambda: True)
     assert (batch.lines, batch.lines_dropped) == (("3", "4", "5"), 2)
-    assert outbox.take(LEASE, 0.0).lines_dropped == 0
+    assert outbox.take(LEASE, 0.0, lambda: True).lines_dropped == 0
 
 
 def test_what_a_session_says(tmp_path: Path) -> None:
     worker, outbox = session(tmp_path)
     worker.report_event(EventKind.WORKER_PHASE, {"rank": 1, "phase": "build"})
     worker.publish("key", "value")
-    items = outbox.take(LEASE, 0.0).items
+    items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)
     assert items[1] == Published("key", "value")
     assert worker.lease == Lease(1, 0, "build")
@@ -64,9 +65,10 @@ def test_lookup_waits_and_gives_up(tmp_path: Path) -> None:
 
 def test_stop_is_seen(tmp_path: Path) -> None:
     worker, _ = session(tmp_path)
-    assert not worker.should_stop()
-    worker.request_stop()
-    assert worker.should_stop()
+    assert worker.leave() is Leave.NO
+    worker.request_leave(Leave.STOP)
+    worker.request_leave(Leave.REGROUP)
+    assert worker.leave() is Leave.STOP
 
 
 def test_environment_of_a_worker() -> None:

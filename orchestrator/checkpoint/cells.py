@@ -1,0 +1,159 @@
+"""Shared memory for one rank's state: two slots, so that a whole one is there while the other is written.
+
+The memory is a memfd: it has no name in /dev/shm, is not bound by that mount's size (64 MiB in a container), and is
+gone with the last process that holds it, whatever way that ends. Another process of the same user maps it through
+`/proc/<pid>/fd/<n>`.
+
+Layout: a page with four int64 (magic, newest step whose copies lie where they should, step of slot 0, of slot 1;
+-1 where there is none), then the slots. A slot: length of the small state (int64), the small state (JSON), and,
+from a page boundary on, the payload. A slot's step is written last, and taken back first.
+"""
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+PAGE = 4096
+SLOTS = 2
+NONE = -1
+_MAGIC = 0x434F4E564F59
+_INT = struct.Struct("<q")
+_REPLICATED, _STEPS = 8, 16
+
+
+@dataclass(frozen=True)
+class CellSize:
+    """Bytes of each slot: the payload, and the most that its small state may take."""
+
+    payload_bytes: int
+    state_bytes: int
+
+    @property
+    def payload_offset(self) -> int:
+        """Of the payload within its slot."""
+        return _pages(_INT.size + self.state_bytes)
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.payload_offset + _pages(self.payload_bytes)
+
+    @property
+    def total_bytes(self) -> int:
+        return PAGE + SLOTS * self.slot_bytes
+
+
+class Cell:
+    """One rank's two slots. One process writes a slot at a time; any number read."""
+
+    def __init__(self, descriptor: int, size: CellSize) -> None:
+        """Map what `descriptor` holds, and own the descriptor."""
+        self.descriptor, self.size = descriptor, size
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # a page fault in the training path costs more than the copy
+        self._map = mmap.mmap(descriptor, size.total_bytes, flags=flags)
+        self._view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, size: CellSize, name: str) -> Self:
+        """New memory, all of it taken now. Raises OSError where there is none."""
+        descriptor = os.memfd_create(f"convoy-{name}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size.total_bytes)
+            os.posix_fallocate(descriptor, 0, size.total_bytes)
+            cell = cls(descriptor, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        for offset in (_REPLICATED, _STEPS, _STEPS + _INT.size):
+            cell._put(offset, NONE)
+        cell._put(0, _MAGIC)
+        return cell
+
+    @classmethod
+    def attach(cls, path: str, size: CellSize) -> Self:
+        """Memory that another process made. Raises OSError where it cannot be reached, ValueError where it is other."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_size != size.total_bytes:
+                raise ValueError(f"{path} has {os.fstat(descriptor).st_size} bytes, expected {size.total_bytes}")
+            cell = cls(descriptor, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if cell._get(0) != _MAGIC:
+            cell.close()
+            raise ValueError(f"{path} is no cell")
+        return cell
+
+    @property
+    def replicated_step(self) -> int:
+        """The newest step whose copies lie in all vaults they should lie in; -1 where there is none yet."""
+        return self._get(_REPLICATED)
+
+    @replicated_step.setter
+    def replicated_step(self, step: int) -> None:
+        self._put(_REPLICATED, step)
+
+    def step(self, slot: int) -> int:
+        """The step whose state the slot holds, whole; -1 where it holds none."""
+        return self._get(_STEPS + slot * _INT.size)
+
+    def slot_of(self, step: int) -> int | None:
+        """The slot that holds `step`."""
+        return next((slot for slot in range(SLOTS) if step != NONE and self.step(slot) == step), None)
+
+    def older_slot(self) -> int:
+        """The slot to write next."""
+        return min(range(SLOTS), key=self.step)
+
+    def begin(self, slot: int) -> memoryview:
+        """Take the slot's step back and return its payload, to be written."""
+        self._put(_STEPS + slot * _INT.size, NONE)
+        return self.payload(slot)
+
+    def finish(self, slot: int, step: int, state: bytes) -> None:
+        """Say that the slot holds `step`, whole. Raises ValueError where the small state is too large."""
+        if len(state) > self.size.state_bytes:
+            raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were set aside")
+        start = self._start(slot)
+        self._put(start, len(state))
+        self._view[start + _INT.size : start + _INT.size + len(state)] = state
+        self._put(_STEPS + slot * _INT.size, step)
+
+    def payload(self, slot: int) -> memoryview:
+        """The slot's payload."""
+        first = self.payload_position(slot)
+        return self._view[first : first + self.size.payload_bytes]
+
+    def payload_position(self, slot: int) -> int:
+        """Where the payload begins in the file that `descriptor` names."""
+        return self._start(slot) + self.size.payload_offset
+
+    def state(self, slot: int) -> bytes:
+        """The slot's small state."""
+        start = self._start(slot)
+        return bytes(self._view[start + _INT.size : start + _INT.size + self._get(start)])
+
+    def close(self) -> None:
+        """Unmap it and close the descriptor. What still looks at a payload keeps the memory until it is dropped."""
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:  # a view of a payload lives; the mapping goes with it
+            pass
+        os.close(self.descriptor)
+
+    def _start(self, slot: int) -> int:
+        return PAGE + slot * self.size.slot_bytes
+
+    def _get(self, offset: int) -> int:
+        value: int = _INT.unpack_from(self._view, offset)[0]
+        return value
+
+    def _put(self, offset: int, value: int) -> None:
+        _INT.pack_into(self._view, offset, value)
+
+
+def _pages(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE) * PAGE

@@ -1,0 +1,245 @@
+"""A node's vault: keeps the state of the node's own ranks and of its peers' in memory that outlives the workers.
+
+Runs in a process of its own. A worker asks for a cell, copies its state into one of the cell's slots after a step
+and says so; the vault sends that slot to the vaults of its peers, off the training path, and notes in the cell what
+has arrived everywhere. Whoever restores reads ranges. What is whole, and what to go on from, is decided by whoever
+asks all vaults (`inventory`): a vault only knows what it holds.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.wire import Channel, Server, WireError
+
+PEER_TIMEOUT_S = 30.0
+"""How long a peer may take for one frame."""
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """Whose state: a rank of one generation of the gang."""
+
+    generation: int
+    rank: int
+
+
+@dataclass
+class Held:
+    """A cell and what is needed to read it."""
+
+    cell: Cell
+    world_size: int
+    index: bytes
+    """The `ShardIndex` of every slot's payload, as its file would be."""
+    own: bool
+    """Written by a worker of this node; else a peer's copy."""
+
+
+class Vault:
+    """Everything one node holds for a run. `serve` gives it a port; every method may be called from any thread."""
+
+    def __init__(self, host: str, token: str, memory_left: Callable[[], int]) -> None:
+        """`memory_left` says how many bytes this host could still give; a cell that would not fit is refused."""
+        self._token, self._memory_left = token, memory_left
+        self._cells: dict[CellKey, Held] = {}
+        self._lock = threading.Lock()
+        self._filled: queue.Queue[tuple[CellKey, int] | None] = queue.Queue()
+        self._peers: dict[int, tuple[str, ...]] = {}
+        self._channels: dict[str, Channel] = {}
+        self._told: set[tuple[str, CellKey]] = set()
+        self.last_problem = ""
+        """Why a copy did not arrive, the last time one did not."""
+        self._server = Server(host, token, self._handle)
+        self.address = self._server.address
+        threading.Thread(target=self._replicate, name="vault-replicate", daemon=True).start()
+
+    def close(self) -> None:
+        """Hang up, and give all memory back."""
+        self._filled.put(None)
+        self._server.close()
+        with self._lock:
+            cells, self._cells = self._cells, {}
+        for held in cells.values():
+            held.cell.close()
+
+    # Frames -------------------------------------------------------------------------------------------------------
+
+    def _handle(self, channel: Channel, frame: dict[str, Any]) -> None:
+        handlers: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+            "ping": lambda channel, _: channel.send({}),
+            "create": self._on_create,
+            "filled": self._on_filled,
+            "peers": self._on_peers,
+            "copy": self._on_copy,
+            "inventory": self._on_inventory,
+            "describe": self._on_describe,
+            "read": self._on_read,
+            "forget": self._on_forget,
+        }
+        handler = handlers.get(str(frame.get("do")))
+        if handler is None:
+            raise WireError(f"unknown request {frame.get('do')!r}")
+        handler(channel, frame)
+
+    def _on_create(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """A cell for a rank of this node; answers with the descriptor to map."""
+        index = channel.take(frame["bytes"])
+        try:
+            held = self._make(frame, index, own=True)
+        except OSError as error:
+            channel.send({"error": str(error)})
+            return
+        channel.send({"descriptor": held.cell.descriptor})
+
+    def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
+        """A slot of a rank of this node is whole. Not answered: the worker goes on."""
+        self._filled.put((_key(frame), int(frame["step"])))
+
+    def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Where the states of a generation are to be copied."""
+        with self._lock:
+            self._peers[int(frame["generation"])] = tuple(frame["addresses"])
+        channel.send({})
+
+    def _on_copy(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """A peer's slot arrives: index (where new), small state, payload."""
+        index = channel.take(frame["index_bytes"])
+        key = _key(frame)
+        held = self._cells.get(key)
+        if held is None:
+            try:
+                held = self._make(frame, index, own=False)
+            except OSError as error:
+                channel.send({"error": str(error)})
+                raise WireError("refused") from error  # the payload is on its way: hang up
+        slot = int(frame["slot"])
+        payload = held.cell.begin(slot)
+        state = channel.take(frame["state_bytes"])
+        channel.take_into(payload)
+        held.cell.finish(slot, int(frame["step"]), state)
+        channel.send({})
+
+    def _on_inventory(self, channel: Channel, _: dict[str, Any]) -> None:
+        """Everything whole that lies here."""
+        with self._lock:
+            cells = dict(self._cells)
+        found = [
+            {
+                "generation": key.generation,
+                "rank": key.rank,
+                "world_size": held.world_size,
+                "step": step,
+                "own": held.own,
+                "bytes": held.cell.size.payload_bytes,
+            }
+            for key, held in cells.items()
+            for slot in range(SLOTS)
+            if (step := held.cell.step(slot)) >= 0
+        ]
+        memory_bytes = sum(held.cell.size.total_bytes for held in cells.values())
+        channel.send({"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem})
+
+    def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """The index and the small state of a slot."""
+        held, slot = self._find(frame)
+        if held is None or slot is None:
+            channel.send({"error": "not here"})
+            return
+        state = held.cell.state(slot)
+        pid_path = {"descriptor": held.cell.descriptor, "slot": slot}
+        size = {"payload_bytes": held.cell.size.payload_bytes, "slot_state_bytes": held.cell.size.state_bytes}
+        channel.send({**pid_path, **size, "state_bytes": len(state)}, state + held.index)
+
+    def _on_read(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Bytes [offset, offset + length) of a slot's payload."""
+        held, slot = self._find(frame)
+        offset, length = int(frame["offset"]), int(frame["length"])
+        if held is None or slot is None or not 0 <= offset <= offset + length <= held.cell.size.payload_bytes:
+            channel.send({"error": "not here"})
+            return
+        channel.send_file({}, b"", held.cell.descriptor, held.cell.payload_position(slot) + offset, length)
+
+    def _on_forget(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Free the cells of generations before one."""
+        before = int(frame["before"])
+        with self._lock:
+            gone = [key for key in self._cells if key.generation < before]
+            cells = [self._cells.pop(key) for key in gone]
+            self._told = {(peer, key) for peer, key in self._told if key not in gone}
+            self._peers = {generation: to for generation, to in self._peers.items() if generation >= before}
+        for held in cells:
+            held.cell.close()
+        channel.send({})
+
+    def _find(self, frame: dict[str, Any]) -> tuple[Held | None, int | None]:
+        held = self._cells.get(_key(frame))
+        return held, held.cell.slot_of(int(frame["step"])) if held is not None else None
+
+    def _make(self, frame: dict[str, Any], index: bytes, own: bool) -> Held:
+        size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
+        left_bytes = self._memory_left()
+        if size.total_bytes > left_bytes:
+            raise OSError(
+                f"no room for {'the state' if own else 'the copy'} of rank {frame['rank']}: it takes "
+                f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB can be had"
+            )
+        key = _key(frame)
+        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own)
+        with self._lock:
+            before, self._cells[key] = self._cells.get(key), held
+        if before is not None:
+            before.cell.close()
+        return held
+
+    # Replication --------------------------------------------------------------------------------------------------
+
+    def _replicate(self) -> None:
+        while (item := self._filled.get()) is not None:
+            key, step = item
+            held = self._cells.get(key)
+            if held is None:
+                continue
+            peers = self._peers.get(key.generation)
+            if peers is None:
+                continue
+            arrived = [self._copy(peer, key, held, step) for peer in peers]
+            if all(arrived):
+                held.cell.replicated_step = step
+
+    def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
+        """Send a slot to a peer's vault and wait for its word; False where that fails."""
+        slot = held.cell.slot_of(step)
+        if slot is None:
+            return False
+        try:
+            channel = self._channels.get(peer)
+            if channel is None:
+                channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+            state, size = held.cell.state(slot), held.cell.size
+            index = b"" if (peer, key) in self._told else held.index
+            header = {
+                "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
+                "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
+                "state_bytes": len(state), "index_bytes": len(index),
+            }  # fmt: skip
+            position = held.cell.payload_position(slot)
+            channel.send_file(header, index + state, held.cell.descriptor, position, size.payload_bytes)
+            channel.answer()
+        except OSError as error:
+            self.last_problem = f"copy of rank {key.rank}, step {step}, to {peer}: {error}"
+            stale = self._channels.pop(peer, None)
+            if stale is not None:
+                stale.close()
+            self._told.discard((peer, key))
+            return False
+        self._told.add((peer, key))
+        return True
+
+
+def _key(frame: dict[str, Any]) -> CellKey:
+    return CellKey(int(frame["generation"]), int(frame["rank"]))

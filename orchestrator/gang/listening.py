@@ -1,0 +1,120 @@
+"""What workers say, as the driver takes it in: polls, ends, last words."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import Leave
+from orchestrator.gang.capture import last_lines
+from orchestrator.gang.decide import Ending, unseen_lines
+from orchestrator.gang.member import Member
+from orchestrator.gang.outbox import Batch, Published
+
+POLL_S = 0.5
+"""A poll's longest wait in the worker: what happens there arrives at once all the same."""
+TICK_S = 0.1
+DRAIN_S = 0.6
+
+
+class Listener:
+    """Takes in what the members of one generation say, and passes it on."""
+
+    def __init__(
+        self, members: Sequence[Member], generation: int, observers: Sequence[Observer], oom_kills: Callable[[], int]
+    ) -> None:
+        self._members, self._generation = members, generation
+        self._observers, self._oom_kills = observers, oom_kills
+        self.last: StepReport | None = None
+        """The newest report of this generation."""
+
+    def listen(self, timeout_s: float = TICK_S) -> None:
+        """Take in whatever has arrived, waiting a tick for something."""
+        refs = {ref: member for member in self._members for ref in (member.poll_ref, member.run_ref) if ref is not None}
+        if not refs:
+            return
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in sorted(ready, key=lambda ref: ref is refs[ref].run_ref):  # what it said before how it ended
+            member = refs[ref]
+            if ref is member.run_ref:
+                self._take_end(member)
+            else:
+                self._take_poll(member)
+
+    def drain(self) -> None:
+        """Everything still queued in workers that live, or left in the output files of those that died; briefly.
+
+        A worker whose part is over answers polls at once.
+        """
+        for member in self._members:
+            if not member.lives:
+                member.poll_ref = None
+                tail = last_lines(Path(member.hello.output), 1000)
+                self._log(member, unseen_lines(tail, list(member.recent)))
+        self._take_all({member.poll_ref: member for member in self._members if member.poll_ref is not None})
+        self._take_all({member.actor.poll.remote(0.0): member for member in self._members if member.lives})
+
+    def _take_all(self, refs: dict[Any, Member]) -> None:
+        if not refs:
+            return
+        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=DRAIN_S)
+        for ref in ready:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._digest(refs[ref], ray.get(ref))
+            refs[ref].poll_ref = None
+        for ref in late:
+            refs[ref].poll_ref = None
+
+    def _take_poll(self, member: Member) -> None:
+        try:
+            batch: Batch = ray.get(member.poll_ref)
+        except ray.exceptions.RayError:
+            member.poll_ref = None  # its run ends in the same way, and says more
+            return
+        member.poll_ref = None if member.over else member.actor.poll.remote(POLL_S)
+        self._digest(member, batch)
+
+    def _digest(self, member: Member, batch: Batch) -> None:
+        member.lease, member.renewed_s = batch.lease, time.monotonic()
+        published = {item.key: item.value for item in batch.items if isinstance(item, Published)}
+        if published:
+            for other in self._members:
+                if other is not member:
+                    other.actor.notify.remote(self._generation, published, Leave.NO)
+        for item in batch.items:
+            if isinstance(item, StepReport):
+                self.last = item
+                for observer in self._observers:
+                    observer.on_step(item)
+            elif isinstance(item, Event):
+                for observer in self._observers:
+                    observer.on_event(item)
+        lines = list(batch.lines)
+        if batch.lines_dropped:
+            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")
+        self._log(member, lines)
+
+    def _log(self, member: Member, lines: Sequence[str]) -> None:
+        now_s = time.time()
+        member.recent.extend(lines)
+        for line in lines:
+            event = Event(EventKind.WORKER_LOG, now_s, {"rank": member.rank, "line": line})
+            for observer in self._observers:
+                observer.on_event(event)
+
+    def _take_end(self, member: Member) -> None:
+        ref, member.run_ref = member.run_ref, None
+        now_s = time.monotonic()
+        if member.failure is not None and member.failure.ending is not Ending.RAISED:
+            return  # given up before
+        try:
+            member.take_end(ray.get(ref), now_s)
+        except ray.exceptions.RayError as error:
+            member.take_death(error, now_s, self._oom_kills())

@@ -1,0 +1,44 @@
+"""The process that holds a node's vault. It imports neither torch nor DeepSpeed, and outlives the node's workers."""
+
+import os
+from dataclasses import dataclass
+
+import psutil
+
+from orchestrator.checkpoint.vault import Vault
+from orchestrator.gang.processes import die_with_parent
+
+RESERVE_SHARE = 0.05
+"""Of the host's memory that a vault leaves alone."""
+
+
+@dataclass(frozen=True)
+class VaultHello:
+    """Where a vault is."""
+
+    node_id: str
+    address: str
+    pid: int
+
+
+class VaultActor:
+    """Runs a `Vault`; everything but the greeting goes through its own port."""
+
+    def __init__(self, token: str, fate_share: bool) -> None:
+        """`fate_share`: the process dies with its raylet."""
+        import ray
+
+        if fate_share:
+            die_with_parent()
+        self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left)
+
+    def hello(self) -> VaultHello:
+        """Where this vault is."""
+        import ray
+
+        return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
+
+
+def _memory_left() -> int:
+    memory = psutil.virtual_memory()
+    return int(memory.available - RESERVE_SHARE * memory.total)

@@ -1,0 +1,157 @@
+"""The driver's side of the vaults: one actor on each node that has workers, asked over their own ports."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.checkpoint.inventory import Holding, NodePlace, choose_peers
+from orchestrator.checkpoint.wire import Channel
+from orchestrator.domain.session import VaultAccess
+from orchestrator.gang.vault_actor import VaultActor, VaultHello
+
+ASK_TIMEOUT_S = 1.0
+START_TIMEOUT_S = 60.0
+
+
+class Vaults:
+    """All vaults of a run. Methods are for the driver's thread; they wait no longer than they say."""
+
+    def __init__(self, local: bool) -> None:
+        """`local`: their processes die with their raylet."""
+        self._local = local
+        self._token = secrets.token_hex(16)
+        self._actors: dict[str, Any] = {}
+        self._pending: dict[str, Any] = {}
+        self._known: dict[str, VaultHello] = {}
+        self._channels: dict[str, Channel] = {}
+
+    def start(self, node_ids: Collection[str]) -> None:
+        """Start vaults on nodes that have none. Does not wait."""
+        for node_id in node_ids:
+            if node_id not in self._actors:
+                self._actors[node_id] = _actor_class().options(
+                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+                ).remote(self._token, self._local)  # fmt: skip
+                self._pending[node_id] = self._actors[node_id].hello.remote()
+
+    def wait(self, node_ids: Collection[str], timeout_s: float) -> None:
+        """Wait for the vaults of these nodes, those that do not come excepted."""
+        deadline = time.monotonic() + timeout_s
+        waiting = {self._pending[node_id]: node_id for node_id in node_ids if node_id in self._pending}
+        while waiting and time.monotonic() < deadline:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            for ref in ready:
+                node_id = waiting.pop(ref)
+                del self._pending[node_id]
+                try:
+                    self._known[node_id] = ray.get(ref)
+                except ray.exceptions.RayError:
+                    self.lose(node_id)
+
+    def lose(self, node_id: str) -> None:
+        """Forget a node's vault: it is gone. Its memory, if the process still lives, is given back."""
+        actor = self._actors.pop(node_id, None)
+        self._pending.pop(node_id, None)
+        self._known.pop(node_id, None)
+        channel = self._channels.pop(node_id, None)
+        if channel is not None:
+            channel.close()
+        if actor is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor, no_restart=True)
+
+    def access(self, node_id: str, generation: int) -> VaultAccess | None:
+        """How a worker of that node reaches its vault; None where there is none."""
+        hello = self._known.get(node_id)
+        if hello is None:
+            return None
+        return VaultAccess(address=hello.address, pid=hello.pid, token=self._token, generation=generation)
+
+    def node_of(self, address: str) -> str | None:
+        """The node whose vault has an address."""
+        return next((node_id for node_id, hello in self._known.items() if hello.address == address), None)
+
+    def assign(
+        self, generation: int, node_ids: Sequence[str], labels: Mapping[str, Mapping[str, str]], replicas: int
+    ) -> dict[str, tuple[str, ...]]:
+        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies."""
+        places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
+        peers = choose_peers(places, replicas)
+        for node_id, others in peers.items():
+            addresses = [self._known[other].address for other in others]
+            self._ask(node_id, {"do": "peers", "generation": generation, "addresses": addresses})
+        return peers
+
+    def survey(self) -> list[Holding]:
+        """What all vaults that answer hold, asked at the same time, for `ASK_TIMEOUT_S`."""
+        answers = self._ask_all({"do": "inventory"})
+        return [
+            Holding(
+                vault=self._known[node_id].address,
+                generation=item["generation"],
+                rank=item["rank"],
+                world_size=item["world_size"],
+                step=item["step"],
+                own=item["own"],
+                size_bytes=item["bytes"],
+            )
+            for node_id, answer in answers.items()
+            for item in answer["held"]
+        ]
+
+    def forget(self, before: int) -> None:
+        """Free the states of generations before one: a later one's is whole."""
+        self._ask_all({"do": "forget", "before": before})
+
+    def answers(self, node_id: str) -> bool:
+        """Whether a node's vault answers within `ASK_TIMEOUT_S`."""
+        return self._ask(node_id, {"do": "ping"}) is not None
+
+    def close(self) -> None:
+        """End all of them."""
+        for node_id in list(self._actors):
+            self.lose(node_id)
+
+    def _ask_all(self, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        nodes = list(self._known)
+        if not nodes:
+            return {}
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            answers = list(pool.map(lambda node_id: self._ask(node_id, request), nodes))
+        return {node_id: answer for node_id, answer in zip(nodes, answers, strict=True) if answer is not None}
+
+    def _ask(self, node_id: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        """One question to one vault; None where it does not answer. A connection that broke is made anew once."""
+        hello = self._known.get(node_id)
+        if hello is None:
+            return None
+        for _ in range(2):
+            channel = self._channels.pop(node_id, None)
+            fresh = channel is None
+            try:
+                if channel is None:
+                    channel = Channel.connect(hello.address, self._token, ASK_TIMEOUT_S)
+                answer, _ = channel.ask(request)
+            except TimeoutError:
+                if channel is not None:
+                    channel.close()
+                return None
+            except OSError:
+                if channel is not None:
+                    channel.close()
+                if fresh:
+                    return None
+            else:
+                self._channels[node_id] = channel
+                return answer
+        return None
+
+
+def _actor_class() -> Any:
+    return ray.remote(max_restarts=0, max_task_retries=0)(type("ConvoyVault", (VaultActor,), {}))

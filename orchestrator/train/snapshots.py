@@ -1,0 +1,171 @@
+"""The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory."""
+
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.checkpoint.cells import Cell, CellSize
+from orchestrator.checkpoint.dtypes import storage_dtype
+from orchestrator.checkpoint.intervals import Range
+from orchestrator.checkpoint.peers import CellIndex, SmallState, descriptor_path
+from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, ShardIndex
+from orchestrator.checkpoint.wire import Channel
+from orchestrator.domain.session import VaultAccess
+from orchestrator.train.zero_layout import dtype_name
+from orchestrator.train.zero_state import CapturedState, capture
+
+NO_VAULT = -2
+"""`replicated_step` of a rank that cannot take a snapshot yet."""
+_ALIGNMENT = 64
+_SPARE_STATE_BYTES = 16 << 10
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Elements [first, last) of a captured flat go to byte `offset` of the payload."""
+
+    flat: int
+    first: int
+    last: int
+    offset: int
+
+
+class Snapshots:
+    """One rank's snapshots in one generation. All calls are the training thread's, at step boundaries.
+
+    The vault is asked for memory in the background: until it has answered, `replicated_step` says NO_VAULT. A vault
+    that refuses or dies leaves it at that, with `problem` set: training goes on without.
+    """
+
+    def __init__(self, engine: Any, access: VaultAccess, rank: int, world_size: int) -> None:
+        self._engine, self._access = engine, access
+        self._rank, self._world_size = rank, world_size
+        self._chunks: tuple[_Chunk, ...] = ()
+        self._cell: Cell | None = None
+        self._channel: Channel | None = None
+        self._targets: dict[int, list[torch.Tensor]] = {}
+        self._asking: threading.Thread | None = None
+        self.problem: str | None = None
+        """Why there are no snapshots; None where there are, or will be."""
+
+    @property
+    def replicated_step(self) -> int:
+        """See `RankStep.replicated_step`."""
+        cell = self._cell
+        return NO_VAULT if cell is None or self.problem is not None else cell.replicated_step
+
+    def prepare(self) -> None:
+        """Ask the vault for memory, once it is known how much: before the first update Adam has no moments."""
+        if self._asking is not None:
+            return
+        state = capture(self._engine)
+        if not state.moments:
+            return
+        self._chunks, index, payload_bytes = _layout(state)
+        state_bytes = 2 * len(_small(state, 0, 0, {}).to_bytes()) + _SPARE_STATE_BYTES
+        size = CellSize(payload_bytes, state_bytes)
+        self._asking = threading.Thread(target=self._ask, args=(size, index.to_bytes()), name="vault-ask", daemon=True)
+        self._asking.start()
+
+    def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
+        """Copy the state after `step` into the older slot and tell the vault; seconds. `position`: first sample of the
+        next step. Call it where `replicated_step` is not NO_VAULT on any rank."""
+        started = time.perf_counter()
+        cell = self._cell
+        assert cell is not None
+        state = capture(self._engine)
+        slot = cell.older_slot()
+        payload = cell.begin(slot)
+        targets = self._targets.get(slot)
+        if targets is None:
+            targets = self._targets[slot] = [_view(payload, state, chunk) for chunk in self._chunks]
+        with torch.no_grad():
+            for chunk, target in zip(self._chunks, targets, strict=True):
+                target.copy_(state.flats[chunk.flat].tensor.detach()[chunk.first : chunk.last])
+        cell.finish(slot, step, _small(state, step, position, extra).to_bytes())
+        try:
+            assert self._channel is not None
+            self._channel.send(
+                {"do": "filled", "generation": self._access.generation, "rank": self._rank, "step": step}
+            )
+        except OSError as error:
+            self.problem = f"the vault at {self._access.address} is gone: {error}"
+        return time.perf_counter() - started
+
+    def holds(self, step: int) -> bool:
+        """Whether this node's vault has `step` whole."""
+        return self._cell is not None and self._cell.slot_of(step) is not None
+
+    def close(self) -> None:
+        """Let go of the shared memory; the vault keeps it."""
+        if self._asking is not None:
+            self._asking.join(_TIMEOUT_S)
+        self._targets.clear()
+        cell, self._cell = self._cell, None
+        if cell is not None:
+            cell.close()
+        if self._channel is not None:
+            self._channel.close()
+
+    def _ask(self, size: CellSize, index: bytes) -> None:
+        access = self._access
+        try:
+            channel = Channel.connect(access.address, access.token, _TIMEOUT_S)
+            self._channel = channel
+            request = {
+                "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
+                "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
+            }  # fmt: skip
+            answer, _ = channel.ask(request, index)
+            self._cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
+        except (OSError, ValueError) as error:
+            self.problem = f"no memory from the vault at {access.address}: {error}"
+
+
+def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Tensor:
+    dtype = state.flats[chunk.flat].tensor.dtype
+    return torch.frombuffer(payload, dtype=dtype, count=chunk.last - chunk.first, offset=chunk.offset)
+
+
+def _layout(state: CapturedState) -> tuple[tuple[_Chunk, ...], CellIndex, int]:
+    """Where each flat goes: the part of it that holds anything, one behind the other; the index; the size in bytes."""
+    chunks: list[_Chunk] = []
+    intervals: list[Interval] = []
+    end = 0
+    for number, flat in enumerate(state.flats):
+        if not flat.fragments:
+            continue
+        dtype = dtype_name(flat.tensor.dtype)
+        item_bytes = storage_dtype(dtype).itemsize
+        first = min(fragment.offset for fragment in flat.fragments)
+        last = max(fragment.offset + fragment.length for fragment in flat.fragments)
+        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        chunks.append(_Chunk(number, first, last, offset))
+        for fragment in flat.fragments:
+            extent = Range(fragment.start, fragment.start + fragment.length)
+            at = offset + (fragment.offset - first) * item_bytes
+            intervals.append(Interval(fragment.name, flat.kind, extent, at, dtype))
+        end = offset + (last - first) * item_bytes
+    shard = ShardIndex(state.rank, end, CHUNK_BYTES, (), tuple(intervals))
+    return tuple(chunks), CellIndex(shard, state.tensors, state.tied), end
+
+
+def _small(state: CapturedState, step: int, position: int, extra: dict[str, Any]) -> SmallState:
+    fields = {
+        "step": step,
+        "position": position,
+        "world_size": state.world_size,
+        "stage": state.stage,
+        "optimizer": state.optimizer,
+        "moments": state.moments,
+        "groups": [asdict(group) for group in state.groups],
+        "counters": state.counters,
+        "loss_scaler": state.loss_scaler,
+        "lr_scheduler": state.lr_scheduler,
+        "extra": extra,
+    }
+    return SmallState(fields, state.rng)
