@@ -90,8 +90,10 @@ class Injector:
             self._layout = RunLayout(self._home / str(fields["run_id"]))
         elif event.kind is EventKind.WORKER_STARTED:
             self._pids[int(fields["rank"])] = int(fields["pid"])
-        elif event.kind is EventKind.RECOVERY_STARTED:
+        elif event.kind is EventKind.RESIZED:
             self._pids.clear()
+        elif event.kind is EventKind.RECOVERY_STARTED:
+            self._pids.clear()  # ranks are dealt out anew
             if self._struck_s is not None and self.results[-1].detection_s is None:
                 self.results[-1] = replace(self.results[-1], detection_s=float(fields["detected_s"]) - self._struck_s)
         elif event.kind is EventKind.RECOVERED and self._struck_s is not None:

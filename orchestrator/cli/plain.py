@@ -13,7 +13,9 @@ from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
-ALWAYS_TOLD = frozenset({EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED})
+ALWAYS_TOLD = frozenset(
+    {EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED, EventKind.RESIZED}
+)
 LINE_INTERVAL_S = 5.0
 """Steps and data progress are told at most this often."""
 
@@ -155,14 +157,18 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
         case EventKind.RECOVERY_STARTED:
-            where = f"from step {fields.get('from_step')}" if fields.get("checkpoint") else "from the beginning"
-            return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"
+            lost = f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}"
+            if fields.get("source") == "beginning":
+                return f"{lost}, going on from the beginning"
+            return f"{lost}, going on from step {fields.get('from_step')} out of {fields.get('source')}"
         case EventKind.RECOVERED:
             again = int(fields.get("steps_recomputed") or 0)
             return (
                 f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
                 f"{again} step{'s' if again != 1 else ''} made again"
             )
+        case EventKind.RESIZED:
+            return f"step {fields.get('step')}: {fields.get('world_size')} workers from here, {fields.get('before')} before"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:

@@ -1,10 +1,12 @@
 """How often state is written, from what it costs. Pure."""
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 
-_MEMORY = 0.2
-"""Weight of the newest measurement in the running means."""
+_KEPT = 5
+"""Measurements that count; the median of them, as one that was held up says nothing of the cost."""
 
 
 def steps_between(cost_s: float, step_s: float, budget: float) -> int:
@@ -16,29 +18,27 @@ def steps_between(cost_s: float, step_s: float, budget: float) -> int:
 
 @dataclass
 class Cadence:
-    """Running means of what a write and a step cost, the same on every rank that is fed the same numbers."""
+    """What a write and a step cost of late, the same on every rank that is fed the same numbers."""
 
     budget: float
     """Share of step time that writing may take."""
     fixed: int | None = None
     """Steps between writes, where somebody decided that."""
-    _step_s: float = field(default=0.0, init=False)
-    _cost_s: float = field(default=0.0, init=False)
+    _step_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
+    _cost_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
 
     def measure(self, step_s: float, cost_s: float) -> None:
         """Take in a step, and the last write before it (0: there was none)."""
-        self._step_s = _mean(self._step_s, step_s)
+        self._step_s.append(step_s)
         if cost_s > 0:
-            self._cost_s = _mean(self._cost_s, cost_s)
+            self._cost_s.append(cost_s)
 
     @property
     def steps(self) -> int:
         """Steps from one write to the next."""
-        return self.fixed or steps_between(self._cost_s, self._step_s, self.budget)
-
-
-def _mean(before: float, now: float) -> float:
-    return now if before == 0.0 else before + _MEMORY * (now - before)
+        if self.fixed is not None or not self._cost_s:
+            return self.fixed or 1
+        return steps_between(median(self._cost_s), median(self._step_s), self.budget)
 
 
 def young_daly_s(write_s: float, mean_time_between_failures_s: float) -> float:

@@ -76,9 +76,9 @@ class StepReport:
     world_size: int
     micro_batch: int
     accumulation: int
-    protected_step: int | None
-    """The newest step whose state is whole in the vaults, as known at this step; None where there is none."""
     ranks: tuple[RankReport, ...]
+    protected_step: int | None = None
+    """The newest step whose state is whole in the vaults, as known at this step; None where there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; the reverse of `from_json`."""
@@ -89,7 +89,7 @@ class StepReport:
         """Raises KeyError or TypeError where a field is missing; unknown fields are ignored, so old readers
         read new files."""
         known = {f.name for f in fields(cls)}
-        kept = {"protected_step": None, **{k: v for k, v in value.items() if k in known}}
+        kept = {k: v for k, v in value.items() if k in known}
         kept["ranks"] = tuple(
             RankReport(
                 rank=r["rank"],

@@ -1,6 +1,7 @@
 """The process of one worker: a training thread that runs the entry point, an agent that talks with the driver."""
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import importlib
@@ -158,6 +159,7 @@ class WorkerActor:
         except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor in silence
             result = describe(assignment.rank, error)
         finally:
+            _give_memory_back()  # an exception's frames held the engine until now
             self._running = None
             self._capture.drain()
             self._outbox.nudge()
@@ -226,6 +228,14 @@ def describe(rank: int, error: BaseException) -> Raised:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     hint = error.hint if isinstance(error, ConvoyError) else None
     return Raised(rank, type(error).__name__, str(error), text, hint)
+
+
+def _give_memory_back() -> None:
+    """Free what the last run left, back to the kernel: the next one is to find room."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _output_path() -> Path:

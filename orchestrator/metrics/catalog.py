@@ -62,7 +62,7 @@ PHASE_SECONDS = Metric(
     "convoy_step_phase_seconds_total",
     "counter",
     "seconds",
-    "Step time by phase (data_wait, forward, backward, optimizer, checkpoint), mean over the ranks.",
+    "Step time by phase (data_wait, forward, backward, optimizer, checkpoint, snapshot), mean over the ranks.",
     ("phase",),
 )
 LAST_STEP_TIME = Metric(
@@ -90,6 +90,13 @@ RECOVERY_SECONDS = Metric(
 )
 RECOMPUTED_STEPS = Metric(
     "convoy_recomputed_steps_total", "counter", "steps", "Finished steps that recoveries made again."
+)
+RESIZES = Metric("convoy_resizes_total", "counter", "", "Times the number of workers changed at a step boundary.")
+PROTECTED_STEP = Metric(
+    "convoy_protected_step", "gauge", "steps", "Newest step whose state is whole in the memory of nodes and peers."
+)
+STEPS_AT_RISK = Metric(
+    "convoy_steps_at_risk", "gauge", "steps", "Steps made since the newest one that the loss of a node would not touch."
 )
 WARNINGS = Metric("convoy_warnings_total", "counter", "", "Warnings the run gave.")
 CHECKPOINTS = Metric("convoy_checkpoints_total", "counter", "", "Checkpoints written.")

@@ -93,6 +93,8 @@ class MetricsObserver:
                 self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
                 seconds = float(fields.get("seconds") or 0.0)
                 self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
+            case EventKind.RESIZED:
+                self._count(catalog.RESIZES, 1)
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 
@@ -109,6 +111,8 @@ class MetricsObserver:
             catalog.MFU: report.mfu,
             catalog.WORKERS: report.world_size,
             catalog.LAST_STEP_TIME: report.time_s,
+            catalog.PROTECTED_STEP: report.protected_step,
+            catalog.STEPS_AT_RISK: report.step - (report.protected_step or 0),
         }
         for metric, value in gauges.items():
             self._set(metric, value)

@@ -62,8 +62,8 @@ class IncidentRecorder:
         failed, self._failed = self._failed, []
         incident = _Incident(int(event.fields["incident"]), event.fields, [item.fields for item in failed])
         incident.timeline = [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
-        from_step = event.fields["from_step"]
-        incident.timeline.append((event.time_s, f"decided: start the workers again and go on from step {from_step}"))
+        fields = event.fields
+        incident.timeline.append((event.time_s, f"decided: go on from step {fields['from_step']} ({fields['source']})"))
         self._open = incident
         self._write(incident)
 
@@ -88,7 +88,8 @@ def _told(event: Event) -> str | None:
         case EventKind.PLAN:
             return f"engine of {fields['world_size']} workers, shares {fields['shares']}"
         case EventKind.CHECKPOINT_RESTORED:
-            return f"state of step {fields['step']} restored from {fields['path']} in {fields['seconds']:.2f} s"
+            taken = f"in {fields['seconds']:.2f} s, left by {fields['saved_world_size']} workers"
+            return f"state of step {fields['step']} restored from {fields['path']} {taken}"
         case EventKind.CHECKPOINT_REJECTED:
             return f"checkpoint {fields['path']} not used: {fields['reason']}"
         case EventKind.STATE_CHANGED:

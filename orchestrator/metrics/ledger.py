@@ -16,6 +16,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.metrics.json_file import read_json, write_json
 
 KEPT_CHECKPOINTS = 16
+KEPT_STEPS = 64
 WRITE_INTERVAL_S = 5.0
 
 
@@ -81,6 +82,8 @@ class Ledger:
         self._carried_s = 0.0
         self._trained_at: dict[int, float] = {0: 0.0}
         """Productive seconds when the checkpoint of a step was written."""
+        self._trained_after: dict[int, float] = {}
+        """The same after each of the last steps: vaults hold their state."""
         if carried:
             self._carry(carried)
 
@@ -139,6 +142,9 @@ class Ledger:
         self._carve(Category.TRAINING, max(0.0, report.step_time_s - data_wait_s - checkpoint_s))
         self._close(Category.OTHER)
         self._step_checkpoint_s = 0.0
+        self._trained_after[report.step] = self.seconds[Category.TRAINING]
+        while len(self._trained_after) > KEPT_STEPS:
+            del self._trained_after[next(iter(self._trained_after))]
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         """The ledger as of `now_s`; what lies open is shown under what the run is doing."""
@@ -180,13 +186,14 @@ class Ledger:
 
     def _rewind(self, step: int) -> None:
         """The run goes on from `step`: what was trained after it was for nothing."""
-        kept = self._trained_at.get(step)
+        kept = self._trained_after.get(step, self._trained_at.get(step))
         if kept is None:
             return
         lost = max(0.0, self.seconds[Category.TRAINING] - kept)
         self.seconds[Category.TRAINING] -= lost
         self.seconds[Category.LOST] += lost
         self._trained_at = {at: value for at, value in self._trained_at.items() if at <= step}
+        self._trained_after = {at: value for at, value in self._trained_after.items() if at <= step}
 
 
 class LedgerRecorder:

@@ -150,6 +150,8 @@ def train_short_of_memory(session: Session, plan: TrainPlan) -> TrainResult:
     import orchestrator.train.loop  # noqa: F401
     from orchestrator.train.worker import run_worker
 
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return run_worker(session, plan)  # the same process, another gang
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

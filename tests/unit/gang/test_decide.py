@@ -9,11 +9,14 @@ from orchestrator.gang.decide import (
     Ending,
     Failure,
     GangFacts,
+    Quiet,
     decide,
     explain_death,
     is_out_of_memory,
     root_cause,
+    silent_nodes,
     unseen_lines,
+    wants_regroup,
 )
 
 pytestmark = pytest.mark.unit
@@ -103,3 +106,16 @@ def test_want_of_memory_is_known(message: str) -> None:
 
 def test_other_ends_are_not_want_of_memory() -> None:
     assert not any(is_out_of_memory(failure) for failure in (VICTIM, CULPRIT, KILLED))
+
+
+def test_a_node_is_silent_when_none_of_its_workers_is_heard() -> None:
+    assert silent_nodes([Quiet("a", 0.1), Quiet("b", 9.0), Quiet("b", 0.2), Quiet("c", 9.0)]) == ["c"]
+    assert silent_nodes([Quiet("a", 9.0), Quiet("b", 9.0)]) == []  # it is the driver that hears nothing
+    assert silent_nodes([]) == []
+
+
+def test_a_gang_is_formed_anew_for_those_who_are_ready() -> None:
+    assert not wants_regroup(0, 3, 99.0)
+    assert wants_regroup(1, 0, 0.0)
+    assert not wants_regroup(1, 1, 0.5)
+    assert wants_regroup(1, 1, 5.0)

@@ -10,6 +10,7 @@ from orchestrator.gang.placement import (
     explain,
     fitting_workers,
     local_resources,
+    place,
     request_of,
 )
 from orchestrator.spec.resources import ClusterSpec, ResourcesSpec, WorkersRange
@@ -87,3 +88,13 @@ def test_a_local_cluster_offers_what_the_job_needs() -> None:
 def test_a_range_is_a_request() -> None:
     asked = request_of(ResourcesSpec(workers=WorkersRange(min=2, max=6), gpus_per_worker=1))
     assert (asked.minimum, asked.maximum, asked.bundle) == (2, 6, {"CPU": 1.0, "GPU": 1.0})
+
+
+def test_workers_get_places_as_the_placement_says() -> None:
+    nodes = [
+        NodeCapacity(name, "10.0.0.1", {"CPU": 9.0}, {"CPU": free}) for name, free in (("a", 1), ("b", 3), ("c", 2))
+    ]
+    assert place(nodes, {"CPU": 1}, "spread", 5) == ["a", "b", "c", "b", "c"]
+    assert place(nodes, {"CPU": 1}, "pack", 4) == ["b", "b", "b", "c"]
+    assert place(nodes, {"CPU": 1}, "strict_spread", 3) == ["a", "b", "c"]
+    assert place(nodes, {"CPU": 1}, "strict_pack", 3) == ["b", "b", "b"]

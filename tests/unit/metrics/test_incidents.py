@@ -19,7 +19,7 @@ def begin(recorder: IncidentRecorder) -> None:
     tell(recorder, EventKind.STATE_CHANGED, 100.5, state="recovering", reason="worker of rank 2 failed")
     tell(
         recorder, EventKind.RECOVERY_STARTED, 100.6, incident=1, rank=2, cause="its process died", detected_s=100.0,
-        step=17, from_step=15, checkpoint="/runs/x/step-15",
+        step=17, from_step=15, source="storage", checkpoint="/runs/x/step-15",
     )  # fmt: skip
 
 
@@ -28,14 +28,17 @@ def test_the_page_tells_the_whole_story(tmp_path: Path) -> None:
     recorder = IncidentRecorder(layout)
     begin(recorder)
     assert "not over" in layout.incident(1).read_text()
-    tell(recorder, EventKind.CHECKPOINT_RESTORED, 104.0, step=15, path="/runs/x/step-15", seconds=0.25)
+    tell(
+        recorder, EventKind.CHECKPOINT_RESTORED, 104.0, step=15, path="/runs/x/step-15", seconds=0.25,
+        saved_world_size=4,
+    )  # fmt: skip
     tell(recorder, EventKind.RECOVERED, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
     text = layout.incident(1).read_text()
     assert text.startswith("# Incident 1: worker 2 lost after step 17\n")
     assert "| steps made again | 2 |" in text
     assert "| from detection to the next finished step | 5.00 s |" in text
     assert "| +0.50 | worker 2: its process died |" in text
-    assert "| +4.00 | state of step 15 restored from /runs/x/step-15 in 0.25 s |" in text
+    assert "| +4.00 | state of step 15 restored from /runs/x/step-15 in 0.25 s, left by 4 workers |" in text
     assert "| +5.00 | step 16 finished: training goes on |" in text
     assert "line a\nline b" in text
 

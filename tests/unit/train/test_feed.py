@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from orchestrator.domain.report import PhaseTimes, RankMemory
+from orchestrator.domain.session import Leave
 from orchestrator.planner.shape import shape_batch
 from orchestrator.train.exchange import RankStep
 from orchestrator.train.feed import DEPTH, Feed, build_step, rows
@@ -94,9 +95,11 @@ def test_facts_of_a_rank_survive_the_exchange_exactly() -> None:
         tokens=1_000_007,
         samples=12,
         digest=2**62 - 3,
-        phases=PhaseTimes(0.1, 0.2, 0.3, 0.4),
+        phases=PhaseTimes(0.1, 0.2, 0.3, 0.4, 0.0, 0.5),
         memory=RankMemory(rss_bytes=2**50 + 1, peak_rss_bytes=2**50 + 3, allocated_bytes=0, reserved_bytes=7),
-        stop=True,
+        leave=Leave.REGROUP,
+        replicated_step=-2,
+        step_s=1.5,
     )
     vector = torch.tensor(facts.pack(), dtype=torch.float64)
     assert RankStep.unpack(vector.tolist()) == facts
