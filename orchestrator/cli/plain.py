@@ -168,7 +168,8 @@ def describe(event: Event, view: RunView) -> str | None:
                 f"{again} step{'s' if again != 1 else ''} made again"
             )
         case EventKind.RESIZED:
-            return f"step {fields.get('step')}: {fields.get('world_size')} workers from here, {fields.get('before')} before"
+            now, before = fields.get("world_size"), fields.get("before")
+            return f"step {fields.get('step')}: {now} workers from here, {before} before"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:

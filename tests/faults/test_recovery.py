@@ -130,7 +130,7 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path
     sizes = [step.world_size for step in struck.steps]
     assert sizes[0] == 3
     assert sizes[-1] == 3
-    assert [step.step for step in struck.steps if step.step > resized["step"]][0] == resized["step"] + 1
+    assert next(step.step for step in struck.steps if step.step > resized["step"]) == resized["step"] + 1
     assert curve(outcome) == pytest.approx(curve(undisturbed), rel=1e-5)
 
 
