@@ -96,3 +96,38 @@ def test_the_driver_keeps_to_the_rule_of_the_spec(run: RunLayout) -> None:
     assert steps(run) == [10, 20, 30]
     retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
     assert steps(run) == [30]
+
+
+def test_convert_gives_and_takes(run: RunLayout, tmp_path: Path) -> None:
+    flip_byte(run.checkpoints / "step-00000030" / "shard-00001.bin", 9)
+    given = tmp_path / "given"
+    code, text = call(run, "convert", "last", "--to-deepspeed", str(given), "--json")
+    assert code == 0
+    assert "passed over step-00000030" in text
+    value = json.loads(text[text.index("{") :])
+    assert (value["step"], value["parameters"], value["path"]) == (20, 24, str(given / "global_step20_universal"))
+    code, text = call(run, "convert", str(given), "--to-convoy", str(tmp_path / "taken"), "--position", "7")
+    assert code == 0
+    assert f"{tmp_path / 'taken' / 'step-00000020'}: step 20, 24 parameters" in text
+    single = str(run.checkpoints / "step-00000010")
+    assert call(run, "convert", single, "--to-deepspeed", str(given))[0] == 0
+    assert (given / "latest_universal").read_text() == "global_step10_universal"
+
+
+def test_convert_says_what_it_wants(run: RunLayout, tmp_path: Path) -> None:
+    there = str(tmp_path / "there")
+    wrong = {
+        "one direction": ["last"],
+        "name one direction": ["last", "--to-deepspeed", there, "--to-convoy", there],
+        "--position is for": ["last", "--to-deepspeed", there, "--position", "3"],
+        "--step chooses": ["last", "--to-convoy", there, "--step", "3"],
+        "no checkpoint of step 25": ["last", "--to-deepspeed", there, "--step", "25"],
+        "no steps to choose": [str(run.checkpoints / "step-00000010"), "--to-deepspeed", there, "--step", "10"],
+        "neither a run nor a checkpoint": [str(tmp_path), "--to-deepspeed", there],
+        "is not a directory": ["nothing", "--to-convoy", there],
+        "already": [str(run.checkpoints / "step-00000010"), "--to-convoy", there],
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            call(run, "convert", *arguments)
+        assert caught.value.hint
