@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.prepare import PreparedData, prepare
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
@@ -26,6 +26,7 @@ from orchestrator.planner.memory import largest_micro_batch, memory_need, model_
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job
+from orchestrator.store.checkpoints import newest_checkpoint, require_storage
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 
@@ -193,6 +194,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         },
     )
     run.enter(RunState.PREPARING)
+    require_storage(run.layout, run.spec.checkpoint.storage)
     driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
     try:
         size = driver.connect()
@@ -210,7 +212,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
 
 
 def _train(
-    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: Path | None
+    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: str | None
 ) -> tuple[RunState, str | None, int]:
     """Train, through as many failures as the budget allows, until the end or until there is no going on."""
     budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
@@ -242,7 +244,7 @@ def _train(
         workers = found
 
 
-def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
+def _recover(run: _Run, failure: Any, reached: int, number: int) -> str | None:
     """Say what is going to happen; the checkpoint to go on from. `number`: failures of this driver, this one included.
 
     A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
@@ -262,7 +264,7 @@ def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
         "detected_s": detected_s,
         "step": reached,
         "from_step": run.step,
-        "checkpoint": str(checkpoint) if checkpoint is not None else None,
+        "checkpoint": checkpoint,
     }
     run.emit(EventKind.RECOVERY_STARTED, fields)
     return checkpoint
@@ -320,25 +322,13 @@ class _Progress:
             self._run.emit(EventKind.RECOVERED, fields)
 
 
-def _newest(run: _Run, layout: RunLayout) -> Path | None:
-    """The checkpoint to go on from; older ones where newer ones are damaged, with an event for each of those."""
-    from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid
-
-    rejected: list[str] = []
-
-    def tell(path: Path, reason: str) -> None:
-        rejected.append(f"{path.name}: {reason}")
-        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": str(path), "reason": reason})
-
-    found = newest_valid(layout.checkpoints, tell) if layout.checkpoints.is_dir() else None
-    if found is None and rejected:
-        raise CheckpointError(
-            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
-            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
-        )
-    if found is not None:
-        run.step = next(item.step for item in list_checkpoints(layout.checkpoints) if item.path == found)
-    return found
+def _newest(run: _Run, layout: RunLayout) -> str | None:
+    """The checkpoint to go on from, see `newest_checkpoint`; the run's step is its step then."""
+    found = newest_checkpoint(layout, run.spec.checkpoint.storage, run.emit)
+    if found is None:
+        return None
+    run.step = found.step
+    return found.place
 
 
 def _prepare(run: _Run, driver: Any) -> PreparedData | None:
@@ -357,7 +347,7 @@ def _prepare(run: _Run, driver: Any) -> PreparedData | None:
 
 
 def _plan(
-    run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: Path | None, limit: int
+    run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: str | None, limit: int
 ) -> TrainPlan:
     """What the workers are to do; `limit`: the largest micro batch, whatever the spec says."""
     spec, train = run.spec, run.spec.train
@@ -380,7 +370,7 @@ def _plan(
         shares=shape.shares,
         micro_batch=shape.micro_batch,
         accumulation=shape.accumulation,
-        resume_from=str(checkpoint) if checkpoint is not None else None,
+        resume_from=checkpoint,
     )
 
 

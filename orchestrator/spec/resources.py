@@ -43,7 +43,7 @@ class ResourcesSpec(SpecModel):
 
 
 class CheckpointSpec(SpecModel):
-    """When training state is written to the run directory."""
+    """When training state is written, and where to."""
 
     interval_steps: int | None = Field(default=None, ge=1)
     """Write a checkpoint every so many steps."""
@@ -56,6 +56,14 @@ class CheckpointSpec(SpecModel):
 
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are multiples of this are kept too, for good."""
+
+    keep_best: int | None = Field(default=None, ge=1)
+    """So many of the lowest loss are kept too: validation loss where it is measured at checkpoints, else training
+    loss."""
+
+    storage: str | None = None
+    """Absolute directory that all nodes share, or URL (`s3://`, `gs://`, `az://bucket/path`), that checkpoints are
+    written to, each run in a folder of its own. Credentials come from the environment. Default: the run's directory."""
 
 
 class ClusterSpec(SpecModel):

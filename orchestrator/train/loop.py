@@ -2,10 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoint.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
+from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import PhaseTimes
 from orchestrator.train.checkpointing import Progress, save_checkpoint
 from orchestrator.train.context import TrainContext
@@ -30,7 +34,9 @@ class LoopResult:
     evaluation: Evaluation | None
     """Of the last step, where the run has validation data."""
     checkpoint: str | None
-    """Path of the newest checkpoint written here, as the driver sees it."""
+    """Path or URL of the newest checkpoint written here, as the driver sees it."""
+    unsaved: str | None = None
+    """Why the state of the last step is not in it, where it should be."""
 
 
 class TrainLoop:
@@ -43,6 +49,11 @@ class TrainLoop:
         self._clock = phase_clock(context.device)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
+        self._unsaved: str | None = None
+        storage = context.spec.checkpoint.storage
+        place = RunLayout(Path(context.plan.run_dir)).checkpoint_place(storage)
+        self._storage = open_storage(place) if storage is not None else None
+        self._place = place
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
@@ -63,7 +74,7 @@ class TrainLoop:
         step = outcome.step if outcome is not None else start.step
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
-        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint)
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, self._unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
@@ -74,12 +85,16 @@ class TrainLoop:
         step_time_s = time.perf_counter() - started
         check_finite(outcome, context.spec.train.precision)
         checkpoint_s = 0.0
+        # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
+        evaluate_first = self._evaluation_due(step) and self._checkpoint_due(outcome)
+        if evaluate_first:
+            self._evaluate(step)
         if self._checkpoint_due(outcome):
-            checkpoint_s = self._save(outcome)
+            checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
             context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
-        if self._evaluation_due(step):
+        if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
 
@@ -146,21 +161,23 @@ class TrainLoop:
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
         return on_interval or at_end or outcome.stop
 
-    def _save(self, outcome: StepOutcome) -> float:
-        """Write a checkpoint; the seconds it took. Collective."""
-        context = self._context
+    def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
+        """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
+        context, spec = self._context, self._context.spec.checkpoint
         started = time.perf_counter()
-        progress = Progress(step=outcome.step, position=outcome.first_position + context.global_batch)
-        saved = save_checkpoint(
-            context.engine,
-            context.session,
-            context.plan.run_dir,
-            outcome.step,
-            progress,
-            context.spec.checkpoint.keep_last,
-            context.spec.checkpoint.keep_every,
-        )
-        self._checkpoint = saved.path
+        validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
+        extra = {TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
+        progress = Progress(outcome.step, outcome.first_position + context.global_batch, extra)
+        rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
+        try:
+            saved = save_checkpoint(
+                context.engine, context.session, context.plan.run_dir, outcome.step, progress, rule, self._storage
+            )
+        except StorageError as error:
+            self._unsaved = error.message
+            self._report_failure(outcome.step, error, time.perf_counter() - started)
+            return time.perf_counter() - started
+        self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
             context.session.report_event(
                 EventKind.CHECKPOINT_SAVED,
@@ -174,3 +191,8 @@ class TrainLoop:
                 },
             )
         return time.perf_counter() - started
+
+    def _report_failure(self, step: int, error: StorageError, seconds: float) -> None:
+        if self._context.session.rank == 0:
+            fields = {"step": step, "place": self._place, "reason": error.message, "fault": error.fault.value}
+            self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})

@@ -123,7 +123,11 @@ def _train(context: "TrainContext") -> TrainResult:
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and session.rank == 0:
         _phase(session, "export")
-        _export(context, result)
+        if result.unsaved is None:
+            _export(context, result)
+        else:
+            message = "the model is not exported: the last step could not be saved, and an export is made from that"
+            session.report_event(EventKind.WARNING, {"message": message})
     facts = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
@@ -136,7 +140,7 @@ def _train(context: "TrainContext") -> TrainResult:
 def _restore(context: "TrainContext", checkpoint: str) -> "Progress":
     """Put the checkpoint into the engine. Collective."""
     from orchestrator.checkpoint.manifest import read_manifest
-    from orchestrator.train.checkpointing import load_checkpoint
+    from orchestrator.train.checkpointing import at_hand, load_checkpoint
 
     session, started = context.session, time.perf_counter()
     progress = load_checkpoint(context.engine, session, checkpoint)
@@ -147,7 +151,7 @@ def _restore(context: "TrainContext", checkpoint: str) -> "Progress":
                 "step": progress.step,
                 "path": checkpoint,
                 "seconds": time.perf_counter() - started,
-                "saved_world_size": read_manifest(session.fetch(checkpoint)).world_size,
+                "saved_world_size": read_manifest(at_hand(session, checkpoint)).world_size,
                 "world_size": session.world_size,
             },
         )
@@ -156,6 +160,7 @@ def _restore(context: "TrainContext", checkpoint: str) -> "Progress":
 
 def _export(context: "TrainContext", result: "LoopResult") -> None:
     """Rank 0 alone: Hugging Face files from the last checkpoint, and a sample of what was learned."""
+    from orchestrator.train.checkpointing import at_hand
     from orchestrator.train.export import export_model
     from orchestrator.train.generate import generate
 
@@ -167,9 +172,8 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
     with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
         shared = session.shares_files
         local = target if shared else Path(scratch) / "export"
-        exported = export_model(
-            session.fetch(checkpoint), spec, session.fetch(plan.data_dir), local, force=plan.resume_from is not None
-        )
+        replace, data_dir = plan.resume_from is not None, session.fetch(plan.data_dir)
+        exported = export_model(at_hand(session, checkpoint), spec, data_dir, local, force=replace)
         if not shared:
             for file in sorted(path for path in local.rglob("*") if path.is_file()):
                 session.store(file, str(target / file.relative_to(local)))
