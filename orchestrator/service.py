@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.prepare import PreparedData, prepare
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
@@ -26,6 +26,7 @@ from orchestrator.planner.memory import largest_micro_batch, memory_need, model_
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job
+from orchestrator.store.checkpoints import newest_checkpoint, require_storage
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 
@@ -57,6 +58,8 @@ class _Run:
     observers: list[Observer] = field(default_factory=list)
     step: int = 0
     """The last step finished."""
+    saved_step: int = 0
+    """Of the newest checkpoint."""
     incidents_before: int = 0
     """Pages that drivers before this one wrote."""
     recovery: "_Recovery | None" = None
@@ -193,6 +196,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         },
     )
     run.enter(RunState.PREPARING)
+    require_storage(run.layout, run.spec.checkpoint.storage)
     driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
     try:
         size = driver.connect()
@@ -210,7 +214,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
 
 
 def _train(
-    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: Path | None
+    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: str | None
 ) -> tuple[RunState, str | None, int]:
     """Train, through as many failures as the budget allows, until the end or until there is no going on."""
     budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
@@ -251,13 +255,10 @@ def _train(
         workers = found
 
 
-def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, Path | None]:
+def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, str | None]:
     """What to go on from: the vaults' newest whole step, or the newest whole checkpoint where that is newer."""
-    from orchestrator.checkpoint.catalog import list_checkpoints
-
     whole = driver.survey()
-    saved = next((found.step for found in list_checkpoints(run.layout.checkpoints) if found.problem is None), 0)
-    if whole is None or whole.step < saved:
+    if whole is None or whole.step < run.saved_step:
         run.step = 0
         return None, _newest(run, run.layout)
     run.step = whole.step
@@ -265,7 +266,7 @@ def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, Path | None
     return PeerState(whole.generation, whole.step, shards), None
 
 
-def _recover(run: _Run, driver: Any, failure: Any, reached: int, number: int) -> tuple[PeerState | None, Path | None]:
+def _recover(run: _Run, driver: Any, failure: Any, reached: int, number: int) -> tuple[PeerState | None, str | None]:
     """Say what is going to happen; what to go on from. `number`: failures of this driver, this one included.
 
     A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
@@ -284,7 +285,7 @@ def _recover(run: _Run, driver: Any, failure: Any, reached: int, number: int) ->
         "detected_s": detected_s,
         "step": reached,
         "from_step": run.step,
-        "checkpoint": str(checkpoint) if checkpoint is not None else None,
+        "checkpoint": checkpoint,
         "source": "vaults" if peers is not None else "storage" if checkpoint is not None else "beginning",
     }
     run.emit(EventKind.RECOVERY_STARTED, fields)
@@ -323,7 +324,9 @@ class _Progress:
         self._running = False
 
     def on_event(self, event: Event) -> None:
-        if event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
+        if event.kind is EventKind.CHECKPOINT_SAVED:
+            self._run.saved_step = int(event.fields["step"])
+        elif event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
             self._running = True
             self._run.enter(RunState.RUNNING)
         elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") == RunState.RECOVERING.value:
@@ -343,25 +346,13 @@ class _Progress:
             self._run.emit(EventKind.RECOVERED, fields)
 
 
-def _newest(run: _Run, layout: RunLayout) -> Path | None:
-    """The checkpoint to go on from; older ones where newer ones are damaged, with an event for each of those."""
-    from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid
-
-    rejected: list[str] = []
-
-    def tell(path: Path, reason: str) -> None:
-        rejected.append(f"{path.name}: {reason}")
-        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": str(path), "reason": reason})
-
-    found = newest_valid(layout.checkpoints, tell) if layout.checkpoints.is_dir() else None
-    if found is None and rejected:
-        raise CheckpointError(
-            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
-            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
-        )
-    if found is not None:
-        run.step = next(item.step for item in list_checkpoints(layout.checkpoints) if item.path == found)
-    return found
+def _newest(run: _Run, layout: RunLayout) -> str | None:
+    """The checkpoint to go on from, see `newest_checkpoint`; the run's step is its step then."""
+    found = newest_checkpoint(layout, run.spec.checkpoint.storage, run.emit)
+    if found is None:
+        return None
+    run.step = run.saved_step = found.step
+    return found.place
 
 
 def _prepare(run: _Run, driver: Any) -> PreparedData | None:
@@ -380,7 +371,7 @@ def _prepare(run: _Run, driver: Any) -> PreparedData | None:
 
 
 def _plan(
-    run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: Path | None, limit: int
+    run: _Run, data: PreparedData, workers: int, memory_bytes: int, checkpoint: str | None, limit: int
 ) -> TrainPlan:
     """What the workers are to do; `limit`: the largest micro batch, whatever the spec says."""
     spec, train = run.spec, run.spec.train
@@ -403,7 +394,7 @@ def _plan(
         shares=shape.shares,
         micro_batch=shape.micro_batch,
         accumulation=shape.accumulation,
-        resume_from=str(checkpoint) if checkpoint is not None else None,
+        resume_from=checkpoint,
     )
 
 

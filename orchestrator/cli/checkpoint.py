@@ -43,9 +43,10 @@ def list_(run: str, home: Path, as_json: bool) -> None:
       convoy checkpoint list quickstart --json | jq '.[0].path'
     """
     from orchestrator.checkpoint.catalog import list_checkpoints
+    from orchestrator.store.checkpoints import checkpoint_storage
 
     record = _read(run, home)
-    found = list_checkpoints(record.layout.checkpoints)
+    found = list_checkpoints(checkpoint_storage(record.layout))
     if as_json:
         click.echo(json.dumps([_value(entry) for entry in found], indent=2))
         return
@@ -68,10 +69,11 @@ def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: 
 
     Exit codes: 0 all are whole; 1 one is damaged, or there is none.
     """
-    from orchestrator.checkpoint.catalog import list_checkpoints, verify_checkpoint
+    from orchestrator.checkpoint.catalog import list_checkpoints, silent, verify_checkpoint
+    from orchestrator.store.checkpoints import checkpoint_storage
 
     record = _read(run, home)
-    found = list_checkpoints(record.layout.checkpoints)
+    found = list_checkpoints(checkpoint_storage(record.layout))
     chosen = [entry for entry in found if step in (None, entry.step)]
     if step is not None and not chosen:
         known = ", ".join(str(entry.step) for entry in found) or "none"
@@ -80,8 +82,10 @@ def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: 
     for entry in chosen:
         problem = None
         try:
-            verify_checkpoint(entry.path)
+            verify_checkpoint(entry.place)
         except CheckpointError as error:
+            if silent(error):
+                raise
             problem = error.message
         checked.append((entry, problem))
         if not as_json:
@@ -97,29 +101,32 @@ def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: 
 @run_argument
 @click.option("--keep-last", type=click.IntRange(min=1), required=True, help="How many of the newest stay.")
 @click.option("--keep-every", type=click.IntRange(min=1), metavar="STEPS", help="Multiples of so many steps stay too.")
+@click.option("--keep-best", type=click.IntRange(min=1), help="So many of the lowest loss stay too.")
 @home_option
 @json_option
-def prune(run: str, keep_last: int, keep_every: int | None, home: Path, as_json: bool) -> None:
+def prune(run: str, keep_last: int, keep_every: int | None, keep_best: int | None, home: Path, as_json: bool) -> None:
     """Remove a run's old checkpoints. The newest whole one always stays.
 
     \b
     Examples:
       convoy checkpoint prune last --keep-last 1
-      convoy checkpoint prune last --keep-last 2 --keep-every 1000
+      convoy checkpoint prune last --keep-last 2 --keep-every 1000 --keep-best 1
     """
     from orchestrator.checkpoint.catalog import retain
+    from orchestrator.checkpoint.retention import Rule
+    from orchestrator.store.checkpoints import checkpoint_storage
 
     record = _read(run, home)
     if record.active:
         raise UsageError(
             f"run {record.id} is going on, and keeps its checkpoints by its own rule",
-            hint="set checkpoint.keep_last and checkpoint.keep_every in its job file, or stop it first",
+            hint="set checkpoint.keep_last, keep_every and keep_best in its job file, or stop it first",
         )
-    gone = retain(record.layout.checkpoints, keep_last, keep_every=keep_every)
+    gone = retain(checkpoint_storage(record.layout), Rule(keep_last, keep_every, keep_best))
     if as_json:
-        click.echo(json.dumps([str(path) for path in gone], indent=2))
+        click.echo(json.dumps(gone, indent=2))
         return
-    click.echo("\n".join(f"removed {path}" for path in gone) or "nothing to remove")
+    click.echo("\n".join(f"removed {place}" for place in gone) or "nothing to remove")
 
 
 @checkpoint.command()
@@ -173,7 +180,7 @@ def convert(
             raise UsageError("--position is for --to-convoy: DeepSpeed has no place for it", hint="leave it out")
         from orchestrator.train.to_deepspeed import to_deepspeed as give
 
-        converted = give(_checkpoint_directory(source, step, home), to_deepspeed, cast("Adam", adam))
+        converted = give(_checkpoint_place(source, step, home), to_deepspeed, cast("Adam", adam))
     else:
         if step is not None:
             raise UsageError("--step chooses among a run's checkpoints", hint="name the directory of the one to take")
@@ -202,15 +209,16 @@ def _report(converted: "Converted", as_json: bool) -> None:
     click.echo(f"{converted.path}: step {converted.step}, {size} in {converted.seconds:.1f} s")
 
 
-def _checkpoint_directory(source: str, step: int | None, home: Path) -> Path:
-    """The checkpoint named on the command line: a directory, or one of a run's."""
+def _checkpoint_place(source: str, step: int | None, home: Path) -> str:
+    """The checkpoint named on the command line: a directory, or one of a run's, wherever that lies."""
     from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid
     from orchestrator.checkpoint.manifest import MANIFEST
+    from orchestrator.store.checkpoints import checkpoint_storage
 
     if (Path(source) / MANIFEST).is_file():
         if step is not None:
             raise UsageError(f"{source} is one checkpoint: there are no steps to choose from", hint="drop --step")
-        return Path(source)
+        return source
     try:
         record = _read(source, home)
     except UsageError as error:
@@ -220,19 +228,18 @@ def _checkpoint_directory(source: str, step: int | None, home: Path) -> Path:
             f"{source} is neither a run nor a checkpoint of Convoy: it has no {MANIFEST}",
             hint="name a run or a directory step-NNNNNNNN; --to-convoy takes DeepSpeed's",
         ) from error
-    found = list_checkpoints(record.layout.checkpoints)
+    storage = checkpoint_storage(record.layout)
+    found = list_checkpoints(storage)
     if step is not None:
-        named = [entry.path for entry in found if entry.step == step]
+        named = [entry.place for entry in found if entry.step == step]
         if not named:
             known = ", ".join(str(entry.step) for entry in found) or "none"
             raise UsageError(f"run {record.id} has no checkpoint of step {step}", hint=f"it has: {known}")
         return named[0]
-    newest = newest_valid(
-        record.layout.checkpoints, lambda path, why: click.echo(f"warning: passed over {path.name}: {why}", err=True)
-    )
+    newest = newest_valid(storage, lambda place, why: click.echo(f"warning: passed over {place}: {why}", err=True))
     if newest is None:
         raise UsageError(f"run {record.id} has no whole checkpoint", hint="convoy checkpoint verify says why")
-    return newest
+    return newest.place
 
 
 def _read(run: str, home: Path) -> "RunRecord":
@@ -245,7 +252,7 @@ def _value(entry: "Found") -> dict[str, Any]:
     manifest = entry.manifest
     return {
         "step": entry.step,
-        "path": str(entry.path),
+        "path": entry.place,
         "problem": entry.problem,
         "bytes": manifest.size_bytes if manifest else None,
         "world_size": manifest.world_size if manifest else None,

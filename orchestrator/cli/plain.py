@@ -175,6 +175,8 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.CHECKPOINT_SAVED:
             size, seconds = render.size(fields.get("bytes")), render.duration(fields.get("seconds"))
             return f"step {fields.get('step')}: checkpoint saved, {size} in {seconds}"
+        case EventKind.CHECKPOINT_FAILED:
+            return f"warning: {fields.get('reason')}; training goes on"
         case EventKind.CHECKPOINT_RESTORED:
             return f"restored step {fields.get('step')} from {fields.get('path')}"
         case EventKind.CHECKPOINT_REJECTED:

@@ -46,6 +46,8 @@ class EventKind(StrEnum):
     """step, loss, perplexity, tokens, seconds."""
     CHECKPOINT_SAVED = "checkpoint.saved"
     """step, path, bytes, seconds, world_size, stage."""
+    CHECKPOINT_FAILED = "checkpoint.failed"
+    """step, place, reason, fault (full, unreachable, denied, missing, other), seconds. Training goes on."""
     CHECKPOINT_RESTORED = "checkpoint.restored"
     """step, path, seconds, saved_world_size, world_size."""
     CHECKPOINT_REJECTED = "checkpoint.rejected"

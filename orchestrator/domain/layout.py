@@ -45,6 +45,10 @@ class RunLayout:
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
+    def checkpoint_place(self, storage: str | None) -> str:
+        """Where the run's checkpoints lie: a directory or URL. `storage` is `checkpoint.storage` of its spec."""
+        return f"{storage.rstrip('/')}/{self.run_id}" if storage is not None else str(self.checkpoints)
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
 

@@ -73,7 +73,7 @@ class TrainPlan:
     accumulation: int
     """Micro steps of every rank; a rank whose share is used up feeds an empty micro batch."""
     resume_from: str | None = None
-    """Directory of the checkpoint to restore, as the driver sees it."""
+    """Directory, as the driver sees it, or URL of the checkpoint to restore."""
     peer_state: PeerState | None = None
     """What to restore instead, out of the vaults."""
     export: bool = True

@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from socketserver import TCPServer, ThreadingMixIn
@@ -30,8 +31,14 @@ _CLIENT_TIMEOUT_S = 10.0
 class MetricsObserver:
     """Keeps every metric of the catalog for one run, in a registry of its own."""
 
-    def __init__(self, run_id: str, job: str, ledger: Callable[[], dict[str, Any]] | None = None) -> None:
-        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`)."""
+    def __init__(
+        self,
+        run_id: str,
+        job: str,
+        ledger: Callable[[], dict[str, Any]] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds."""
         self.registry = CollectorRegistry()
         self._common = (run_id, job)
         self._gauges: dict[str, Gauge] = {}
@@ -56,6 +63,9 @@ class MetricsObserver:
             self.registry.register(_LedgerCollector(self._common, ledger))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
+        self._checkpoint_s = clock()
+        age = self._gauges[catalog.CHECKPOINT_AGE.name].labels(*self._common)
+        age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
         """Update what the event changes."""
@@ -78,10 +88,13 @@ class MetricsObserver:
             case EventKind.EVAL:
                 self._set(catalog.VALIDATION_LOSS, fields.get("loss"))
             case EventKind.CHECKPOINT_SAVED:
+                self._checkpoint_s = event.time_s
                 self._count(catalog.CHECKPOINTS, 1)
                 self._count(catalog.CHECKPOINT_BYTES, fields.get("bytes"))
                 self._count(catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
                 self._set(catalog.CHECKPOINT_STEP, fields.get("step"))
+            case EventKind.CHECKPOINT_FAILED:
+                self._count(catalog.CHECKPOINT_FAILURES, 1)
             case EventKind.CHECKPOINT_RESTORED:
                 self._count(catalog.CHECKPOINT_RESTORES, 1)
             case EventKind.CHECKPOINT_REJECTED:

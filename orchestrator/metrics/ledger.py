@@ -61,6 +61,7 @@ _MEASURED = {
     EventKind.DATA_READY: Category.PREPARING_DATA,
     EventKind.EVAL: Category.EVALUATING,
     EventKind.CHECKPOINT_SAVED: Category.CHECKPOINTING,
+    EventKind.CHECKPOINT_FAILED: Category.CHECKPOINTING,
     EventKind.CHECKPOINT_RESTORED: Category.RESTORING,
     EventKind.EXPORTED: Category.EXPORTING,
 }

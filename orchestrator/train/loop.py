@@ -2,10 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoint.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
+from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
@@ -32,9 +36,11 @@ class LoopResult:
     evaluation: Evaluation | None
     """Of the last step, where the run has validation data."""
     checkpoint: str | None
-    """Path of the newest checkpoint written here, as the driver sees it."""
+    """Path or URL of the newest checkpoint written here, as the driver sees it."""
     regroup: bool = False
     """Left for the gang to be formed anew; the state of `step` is kept."""
+    unsaved: str | None = None
+    """Why the state of the last step is not in it, where it should be."""
 
 
 class TrainLoop:
@@ -48,6 +54,11 @@ class TrainLoop:
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
         self._protection = Protection(context)
+        self._unsaved: str | None = None
+        storage = context.spec.checkpoint.storage
+        place = RunLayout(Path(context.plan.run_dir)).checkpoint_place(storage)
+        self._storage = open_storage(place) if storage is not None else None
+        self._place = place
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
@@ -70,7 +81,7 @@ class TrainLoop:
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
         regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
-        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup)
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, self._unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
@@ -82,12 +93,17 @@ class TrainLoop:
         check_finite(outcome, context.spec.train.precision)
         checkpoint_s = 0.0
         kept = self._protection.after_step(outcome)
-        if self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept):
-            checkpoint_s = self._save(outcome)
+        due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
+        # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
+        evaluate_first = self._evaluation_due(step) and due
+        if evaluate_first:
+            self._evaluate(step)
+        if due:
+            checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
             context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
-        if self._evaluation_due(step):
+        if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
 
@@ -157,21 +173,23 @@ class TrainLoop:
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
         return on_interval or at_end or outcome.leave is Leave.STOP
 
-    def _save(self, outcome: StepOutcome) -> float:
-        """Write a checkpoint; the seconds it took. Collective."""
-        context = self._context
+    def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
+        """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
+        context, spec = self._context, self._context.spec.checkpoint
         started = time.perf_counter()
-        progress = Progress(step=outcome.step, position=outcome.first_position + context.global_batch)
-        saved = save_checkpoint(
-            context.engine,
-            context.session,
-            context.plan.run_dir,
-            outcome.step,
-            progress,
-            context.spec.checkpoint.keep_last,
-            context.spec.checkpoint.keep_every,
-        )
-        self._checkpoint = saved.path
+        validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
+        extra = {TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
+        progress = Progress(outcome.step, outcome.first_position + context.global_batch, extra)
+        rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
+        try:
+            saved = save_checkpoint(
+                context.engine, context.session, context.plan.run_dir, outcome.step, progress, rule, self._storage
+            )
+        except StorageError as error:
+            self._unsaved = error.message
+            self._report_failure(outcome.step, error, time.perf_counter() - started)
+            return time.perf_counter() - started
+        self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
             context.session.report_event(
                 EventKind.CHECKPOINT_SAVED,
@@ -185,3 +203,8 @@ class TrainLoop:
                 },
             )
         return time.perf_counter() - started
+
+    def _report_failure(self, step: int, error: StorageError, seconds: float) -> None:
+        if self._context.session.rank == 0:
+            fields = {"step": step, "place": self._place, "reason": error.message, "fault": error.fault.value}
+            self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})

@@ -52,7 +52,7 @@ class _Target:
     adam: Adam
 
 
-def to_deepspeed(checkpoint: Path, dest: Path, adam: Adam = "torch") -> Converted:
+def to_deepspeed(checkpoint: Path | str, dest: Path, adam: Adam = "torch") -> Converted:
     """Write `checkpoint` to `dest`/global_step<N>_universal and name it in `dest`/latest_universal.
 
     `engine.load_checkpoint(dest)` finds it. Memory: one tensor at a time. The directory appears when it is complete.

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.retention import Rule
 from orchestrator.domain.events import EventKind
 
 GROUP_TIMEOUT = timedelta(seconds=20)
@@ -213,7 +214,7 @@ def train_and_save(setup: Setup, run_dir: str, before: int, after: int) -> list[
     engine = build(setup)
     losses = train(engine, 0, before)
     progress = Progress(before, before * GLOBAL_BATCH, {"note": "kept"})
-    save_checkpoint(engine, LocalSession(), run_dir, before, progress, keep_last=2)  # type: ignore[arg-type]
+    save_checkpoint(engine, LocalSession(), run_dir, before, progress, Rule(2))  # type: ignore[arg-type]
     losses += train(engine, before, after)
     destroy_engine(engine)
     return losses
