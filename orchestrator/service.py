@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.data.prepare import PreparedData, prepare
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
+from orchestrator.data.prepare import PreparedData, cache_directory, prepare
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import Arranged, Injection, NumericFault, Refusal
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan
@@ -25,9 +26,11 @@ from orchestrator.metrics.recorder import RunRecorder
 from orchestrator.planner.memory import largest_micro_batch, memory_need, model_shape
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import LoadedJob, dump_job, load_job
+from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.retention import Retention
+from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.runs import RunStore
+from orchestrator.store.skips import read_skips, write_skips
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
 INTERRUPTED = 130
@@ -61,6 +64,8 @@ class _Run:
     """Pages that drivers before this one wrote."""
     recovery: "_Recovery | None" = None
     """The one under way."""
+    injections: tuple[Injection, ...] = ()
+    """Those that have not come to pass."""
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         _tell(self.observers, kind, fields)
@@ -86,6 +91,7 @@ def run_job(
     observers: Sequence[Observer],
     stop: threading.Event,
     entry: str = TRAIN_ENTRY,
+    arranged: Arranged | None = None,
 ) -> RunOutcome:
     """Create a run of `job` under `home` and carry it to its end. `entry` names the workers' entry point.
 
@@ -97,6 +103,9 @@ def run_job(
     run = _Run(job.spec, job.path.parent.absolute(), layout, store, stop)
     layout.spec.write_text(dump_job(job.spec))
     write_json(layout.data, {"job_dir": str(run.job_dir)})
+    if arranged is not None:
+        run.injections = arranged.injections
+        write_skips(layout, arranged.skips)
     return _carry(run, observers, entry, resume_from=None)
 
 
@@ -135,7 +144,7 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
     from orchestrator.data.executor import LocalExecutor
 
     tell = partial(_tell, observers)
-    return prepare(job.spec, job.path.parent, _cache(job.spec, home), LocalExecutor(workers), tell)
+    return prepare(job.spec, job.path.parent, cache_directory(job.spec, home), LocalExecutor(workers), tell)
 
 
 def _tell(observers: Sequence[Observer], kind: EventKind, fields: dict[str, Any]) -> None:
@@ -187,7 +196,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         EventKind.RUN_CREATED,
         {
             "run_id": run.layout.run_id,
-            "spec_hash": _spec_hash(run.spec),
+            "spec_hash": spec_hash(run.spec),
             "convoy_version": __version__,
             "resumed_from_step": run.step if checkpoint is not None else None,
         },
@@ -214,8 +223,9 @@ def _train(
 ) -> tuple[RunState, str | None, int]:
     """Train, through as many failures as the budget allows, until the end or until there is no going on."""
     budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
-    readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
+    readable = (str(data.directory), str(cache_directory(run.spec, run.store.home)))
     failures: list[RunFailure] = []
+    rolled_back = 0
     furthest, limit = run.step, run.spec.train.global_batch
     while True:
         plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint, limit)
@@ -223,26 +233,44 @@ def _train(
         if outcome is None or outcome.failure is None or run.stop.is_set():
             return _judge(run, outcome)
         furthest = max(furthest, run.step, outcome.step)
-        failures.append(
-            RunFailure(time.monotonic(), furthest, outcome.lost_nobody, outcome.out_of_memory, plan.micro_batch)
-        )
-        verdict = judge(failures, budget)
-        if not verdict.recover:
-            return _give_up(_judge(run, outcome), verdict)
-        if verdict.micro_batch is not None:
-            limit = verdict.micro_batch
-            message = (
-                f"out of memory: micro batches of {limit} at most instead of {plan.micro_batch}, same global batch"
+        answer = _answer(run, outcome.numeric_fault)
+        if isinstance(answer, Refusal):
+            run.step = furthest
+            return RunState.FAILED, f"{answer.reason}\nhint: {answer.hint}", 1
+        if answer is not None:
+            rolled_back += 1
+        else:
+            failures.append(
+                RunFailure(time.monotonic(), furthest, outcome.lost_nobody, outcome.out_of_memory, plan.micro_batch)
             )
-            run.emit(EventKind.WARNING, {"message": message})
-        checkpoint = _recover(run, outcome.failure, furthest, len(failures))
+            verdict = judge(failures, budget)
+            if not verdict.recover:
+                return _give_up(_judge(run, outcome), verdict)
+            limit = _smaller(run, verdict, plan) or limit
+        checkpoint = _recover(run, outcome.failure, furthest, len(failures) + rolled_back, answer)
         found = driver.restart_workers(_imports(run.spec) if entry == TRAIN_ENTRY else (), workers)
         if found is None:
             return _stopped()
         workers = found
 
 
-def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
+def _answer(run: _Run, fault: NumericFault | None) -> Rollback | Refusal | None:
+    """What the spec says to a numeric fault, done and told; None where that is not what happened."""
+    if fault is None:
+        return None
+    run.injections = tuple(each for each in run.injections if each.step > fault.step)
+    return answer_fault(run.layout, fault, run.spec.recovery, time.time(), run.emit)
+
+
+def _smaller(run: _Run, verdict: Verdict, plan: TrainPlan) -> int | None:
+    """The largest micro batch from now on, where the verdict makes it smaller."""
+    if (limit := verdict.micro_batch) is not None:
+        message = f"out of memory: micro batches of {limit} at most instead of {plan.micro_batch}, same global batch"
+        run.emit(EventKind.WARNING, {"message": message})
+    return limit
+
+
+def _recover(run: _Run, failure: Any, reached: int, number: int, rollback: Rollback | None) -> Path | None:
     """Say what is going to happen; the checkpoint to go on from. `number`: failures of this driver, this one included.
 
     A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
@@ -253,16 +281,21 @@ def _recover(run: _Run, failure: Any, reached: int, number: int) -> Path | None:
     incident = run.incidents_before + number
     run.step = 0
     run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
-    checkpoint = _newest(run, run.layout)
+    if rollback is None:
+        checkpoint = _newest(run, run.layout)
+    else:
+        checkpoint, run.step = rollback.checkpoint, rollback.from_step
     run.recovery = _Recovery(incident, detected_s, max(0, reached - run.step))
+    fault = rollback.skip.fault if rollback is not None else None
     fields = {
         "incident": incident,
-        "rank": failure.rank,
-        "cause": failure.message,
+        "rank": failure.rank if fault is None or fault.rank is None else fault.rank,
+        "cause": failure.message if fault is None else fault.text,
         "detected_s": detected_s,
         "step": reached,
         "from_step": run.step,
         "checkpoint": str(checkpoint) if checkpoint is not None else None,
+        "skipped": [rollback.skip.first, rollback.skip.count] if rollback is not None else None,
     }
     run.emit(EventKind.RECOVERY_STARTED, fields)
     return checkpoint
@@ -321,24 +354,10 @@ class _Progress:
 
 
 def _newest(run: _Run, layout: RunLayout) -> Path | None:
-    """The checkpoint to go on from; older ones where newer ones are damaged, with an event for each of those."""
-    from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid
-
-    rejected: list[str] = []
-
-    def tell(path: Path, reason: str) -> None:
-        rejected.append(f"{path.name}: {reason}")
-        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": str(path), "reason": reason})
-
-    found = newest_valid(layout.checkpoints, tell) if layout.checkpoints.is_dir() else None
-    if found is None and rejected:
-        raise CheckpointError(
-            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
-            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
-        )
-    if found is not None:
-        run.step = next(item.step for item in list_checkpoints(layout.checkpoints) if item.path == found)
-    return found
+    """The checkpoint to go on from, and the run's step with it."""
+    found = resume_point(layout, run.spec.train.global_batch, run.emit)
+    run.step = found.step if found is not None else run.step
+    return found.path if found is not None else None
 
 
 def _prepare(run: _Run, driver: Any) -> PreparedData | None:
@@ -346,7 +365,7 @@ def _prepare(run: _Run, driver: Any) -> PreparedData | None:
     from orchestrator.gang.executor import Stopped
 
     try:
-        data = prepare(run.spec, run.job_dir, _cache(run.spec, run.store.home), driver.executor(), run.emit)
+        data = prepare(run.spec, run.job_dir, cache_directory(run.spec, run.store.home), driver.executor(), run.emit)
     except Stopped:
         return None
     if run.stop.is_set():
@@ -381,6 +400,8 @@ def _plan(
         micro_batch=shape.micro_batch,
         accumulation=shape.accumulation,
         resume_from=str(checkpoint) if checkpoint is not None else None,
+        skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
+        injections=run.injections,
     )
 
 
@@ -396,13 +417,3 @@ def _imports(spec: JobSpec) -> tuple[str, ...]:
     name = spec.model.architecture
     model = (f"transformers.models.{name}.modeling_{name}",) if name is not None else ("transformers",)
     return ("torch", "torch.distributed", "deepspeed", *model, "orchestrator.train.loop", "orchestrator.data.dataset")
-
-
-def _cache(spec: JobSpec, home: Path) -> Path:
-    return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
-
-
-def _spec_hash(spec: JobSpec) -> str:
-    import hashlib
-
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]

@@ -59,13 +59,21 @@ def verify_checkpoint(path: Path) -> Manifest:
         return reader.manifest
 
 
-def newest_valid(directory: Path, on_rejected: Callable[[Path, str], None] | None = None) -> Path | None:
+def newest_valid(
+    directory: Path,
+    on_rejected: Callable[[Path, str], None] | None = None,
+    objection: Callable[[Manifest], str | None] | None = None,
+) -> Path | None:
     """The newest checkpoint whose every checksum holds; None where there is none.
 
-    `on_rejected` is told of each newer one that was passed over, and why.
+    `on_rejected` is told of each newer one that was passed over, and why. `objection` may name a reason against one
+    that is whole.
     """
     for found in list_checkpoints(directory):
-        problem = found.problem or _deep_problem(found.path)
+        problem = found.problem
+        if problem is None and objection is not None and found.manifest is not None:
+            problem = objection(found.manifest)
+        problem = problem or _deep_problem(found.path)
         if problem is None:
             return found.path
         if on_rejected is not None:

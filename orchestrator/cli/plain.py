@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from orchestrator.cli import render
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
@@ -155,14 +155,15 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
         case EventKind.RECOVERY_STARTED:
-            where = f"from step {fields.get('from_step')}" if fields.get("checkpoint") else "from the beginning"
-            return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"
+            return _going_on(fields)
         case EventKind.RECOVERED:
             again = int(fields.get("steps_recomputed") or 0)
             return (
                 f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
                 f"{again} step{'s' if again != 1 else ''} made again"
             )
+        case EventKind.FAULT_INJECTED:
+            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:
@@ -185,3 +186,10 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:
             return None
+
+
+def _going_on(fields: dict[str, Any]) -> str:
+    where = f"from step {fields.get('from_step')}" if fields.get("checkpoint") else "from the beginning"
+    if fields.get("skipped"):
+        return f"rolling back: going on {where}"
+    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """All a worker needs to train, the same on every rank. JSON values and strings only, so it travels anywhere."""
+    """All a worker needs to train, the same on every rank. Plain values only, so it travels anywhere."""
 
     spec: dict[str, Any]
     """`JobSpec.model_dump(mode="json")`."""
@@ -32,6 +33,10 @@ class TrainPlan:
     """Directory of the checkpoint to restore, as the driver sees it."""
     export: bool = True
     """Write `export/` when training ends."""
+    skips: tuple[tuple[int, int], ...] = ()
+    """(first position, positions) of samples that are left out, whole batches."""
+    injections: tuple[Injection, ...] = ()
+    """Numeric faults to make on purpose, each once."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan, TrainResult
 from orchestrator.gang.capture import last_lines
@@ -26,6 +27,7 @@ from orchestrator.gang.decide import (
     explain_death,
     is_consequence,
     is_out_of_memory,
+    numeric_fault,
     root_cause,
     unseen_lines,
 )
@@ -82,6 +84,11 @@ class GangOutcome:
     def out_of_memory(self) -> bool:
         """It failed for want of memory."""
         return self.failure is not None and is_out_of_memory(self.failure)
+
+    @property
+    def numeric_fault(self) -> NumericFault | None:
+        """It stopped at a step that must not count."""
+        return numeric_fault(self.failure) if self.failure is not None else None
 
     @property
     def lost_nobody(self) -> bool:
@@ -252,7 +259,9 @@ class Gang:
             return
         if isinstance(ended, Raised):
             message = f"{ended.type}: {ended.message}" if ended.message else ended.type
-            member.failure = Failure(ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint)
+            member.failure = Failure(
+                ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint, ended.details
+            )
         else:
             member.result = ended
 

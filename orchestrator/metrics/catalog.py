@@ -91,6 +91,16 @@ RECOVERY_SECONDS = Metric(
 RECOMPUTED_STEPS = Metric(
     "convoy_recomputed_steps_total", "counter", "steps", "Finished steps that recoveries made again."
 )
+NUMERIC_FAULTS = Metric(
+    "convoy_numeric_faults_total",
+    "counter",
+    "",
+    "Losses and gradients that were no numbers, and loss spikes (loss_not_finite, gradient_not_finite, loss_spike).",
+    ("kind",),
+)
+SKIPPED_SAMPLES = Metric(
+    "convoy_skipped_samples_total", "counter", "samples", "Samples that rollbacks from numeric faults left out."
+)
 WARNINGS = Metric("convoy_warnings_total", "counter", "", "Warnings the run gave.")
 CHECKPOINTS = Metric("convoy_checkpoints_total", "counter", "", "Checkpoints written.")
 CHECKPOINT_BYTES = Metric("convoy_checkpoint_bytes_total", "counter", "bytes", "Bytes of checkpoints written.")

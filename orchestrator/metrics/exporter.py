@@ -93,6 +93,9 @@ class MetricsObserver:
                 self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
                 seconds = float(fields.get("seconds") or 0.0)
                 self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
+            case EventKind.NUMERIC_FAULT:
+                self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
+                self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 

@@ -14,9 +14,10 @@ from orchestrator.train.evaluation import Evaluation, evaluate
 from orchestrator.train.exchange import RankStep, exchange, global_sum
 from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
-from orchestrator.train.reporting import StepOutcome, check_finite, step_report
+from orchestrator.train.reporting import StepOutcome, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
+from orchestrator.train.watch import NumericWatch, order_from
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class TrainLoop:
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
         self._clock = phase_clock(context.device)
+        self._order = order_from(context, start)
+        self._watch = NumericWatch(context, start, self._order)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
 
@@ -51,7 +54,8 @@ class TrainLoop:
             self._evaluate(0)
         steps = range(start.step + 1, context.plan.total_steps + 1)
         pin = context.device.type == "cuda"
-        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, steps, start.position, pin)
+        begins = ((step, self._order.advance(start.position, index)) for index, step in enumerate(steps))
+        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, begins, pin)
         outcome: StepOutcome | None = None
         try:
             for step in steps:
@@ -72,7 +76,7 @@ class TrainLoop:
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, wait_s)
         step_time_s = time.perf_counter() - started
-        check_finite(outcome, context.spec.train.precision)
+        self._watch.check(outcome)  # before anything is saved or told of this step
         checkpoint_s = 0.0
         if self._checkpoint_due(outcome):
             checkpoint_s = self._save(outcome)
@@ -94,7 +98,7 @@ class TrainLoop:
             self._seed(batch.step, micro_step)
             on_device = micro_batch.to(context.device)
             with clock.phase("forward"):
-                loss = context.task.loss(engine, on_device)
+                loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
             loss_sum += loss.detach()
             with clock.phase("backward"):
                 self._stepper.backward(loss, global_targets)
@@ -150,7 +154,8 @@ class TrainLoop:
         """Write a checkpoint; the seconds it took. Collective."""
         context = self._context
         started = time.perf_counter()
-        progress = Progress(step=outcome.step, position=outcome.first_position + context.global_batch)
+        position = self._order.advance(outcome.first_position, 1)
+        progress = Progress(outcome.step, position, self._watch.extra())
         saved = save_checkpoint(
             context.engine,
             context.session,
