@@ -27,8 +27,9 @@ def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
 
 
 def write_skips(layout: RunLayout, skips: Sequence[Skip]) -> None:
-    """Replace the file, durably. Raises OSError."""
-    write_json(layout.skips, {"skips": [skip.to_json() for skip in skips]})
+    """Replace the file, durably; where there are none it is not made. Raises OSError."""
+    if skips or layout.skips.exists():
+        write_json(layout.skips, {"skips": [skip.to_json() for skip in skips]})
 
 
 def order_of(batch: int, skips: Sequence[Skip]) -> BatchOrder:
