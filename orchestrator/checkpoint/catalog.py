@@ -81,15 +81,22 @@ def verify_checkpoint(place: Path | str, storage: Storage | None = None) -> Mani
         return reader.manifest
 
 
-def newest_valid(where: Path | Storage, on_rejected: Callable[[str, str], None] | None = None) -> Found | None:
+def newest_valid(
+    where: Path | Storage,
+    on_rejected: Callable[[str, str], None] | None = None,
+    objection: Callable[[Manifest], str | None] | None = None,
+) -> Found | None:
     """The newest checkpoint whose every checksum holds; None where there is none.
 
-    `on_rejected` is told of each newer one that was passed over, and why. Raises StorageError where storage does not
-    answer: an older checkpoint is not the answer to that.
+    `on_rejected` is told of each newer one that was passed over, and why. `objection` may name a reason against one
+    that is whole. Raises StorageError where storage does not answer: an older checkpoint is not the answer to that.
     """
     storage = _storage(where)
     for found in list_checkpoints(storage):
-        problem = found.problem or _deep_problem(found, storage)
+        problem = found.problem
+        if problem is None and objection is not None and found.manifest is not None:
+            problem = objection(found.manifest)
+        problem = problem or _deep_problem(found, storage)
         if problem is None:
             return found
         if on_rejected is not None:

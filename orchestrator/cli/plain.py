@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from orchestrator.cli import render
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
@@ -157,10 +157,7 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
         case EventKind.RECOVERY_STARTED:
-            lost = f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}"
-            if fields.get("source") == "beginning":
-                return f"{lost}, going on from the beginning"
-            return f"{lost}, going on from step {fields.get('from_step')} out of {fields.get('source')}"
+            return _going_on(fields)
         case EventKind.RECOVERED:
             again = int(fields.get("steps_recomputed") or 0)
             return (
@@ -170,6 +167,8 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.RESIZED:
             now, before = fields.get("world_size"), fields.get("before")
             return f"step {fields.get('step')}: {now} workers from here, {before} before"
+        case EventKind.FAULT_INJECTED:
+            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:
@@ -194,3 +193,12 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:
             return None
+
+
+def _going_on(fields: dict[str, Any]) -> str:
+    where = f"from step {fields.get('from_step')} out of {fields.get('source')}"
+    if fields.get("source") == "beginning":
+        where = "from the beginning"
+    if fields.get("skipped"):
+        return f"rolling back: going on {where}"
+    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"

@@ -42,6 +42,11 @@ class RunLayout:
         return self.root / "data.json"
 
     @property
+    def skips(self) -> Path:
+        """`skips.json`: which samples the run leaves out, when that was decided and why."""
+        return self.root / "skips.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 
 
@@ -58,7 +59,7 @@ class PeerState:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """All a worker needs to train, the same on every rank. JSON values and strings only, so it travels anywhere."""
+    """All a worker needs to train, the same on every rank. Plain values only, so it travels anywhere."""
 
     spec: dict[str, Any]
     """`JobSpec.model_dump(mode="json")`."""
@@ -78,6 +79,10 @@ class TrainPlan:
     """What to restore instead, out of the vaults."""
     export: bool = True
     """Write `export/` when training ends."""
+    skips: tuple[tuple[int, int], ...] = ()
+    """(first position, positions) of samples that are left out, whole batches."""
+    injections: tuple[Injection, ...] = ()
+    """Numeric faults to make on purpose, each once."""
 
 
 @dataclass(frozen=True)

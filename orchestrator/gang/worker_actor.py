@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Raised:
     message: str
     traceback_text: str
     hint: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """`ConvoyError.details`: JSON values."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,9 @@ class RemoteFiles:
 def describe(rank: int, error: BaseException) -> Raised:
     """An exception as values; its traceback without our own frame."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    hint = error.hint if isinstance(error, ConvoyError) else None
-    return Raised(rank, type(error).__name__, str(error), text, hint)
+    if isinstance(error, ConvoyError):
+        return Raised(rank, type(error).__name__, str(error), text, error.hint, error.details)
+    return Raised(rank, type(error).__name__, str(error), text)
 
 
 def _give_memory_back() -> None:

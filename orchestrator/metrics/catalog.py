@@ -98,6 +98,16 @@ PROTECTED_STEP = Metric(
 STEPS_AT_RISK = Metric(
     "convoy_steps_at_risk", "gauge", "steps", "Steps made since the newest one that the loss of a node would not touch."
 )
+NUMERIC_FAULTS = Metric(
+    "convoy_numeric_faults_total",
+    "counter",
+    "",
+    "Losses and gradients that were no numbers, and loss spikes (loss_not_finite, gradient_not_finite, loss_spike).",
+    ("kind",),
+)
+SKIPPED_SAMPLES = Metric(
+    "convoy_skipped_samples_total", "counter", "samples", "Samples that rollbacks from numeric faults left out."
+)
 WARNINGS = Metric("convoy_warnings_total", "counter", "", "Warnings the run gave.")
 CHECKPOINTS = Metric("convoy_checkpoints_total", "counter", "", "Checkpoints written.")
 CHECKPOINT_BYTES = Metric("convoy_checkpoint_bytes_total", "counter", "bytes", "Bytes of checkpoints written.")

@@ -108,6 +108,9 @@ class MetricsObserver:
                 self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
             case EventKind.RESIZED:
                 self._count(catalog.RESIZES, 1)
+            case EventKind.NUMERIC_FAULT:
+                self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
+                self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 

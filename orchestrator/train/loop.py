@@ -20,9 +20,10 @@ from orchestrator.train.exchange import RankStep, exchange, global_sum
 from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
 from orchestrator.train.protection import Protection
-from orchestrator.train.reporting import StepOutcome, check_finite, step_report
+from orchestrator.train.reporting import StepOutcome, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
+from orchestrator.train.watch import NumericWatch, order_from
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class TrainLoop:
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
         self._clock = phase_clock(context.device)
+        self._order = order_from(context, start)
+        self._watch = NumericWatch(context, start, self._order)
+        self._protection = Protection(context, self._order, self._watch.extra)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
-        self._protection = Protection(context)
         self._unsaved: str | None = None
         storage = context.spec.checkpoint.storage
         place = RunLayout(Path(context.plan.run_dir)).checkpoint_place(storage)
@@ -67,7 +70,8 @@ class TrainLoop:
             self._evaluate(0)
         steps = range(start.step + 1, context.plan.total_steps + 1)
         pin = context.device.type == "cuda"
-        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, steps, start.position, pin)
+        begins = ((step, self._order.advance(start.position, index)) for index, step in enumerate(steps))
+        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, begins, pin)
         outcome: StepOutcome | None = None
         try:
             for step in steps:
@@ -90,7 +94,7 @@ class TrainLoop:
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
-        check_finite(outcome, context.spec.train.precision)
+        self._watch.check(outcome)  # before anything is saved or told of this step
         checkpoint_s = 0.0
         kept = self._protection.after_step(outcome)
         due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
@@ -118,7 +122,7 @@ class TrainLoop:
             self._seed(batch.step, micro_step)
             on_device = micro_batch.to(context.device)
             with clock.phase("forward"):
-                loss = context.task.loss(engine, on_device)
+                loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
             loss_sum += loss.detach()
             with clock.phase("backward"):
                 self._stepper.backward(loss, global_targets)
@@ -178,8 +182,8 @@ class TrainLoop:
         context, spec = self._context, self._context.spec.checkpoint
         started = time.perf_counter()
         validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
-        extra = {TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
-        progress = Progress(outcome.step, outcome.first_position + context.global_batch, extra)
+        extra = {**self._watch.extra(), TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
+        progress = Progress(outcome.step, self._order.advance(outcome.first_position, 1), extra)
         rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
         try:
             saved = save_checkpoint(

@@ -33,6 +33,8 @@ def fed(report: Make) -> MetricsObserver:
         (EventKind.EVAL, {"loss": 4.5}),
         (EventKind.CHECKPOINT_SAVED, {"bytes": 100, "seconds": 0.5, "step": 2}),
         (EventKind.WORKER_FAILED, {"rank": 1}),
+        (EventKind.NUMERIC_FAULT, {"fault": "loss_not_finite", "skipped_count": 12}),
+        (EventKind.NUMERIC_FAULT, {"fault": "loss_spike", "skipped_count": None}),
     ]:  # fmt: skip
         observer.on_event(Event(kind, 1.0, fields))
     observer.on_step(report(1))
@@ -78,6 +80,9 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_checkpoint_bytes_total") == 100
     assert value("convoy_data_samples", split="validation") == 2
     assert value("convoy_worker_failures_total") == 1
+    assert value("convoy_numeric_faults_total", kind="loss_not_finite") == 1
+    assert value("convoy_numeric_faults_total", kind="loss_spike") == 1
+    assert value("convoy_skipped_samples_total") == 12
     assert value("convoy_run_seconds", category="other") == 10
     assert ("convoy_mfu_ratio", frozenset({"run": "tiny-1", "job": "tiny"}.items())) not in values
 

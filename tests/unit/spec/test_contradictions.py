@@ -74,6 +74,9 @@ BROKEN = [
     ((WORKERS, WORKERS + "cluster: {nodes: 2, address: auto}\n"), "26:11", "does not go with `cluster.address`"),
     ((WORKERS, WORKERS + "cluster: {address: somewhere}\n"), "26:20", "expected `host:port` or `auto`"),
     ((WORKERS, WORKERS + "cluster: {nodes: 1, cpus_per_node: 1}\n"), "26:36", "hold"),
+    ((WORKERS, WORKERS + "recovery: {on_nan: stop, skip_around: 2}\n"), "26:26", "does not go with `on_nan: stop`"),
+    ((WORKERS, WORKERS + "recovery: {loss_spike: {}}\n"), "26:12", "no step of `train.steps` (100) would ever be"),
+    ((WORKERS, WORKERS + "recovery: {loss_spike: {window: 100}}\n"), "26:33", "no step of `train.steps` (100)"),
     ((WORKERS, WORKERS + "  placement: strict_spread\ncluster: {nodes: 1}\n"), "26:14", "puts 2 workers"),
     (
         (
