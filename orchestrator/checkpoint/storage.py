@@ -19,7 +19,7 @@ from orchestrator.domain.errors import CheckpointError, UsageError
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
-_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_SAFE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PROBE = "writable"
 
 

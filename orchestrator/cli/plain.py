@@ -156,19 +156,6 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"workers: {fields.get('phase')}"
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
-        case EventKind.RECOVERY_STARTED:
-            return _going_on(fields)
-        case EventKind.RECOVERED:
-            again = int(fields.get("steps_recomputed") or 0)
-            return (
-                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
-            )
-        case EventKind.RESIZED:
-            now, before = fields.get("world_size"), fields.get("before")
-            return f"step {fields.get('step')}: {now} workers from here, {before} before"
-        case EventKind.FAULT_INJECTED:
-            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:
@@ -191,6 +178,27 @@ def describe(event: Event, view: RunView) -> str | None:
                 return None  # its own event says more
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
+        case _:
+            return _describe_recovery(event)
+
+
+def _describe_recovery(event: Event) -> str | None:
+    """The same for what has to do with lost workers and changes of size."""
+    fields = event.fields
+    match event.kind:
+        case EventKind.RECOVERY_STARTED:
+            return _going_on(fields)
+        case EventKind.RECOVERED:
+            again = int(fields.get("steps_recomputed") or 0)
+            return (
+                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
+                f"{again} step{'s' if again != 1 else ''} made again"
+            )
+        case EventKind.RESIZED:
+            now, before = fields.get("world_size"), fields.get("before")
+            return f"step {fields.get('step')}: {now} workers from here, {before} before"
+        case EventKind.FAULT_INJECTED:
+            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case _:
             return None
 

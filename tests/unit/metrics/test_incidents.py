@@ -53,12 +53,12 @@ def test_a_rollback_has_a_page_of_its_own_kind(tmp_path: Path) -> None:
     )  # fmt: skip
     tell(
         recorder, EventKind.RECOVERY_STARTED, 100.7, incident=1, rank=1, cause="the loss is nan at step 18",
-        detected_s=100.0, step=17, from_step=15, checkpoint="/runs/x/step-15", skipped=[204, 12],
+        detected_s=100.0, step=17, from_step=15, source="storage", checkpoint="/runs/x/step-15", skipped=[204, 12],
     )  # fmt: skip
     text = layout.incident(1).read_text()
     assert text.startswith("# Incident 1: numeric fault at step 18\n")
     assert "| left out | 12 samples, [204, 216) of the order |" in text
-    assert "go on from step 15, without 12 samples, [204, 216) of the order |" in text
+    assert "go on from step 15 (storage), without 12 samples, [204, 216) of the order |" in text
     tell(recorder, EventKind.RECOVERED, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
     begin(recorder)
     assert layout.incident(1).read_text().startswith("# Incident 1: worker 2 lost after step 17\n")
