@@ -351,3 +351,26 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
     restored = again.of(EventKind.CHECKPOINT_RESTORED)
     assert [fields["path"] for fields in restored] == [f"{place}/{outcome.run_id}/step-00000009"]
     assert [report.step for report in again.steps] == [10, 11]
+
+
+@pytest.mark.faults
+def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Path, own_temporary: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "convoy-test", str(disk)]
+    if (mounted := subprocess.run(mount, capture_output=True)).returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.decode().strip()}")
+    try:
+        changes = {"checkpoint": {"interval_steps": 2, "storage": str(disk)}}
+        seen = Recording()
+        job = load_job(write_job(tmp_path, **changes))
+        outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())
+        assert (outcome.state, outcome.step) == (RunState.SUCCEEDED, 3)
+        failed = seen.of(EventKind.CHECKPOINT_FAILED)
+        assert [(fields["step"], fields["fault"]) for fields in failed] == [(2, "full"), (3, "full")]
+        assert "No space left on device" in failed[0]["reason"]
+        assert seen.of(EventKind.CHECKPOINT_SAVED) == seen.of(EventKind.EXPORTED) == []
+        assert any("not exported" in fields["message"] for fields in seen.of(EventKind.WARNING))
+        assert list(disk.glob("*/*/*")) == [], "nothing of what failed takes up room"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
