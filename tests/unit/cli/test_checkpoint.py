@@ -1,11 +1,15 @@
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 
+from orchestrator.checkpoint.manifest import MANIFEST, read_manifest
 from orchestrator.cli.checkpoint import checkpoint
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
@@ -14,6 +18,7 @@ from orchestrator.spec.resources import CheckpointSpec
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
+from tests.unit.spec.jobs_for_tests import BASE
 
 pytestmark = pytest.mark.unit
 WEIGHTS = {"w": np.arange(24, dtype=np.float32).reshape(4, 6)}
@@ -92,6 +97,9 @@ def test_the_driver_keeps_to_the_rule_of_the_spec(run: RunLayout) -> None:
     retention = Retention(run, CheckpointSpec(keep_last=1, keep_every=10))
     retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
     assert steps(run) == [10, 20, 30]
+    elsewhere = Retention(run, CheckpointSpec(keep_last=1, storage="/somewhere"))
+    elsewhere.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    assert steps(run) == [10, 20, 30]
     retention = Retention(run, CheckpointSpec(keep_last=1))
     retention.on_event(Event(EventKind.EVAL, 0.0, {"step": 30}))
     assert steps(run) == [10, 20, 30]
@@ -132,3 +140,25 @@ def test_convert_says_what_it_wants(run: RunLayout, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             call(run, "convert", *arguments)
         assert caught.value.hint
+
+
+def test_checkpoints_in_a_storage_of_their_own_are_found_there(run: RunLayout, tmp_path: Path) -> None:
+    storage = tmp_path / "all"
+    shutil.move(run.checkpoints, storage / run.run_id)
+    assert call(run, "list", "last")[1] == f"run {run.run_id} has no checkpoint\n"
+    job = yaml.safe_load(BASE) | {"checkpoint": {"storage": str(storage)}}
+    run.spec.write_text(yaml.safe_dump(job))
+    assert call(run, "list", "last", "--json")[1].count(f'"{storage}/{run.run_id}/step-000000') == 3
+    assert call(run, "verify", "last")[1].count("whole") == 3
+    assert call(run, "prune", "last", "--keep-last", "1", "--keep-every", "10")[1] == "nothing to remove\n"
+    assert call(run, "prune", "last", "--keep-last", "1")[0] == 0
+    assert [path.name for path in (storage / run.run_id).iterdir()] == ["step-00000030"]
+
+
+def test_prune_keeps_the_best(run: RunLayout) -> None:
+    for step, loss in ((40, 2.0), (50, 1.0), (60, 3.0)):
+        path = write_checkpoint(run.checkpoints, step, WEIGHTS)
+        manifest = replace(read_manifest(path), extra={"loss": 9.0, "validation_loss": loss})
+        (path / MANIFEST).write_bytes(manifest.to_bytes())
+    call(run, "prune", "last", "--keep-last", "1", "--keep-best", "1")
+    assert steps(run) == [50, 60]
