@@ -10,7 +10,7 @@ from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import NumericFault, Refusal, Skip, choose_state, refuse, skip_range
+from orchestrator.domain.numeric import HINT_DIVERGED, NumericFault, Refusal, Skip, choose_state, refuse, skip_range
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.store.skips import order_of, read_skips, write_skips
 
@@ -99,9 +99,11 @@ def roll_back(
         return refusal
     found = _state(layout, fault, before, tell)
     if found is None:
+        again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
+        older = " older than the one gone back to already" if again else ""
         return Refusal(
-            f"{fault.text}, and no checkpoint before it can be trusted",
-            "start a new run; a larger checkpoint.keep_last gives it more to go back to",
+            f"{fault.text}, and there is no good checkpoint{older} from before it",
+            f"{HINT_DIVERGED}; a larger checkpoint.keep_last gives it more to go back to",
         )
     checkpoint, from_step = found
     start = order_of(fault.count, before).end_position(from_step)
