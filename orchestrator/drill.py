@@ -58,10 +58,11 @@ def drill(
             "a drill kills nodes, and does so on a local cluster only",
             hint="--set cluster.nodes=4, and remove cluster.address",
         )
-    if fault is Fault.NAN and job.spec.recovery.on_nan == "continue":
+    if fault is Fault.NAN and times > _numeric_faults_allowed(job):
         raise UsageError(
-            "with recovery.on_nan: continue a run goes on after a loss that is no number: there is nothing to get over",
-            hint="--set recovery.on_nan=rollback_and_skip",
+            f"{times} numeric faults are more than the job would get over: recovery.on_nan is"
+            f" {job.spec.recovery.on_nan}, recovery.max_rollbacks {job.spec.recovery.max_rollbacks}",
+            hint=f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}",
         )
     undisturbed = run_job(job, home, observers, stop)
     if stop.is_set():
@@ -73,7 +74,7 @@ def drill(
     except ValueError as error:
         raise UsageError(str(error), hint="lower --times, or raise train.steps") from error
     draw = random.Random(seed)
-    planned = [(step, draw.choice(_choices(job)) if fault is Fault.RANDOM else fault) for step in when]
+    planned = _planned(job, fault, when, draw)
     workers = job.spec.resources.workers
     fewest = workers if isinstance(workers, int) else workers.min
     numeric = tuple(Injection("nan", step + 1, draw.randrange(fewest)) for step, what in planned if what is Fault.NAN)
@@ -90,10 +91,21 @@ def drill(
     return _score(job, undisturbed, outcome, injector, len(when))
 
 
-def _choices(job: LoadedJob) -> tuple[Fault, ...]:
-    """What a random fault may be."""
-    continues = job.spec.recovery.on_nan == "continue"
-    return tuple(fault for fault in REAL if not (continues and fault is Fault.NAN))
+def _numeric_faults_allowed(job: LoadedJob) -> int:
+    """How many of them the job gets over by its spec; with `stop` one shows that it does not."""
+    recovery = job.spec.recovery
+    return {"rollback_and_skip": recovery.max_rollbacks, "stop": 1, "continue": 0}[recovery.on_nan]
+
+
+def _planned(job: LoadedJob, fault: Fault, when: Sequence[int], draw: random.Random) -> list[Planned]:
+    """Each fault with its step; `random` ones are drawn, numeric ones among them as many as the job gets over."""
+    planned: list[Planned] = []
+    for step in when:
+        numeric = sum(1 for _, each in planned if each is Fault.NAN)
+        full = numeric >= _numeric_faults_allowed(job)
+        choices = [each for each in REAL if not (full and each is Fault.NAN)] if fault is Fault.RANDOM else [fault]
+        planned.append((step, draw.choice(choices)))
+    return planned
 
 
 class Injector:

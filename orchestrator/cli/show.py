@@ -26,6 +26,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
         "checkpoints": [],
         "failures": [],
         "recoveries": [],
+        "numeric_faults": [],
         "warnings": [],
         "exported": None,
     }
@@ -41,6 +42,9 @@ def facts(record: RunRecord) -> dict[str, Any]:
                 value["warnings"].append(event.fields.get("reason"))
             case EventKind.WORKER_FAILED:
                 value["failures"].append(event.fields)
+            case EventKind.NUMERIC_FAULT:
+                value["numeric_faults"].append(event.fields)
+                value["failures"].clear()  # workers raised because of it
             case EventKind.RECOVERY_STARTED:
                 value["failures"].clear()  # got over, and told on its page
             case EventKind.RECOVERED:
@@ -95,6 +99,9 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
     if value["recoveries"]:
         lines.append(f"  recovered   {render.recoveries(value['recoveries'])}; see {record.layout.incidents}")
+    if value["numeric_faults"]:
+        left_out = sum(int(each.get("skipped_count") or 0) for each in value["numeric_faults"])
+        lines.append(f"  numeric     {len(value['numeric_faults'])} faults, {left_out} samples left out")
     for failure in value["failures"][:1]:
         if str(failure.get("error")) not in (record.reason or ""):
             lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.storage import Storage, StorageError, open_storage
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import NumericFault, Refusal, Skip, choose_state, refuse, skip_range
+from orchestrator.domain.numeric import HINT_DIVERGED, NumericFault, Refusal, Skip, choose_state, refuse, skip_range
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.skips import order_of, read_skips, write_skips
 
@@ -106,9 +106,11 @@ def roll_back(
     storage = open_storage(layout.checkpoint_place(spec.checkpoint.storage))
     found = _state(storage, fault, before, in_memory, tell)
     if found is None:
+        again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
+        older = " older than the one gone back to already" if again else ""
         return Refusal(
-            f"{fault.text}, and no checkpoint before it can be trusted",
-            "start a new run; a larger checkpoint.keep_last gives it more to go back to",
+            f"{fault.text}, and there is no good checkpoint{older} from before it",
+            f"{HINT_DIVERGED}; a larger checkpoint.keep_last gives it more to go back to",
         )
     checkpoint, from_step = found
     start = order_of(fault.count, before).end_position(from_step)

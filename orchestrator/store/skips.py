@@ -33,5 +33,11 @@ def write_skips(layout: RunLayout, skips: Sequence[Skip]) -> None:
 
 
 def order_of(batch: int, skips: Sequence[Skip]) -> BatchOrder:
-    """The order of the batches without `skips`. Raises ValueError where they are not of whole batches."""
-    return BatchOrder.of(batch, [(skip.first, skip.count) for skip in skips])
+    """The order of the batches without `skips`. Raises DataError where they are not of whole batches."""
+    try:
+        return BatchOrder.of(batch, [(skip.first, skip.count) for skip in skips])
+    except ValueError as error:
+        raise DataError(
+            f"the run's record of what it leaves out is wrong: {error}",
+            hint="skips.json was altered, or train.global_batch in spec.yaml: it must not change within a run",
+        ) from error

@@ -96,7 +96,12 @@ def order_from(context: TrainContext, start: Progress) -> BatchOrder:
     Raises CheckpointError where that state has seen samples that are left out.
     """
     known = [(int(first), int(count)) for first, count in start.extra.get(SKIPS, [])]
-    order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
+    try:
+        order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
+    except ValueError as error:
+        raise CheckpointError(
+            f"what is left out was decided at another train.global_batch: {error}", hint="keep the batch it had then"
+        ) from error
     if order.left_out and not order.follows(start.step, start.position):
         raise CheckpointError(
             f"the state of step {start.step} goes on at position {start.position} of the samples, the run's order at "

@@ -97,6 +97,18 @@ def test_a_loss_that_is_no_number_is_rolled_back_from(tmp_path: Path, train_proc
     assert shared_memory() == shm
 
 
+def test_a_spike_takes_the_batch_before_it_along(tmp_path: Path, train_processes: TrainProcesses) -> None:
+    recording = Recording()
+    injections = (Injection("spike", 12, 0),)
+    outcome = train(tmp_path, recording, Arranged(injections=injections), loss_spike={"window": 8})
+    assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
+    (fault,) = recording.of(EventKind.NUMERIC_FAULT)
+    assert (fault["fault"], fault["step"], fault["rank"], fault["from_step"]) == ("loss_spike", 12, 0, 10)
+    assert losses(outcome) == losses_without(outcome, train_processes, tmp_path, ((120, 24),))
+    proof = proof_of(outcome)
+    assert (proof.ok, proof.skipped_samples) == (True, 24)
+
+
 def test_a_run_that_is_resumed_leaves_the_same_samples_out(tmp_path: Path, train_processes: TrainProcesses) -> None:
     recording = Recording(threading.Event())  # stops it at its second step
     given = Skip(36, 24, 0, 1.0, None)

@@ -112,7 +112,7 @@ def test_no_checkpoint_means_the_beginning_but_bad_ones_do_not(layout: RunLayout
     flip_byte(layout.checkpoint(20) / "shard-00000.bin", 3)
     refused = answer_fault(layout, FAULT, SPEC, (), 1000.0, Told())
     assert isinstance(refused, Refusal)
-    assert "no checkpoint before it can be trusted" in refused.reason
+    assert "there is no good checkpoint from before it" in refused.reason
     assert not layout.skips.exists()
 
 
@@ -139,6 +139,10 @@ def test_the_same_step_again_goes_to_an_older_state(layout: RunLayout) -> None:
     assert answer.from_step == 10
     assert steps_on_disk(layout) == [10]
     assert [(skip.first, skip.count) for skip in read_skips(layout)] == [(264, 12), (276, 12)]
+    refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, 1002.0, Told())
+    assert isinstance(refused, Refusal)
+    assert "no good checkpoint older than the one gone back to already" in refused.reason
+    assert steps_on_disk(layout) == [10]
 
 
 def test_a_checkpoint_that_saw_what_is_left_out_is_not_resumed_from(layout: RunLayout) -> None:
