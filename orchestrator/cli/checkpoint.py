@@ -178,17 +178,26 @@ def convert(
     if to_deepspeed is not None:
         if position is not None:
             raise UsageError("--position is for --to-convoy: DeepSpeed has no place for it", hint="leave it out")
+        _quiet_deepspeed()
         from orchestrator.train.to_deepspeed import to_deepspeed as give
 
         converted = give(_checkpoint_place(source, step, home), to_deepspeed, cast("Adam", adam))
     else:
         if step is not None:
             raise UsageError("--step chooses among a run's checkpoints", hint="name the directory of the one to take")
+        _quiet_deepspeed()
         from orchestrator.train.from_deepspeed import from_deepspeed as take
 
         assert to_convoy is not None
         converted = take(Path(source), to_convoy, position)
     _report(converted, as_json)
+
+
+def _quiet_deepspeed() -> None:
+    """Import it before others do: left to itself it probes for devices and prints what it found to stdout."""
+    from orchestrator.train.engine import import_deepspeed
+
+    import_deepspeed("cpu")
 
 
 def _report(converted: "Converted", as_json: bool) -> None:

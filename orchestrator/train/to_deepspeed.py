@@ -40,8 +40,10 @@ from orchestrator.train.zero_state import LOSS_SCALE_FIELDS
 Adam = Literal["torch", "deepspeed"]
 """Whose Adam will load the state: torch's counts its steps in a tensor, DeepSpeed's own in an integer."""
 
-SEPARATE_STEPS = 'for s in engine.optimizer.state.values(): s["step"] = s["step"].clone()'
+SEPARATE_STEPS = 'for s in engine.optimizer.state.values(): s["step"] = s["step"].to(s["exp_avg"].device, copy=True)'
+"""For a script, after `engine.load_checkpoint`."""
 LOAD_KEPT = 'model.load_state_dict(torch.load(FILE, mmap=True)["module"], strict=False)'
+"""For a script, before `deepspeed.initialize`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ def loading_notes(manifest: Manifest, adam: Adam, path: Path) -> tuple[str, ...]
     ]
     if adam == "torch":
         notes.append(
-            "at stage 3 all sub-groups share one step counter after load_checkpoint, which then counts too fast; "
-            f"before training: {SEPARATE_STEPS}"
+            "after load_checkpoint give each state a step counter of its own, on its device: "
+            f"{SEPARATE_STEPS} (at stage 3 DeepSpeed makes all sub-groups share one, which then counts too fast; on a "
+            "GPU torch's fused Adam needs it there)"
         )
     differing = sorted(_hyperparameters(manifest.groups[0]).keys() - _shared(manifest.groups).keys())
     if differing:

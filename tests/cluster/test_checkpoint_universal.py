@@ -4,6 +4,7 @@ Every load starts from another seed. Losses are compared at a tolerance that sho
 of one group that went to another (2e-6 and 1e-5 in these losses).
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.train.from_deepspeed import from_deepspeed
-from orchestrator.train.to_deepspeed import to_deepspeed
+from orchestrator.train.to_deepspeed import Adam, to_deepspeed
 from tests.cluster.universal_gang import deepspeed_load, deepspeed_save, make_universal
 from tests.cluster.zero_gang import Gang, Setup, restore_and_train, train_and_save
 
@@ -32,10 +33,10 @@ def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
     gang.close()
 
 
-def give(gang: Gang, setup: Setup, directory: Path) -> tuple[Path, list[float]]:
+def give(gang: Gang, setup: Setup, directory: Path, adam: Adam = "torch") -> tuple[Path, list[float]]:
     """A universal checkpoint made of one that two workers of Convoy saved, and the losses after it."""
     losses = gang.run(2, train_and_save, setup, str(directory), BEFORE, AFTER)[0]
-    converted = to_deepspeed(directory / "checkpoints" / f"step-{BEFORE:08d}", directory / "given")
+    converted = to_deepspeed(directory / "checkpoints" / f"step-{BEFORE:08d}", directory / "given", adam)
     assert converted.path == directory / "given" / f"global_step{BEFORE}_universal"
     return directory / "given", losses[BEFORE:]
 
@@ -72,7 +73,7 @@ def test_stages_1_and_2_need_no_help_from_the_script(gang: Gang, tmp_path: Path)
         assert got["losses"] == expected, "bitwise at the same world size"
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_masters_go_on(gang: Gang, tmp_path: Path, stage: int) -> None:
     setup = BF16.but(stage=stage, config=FP32_GRADIENTS)
     directory, expected = give(gang, setup, tmp_path)
@@ -103,6 +104,18 @@ def test_a_scheduler_of_the_script_goes_on_where_it_was(gang: Gang, tmp_path: Pa
         assert got["rates"] == pytest.approx([1e-3 * (BEFORE + AFTER - 1) / 8] * 2)  # DeepSpeed counts from 0
         if saved is setup:
             assert got["losses"] == pytest.approx(expected, rel=EXACT)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeeds_own_cpu_adam_goes_on(gang: Gang, tmp_path: Path, stage: int) -> None:
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    if not list(cache.rglob("cpu_adam.so")):
+        pytest.skip(f"DeepSpeedCPUAdam is not built in {cache}; building it takes a minute or two")
+    directory, expected = give(gang, Setup(2), tmp_path, adam="deepspeed")
+    setup = Setup(stage, zero={"offload_optimizer": {"device": "cpu"}}, optimizer={}, seed=OTHER_SEED)
+    got = gang.run(1, deepspeed_load, setup, str(directory), BEFORE, AFTER, False)[0]
+    assert got["losses"] == pytest.approx(expected, rel=EXACT)
+    assert got["decays"] == [0.1, 0.0]
 
 
 # DeepSpeed -> Convoy -----------------------------------------------------------------------------------------

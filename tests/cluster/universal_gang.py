@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,18 @@ def deepspeed_load(setup: Setup, directory: str, first: int, steps: int, notes: 
     import torch
 
     from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.to_deepspeed import LOAD_KEPT, SEPARATE_STEPS
 
-    engine = build(setup.but(config={**setup.config, "checkpoint": {"load_universal": True}}))
+    setup = setup.but(config={**setup.config, "checkpoint": {"load_universal": True}})
     if notes:
-        _load_kept(engine.module, Path(directory))
+        tag = (Path(directory) / "latest_universal").read_text()
+        file = Path(directory) / tag / "mp_rank_00_model_states.pt"
+        setup = setup.but(prepare=LOAD_KEPT.replace("FILE", repr(str(file))))
+    engine = build(setup)
     _, client = engine.load_checkpoint(directory)
     state = list(engine.optimizer.state.values())
-    if notes and setup.stage == 3:
-        for s in state:
-            s["step"] = s["step"].clone()
+    if notes:
+        exec(SEPARATE_STEPS, {"engine": engine})
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     losses = train(engine, first, steps)
     counted = {float(s["step"]) for s in state if torch.is_tensor(s["step"])}
@@ -71,22 +73,3 @@ def deepspeed_load(setup: Setup, directory: str, first: int, steps: int, notes: 
         "global_steps": global_steps,
         "convoy": client.get("convoy"),
     }
-
-
-def _load_kept(module: Any, directory: Path) -> None:
-    """Frozen parameters and buffers. A script has its model before the engine; here it is partitioned at stage 3."""
-    import torch
-    from deepspeed.runtime.zero import GatheredParameters
-
-    tag = (directory / "latest_universal").read_text()
-    kept = torch.load(directory / tag / "mp_rank_00_model_states.pt", mmap=True, weights_only=True)["module"]
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    with (
-        GatheredParameters(frozen, modifier_rank=0, enabled=bool(frozen) and hasattr(frozen[0], "ds_id")),
-        torch.no_grad(),
-    ):
-        if os.environ["RANK"] == "0" or not frozen or not hasattr(frozen[0], "ds_id"):
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                if name in kept:
-                    tensor.copy_(kept[name])
-    module.get_buffer("steps_seen").copy_(kept["steps_seen"])

@@ -120,6 +120,8 @@ class Setup:
     config: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=lambda: {"torch_adam": True})
     model: dict[str, Any] = field(default_factory=dict)
+    prepare: str = ""
+    """Python that a user's script would run on `model` before it builds the engine."""
 
     def but(self, **changes: Any) -> "Setup":
         return replace(self, **changes)
@@ -162,6 +164,7 @@ def build(setup: Setup) -> Any:
     model.register_buffer("steps_seen", torch.full((3,), setup.seed, dtype=torch.int64))
     if setup.frozen:
         model.transformer.wpe.weight.requires_grad_(False)
+    exec(setup.prepare, {"model": model, "torch": torch})
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},

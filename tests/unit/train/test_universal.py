@@ -105,7 +105,7 @@ def test_the_counter_is_of_the_type_that_adam_counts_in(
 def test_notes_name_what_deepspeed_gets_wrong(checkpoint: Path, tmp_path: Path) -> None:
     manifest = read_manifest(checkpoint)
     text = "\n".join(loading_notes(manifest, "torch", tmp_path))
-    for word in ("round_robin_gradients", ".clone()", "differ in weight_decay", "buffers", "first seen"):
+    for word in ("round_robin_gradients", "copy=True", "differ in weight_decay", "buffers", "first seen"):
         assert word in text
     plain = replace(manifest, groups=DECAYS[:1], tensors={"w": manifest.tensors["layer.weight"]})
     assert len(loading_notes(plain, "deepspeed", tmp_path)) == 1
