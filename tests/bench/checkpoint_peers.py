@@ -10,12 +10,11 @@ partitions with their moments, and its background work is let finish alone befor
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.bench.measure import Row
+from tests.bench.measure import Row, exit_on_sigterm
 from tests.bench.peer_processes import run_state, say
 
 MODEL_110M = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 32000, "n_positions": 1024}
@@ -86,9 +85,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--model", type=json.loads, help="GPT-2 configuration; default 110 M parameters")
     args = parser.parse_args()
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="convoy-bench-checkpoint-") as scratch:
         print(json.dumps(asdict(checkpoint_stall(Path(scratch), args.stage, args.workers, args.rounds, args.model))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

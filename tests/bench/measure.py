@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -66,6 +67,11 @@ def tree_rss_bytes(pid: int) -> int:
         except psutil.Error:
             continue
     return total
+
+
+def exit_on_sigterm() -> None:
+    """End in order on SIGTERM too, so that processes and files of a benchmark go with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def kill_tree(process: subprocess.Popen) -> None:

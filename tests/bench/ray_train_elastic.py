@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,6 +35,9 @@ SEQUENCE_LENGTH = 64
 CHECKPOINT_EVERY = 5
 STRIKE_AFTER_STEP = 12
 CASES = ("worker-killed", "node-killed", "node-silent", "gang-lost", "nodes-lost")
+PREFIX = "cvb-"
+"""Of a run's directory, before our process id. Short: a socket's path has at most 107 bytes."""
+
 START_TIMEOUT_S = 240.0
 RECOVERY_TIMEOUT_S = 400.0
 
@@ -62,10 +66,10 @@ class ElasticRun:
     """A run in progress and where it writes what it does."""
 
     directory: Path
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log: Path
 
-    def events(self, kind: str) -> list[dict]:
+    def events(self, kind: str) -> list[dict[str, Any]]:
         path = self.directory / "events.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         found = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -85,7 +89,7 @@ class ElasticRun:
     def raylets(self) -> list[int]:
         return json.loads((self.directory / "nodes.json").read_text())
 
-    def wait_for_step(self, after_step: int, other_than: str | None, timeout_s: float) -> dict:
+    def wait_for_step(self, after_step: int, other_than: str | None, timeout_s: float) -> dict[str, Any]:
         """The first step event beyond `after_step` of an attempt other than the given one. Raises RuntimeError."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -96,16 +100,20 @@ class ElasticRun:
         why = f"ended with {self.process.returncode}" if self.process.poll() is not None else "was too slow"
         raise RuntimeError(f"Ray Train {why}:\n{self.log.read_text()[-4000:]}")
 
-    def committed(self) -> bool:
-        """A checkpoint lies in storage and the controller knows it."""
-        return any((self.directory / "storage").glob("peer/checkpoint_manager_snapshot.json"))
+    def wait_for_commit(self, timeout_s: float) -> None:
+        """Until a checkpoint lies in storage and the controller knows it. Raises RuntimeError."""
+        deadline = time.monotonic() + timeout_s
+        while not (self.directory / "storage/peer/checkpoint_manager_snapshot.json").exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no checkpoint was committed:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def elastic_run(stage: int, model: dict[str, int], nodes: int = NODES, least: int = LEAST) -> Iterator[ElasticRun]:
     """Start a cluster and an elastic run on it; afterwards every process and file of it is gone."""
-    # Short: a socket's path has at most 107 bytes.
-    directory = Path(tempfile.mkdtemp(prefix="cvb-"))
+    sweep_stale()
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     config = {
         "stage": stage,
         "model": model,
@@ -130,9 +138,22 @@ def elastic_run(stage: int, model: dict[str, int], nodes: int = NODES, least: in
         finally:
             kill_tree(process)
             process.wait()
-            end_processes(with_environment("RAY_TMPDIR", str(directory)))
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        sweep(directory)
+
+
+def sweep(directory: Path) -> None:
+    """End what still runs for this directory, and remove it."""
+    end_processes(with_environment("RAY_TMPDIR", str(directory)))
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep_stale() -> None:
+    """Remove what a benchmark left that was killed."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = directory.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            sweep(directory)
 
 
 def recovery(case: str, stage: int, model: dict[str, int] | None = None) -> Recovery:
@@ -142,8 +163,9 @@ def recovery(case: str, stage: int, model: dict[str, int] | None = None) -> Reco
     say(f"Ray Train, elastic ({LEAST}, {NODES}), ZeRO-{stage}, {case}: start")
     with elastic_run(stage, model or MODEL_4M) as run:
         before = run.wait_for_step(STRIKE_AFTER_STEP, None, START_TIMEOUT_S)
-        if before["world"] != NODES or not run.committed():
-            raise RuntimeError(f"not ready for a fault: {before['world']} workers, committed: {run.committed()}")
+        if before["world"] != NODES:
+            raise RuntimeError(f"the run started with {before['world']} workers, not {NODES}")
+        run.wait_for_commit(START_TIMEOUT_S)
         attempt = before["attempt"]
         struck = strike(run, case, attempt)
         last = max(event["step"] for event in run.events("step"))
@@ -182,7 +204,9 @@ def strike(run: ElasticRun, case: str, attempt: str) -> float:
         return send(signal.SIGKILL, list(workers.values()))
     if case == "nodes-lost":
         struck = send(signal.SIGKILL, [pid for raylet in run.raylets() for pid in family(raylet)])
-        (run.directory / "add-nodes").write_text(str(NODES))
+        request = run.directory / "add-nodes.new"
+        request.write_text(str(NODES))
+        request.rename(run.directory / "add-nodes")
         return struck
     number = signal.SIGSTOP if case == "node-silent" else signal.SIGKILL
     return send(number, family(run.node_of(victim)))

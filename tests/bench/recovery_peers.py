@@ -6,12 +6,11 @@ Minutes a case. `python -m tests.bench.recovery_peers --help` runs one by hand.
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench.measure import Row
+from tests.bench.measure import Row, exit_on_sigterm
 from tests.bench.ray_train_elastic import CASES, NODES, Recovery, recovery
 
 STAGES = (1, 3)
@@ -47,9 +46,10 @@ def main() -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--repetitions", type=int, default=1)
     args = parser.parse_args()
+    exit_on_sigterm()
     for result in recoveries(args.case, args.stage, args.repetitions):
         print(json.dumps(asdict(result)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,13 +10,12 @@ moments are compared with the saved ones, so that an incomplete restore is no su
 import argparse
 import json
 import math
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.bench.checkpoint_peers import MODEL_110M, STAGES
-from tests.bench.measure import Row
+from tests.bench.measure import Row, exit_on_sigterm
 from tests.bench.peer_processes import run_state, say
 
 SAVED_AT = 2
@@ -109,10 +108,11 @@ def main() -> None:
     parser.add_argument("--loaded-at", type=int, default=LOADED_AT, help="workers that load")
     parser.add_argument("--model", type=json.loads, help="GPT-2 configuration; default 110 M parameters")
     args = parser.parse_args()
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="convoy-bench-restore-") as scratch:
         result = elastic_restore(Path(scratch), args.stage, args.saved_at, args.loaded_at, args.model)
     print(json.dumps({**asdict(result), "seconds": result.seconds}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -141,9 +141,10 @@ def start_nodes(cluster, directory: Path, count: int) -> None:
     path.with_suffix(".new").rename(path)
 
 
-def add_nodes_when_asked(cluster, directory: Path) -> None:
+def add_nodes_when_asked(cluster, directory: Path, training: threading.Thread) -> None:
+    """Until the training ends. In the main thread: Ray starts nodes nowhere else, and they die with their thread."""
     request = directory / "add-nodes"
-    while True:
+    while training.is_alive():
         if request.exists():
             count = int(request.read_text())
             request.unlink()
@@ -169,15 +170,17 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     start_nodes(cluster, args.directory, args.nodes)
     ray.init(address=cluster.address, log_to_driver=False)
-    threading.Thread(target=add_nodes_when_asked, args=(cluster, args.directory), daemon=True).start()
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={**args.config, "directory": str(args.directory)},
         scaling_config=ScalingConfig(num_workers=(args.least, args.nodes)),
         run_config=RunConfig(
             storage_path=str(args.directory / "storage"), name="peer", failure_config=FailureConfig(max_failures=-1)
         ),
-    ).fit()
+    )
+    training = threading.Thread(target=trainer.fit, daemon=True)
+    training.start()
+    add_nodes_when_asked(cluster, args.directory, training)
 
 
 if __name__ == "__main__":
