@@ -139,7 +139,7 @@ def test_the_same_step_again_goes_to_an_older_state(layout: RunLayout) -> None:
     assert answer.from_step == 10
     assert steps_on_disk(layout) == [10]
     assert [(skip.first, skip.count) for skip in read_skips(layout)] == [(264, 12), (276, 12)]
-    refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, 1002.0, Told())
+    refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, (), 1002.0, Told())
     assert isinstance(refused, Refusal)
     assert "no good checkpoint older than the one gone back to already" in refused.reason
     assert steps_on_disk(layout) == [10]
