@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 from orchestrator.checkpoint.wire import Channel, Server, WireError
 
 PEER_TIMEOUT_S = 30.0
@@ -48,7 +49,8 @@ class Vault:
         self._token, self._memory_left = token, memory_left
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
-        self._filled: queue.Queue[tuple[CellKey, int] | None] = queue.Queue()
+        self._filled: queue.Queue[tuple[CellKey, int] | ShardOrder | None] = queue.Queue()
+        self._writer = ShardWriterThread()
         self._peers: dict[int, tuple[str, ...]] = {}
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
@@ -61,6 +63,7 @@ class Vault:
     def close(self) -> None:
         """Hang up, and give all memory back."""
         self._filled.put(None)
+        self._writer.close()
         self._server.close()
         with self._lock:
             cells, self._cells = self._cells, {}
@@ -74,6 +77,8 @@ class Vault:
             "ping": lambda channel, _: channel.send({}),
             "create": self._on_create,
             "filled": self._on_filled,
+            "store": self._on_store,
+            "written": self._on_written,
             "peers": self._on_peers,
             "copy": self._on_copy,
             "inventory": self._on_inventory,
@@ -99,6 +104,15 @@ class Vault:
     def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._filled.put((_key(frame), int(frame["step"])))
+
+    def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
+        """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
+        fields = {name: frame[name] for name in ("generation", "rank", "step", "place", "name", "tag", "extra")}
+        self._filled.put(ShardOrder(**fields))
+
+    def _on_written(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """What has come of the shards of a step that were ordered here."""
+        channel.send({"shards": self._writer.answers(int(frame["generation"]), int(frame["step"]))})
 
     def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Where the states of a generation are to be copied."""
@@ -200,6 +214,9 @@ class Vault:
 
     def _replicate(self) -> None:
         while (item := self._filled.get()) is not None:
+            if isinstance(item, ShardOrder):
+                self._order(item)
+                continue
             key, step = item
             held = self._cells.get(key)
             if held is None:
@@ -210,6 +227,18 @@ class Vault:
             arrived = [self._copy(peer, key, held, step) for peer in peers]
             if all(arrived):
                 held.cell.replicated_step = step
+
+    def _order(self, order: ShardOrder) -> None:
+        """Copy a slot for the writer. In this thread: the slot is written again only when a later step is replicated,
+        which is after this."""
+        held = self._cells.get(CellKey(order.generation, order.rank))
+        slot = held.cell.slot_of(order.step) if held is not None else None
+        if held is None or slot is None:
+            self._writer.refuse(order, f"the state of step {order.step} is not in the vault any more")
+        elif held.cell.size.payload_bytes > self._memory_left():
+            self._writer.refuse(order, f"no memory to copy the {held.cell.size.payload_bytes >> 20} MiB of a shard")
+        else:
+            self._writer.order(order, held.cell.payload(slot), held.cell.state(slot), held.index)
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
         """Send a slot to a peer's vault and wait for its word; False where that fails."""

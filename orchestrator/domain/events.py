@@ -52,7 +52,10 @@ class EventKind(StrEnum):
     EVAL = "eval"
     """step, loss, perplexity, tokens, seconds."""
     CHECKPOINT_SAVED = "checkpoint.saved"
-    """step, path, bytes, seconds, world_size, stage."""
+    """step, path, bytes, seconds (that training stood still), write_seconds (null: it stood still for all of it),
+    world_size, stage."""
+    CHECKPOINT_STARTED = "checkpoint.started"
+    """step, place, world_size, stage, seconds (that training stood still). The vaults write it in the background."""
     CHECKPOINT_FAILED = "checkpoint.failed"
     """step, place, reason, fault (full, unreachable, denied, missing, other), seconds. Training goes on."""
     CHECKPOINT_RESTORED = "checkpoint.restored"

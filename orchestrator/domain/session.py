@@ -36,6 +36,8 @@ class VaultAccess:
     token: str = field(repr=False)
     generation: int = 0
     """Of the gang; states of different ones are never mixed."""
+    attempt: str = ""
+    """Random, of this driver: tells files of its checkpoints from those of another one that came as far."""
 
 
 @dataclass(frozen=True)

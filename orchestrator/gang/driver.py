@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.domain.events import Observer
 from orchestrator.domain.session import TrainPlan
@@ -24,6 +25,7 @@ from orchestrator.gang.placement import (
 )
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import spec_hash
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class GangDriver:
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
         from orchestrator.gang.gang import Gang
+        from orchestrator.gang.saving import Saves
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -91,6 +94,10 @@ class GangDriver:
             self._vaults = Vaults(cluster.local)
         self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults)
         self._gang.replicas = spec.checkpoint.replicas
+        if self._vaults is not None:
+            keep = spec.checkpoint
+            rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
+            self._gang.saves = Saves(self._vaults.endpoints, rule, spec_hash(spec))
         self._gang.warm(warm)
         return len(found)
 

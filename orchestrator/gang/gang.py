@@ -34,6 +34,7 @@ from orchestrator.gang.member import Member, assignments, first_line, oom_kills
 from orchestrator.gang.placement import Request, release
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
+from orchestrator.gang.saving import Saves
 from orchestrator.gang.vaults import Vaults
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
@@ -41,6 +42,8 @@ START_TIMEOUT_S = 120.0
 INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
 VAULT_TIMEOUT_S = 10.0
+SAVES_S = 20.0
+"""How long the end of a run waits for checkpoints that are being written."""
 PAUSE_S = 1.0
 """A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
 
@@ -87,6 +90,8 @@ class Gang:
         self.generation = 0
         self.recruits = Recruits(self._start, ())
         self.replicas = 0
+        self.saves: Saves | None = None
+        """Checkpoints that the vaults write."""
         self._server: FileAccess | None = None
         self._run_id = ""
         self._step = 0
@@ -155,6 +160,8 @@ class Gang:
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
+        if self.saves is not None:
+            listener.saves = self.saves
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
             member.poll_ref = member.actor.poll.remote(POLL_S)
@@ -269,6 +276,7 @@ class Gang:
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
+            listener.tell(self.saves.wait(SAVES_S) if self.saves is not None else [])
             self._end(action)
         self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
         if listener.last is not None:
@@ -331,6 +339,7 @@ class _Watch:
             for member in self._gang.members:
                 member.renewed_s += gap_s
         self._silence(now_s)
+        self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._old_states()
         self._regroup(now_s)
 

@@ -26,6 +26,7 @@ class Vaults:
         """`local`: their processes die with their raylet."""
         self._local = local
         self._token = secrets.token_hex(16)
+        self._attempt = secrets.token_hex(3)
         self._actors: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
         self._known: dict[str, VaultHello] = {}
@@ -71,7 +72,13 @@ class Vaults:
         hello = self._known.get(node_id)
         if hello is None:
             return None
-        return VaultAccess(address=hello.address, pid=hello.pid, token=self._token, generation=generation)
+        return VaultAccess(
+            address=hello.address, pid=hello.pid, token=self._token, generation=generation, attempt=self._attempt
+        )
+
+    def endpoints(self) -> tuple[list[str], str]:
+        """Addresses of all vaults, and the token: for connections of one's own."""
+        return [hello.address for hello in self._known.values()], self._token
 
     def node_of(self, address: str) -> str | None:
         """The node whose vault has an address."""

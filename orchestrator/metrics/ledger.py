@@ -182,7 +182,7 @@ class Ledger:
         self._current = category
 
     def _remember_checkpoint(self, step: int) -> None:
-        self._trained_at[step] = self.seconds[Category.TRAINING]
+        self._trained_at[step] = self._trained_after.get(step, self.seconds[Category.TRAINING])
         for old in sorted(self._trained_at)[: -KEPT_CHECKPOINTS - 1]:
             if old != 0:
                 del self._trained_at[old]

@@ -96,6 +96,18 @@ class Snapshots:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
         return time.perf_counter() - started
 
+    def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
+        """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""
+        order = {
+            "do": "store", "generation": self._access.generation, "rank": self._rank, "step": step, "place": place,
+            "name": name, "tag": f"-{self._access.attempt}{self._access.generation}", "extra": extra,
+        }  # fmt: skip
+        try:
+            assert self._channel is not None
+            self._channel.send(order)
+        except OSError as error:
+            self.problem = f"the vault at {self._access.address} is gone: {error}"
+
     def holds(self, step: int) -> bool:
         """Whether this node's vault has `step` whole."""
         return self._cell is not None and self._cell.slot_of(step) is not None
