@@ -91,6 +91,8 @@ class GangDriver:
             self._vaults = Vaults(cluster.local)
         self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults)
         self._gang.replicas = spec.checkpoint.replicas
+        asked = spec.recovery.hang_timeout_s
+        self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm)
         return len(found)
 

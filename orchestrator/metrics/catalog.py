@@ -80,6 +80,7 @@ PEAK_ALLOCATED = Metric(
     "convoy_worker_device_peak_allocated_bytes", "gauge", "bytes", "Peak device memory in tensors.", ("rank",)
 )
 WORKER_FAILURES = Metric("convoy_worker_failures_total", "counter", "", "Workers that failed.")
+HANGS = Metric("convoy_worker_hangs_total", "counter", "", "Workers given up because no step was made any more.")
 RECOVERIES = Metric("convoy_recoveries_total", "counter", "", "Times the run went on after it had lost a worker.")
 RECOVERY_SECONDS = Metric(
     "convoy_recovery_duration_seconds",

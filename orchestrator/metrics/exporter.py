@@ -88,6 +88,8 @@ class MetricsObserver:
                 self._count(catalog.CHECKPOINT_REJECTIONS, 1)
             case EventKind.WORKER_FAILED:
                 self._count(catalog.WORKER_FAILURES, 1)
+            case EventKind.WORKER_HUNG:
+                self._count(catalog.HANGS, 1)
             case EventKind.RECOVERED:
                 self._count(catalog.RECOVERIES, 1)
                 self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))

@@ -20,6 +20,7 @@ class _Incident:
     number: int
     started: dict[str, Any]
     failed: list[dict[str, Any]]
+    hung: list[dict[str, Any]]
     timeline: list[tuple[float, str]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
 
@@ -33,6 +34,7 @@ class IncidentRecorder:
     def __init__(self, layout: RunLayout) -> None:
         self._layout = layout
         self._failed: list[Event] = []
+        self._hung: list[Event] = []
         self._open: _Incident | None = None
         self._complained = False
 
@@ -41,6 +43,8 @@ class IncidentRecorder:
         fields, incident = event.fields, self._open
         if event.kind is EventKind.WORKER_FAILED:
             self._failed.append(event)
+        elif event.kind is EventKind.WORKER_HUNG:
+            self._hung.append(event)
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._begin(event)
         elif incident is None:
@@ -59,9 +63,15 @@ class IncidentRecorder:
         """The event that says a recovery is over follows its first step."""
 
     def _begin(self, event: Event) -> None:
-        failed, self._failed = self._failed, []
-        incident = _Incident(int(event.fields["incident"]), event.fields, [item.fields for item in failed])
-        incident.timeline = [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
+        failed, self._failed, hung, self._hung = self._failed, [], self._hung, []
+        incident = _Incident(
+            int(event.fields["incident"]),
+            event.fields,
+            [item.fields for item in failed],
+            [item.fields for item in hung],
+        )
+        incident.timeline = [(item.time_s, _hang(item.fields)) for item in hung]
+        incident.timeline += [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
         fields = event.fields
         incident.timeline.append((event.time_s, f"decided: go on from step {fields['from_step']} ({fields['source']})"))
         self._open = incident
@@ -76,6 +86,11 @@ class IncidentRecorder:
             if not self._complained:
                 self._complained = True
                 print(f"warning: cannot write {path}: {error.strerror}", file=sys.stderr)
+
+
+def _hang(fields: dict[str, Any]) -> str:
+    who = "all workers hang" if fields["rank"] is None else f"worker {fields['rank']} hangs"
+    return f"{who}: no progress for {fields['seconds']:.1f} s, {fields['reason']}"
 
 
 def _told(event: Event) -> str | None:
@@ -123,6 +138,11 @@ def page(incident: _Incident) -> str:
         last = str(failed.get("traceback") or "").splitlines()[-SHOWN_LINES:]
         if last:
             lines += ["", f"## Last lines of worker {failed['rank']}", "", "```", *last, "```"]
+    for hung in incident.hung:
+        if hung.get("stack"):
+            lines += ["", f"## Stack of worker {hung['rank']}", "", "```", *str(hung["stack"]).splitlines(), "```"]
+    if directory := next((hung["stacks"] for hung in incident.hung if hung.get("stacks")), None):
+        lines += ["", f"Stacks of all workers: `{directory}/rank-N.txt` in the run's directory."]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
@@ -67,6 +68,7 @@ class TrainLoop:
             feed.close()
             self._protection.close()
         step = outcome.step if outcome is not None else start.step
+        context.session.beat(step, Phase.FINISH)
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
         regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
@@ -75,14 +77,18 @@ class TrainLoop:
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
         context, started = self._context, time.perf_counter()
+        beat = context.session.beat
+        beat(step, Phase.DATA)
         batch = feed.take()
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
         check_finite(outcome, context.spec.train.precision)
         checkpoint_s = 0.0
+        beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
         if self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept):
+            beat(step, Phase.CHECKPOINT)
             checkpoint_s = self._save(outcome)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
@@ -94,23 +100,30 @@ class TrainLoop:
     def _update(self, batch: StepBatch, wait_s: float, started: float) -> StepOutcome:
         """Forward, backward and update; then every rank learns of every other."""
         context, engine, clock = self._context, self._context.engine, self._clock
+        beat, step = context.session.beat, batch.step
+        beat(step, Phase.EXCHANGE)
         global_targets = global_sum(batch.targets, context.device)
-        lr = learning_rate(context.spec.train, context.plan.total_steps, batch.step)
+        lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
         loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
         for micro_step, micro_batch in enumerate(batch.micro_batches):
-            self._seed(batch.step, micro_step)
+            self._seed(step, micro_step)
             on_device = micro_batch.to(context.device)
+            beat(step, Phase.FORWARD)
             with clock.phase("forward"):
                 loss = context.task.loss(engine, on_device)
             loss_sum += loss.detach()
+            beat(step, Phase.BACKWARD)
             with clock.phase("backward"):
                 self._stepper.backward(loss, global_targets)
             del loss
+            beat(step, Phase.OPTIMIZER)
             with clock.phase("optimizer"):
                 self._stepper.step()
-        ranks = exchange(self._facts(batch, wait_s, float(loss_sum), started), context.device)
-        return StepOutcome(batch.step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
+        facts = self._facts(batch, wait_s, float(loss_sum), started)
+        beat(step, Phase.EXCHANGE)
+        ranks = exchange(facts, context.device)
+        return StepOutcome(step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
 
     def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
         seconds = self._clock.seconds()
@@ -145,7 +158,7 @@ class TrainLoop:
         return step == self._context.plan.total_steps or (interval is not None and step % interval == 0)
 
     def _evaluate(self, step: int) -> None:
-        evaluation = evaluate(self._context)
+        evaluation = evaluate(self._context, step)
         self._evaluation = evaluation
         if evaluation is not None and self._context.session.rank == 0:
             self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))
