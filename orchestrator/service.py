@@ -22,6 +22,7 @@ from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.recorder import RunRecorder
+from orchestrator.metrics.stragglers import StragglerRecorder
 from orchestrator.planner.memory import largest_micro_batch, memory_need, model_shape
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
@@ -148,10 +149,11 @@ def _carry(run: _Run, observers: Sequence[Observer], entry: str, resume_from: Ru
     """From a directory to a final state, whatever happens on the way."""
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
-    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot)
+    stragglers = StragglerRecorder(run.emit)
+    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot, lambda: stragglers.ratios)
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
     run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
-    run.observers += [Retention(run.layout, run.spec.checkpoint), _Progress(run), *observers]
+    run.observers += [Retention(run.layout, run.spec.checkpoint), _Progress(run), *observers, stragglers]
     server = None
     try:
         server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)

@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
-from orchestrator.domain.report import PhaseTimes
+from orchestrator.domain.report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
 from orchestrator.train.context import TrainContext
@@ -20,6 +20,7 @@ from orchestrator.train.protection import Protection
 from orchestrator.train.reporting import StepOutcome, check_finite, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
+from orchestrator.train.waiting import CollectiveClock
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,18 @@ class TrainLoop:
         self._context = context
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
-        self._clock = phase_clock(context.device)
+        self._collectives = CollectiveClock()
+        self._clock = phase_clock(context.device, self._collectives)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
         self._protection = Protection(context)
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
+        with self._collectives.running():
+            return self._run()
+
+    def _run(self) -> LoopResult:
         context, start = self._context, self._start
         if start.step == 0:
             self._evaluate(0)
@@ -126,7 +132,7 @@ class TrainLoop:
         return StepOutcome(step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
 
     def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
-        seconds = self._clock.seconds()
+        seconds, waited = self._clock.seconds(), self._clock.waited()
         snapshot_s = self._protection.spent_s()
         phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"], 0.0, snapshot_s)
         return RankStep(
@@ -136,6 +142,7 @@ class TrainLoop:
             samples=batch.samples,
             digest=batch.digest,
             phases=phases,
+            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
             replicated_step=self._protection.replicated_step,
