@@ -22,8 +22,12 @@ class Fault(StrEnum):
     """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
     CORRUPT_SHARD = "corrupt-shard"
     """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
+    HANG_RANK = "hang-rank"
+    """SIGSTOP to one worker's process: it stands still, its node lives."""
+    SLOW_RANK = "slow-rank"
+    """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
     RANDOM = "random"
-    """Any of the above, drawn anew each time."""
+    """Any of the above but `slow-rank`, drawn anew each time."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class FaultResult:
     detection_s: float | None
     """From the fault to the driver's knowing."""
     first_step_s: float | None
-    """From the fault to the end of the first step after it."""
+    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost."""
     steps_recomputed: int | None
     workers_before: int
     workers_after: int | None
