@@ -27,6 +27,7 @@ from orchestrator.domain.scorecard import (
     max_relative_difference,
     strike_steps,
 )
+from orchestrator.domain.stragglers import WINDOW_STEPS
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import LoadedJob
 from orchestrator.store.history import current_steps
@@ -34,7 +35,10 @@ from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
 
-REAL = tuple(fault for fault in Fault if fault is not Fault.RANDOM)
+REAL = tuple(fault for fault in Fault if fault not in (Fault.RANDOM, Fault.SLOW_RANK))
+SHORTEST_BURST_S = 0.02
+LONGEST_SLOWNESS_S = 60.0
+ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
 
 Planned = tuple[int, Fault]
 """The step after which to strike, and how."""
@@ -73,6 +77,11 @@ def drill(
         when = strike_steps(undisturbed.step, times)
     except ValueError as error:
         raise UsageError(str(error), hint="lower --times, or raise train.steps") from error
+    if fault is Fault.SLOW_RANK and undisturbed.step < (times + 1) * 2 * WINDOW_STEPS:
+        raise UsageError(
+            f"workers are compared over {WINDOW_STEPS} steps: {undisturbed.step} are too few for {times} faults",
+            hint=f"--set train.steps={(times + 1) * 2 * WINDOW_STEPS}",
+        )
     draw = random.Random(seed)
     planned = _planned(job, fault, when, draw)
     workers = job.spec.resources.workers
@@ -123,6 +132,8 @@ class Injector:
         self._layout: RunLayout | None = None
         self._pids: dict[int, int] = {}
         self._struck_s: float | None = None
+        self._brake: _Brake | None = None
+        self._slow: set[int] = set()
 
     def on_event(self, event: Event) -> None:
         """Learn where the workers are, and how the run gets over a fault."""
@@ -139,8 +150,15 @@ class Injector:
             self._note(str(fields["fault"]), int(fields["step"]) - 1, int(fields["rank"]), event.time_s)
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._pids.clear()  # ranks are dealt out anew
+            if self._brake is not None:  # it was to be slow, and somebody was lost for it: not what must happen
+                self._release()
+                self._struck_s = None
             if self._struck_s is not None and self.results[-1].detection_s is None:
                 self.results[-1] = replace(self.results[-1], detection_s=float(fields["detected_s"]) - self._struck_s)
+        elif event.kind is EventKind.WORKER_SLOW:
+            self._take_slowness(int(fields["rank"]), bool(fields["slow"]), event.time_s)
+        elif event.kind is EventKind.STATE_CHANGED and RunState(fields["state"]) in ENDED:
+            self._release()
         elif event.kind is EventKind.RECOVERED and self._struck_s is not None:
             self.results[-1] = replace(
                 self.results[-1],
@@ -152,9 +170,33 @@ class Injector:
 
     def on_step(self, report: StepReport) -> None:
         """Strike where it is time to."""
+        struck_s = self._struck_s
+        if struck_s is not None and self.results[-1].fault == Fault.SLOW_RANK.value and self._brake is None:
+            self._got_over(report, struck_s)
         if self._struck_s is None and self._planned and report.step >= self._planned[0][0] and self._pids:
             _, fault = self._planned.pop(0)
             self._strike(fault, report)
+
+    def _take_slowness(self, rank: int, slow: bool, time_s: float) -> None:
+        self._slow = self._slow | {rank} if slow else self._slow - {rank}
+        if slow and self._brake is not None and self._struck_s is not None and rank == self.results[-1].rank:
+            self.results[-1] = replace(self.results[-1], detection_s=time_s - self._struck_s)
+            self._release()
+
+    def _got_over(self, report: StepReport, struck_s: float) -> None:
+        """A slow worker was named, and another step is made by everybody."""
+        self.results[-1] = replace(
+            self.results[-1],
+            first_step_s=report.time_s - struck_s,
+            steps_recomputed=0,
+            workers_after=report.world_size,
+        )
+        self._struck_s = None
+
+    def _release(self) -> None:
+        brake, self._brake = self._brake, None
+        if brake is not None:
+            brake.release()
 
     def _strike(self, fault: Fault, report: StepReport) -> None:
         """Carry it out. A process that has just ended by itself is no victim: one fault less, and the card says so."""
@@ -165,7 +207,10 @@ class Injector:
         on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not _is_head(_raylet(pid))}
         if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE) and not on_other_nodes:
             return  # fewer faults than planned: the scorecard says so
-        rank = self._draw.choice(sorted(on_other_nodes or self._pids))
+        candidates = sorted(on_other_nodes or self._pids)
+        if fault is Fault.SLOW_RANK:  # who is slow by itself will not be called slow once more
+            candidates = [rank for rank in candidates if rank not in self._slow] or candidates
+        rank = self._draw.choice(candidates)
         pid = self._pids[rank]
         if fault is Fault.CORRUPT_SHARD:
             self._corrupt()
@@ -175,8 +220,10 @@ class Injector:
             for process in [raylet, *raylet.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
                     process.send_signal(signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
+        elif fault is Fault.SLOW_RANK:
+            self._brake = _Brake(pid, max(SHORTEST_BURST_S, report.step_time_s))
         else:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP if fault is Fault.HANG_RANK else signal.SIGKILL)
         self._note(fault.value, report.step, rank, struck_s)
 
     def _note(self, fault: str, step: int, rank: int, struck_s: float) -> None:
@@ -194,6 +241,33 @@ class Injector:
             byte = file.read(1)[0]
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte ^ 0x10]))
+
+
+class _Brake:
+    """Stops a process again and again for a moment, from a thread, until it is released: two thirds of the time."""
+
+    def __init__(self, pid: int, burst_s: float) -> None:
+        self._process, self._burst_s = psutil.Process(pid), burst_s
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="brake", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let it run; returns when it does."""
+        self._released.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        until_s = time.monotonic() + LONGEST_SLOWNESS_S
+        with contextlib.suppress(psutil.NoSuchProcess):
+            try:
+                while not self._released.is_set() and time.monotonic() < until_s:
+                    self._process.send_signal(signal.SIGSTOP)
+                    time.sleep(self._burst_s)
+                    self._process.send_signal(signal.SIGCONT)
+                    self._released.wait(self._burst_s / 2)
+            finally:
+                self._process.send_signal(signal.SIGCONT)
 
 
 def _raylet(pid: int) -> psutil.Process:

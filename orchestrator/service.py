@@ -20,6 +20,7 @@ from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.recorder import RunRecorder
+from orchestrator.metrics.stragglers import StragglerRecorder
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
@@ -109,10 +110,11 @@ def _carry(run: Run, observers: Sequence[Observer], entry: str, resume_from: Run
     """From a directory to a final state, whatever happens on the way."""
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
-    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot)
+    stragglers = StragglerRecorder(run.emit)
+    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot, lambda: stragglers.ratios)
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
     run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
-    run.observers += [Retention(run.layout, run.spec.checkpoint), RunProgress(run), *observers]
+    run.observers += [Retention(run.layout, run.spec.checkpoint), RunProgress(run), *observers, stragglers]
     server = None
     try:
         server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)

@@ -14,7 +14,14 @@ from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
 ALWAYS_TOLD = frozenset(
-    {EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED, EventKind.RESIZED}
+    {
+        EventKind.WARNING,
+        EventKind.WORKER_FAILED,
+        EventKind.WORKER_SLOW,
+        EventKind.RECOVERY_STARTED,
+        EventKind.RECOVERED,
+        EventKind.RESIZED,
+    }
 )
 LINE_INTERVAL_S = 5.0
 """Steps and data progress are told at most this often."""
@@ -186,6 +193,11 @@ def _describe_recovery(event: Event) -> str | None:
     """The same for what has to do with lost workers and changes of size."""
     fields = event.fields
     match event.kind:
+        case EventKind.WORKER_SLOW:
+            if not fields.get("slow"):
+                return f"worker {fields.get('rank')} keeps up again"
+            ratio = float(fields.get("ratio") or 0.0)
+            return f"worker {fields.get('rank')} is slow: {ratio:.1f} times the others' time, in {fields.get('phase')}"
         case EventKind.RECOVERY_STARTED:
             return _going_on(fields)
         case EventKind.RECOVERED:

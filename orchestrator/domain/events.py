@@ -35,6 +35,12 @@ class EventKind(StrEnum):
     """rank, line. Not written to events.jsonl: worker output goes to `logs/rank-N.log`."""
     WORKER_FAILED = "worker.failed"
     """rank, error, traceback."""
+    WORKER_HUNG = "worker.hung"
+    """rank (null where nobody can be named), node, step, phase, seconds (without any progress), reason, stacks
+    (directory with a file for each worker), stack (of this one)."""
+    WORKER_SLOW = "worker.slow"
+    """rank, node, slow (false: it no longer is), phase (in which it loses most), ratio (of its own time to the others'
+    median), steps (compared). Waiting for other ranks is not its own time."""
     RECOVERY_STARTED = "recovery.started"
     """incident (counted from 1 in the run), rank, cause, detected_s (Unix), step (the last one finished), from_step
     (what training goes on from), source (vaults, storage, beginning), checkpoint (its path, where it is one), skipped

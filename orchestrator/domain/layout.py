@@ -69,6 +69,10 @@ class RunLayout:
     def incident(self, number: int) -> Path:
         return self.incidents / f"incident-{number:03d}.md"
 
+    def incident_stacks(self, number: int) -> Path:
+        """`rank-N.txt` for each worker of a gang that hung."""
+        return self.incidents / f"incident-{number:03d}-stacks"
+
     @property
     def logs(self) -> Path:
         return self.root / "logs"

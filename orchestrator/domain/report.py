@@ -1,7 +1,7 @@
 """The report of one optimizer step: the one record that files, metrics, terminal and ledger are made from."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -18,6 +18,16 @@ class PhaseTimes:
     checkpoint_s: float = 0.0
     snapshot_s: float = 0.0
     """Copying state into the vault, after the step before this one."""
+
+
+@dataclass(frozen=True)
+class CollectiveTimes:
+    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. Measured
+    with gloo alone; zero with NCCL, where the device waits."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    optimizer_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class RankReport:
     tokens: int
     phases: PhaseTimes
     memory: RankMemory
+    waits: CollectiveTimes = field(default_factory=CollectiveTimes)
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ class StepReport:
                 tokens=r["tokens"],
                 phases=PhaseTimes(**r["phases"]),
                 memory=RankMemory(**r["memory"]),
+                waits=CollectiveTimes(**r.get("waits", {})),
             )
             for r in kept["ranks"]
         )

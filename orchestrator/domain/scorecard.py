@@ -24,8 +24,12 @@ class Fault(StrEnum):
     """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
     NAN = "nan"
     """One worker's loss is multiplied by NaN, once: its gradients, and through them everyone's, are no numbers."""
+    HANG_RANK = "hang-rank"
+    """SIGSTOP to one worker's process: it stands still, its node lives."""
+    SLOW_RANK = "slow-rank"
+    """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
     RANDOM = "random"
-    """Any of the above, drawn anew each time."""
+    """Any of the above but `slow-rank`, drawn anew each time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class FaultResult:
     detection_s: float | None
     """From the fault to the driver's knowing."""
     first_step_s: float | None
-    """From the fault to the end of the first step after it."""
+    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost."""
     steps_recomputed: int | None
     workers_before: int
     workers_after: int | None

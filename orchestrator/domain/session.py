@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.numeric import Injection
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 
 
@@ -121,6 +122,10 @@ class Session(Protocol):
 
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Queue an event; the session stamps the time."""
+
+    def beat(self, step: int, phase: Phase) -> None:
+        """Say that the training thread enters a phase of a step (0: of none). Every rank makes the same beats in the
+        same order. Cheap, takes no lock."""
 
     def leave(self) -> Leave:
         """Whether the driver wants training to be left at the next step boundary, and what for. Local and cheap; the

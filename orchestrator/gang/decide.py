@@ -22,6 +22,8 @@ class Ending(StrEnum):
     NODE_DIED = "node died"
     NODE_SILENT = "node silent"
     """Given up: nothing is heard of it any more."""
+    HUNG = "hung"
+    """Given up: the others wait for it, or all of them wait."""
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,14 @@ from orchestrator.gang.decide import (
     wants_regroup,
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
+from orchestrator.gang.hangs import PAUSE_S, HangWatch
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills
 from orchestrator.gang.placement import Request, release
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
 from orchestrator.gang.saving import Saves
-from orchestrator.gang.vaults import Vaults
+from orchestrator.gang.vaults import Vaults, node_answers
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
 START_TIMEOUT_S = 120.0
@@ -44,8 +45,8 @@ INTERRUPT_S = 2.0
 VAULT_TIMEOUT_S = 10.0
 SAVES_S = 20.0
 """How long the end of a run waits for checkpoints that are being written."""
-PAUSE_S = 1.0
-"""A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
+PROBES = 2
+"""Unanswered ones in a row before a silent node is given up."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Gang:
         self.replicas = 0
         self.saves: Saves | None = None
         """Checkpoints that the vaults write."""
+        self.hangs = HangWatch(local, vaults)
         self._server: FileAccess | None = None
         self._run_id = ""
         self._step = 0
@@ -164,7 +166,7 @@ class Gang:
             listener.saves = self.saves
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
-            member.poll_ref = member.actor.poll.remote(POLL_S)
+        self.hangs.begin(self.members, plan.run_dir, observers)
         watch = _Watch(self, listener)
         stop_since_s: float | None = None
         while True:
@@ -329,6 +331,7 @@ class _Watch:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._asked = False
+        self._unanswered: dict[str, int] = {}
         self._forgotten = False
         self._arriving_since_s: float | None = None
 
@@ -340,6 +343,7 @@ class _Watch:
                 member.renewed_s += gap_s
         self._silence(now_s)
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
+        self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
         self._regroup(now_s)
 
@@ -352,9 +356,10 @@ class _Watch:
             if not member.over and member.run_ref is not None
         ]
         for node_id in silent_nodes(quiet):
-            answers = vaults.answers(node_id) if vaults is not None else _ray_sees(node_id)
+            answers = node_answers(vaults, node_id)
             self._round_s = time.monotonic()
-            if answers:
+            self._unanswered[node_id] = 0 if answers else self._unanswered.get(node_id, 0) + 1
+            if self._unanswered[node_id] < PROBES:
                 continue
             for member in gang.members:
                 if member.hello.node_id == node_id and not member.over:
@@ -386,10 +391,6 @@ class _Watch:
             self._gang.ask_to_leave(Leave.REGROUP)
 
 
-def _ray_sees(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-
-
 class _BoundFileServer(FileServer):
     """The file server of a local cluster: its process dies with its raylet."""
 
@@ -400,7 +401,7 @@ class _BoundFileServer(FileServer):
 
 def _actor_class() -> Any:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
-    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "interrupt")}
+    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "interrupt", "stacks")}
     grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
         type("ConvoyWorker", (WorkerActor,), grouped)

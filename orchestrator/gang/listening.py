@@ -37,6 +37,10 @@ class Listener:
 
     def listen(self, timeout_s: float = TICK_S) -> None:
         """Take in whatever has arrived, waiting a tick for something."""
+        now_s = time.monotonic()
+        for member in self._members:
+            if member.poll_ref is None and member.run_ref is not None and now_s >= member.poll_again_s:
+                member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
         refs = {ref: member for member in self._members for ref in (member.poll_ref, member.run_ref) if ref is not None}
         if not refs:
             return
@@ -61,7 +65,7 @@ class Listener:
                 tail = last_lines(Path(member.hello.output), 1000)
                 self._log(member, unseen_lines(tail, list(member.recent)))
         self._take_all({member.poll_ref: member for member in self._members if member.poll_ref is not None})
-        self._take_all({member.actor.poll.remote(0.0): member for member in self._members if member.lives})
+        self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in self._members if member.lives})
 
     def tell(self, events: Sequence[Event]) -> None:
         """Give events to the observers."""
@@ -84,13 +88,20 @@ class Listener:
         try:
             batch: Batch = ray.get(member.poll_ref)
         except ray.exceptions.RayError:
-            member.poll_ref = None  # its run ends in the same way, and says more
+            # Where its process is gone, its run ends in the same way, and says more. Else it is but one lost answer:
+            # what was in it comes again.
+            member.poll_ref, member.poll_again_s = None, time.monotonic() + POLL_S
             return
-        member.poll_ref = None if member.over else member.actor.poll.remote(POLL_S)
+        member.poll_ref = None
         self._digest(member, batch)
+        if not member.over:
+            member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
 
     def _digest(self, member: Member, batch: Batch) -> None:
         member.lease, member.renewed_s = batch.lease, time.monotonic()
+        if batch.number <= member.seen:
+            return  # an answer that was believed lost
+        member.seen = batch.number
         published = {item.key: item.value for item in batch.items if isinstance(item, Published)}
         if published:
             for other in self._members:

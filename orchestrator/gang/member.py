@@ -31,6 +31,10 @@ class Member:
     run_ref: Any = None
     poll_ref: Any = None
     lease: Lease | None = None
+    seen: int = 0
+    """Number of the last batch that arrived."""
+    poll_again_s: float = 0.0
+    """Not before, after a poll that failed."""
     renewed_s: float = 0.0
     result: TrainResult | None = None
     failure: Failure | None = None
@@ -85,6 +89,12 @@ class Member:
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the machine stands still or its network is cut; it is not used again in this run"
         self.failure = Failure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
+
+    def take_hang(self, message: str, now_s: float) -> None:
+        """It is given up: no step is made, because of it or because of nobody that can be named."""
+        where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
+        hint = "the stacks of all workers are in the run's incidents directory; recovery.hang_timeout_s sets the bound"
+        self.failure = Failure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
 
 
 def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:

@@ -4,9 +4,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.domain.events import Event
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 
 MAX_LINES = 20_000
@@ -19,7 +20,12 @@ class Lease:
 
     rank: int
     step: int
-    phase: str
+    """The one it makes; 0 outside of steps."""
+    phase: Phase
+    beat: int = 0
+    """Beats it has made in this step."""
+    still_s: float = 0.0
+    """Since the last one, by its own clock."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Batch:
     """One answer to a poll, in the order of what happened; log lines apart."""
 
     lease: Lease
+    number: int = 0
+    """Counts the batches that hold something; that of the last such one where this holds nothing."""
     items: tuple[StepReport | Event | Published, ...] = ()
     lines: tuple[str, ...] = ()
     lines_dropped: int = 0
@@ -47,6 +55,9 @@ class Outbox:
     _items: deque[StepReport | Event | Published] = field(default_factory=deque)
     _lines: deque[str] = field(default_factory=deque)
     _dropped: int = 0
+    _last: Batch | None = None
+    """The newest that held something, until its arrival is known."""
+    _number: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def put(self, item: StepReport | Event | Published) -> None:
@@ -70,18 +81,28 @@ class Outbox:
         with self._changed:
             self._changed.notify_all()
 
-    def take(self, lease: Lease, timeout_s: float, patient: Callable[[], bool]) -> Batch:
+    def take(self, lease: Lease, timeout_s: float, patient: Callable[[], bool], seen: int | None = None) -> Batch:
         """Everything queued, at once where there is something, after `timeout_s` where there is not, or as soon as
-        `patient` says that nothing will come."""
+        `patient` says that nothing will come. The batch before once more where `seen`, the number of the last one that
+        arrived, is not its."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while not self._items and not self._lines and patient():
+            while not self._items and not self._lines and patient() and not self._missed(seen):
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     break
                 self._changed.wait(left_s)
-            batch = Batch(lease, tuple(self._items), tuple(self._lines), self._dropped)
+            if self._last is not None and self._missed(seen):
+                return replace(self._last, lease=lease)
+            self._last = None
+            if not self._items and not self._lines:
+                return Batch(lease, self._number)
+            self._number += 1
+            self._last = Batch(lease, self._number, tuple(self._items), tuple(self._lines), self._dropped)
             self._items.clear()
             self._lines.clear()
             self._dropped = 0
-            return batch
+            return self._last
+
+    def _missed(self, seen: int | None) -> bool:
+        return seen is not None and self._last is not None and self._last.number > seen

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.gang.files import Files
@@ -40,8 +41,8 @@ class RaySession:
         self._interrupted = threading.Event()
         self._values: dict[str, str] = {}
         self._delivered = threading.Condition()
-        self._step = 0
-        self._phase = "start"
+        self._beat = (0, Phase.START, 0, time.monotonic())
+        """Step, phase, beats in this step, when. Replaced as a whole by the training thread: needs no lock."""
 
     @property
     def rank(self) -> int:
@@ -67,15 +68,17 @@ class RaySession:
     @property
     def lease(self) -> Lease:
         """How far the training thread says it is."""
-        return Lease(self._assignment.rank, self._step, self._phase)
+        step, phase, beats, since_s = self._beat
+        return Lease(self._assignment.rank, step, phase, beats, time.monotonic() - since_s)
+
+    def beat(self, step: int, phase: Phase) -> None:
+        before, _, beats, _ = self._beat
+        self._beat = (step, phase, beats + 1 if step == before else 0, time.monotonic())
 
     def report_step(self, report: StepReport) -> None:
-        self._step = report.step
         self._outbox.put(report)
 
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        if kind is EventKind.WORKER_PHASE:
-            self._phase = str(fields.get("phase", ""))
         self._outbox.put(Event(kind, time.time(), dict(fields)))
 
     def leave(self) -> Leave:

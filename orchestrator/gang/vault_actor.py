@@ -7,6 +7,7 @@ import psutil
 
 from orchestrator.checkpoint.vault import Vault
 from orchestrator.gang.processes import die_with_parent
+from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks, is_stopped
 
 RESERVE_SHARE = 0.05
 """Of the host's memory that a vault leaves alone."""
@@ -37,6 +38,18 @@ class VaultActor:
         import ray
 
         return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
+
+    def is_stopped(self, pid: int) -> bool | None:
+        """See `stacks.is_stopped`: of a worker of this node that says nothing itself."""
+        return is_stopped(pid)
+
+    def stacks(self, pid: int) -> Stacks:
+        """See `stacks.foreign_stacks`."""
+        return foreign_stacks(pid)
+
+    def end_worker(self, pid: int) -> None:
+        """See `stacks.end_worker`."""
+        end_worker(pid)
 
 
 def _memory_left() -> int:

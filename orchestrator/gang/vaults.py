@@ -116,9 +116,13 @@ class Vaults:
         """Free the states of generations before one: a later one's is whole."""
         self._ask_all({"do": "forget", "before": before})
 
-    def answers(self, node_id: str) -> bool:
-        """Whether a node's vault answers within `ASK_TIMEOUT_S`."""
-        return self._ask(node_id, {"do": "ping"}) is not None
+    def actor(self, node_id: str) -> Any:
+        """The actor on a node; None where there is none."""
+        return self._actors.get(node_id)
+
+    def answers(self, node_id: str) -> bool | None:
+        """Whether a node's vault answers within `ASK_TIMEOUT_S`; None where there is none that ever did."""
+        return None if node_id not in self._known else self._ask(node_id, {"do": "ping"}) is not None
 
     def close(self) -> None:
         """End all of them."""
@@ -158,6 +162,14 @@ class Vaults:
                 self._channels[node_id] = channel
                 return answer
         return None
+
+
+def node_answers(vaults: Vaults | None, node_id: str) -> bool:
+    """Whether something on a node answers besides its workers: its vault, or, without one, its raylet, as Ray says."""
+    answers = vaults.answers(node_id) if vaults is not None else None
+    if answers is not None:
+        return answers
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _actor_class() -> Any:

@@ -8,6 +8,7 @@ import importlib
 import os
 import socket
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.outbox import Batch, Lease, Outbox
-from orchestrator.gang.processes import die_with_parent
+from orchestrator.gang.processes import allow_to_trace, die_with_parent
 from orchestrator.gang.ray_session import Assignment, RaySession
+from orchestrator.gang.stacks import Stacks, own_stacks
 
 EntryPoint = Callable[[Session, TrainPlan], TrainResult]
 
@@ -114,6 +117,8 @@ class WorkerActor:
         self._session: RaySession | None = None
         self._running: int | None = None
         """The generation whose entry point runs now."""
+        self._trainer: int | None = None
+        """The training thread."""
         self._notices: dict[int, tuple[dict[str, str], Leave]] = {}
         """Of generations, what came before their session."""
         self._capture = OutputCapture(_output_path(), self._outbox.put_lines)
@@ -150,6 +155,9 @@ class WorkerActor:
         files = Files(RemoteFiles(access.server), access.marker, access.word, host_cache(access.run_id), os.environ)
         session = RaySession(assignment, self._outbox, files)
         generation = assignment.generation
+        self._trainer = threading.get_ident()
+        if assignment.vault is not None:
+            allow_to_trace(assignment.vault.pid)
         self._running, self._session = generation, session
         values, leave = self._notices.pop(generation, ({}, Leave.NO))
         session.deliver(values)
@@ -167,10 +175,11 @@ class WorkerActor:
             self._outbox.nudge()
         return result
 
-    def poll(self, timeout_s: float) -> Batch:
-        """Agent: everything there is to say, waiting up to `timeout_s` for something."""
-        before = self._session.lease if self._session is not None else Lease(-1, 0, "start")
-        batch = self._outbox.take(before, timeout_s, lambda: self._running is not None)
+    def poll(self, timeout_s: float, seen: int) -> Batch:
+        """Agent: everything there is to say, waiting up to `timeout_s` for something. `seen`: the last batch that
+        arrived; a later one is given once more."""
+        before = self._session.lease if self._session is not None else Lease(-1, 0, Phase.START)
+        batch = self._outbox.take(before, timeout_s, lambda: self._running is not None, seen)
         return batch if self._session is None else replace(batch, lease=self._session.lease)
 
     def notify(self, generation: int, values: dict[str, str], leave: Leave) -> None:
@@ -182,6 +191,10 @@ class WorkerActor:
         elif session is None or generation > session.generation:
             known, wish = self._notices.get(generation, ({}, Leave.NO))
             self._notices[generation] = ({**known, **values}, max(wish, leave))
+
+    def stacks(self) -> Stacks:
+        """Agent: what every thread of this process is at."""
+        return own_stacks(self._trainer)
 
     def interrupt(self, generation: int, patience_s: float) -> bool:
         """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""

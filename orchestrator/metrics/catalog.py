@@ -80,6 +80,14 @@ PEAK_ALLOCATED = Metric(
     "convoy_worker_device_peak_allocated_bytes", "gauge", "bytes", "Peak device memory in tensors.", ("rank",)
 )
 WORKER_FAILURES = Metric("convoy_worker_failures_total", "counter", "", "Workers that failed.")
+HANGS = Metric("convoy_worker_hangs_total", "counter", "", "Workers given up because no step was made any more.")
+STRAGGLER = Metric(
+    "convoy_straggler_ratio",
+    "gauge",
+    "",
+    "A worker's own time in the last steps, waiting for others left out, to the others' median; 1.5 is called slow.",
+    ("rank",),
+)
 RECOVERIES = Metric("convoy_recoveries_total", "counter", "", "Times the run went on after it had lost a worker.")
 RECOVERY_SECONDS = Metric(
     "convoy_recovery_duration_seconds",

@@ -37,14 +37,16 @@ class MetricsObserver:
         job: str,
         ledger: Callable[[], dict[str, Any]] | None = None,
         clock: Callable[[], float] = time.time,
+        slowness: Callable[[], dict[int, float]] | None = None,
     ) -> None:
-        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds."""
+        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds,
+        `slowness` the ratio of each rank (`StragglerRecorder.ratios`)."""
         self.registry = CollectorRegistry()
         self._common = (run_id, job)
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
-        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name}
+        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name, catalog.STRAGGLER.name}
         for metric in catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -61,6 +63,8 @@ class MetricsObserver:
                 )
         if ledger is not None:
             self.registry.register(_LedgerCollector(self._common, ledger))
+        if slowness is not None:
+            self.registry.register(_SlownessCollector(self._common, slowness))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
         self._checkpoint_s = clock()
@@ -101,6 +105,8 @@ class MetricsObserver:
                 self._count(catalog.CHECKPOINT_REJECTIONS, 1)
             case EventKind.WORKER_FAILED:
                 self._count(catalog.WORKER_FAILURES, 1)
+            case EventKind.WORKER_HUNG:
+                self._count(catalog.HANGS, 1)
             case EventKind.RECOVERED:
                 self._count(catalog.RECOVERIES, 1)
                 self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
@@ -175,6 +181,21 @@ class _LedgerCollector(Collector):
         goodput = GaugeMetricFamily(catalog.GOODPUT.name, catalog.GOODPUT.help, labels=catalog.COMMON_LABELS)
         goodput.add_metric(self._common, value["goodput"])
         return [family, goodput]
+
+
+class _SlownessCollector(Collector):
+    """Ratios of the ranks there are: those of a larger gang before are gone with it."""
+
+    def __init__(self, common: tuple[str, str], slowness: Callable[[], dict[int, float]]) -> None:
+        self._common = common
+        self._slowness = slowness
+
+    def collect(self) -> Iterable[Metric]:
+        metric = catalog.STRAGGLER
+        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
+        for rank, ratio in self._slowness().items():
+            family.add_metric((*self._common, str(rank)), ratio)
+        return [family]
 
 
 class MetricsServer:

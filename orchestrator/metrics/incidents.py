@@ -22,6 +22,7 @@ class _Incident:
     number: int
     started: dict[str, Any]
     failed: list[dict[str, Any]]
+    hung: list[dict[str, Any]]
     timeline: list[tuple[float, str]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
     fault: NumericFault | None = None
@@ -38,6 +39,7 @@ class IncidentRecorder:
         self._layout = layout
         self._failed: list[Event] = []
         self._fault: NumericFault | None = None
+        self._hung: list[Event] = []
         self._open: _Incident | None = None
         self._complained = False
 
@@ -48,6 +50,8 @@ class IncidentRecorder:
             self._failed.append(event)
         elif event.kind is EventKind.NUMERIC_FAULT:
             self._fault = NumericFault.from_json({**fields, "kind": fields["fault"]})
+        elif event.kind is EventKind.WORKER_HUNG:
+            self._hung.append(event)
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._begin(event)
         elif incident is None:
@@ -66,12 +70,18 @@ class IncidentRecorder:
         """The event that says a recovery is over follows its first step."""
 
     def _begin(self, event: Event) -> None:
-        failed, self._failed = self._failed, []
+        failed, self._failed, hung, self._hung = self._failed, [], self._hung, []
         fault, self._fault = self._fault, None
         skipped = event.fields.get("skipped")
-        incident = _Incident(int(event.fields["incident"]), event.fields, [item.fields for item in failed])
+        incident = _Incident(
+            int(event.fields["incident"]),
+            event.fields,
+            [item.fields for item in failed],
+            [item.fields for item in hung],
+        )
         incident.fault = fault if skipped else None
-        incident.timeline = [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
+        incident.timeline = [(item.time_s, _hang(item.fields)) for item in hung]
+        incident.timeline += [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
         fields = event.fields
         without = f", without {_samples(skipped)}" if skipped else ""
         decided = f"decided: go on from step {fields['from_step']} ({fields['source']}){without}"
@@ -88,6 +98,11 @@ class IncidentRecorder:
             if not self._complained:
                 self._complained = True
                 print(f"warning: cannot write {path}: {error.strerror}", file=sys.stderr)
+
+
+def _hang(fields: dict[str, Any]) -> str:
+    who = "all workers hang" if fields["rank"] is None else f"worker {fields['rank']} hangs"
+    return f"{who}: no progress for {fields['seconds']:.1f} s, {fields['reason']}"
 
 
 def _told(event: Event) -> str | None:
@@ -139,6 +154,11 @@ def page(incident: _Incident) -> str:
         last = str(failed.get("traceback") or "").splitlines()[-SHOWN_LINES:]
         if last:
             lines += ["", f"## Last lines of worker {failed['rank']}", "", "```", *last, "```"]
+    for hung in incident.hung:
+        if hung.get("stack"):
+            lines += ["", f"## Stack of worker {hung['rank']}", "", "```", *str(hung["stack"]).splitlines(), "```"]
+    if directory := next((hung["stacks"] for hung in incident.hung if hung.get("stacks")), None):
+        lines += ["", f"Stacks of all workers: `{directory}/rank-N.txt` in the run's directory."]
     return "\n".join(lines) + "\n"
 
 

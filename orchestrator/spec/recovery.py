@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from orchestrator.spec.base import SpecModel
@@ -48,3 +50,6 @@ class RecoverySpec(SpecModel):
 
     max_rollbacks: int = Field(default=3, ge=1)
     """Times a run goes back within any 1000 steps; at one more it gives up: the training itself diverges."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Seconds without any progress in a step, on any worker, after which the gang counts as hung: stacks of all workers
+    are taken and it goes on without the one the others wait for. `auto`: from measured step times, at least 10."""

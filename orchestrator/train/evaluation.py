@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from orchestrator.domain.hang import Phase
 from orchestrator.train.context import TrainContext
 from orchestrator.train.tasks import Batch
 
@@ -31,8 +32,9 @@ class Evaluation:
         }
 
 
-def evaluate(context: TrainContext) -> Evaluation | None:
-    """Measure; None where the data has no validation samples. Collective. Leaves the model in training mode."""
+def evaluate(context: TrainContext, step: int) -> Evaluation | None:
+    """Measure, after `step`; None where the data has no validation samples. Collective. Leaves the model in training
+    mode."""
     validation = context.spec.data.validation
     samples = context.dataset.manifest.validation_samples
     if validation is None or samples == 0:
@@ -43,6 +45,7 @@ def evaluate(context: TrainContext) -> Evaluation | None:
     try:
         with torch.no_grad():
             for batch in _batches(context, min(samples, validation.max_samples)):
+                context.session.beat(step, Phase.EVAL)
                 total[0] += context.task.loss(context.engine, batch.to(context.device)).double()
                 total[1] += batch.targets
     finally:

@@ -1,13 +1,13 @@
 """What ranks tell each other once a step: one small vector of numbers, gathered to all."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.session import Leave
 
 # A digest has 62 bits and a double holds 53: it travels in two exact halves.
@@ -33,6 +33,7 @@ class RankStep:
     """The newest step of this rank whose state lies in every vault it should lie in; -1: none; -2: no vault yet."""
     step_s: float
     """This rank's own time of the step so far."""
+    waits: CollectiveTimes = field(default_factory=CollectiveTimes)
 
     def pack(self) -> list[float]:
         """As doubles, all exact but the seconds and the loss, which are doubles anyway."""
@@ -57,6 +58,9 @@ class RankStep:
             float(self.replicated_step),
             self.step_s,
             phases.snapshot_s,
+            self.waits.forward_s,
+            self.waits.backward_s,
+            self.waits.optimizer_s,
         ]
 
     @classmethod
@@ -74,13 +78,14 @@ class RankStep:
             leave=Leave(int(values[15])),
             replicated_step=int(values[16]),
             step_s=values[17],
+            waits=CollectiveTimes(*values[19:22]),
         )
 
     def report(self, rank: int, checkpoint_s: float) -> RankReport:
         """The part of the step's report that is this rank's own."""
         p = self.phases
         phases = PhaseTimes(p.data_wait_s, p.forward_s, p.backward_s, p.optimizer_s, checkpoint_s, p.snapshot_s)
-        return RankReport(rank, self.samples, self.tokens, phases, self.memory)
+        return RankReport(rank, self.samples, self.tokens, phases, self.memory, self.waits)
 
 
 def exchange(own: RankStep, device: torch.device) -> list[RankStep]:

@@ -10,8 +10,9 @@ import torch
 from orchestrator.checkpoint.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
 from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import PhaseTimes
+from orchestrator.domain.report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
 from orchestrator.train.context import TrainContext
@@ -24,6 +25,7 @@ from orchestrator.train.protection import Protection
 from orchestrator.train.reporting import StepOutcome, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
+from orchestrator.train.waiting import CollectiveClock
 from orchestrator.train.watch import NumericWatch, order_from
 
 
@@ -52,7 +54,8 @@ class TrainLoop:
         self._context = context
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
-        self._clock = phase_clock(context.device)
+        self._collectives = CollectiveClock()
+        self._clock = phase_clock(context.device, self._collectives)
         self._order = order_from(context, start)
         self._watch = NumericWatch(context, start, self._order)
         self._protection = Protection(context, self._order, self._watch.extra)
@@ -66,6 +69,10 @@ class TrainLoop:
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
+        with self._collectives.running():
+            return self._run()
+
+    def _run(self) -> LoopResult:
         context, start = self._context, self._start
         if start.step == 0:
             self._evaluate(0)
@@ -83,6 +90,7 @@ class TrainLoop:
             feed.close()
             self._protection.close()
         step = outcome.step if outcome is not None else start.step
+        context.session.beat(step, Phase.FINISH)
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
         regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
@@ -91,12 +99,15 @@ class TrainLoop:
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
         context, started = self._context, time.perf_counter()
+        beat = context.session.beat
+        beat(step, Phase.DATA)
         batch = feed.take()
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
         self._watch.check(outcome)  # before anything is saved or told of this step
         checkpoint_s = 0.0
+        beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
         due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
         # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
@@ -104,6 +115,7 @@ class TrainLoop:
         if evaluate_first:
             self._evaluate(step)
         if due:
+            beat(step, Phase.CHECKPOINT)
             checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
@@ -115,26 +127,33 @@ class TrainLoop:
     def _update(self, batch: StepBatch, wait_s: float, started: float) -> StepOutcome:
         """Forward, backward and update; then every rank learns of every other."""
         context, engine, clock = self._context, self._context.engine, self._clock
+        beat, step = context.session.beat, batch.step
+        beat(step, Phase.EXCHANGE)
         global_targets = global_sum(batch.targets, context.device)
-        lr = learning_rate(context.spec.train, context.plan.total_steps, batch.step)
+        lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
         loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
         for micro_step, micro_batch in enumerate(batch.micro_batches):
-            self._seed(batch.step, micro_step)
+            self._seed(step, micro_step)
             on_device = micro_batch.to(context.device)
+            beat(step, Phase.FORWARD)
             with clock.phase("forward"):
                 loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
             loss_sum += loss.detach()
+            beat(step, Phase.BACKWARD)
             with clock.phase("backward"):
                 self._stepper.backward(loss, global_targets)
             del loss
+            beat(step, Phase.OPTIMIZER)
             with clock.phase("optimizer"):
                 self._stepper.step()
-        ranks = exchange(self._facts(batch, wait_s, float(loss_sum), started), context.device)
-        return StepOutcome(batch.step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
+        facts = self._facts(batch, wait_s, float(loss_sum), started)
+        beat(step, Phase.EXCHANGE)
+        ranks = exchange(facts, context.device)
+        return StepOutcome(step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
 
     def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
-        seconds = self._clock.seconds()
+        seconds, waited = self._clock.seconds(), self._clock.waited()
         snapshot_s = self._protection.spent_s()
         phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"], 0.0, snapshot_s)
         return RankStep(
@@ -144,6 +163,7 @@ class TrainLoop:
             samples=batch.samples,
             digest=batch.digest,
             phases=phases,
+            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
             replicated_step=self._protection.replicated_step,
@@ -166,7 +186,7 @@ class TrainLoop:
         return step == self._context.plan.total_steps or (interval is not None and step % interval == 0)
 
     def _evaluate(self, step: int) -> None:
-        evaluation = evaluate(self._context)
+        evaluation = evaluate(self._context, step)
         self._evaluation = evaluation
         if evaluation is not None and self._context.session.rank == 0:
             self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))

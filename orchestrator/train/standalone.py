@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan
@@ -67,6 +68,9 @@ class StandaloneSession:
         event = Event(kind, time.time(), fields)
         for observer in self.observers:
             observer.on_event(event)
+
+    def beat(self, step: int, phase: Phase) -> None:
+        """Nobody watches."""
 
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO

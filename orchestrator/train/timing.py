@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 import torch
 
+from orchestrator.train.waiting import CollectiveClock
+
 Phase = Literal["forward", "backward", "optimizer"]
 
 
@@ -19,24 +21,34 @@ class PhaseClock(Protocol):
     def seconds(self) -> dict[Phase, float]:
         """Seconds by phase since the last call, which also starts the next step. Waits for the device."""
 
+    def waited(self) -> dict[Phase, float]:
+        """Of those, the seconds in collectives, since the last call."""
+
 
 class HostClock:
     """`time.perf_counter` around each phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, collectives: CollectiveClock) -> None:
+        self._collectives = collectives
         self._seconds: dict[Phase, float] = {}
+        self._waited: dict[Phase, float] = {}
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), self._collectives.seconds
         try:
             yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+            self._waited[name] = self._waited.get(name, 0.0) + self._collectives.seconds - waited
 
     def seconds(self) -> dict[Phase, float]:
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def waited(self) -> dict[Phase, float]:
+        waited, self._waited = self._waited, {}
+        return waited
 
 
 class CudaClock:
@@ -64,7 +76,10 @@ class CudaClock:
             result[name] = result.get(name, 0.0) + begin.elapsed_time(end) / 1000.0
         return result
 
+    def waited(self) -> dict[Phase, float]:
+        return {}  # the device waits, and does not say for how long
 
-def phase_clock(device: torch.device) -> PhaseClock:
+
+def phase_clock(device: torch.device, collectives: CollectiveClock) -> PhaseClock:
     """The clock for a device."""
-    return CudaClock() if device.type == "cuda" else HostClock()
+    return CudaClock() if device.type == "cuda" else HostClock(collectives)

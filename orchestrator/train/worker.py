@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.spec.job import JobSpec
@@ -25,7 +26,7 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     also when it raises.
     """
     spec = JobSpec.model_validate_json(json.dumps(plan.spec))
-    _phase(session, "import")
+    _phase(session, Phase.IMPORT)
     started = time.perf_counter()
     _set_threads(spec)
     from orchestrator.train.rendezvous import join_process_group, leave_process_group, worker_device
@@ -33,12 +34,12 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
 
     device = worker_device(session)
     _import_model(spec, device.type)
-    _phase(session, "rendezvous")
+    _phase(session, Phase.RENDEZVOUS)
     unblock = Unblocker()
     session.on_interrupt(unblock)
     try:
         join_process_group(session, device)
-        _phase(session, "build")
+        _phase(session, Phase.BUILD)
         context = _build(session, plan, spec, device)
         try:
             unblock.learn()
@@ -122,12 +123,12 @@ def _train(context: "TrainContext") -> TrainResult:
     session, plan = context.session, context.plan
     start = Progress(step=0, position=0)
     if plan.peer_state is not None or plan.resume_from is not None:
-        _phase(session, "restore")
+        _phase(session, Phase.RESTORE)
         start = _restore(context)
-    _phase(session, "train")
+    _phase(session, Phase.TRAIN)
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and session.rank == 0:
-        _phase(session, "export")
+        _phase(session, Phase.EXPORT, result.step)
         if result.unsaved is None:
             _export(context, result)
         else:
@@ -202,9 +203,10 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
             session.report_event(EventKind.SAMPLE, {"prompt": generation.prompt, "text": text})
 
 
-def _phase(session: Session, phase: str) -> None:
+def _phase(session: Session, phase: Phase, step: int = 0) -> None:
+    session.beat(step, phase)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase})
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase.value})
 
 
 def _set_threads(spec: JobSpec) -> None:

@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 
@@ -156,3 +158,65 @@ def train_short_of_memory(session: Session, plan: TrainPlan) -> TrainResult:
     limit = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return run_worker(session, plan)
+
+
+def hang_in_python(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real; in the first gang the training thread of rank 1 stops for ever in Python after some steps."""
+    from orchestrator.train.worker import run_worker
+
+    if session.rank == 1 and getattr(session, "generation", 0) == 1:
+        asked = 0
+        leave = session.leave
+
+        def leave_or_hang() -> Leave:
+            nonlocal asked
+            asked += 1
+            if asked == 12:
+                a_lock_nobody_gives_back()
+            return leave()
+
+        session.leave = leave_or_hang  # type: ignore[method-assign]
+    return run_worker(session, plan)
+
+
+def a_lock_nobody_gives_back() -> None:
+    """A frame to be found in a stack."""
+    threading.Event().wait()
+
+
+def everybody_hangs(session: Session, plan: TrainPlan) -> TrainResult:
+    """All ranks of the first gang stop for ever at the same place."""
+    from orchestrator.train.worker import run_worker
+
+    if getattr(session, "generation", 0) == 1:
+        beat = session.beat
+
+        def beat_or_hang(step: int, phase: Phase) -> None:
+            beat(step, phase)
+            if (step, phase) == (12, Phase.FORWARD):
+                a_lock_nobody_gives_back()
+
+        session.beat = beat_or_hang  # type: ignore[method-assign]
+    return run_worker(session, plan)
+
+
+def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real while answers to the driver's polls are lost now and then."""
+    from orchestrator.gang.outbox import Outbox
+    from orchestrator.train.worker import run_worker
+
+    take, polls = Outbox.take, 0
+
+    def lossy(*args: Any) -> Any:
+        nonlocal polls
+        polls += 1
+        batch = take(*args)
+        if polls % 3 == 0:
+            raise ConnectionError("on purpose")  # what was taken out of the queue is in no answer
+        return batch
+
+    Outbox.take = lossy  # type: ignore[method-assign,assignment]
+    try:
+        return run_worker(session, plan)
+    finally:
+        Outbox.take = take  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
@@ -40,12 +41,16 @@ class FileSession:
     asked: int = 0
     steps: list[StepReport] = field(default_factory=list)
     events: list[tuple[EventKind, dict[str, Any]]] = field(default_factory=list)
+    beats: list[tuple[int, Phase]] = field(default_factory=list)
 
     def report_step(self, report: StepReport) -> None:
         self.steps.append(report)
 
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         self.events.append((kind, fields))
+
+    def beat(self, step: int, phase: Phase) -> None:
+        self.beats.append((step, phase))
 
     def leave(self) -> Leave:
         # Asked once a step.

@@ -63,6 +63,35 @@ def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp
     runs = [path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists()]
     assert len(runs) == 3
     assert sum("fault.injected" in (path / "events.jsonl").read_text() for path in runs) == 1
+def test_a_worker_that_hangs_is_given_up_and_replaced(tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "hang-rank")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    card = json.loads(ended.stdout)
+    (result,) = card["faults"]
+    assert (result["fault"], result["workers_before"], result["workers_after"]) == ("hang-rank", 2, 2)
+    assert result["detection_s"] > 4  # nobody is given up for a moment's silence
+    events = (tmp_path / "runs" / card["run"] / "events.jsonl").read_text()
+    assert events.count('"worker.hung"') == 1
+
+
+def test_a_slow_worker_is_named_and_lives(tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank", "--set", "train.steps=160")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    card = json.loads(ended.stdout)
+    assert card["survived"] is True
+    (result,) = card["faults"]
+    assert (result["steps_recomputed"], result["workers_after"]) == (0, 2)
+    lines = (tmp_path / "runs" / card["run"] / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [e for e in events if e["kind"] in ("worker.failed", "worker.hung", "recovery.started")] == []
+    slow = next(e for e in events if e["kind"] == "worker.slow" and e["slow"] and e["rank"] == result["rank"])
+    assert slow["ratio"] >= 1.5
+
+
+def test_slowness_needs_steps_to_be_seen_in(tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank")
+    assert ended.returncode == 2
+    assert "too few" in ended.stderr
 
 
 def test_what_does_not_survive_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import Category, Ledger
 from orchestrator.store.runs import RunStore
 
@@ -34,9 +34,14 @@ def rows(title: str) -> dict[str, str]:
 
 def test_every_field_of_a_step_is_documented() -> None:
     expected = {field.name for field in fields(StepReport)}
-    expected |= {f"ranks[].{field.name}" for field in fields(RankReport)} - {"ranks[].phases", "ranks[].memory"}
+    expected |= {f"ranks[].{field.name}" for field in fields(RankReport)} - {
+        "ranks[].phases",
+        "ranks[].memory",
+        "ranks[].waits",
+    }
     expected |= {f"ranks[].phases.{field.name}" for field in fields(PhaseTimes)}
     expected |= {f"ranks[].memory.{field.name}" for field in fields(RankMemory)}
+    expected |= {f"ranks[].waits.{field.name}" for field in fields(CollectiveTimes)}
     assert set(rows("steps.jsonl")) == expected
 
 

@@ -1,0 +1,196 @@
+"""Whether a gang still gets anywhere, and who holds it up. Pure: pulses and step times in, a verdict out.
+
+Every rank makes the same beats in the same order, one at the start of each phase of a step, so beats can be compared:
+who is behind the others is who they wait for. Where nobody is behind, stacks tell who waits and who does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+
+STEP_FLOOR_S = 10.0
+"""No bound is shorter: a machine that swaps, or is paused for a moment, is no hang."""
+MEDIAN_FACTOR = 5.0
+LONGEST_FACTOR = 2.0
+FIRST_S = 300.0
+"""The first step of the first gang: kernels are built, connections made, caches filled."""
+FIRST_FACTOR = 6.0
+"""The first step of a later gang, in bounds of a step."""
+CHECKPOINT_FLOOR_S = 120.0
+CHECKPOINT_FACTOR = 10.0
+OUTSIDE_S = 600.0
+"""What is not a step: import, rendezvous, build, restore, a first checkpoint."""
+EXPORT_S = 1800.0
+SUSPICION = 0.5
+"""The share of the bound at which stacks are taken."""
+SILENT_S = 3.5
+"""From the last word of a worker to looking at its process."""
+STOPPED_S = 5.0
+"""How long a worker's process may stand still, by its kernel's word, while nobody makes a step."""
+
+
+class Phase(StrEnum):
+    """What a training thread is at."""
+
+    START = "start"
+    IMPORT = "import"
+    RENDEZVOUS = "rendezvous"
+    BUILD = "build"
+    RESTORE = "restore"
+    TRAIN = "train"
+    """Between `restore` and the first step."""
+    DATA = "data"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    EXCHANGE = "exchange"
+    """Numbers that all ranks tell each other."""
+    SNAPSHOT = "snapshot"
+    EVAL = "eval"
+    CHECKPOINT = "checkpoint"
+    FINISH = "finish"
+    EXPORT = "export"
+
+
+STEP_PHASES = frozenset(
+    {Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.EXCHANGE, Phase.SNAPSHOT, Phase.EVAL}
+)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What has been measured, in seconds, of this and earlier gangs of the run, the newest last."""
+
+    steps_s: tuple[float, ...] = ()
+    """Steps, without checkpoints."""
+    checkpoints_s: tuple[float, ...] = ()
+    first_over: bool = False
+    """The present gang has finished a step."""
+
+
+def step_bound_s(pace: Pace, asked_s: float | None) -> float:
+    """How long nobody may make a beat in a step: `asked_s` where the spec says so, else from measured steps."""
+    if asked_s is not None:
+        return asked_s
+    if not pace.steps_s:
+        return STEP_FLOOR_S
+    return max(STEP_FLOOR_S, MEDIAN_FACTOR * median(pace.steps_s), LONGEST_FACTOR * max(pace.steps_s))
+
+
+def bound_s(phase: Phase, pace: Pace, asked_s: float | None) -> float:
+    """How long nobody may make a beat while somebody is in `phase`."""
+    step_s = step_bound_s(pace, asked_s)
+    if phase in STEP_PHASES:
+        if pace.first_over:
+            return step_s
+        return max(step_s, FIRST_FACTOR * step_s if pace.steps_s else FIRST_S)
+    if phase is Phase.CHECKPOINT and pace.checkpoints_s:
+        return max(step_s, CHECKPOINT_FLOOR_S, CHECKPOINT_FACTOR * max(pace.checkpoints_s))
+    return max(step_s, EXPORT_S if phase is Phase.EXPORT else OUTSIDE_S)
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One rank whose part is not over, as the driver sees it. Time that the driver itself was paused is left out."""
+
+    rank: int
+    step: int
+    """The step it makes."""
+    beat: int
+    """How many beats it has made in this step."""
+    phase: Phase
+    still_s: float
+    """Since its last beat."""
+    quiet_s: float
+    """Since its agent was last heard of."""
+    looked: bool = False
+    """Its process was looked at from outside, on a node that is known to live."""
+    stopped_s: float = 0.0
+    """How long the kernel has called it stopped, look after look."""
+    waits: bool | None = None
+    """Its training thread is in a collective, by its stack; None: its stack is not known."""
+
+    @property
+    def heard(self) -> bool:
+        """Its agent answers."""
+        return self.quiet_s < SILENT_S
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it is; comparable between the ranks of a gang."""
+        return self.step, self.beat
+
+
+class State(StrEnum):
+    """What is to be done."""
+
+    FINE = "fine"
+    SUSPICIOUS = "suspicious"
+    """Take stacks."""
+    HUNG = "hung"
+    """Recover, without the culprits."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict. `culprits` is empty where nobody can be named: then nobody is spared."""
+
+    state: State
+    culprits: tuple[int, ...] = ()
+    reason: str = ""
+    still_s: float = 0.0
+    """How long nobody has made a beat."""
+
+
+def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked_s: float | None) -> Finding:
+    """Whether the gang hangs. `since_step_s`: since a step was last reported, or the gang began.
+
+    Silence alone proves nothing: where nobody is heard of, and no process could be looked at, it may be the driver
+    that is cut off. Slowness neither: as long as anybody makes a beat now and then, all is fine.
+    """
+    if not pulses or not any(pulse.heard or pulse.looked for pulse in pulses):
+        return Finding(State.FINE)
+    still_s = min(since_step_s, *(pulse.still_s for pulse in pulses))
+    stopped = [pulse for pulse in pulses if not pulse.heard and pulse.stopped_s > 0.0]
+    stop_bound_s = STOPPED_S if asked_s is None else asked_s
+    if stopped and still_s >= stop_bound_s and all(pulse.quiet_s >= stop_bound_s for pulse in stopped):
+        ranks = tuple(pulse.rank for pulse in stopped)
+        return Finding(State.HUNG, ranks, "its process is stopped, and nobody makes a step without it", still_s)
+    limit_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
+    if still_s >= limit_s:
+        culprits, reason = name_culprits(pulses)
+        return Finding(State.HUNG, culprits, reason, still_s)
+    if still_s >= SUSPICION * limit_s or (stopped and still_s >= SUSPICION * stop_bound_s):
+        return Finding(State.SUSPICIOUS, (), "", still_s)
+    return Finding(State.FINE, (), "", still_s)
+
+
+def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
+    """Whom a gang that stands still waits for, and how that shows; nobody where all ranks look alike."""
+    silent = [pulse for pulse in pulses if not pulse.heard]
+    if silent:
+        if len(silent) == len(pulses):
+            return (), "no process answers"
+        return _ranks(silent), "its process does not answer, and nobody makes a step without it"
+    behind = min(pulse.place for pulse in pulses)
+    last = [pulse for pulse in pulses if pulse.place == behind]
+    ahead = [pulse for pulse in pulses if pulse.place != behind]
+    busy = [pulse for pulse in last if pulse.waits is False]
+    if busy and (ahead or len(busy) < len(last)):
+        others = _doing(ahead or [pulse for pulse in last if pulse.waits is not False])
+        return _ranks(busy), f"it is in {_doing(busy)} and in no collective, the others wait in {others}"
+    if ahead:
+        odd, rest = (last, ahead) if len(last) <= len(ahead) else (ahead, last)
+        return _ranks(odd), f"it is in {_doing(odd)}, the others are in {_doing(rest)}"
+    return (), f"all workers are in {_doing(last)}"
+
+
+def _ranks(pulses: Sequence[Pulse]) -> tuple[int, ...]:
+    return tuple(sorted(pulse.rank for pulse in pulses))
+
+
+def _doing(pulses: Sequence[Pulse]) -> str:
+    """`forward of step 7`; of several ranks in different phases, what the furthest is at."""
+    pulse = max(pulses, key=lambda pulse: pulse.place)
+    return f"{pulse.phase.value} of step {pulse.step}" if pulse.phase in STEP_PHASES else pulse.phase.value
