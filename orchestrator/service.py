@@ -28,9 +28,11 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
+from orchestrator.store.scaling import ScaleFiles
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
 INTERRUPTED = 130
+RESTARTING = (RunState.STARTING.value, RunState.RECOVERING.value, RunState.WAITING.value)
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         },
     )
     run.enter(RunState.PREPARING)
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
+    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit)
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
@@ -223,9 +225,10 @@ def _train(
         outcome = driver.train(entry, replace(plan, peer_state=peers), readable, run.observers)
         if outcome is not None and outcome.regroup and not run.stop.is_set():
             peers, checkpoint = _newest_state(run, driver)
-            found = driver.reform()
+            found, waited = _reform(run, driver)
             if found is None:
                 return _stopped()
+            peers, checkpoint = _newest_state(run, driver) if waited else (peers, checkpoint)
             run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
             workers = found
             continue
@@ -245,10 +248,29 @@ def _train(
             )
             run.emit(EventKind.WARNING, {"message": message})
         peers, checkpoint = _recover(run, driver, outcome.failure, furthest, len(failures))
-        found = driver.reform()
+        found, waited = _reform(run, driver)
         if found is None:
             return _stopped()
+        peers, checkpoint = _newest_state(run, driver) if waited else (peers, checkpoint)
         workers = found
+
+
+def _reform(run: _Run, driver: Any) -> tuple[int | None, bool]:
+    """How many workers the next gang has (None where stopped), and whether it was waited for: what the vaults hold may
+    be another then."""
+    began_s, waited = time.time(), False
+
+    def waits(wait: Any) -> None:
+        nonlocal waited
+        if wait is None:
+            run.enter(RunState.STARTING if run.recovery is None else RunState.RECOVERING, "enough workers are there")
+            return
+        waited = True
+        fields = {"have": wait.have, "need": wait.need, "since_s": began_s, "step": run.step}
+        run.enter(RunState.WAITING, f"{wait.have} of at least {wait.need} workers there, the others need nodes")
+        run.emit(EventKind.WAITING, fields)
+
+    return driver.reform(waits), waited
 
 
 def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, Path | None]:
@@ -326,7 +348,7 @@ class _Progress:
         if event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
             self._running = True
             self._run.enter(RunState.RUNNING)
-        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") == RunState.RECOVERING.value:
+        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") in RESTARTING:
             self._running = False
 
     def on_step(self, report: StepReport) -> None:

@@ -78,11 +78,20 @@ class Vaults:
         return next((node_id for node_id, hello in self._known.items() if hello.address == address), None)
 
     def assign(
-        self, generation: int, node_ids: Sequence[str], labels: Mapping[str, Mapping[str, str]], replicas: int
+        self,
+        generation: int,
+        node_ids: Sequence[str],
+        labels: Mapping[str, Mapping[str, str]],
+        replicas: int,
+        doomed: Collection[str] = frozenset(),
     ) -> dict[str, tuple[str, ...]]:
-        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies."""
+        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies.
+
+        `doomed` nodes are about to go and keep copies only where no others do. Again and again in one generation: what
+        is copied from then on goes where the last word says.
+        """
         places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
-        peers = choose_peers(places, replicas)
+        peers = choose_peers(places, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
             self._ask(node_id, {"do": "peers", "generation": generation, "addresses": addresses})
@@ -108,6 +117,11 @@ class Vaults:
     def forget(self, before: int) -> None:
         """Free the states of generations before one: a later one's is whole."""
         self._ask_all({"do": "forget", "before": before})
+
+    def retire(self, keep: Collection[str]) -> None:
+        """End the vaults of nodes that have no part in the run any more."""
+        for node_id in set(self._actors) - set(keep):
+            self.lose(node_id)
 
     def answers(self, node_id: str) -> bool:
         """Whether a node's vault answers within `ASK_TIMEOUT_S`."""

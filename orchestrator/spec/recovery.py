@@ -13,3 +13,7 @@ class RecoverySpec(SpecModel):
 
     max_without_progress: int = Field(default=3, ge=1)
     """Failures in a row, none of them a step further than the one before, after which a run gives up."""
+
+    max_wait_s: float | None = Field(default=None, gt=0)
+    """How long a run that has too few workers left waits for nodes before it ends, resumable. Default: as long as it
+    takes. On a local cluster, to which no nodes come, it does not wait."""

@@ -69,7 +69,7 @@ class TrainLoop:
         step = outcome.step if outcome is not None else start.step
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
-        regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
+        regroup = not finished and outcome is not None and outcome.leave.regroup
         return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
@@ -82,7 +82,7 @@ class TrainLoop:
         check_finite(outcome, context.spec.train.precision)
         checkpoint_s = 0.0
         kept = self._protection.after_step(outcome)
-        if self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept):
+        if self._checkpoint_due(outcome) or (outcome.leave.regroup and not kept):
             checkpoint_s = self._save(outcome)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
@@ -155,7 +155,7 @@ class TrainLoop:
         on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
         # An export is made from a checkpoint.
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
-        return on_interval or at_end or outcome.leave is Leave.STOP
+        return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)
 
     def _save(self, outcome: StepOutcome) -> float:
         """Write a checkpoint; the seconds it took. Collective."""
