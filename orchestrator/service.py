@@ -26,6 +26,7 @@ from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
+from orchestrator.store.scaling import ScaleFiles
 from orchestrator.store.skips import write_skips
 from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Training, stopped, tell
 
@@ -158,7 +159,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     )
     run.enter(RunState.PREPARING)
     require_storage(run.layout, run.spec.checkpoint.storage)
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
+    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit)
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())

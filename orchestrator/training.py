@@ -22,6 +22,7 @@ from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
 
 INTERRUPTED = 130
+RESTARTING = (RunState.STARTING.value, RunState.RECOVERING.value, RunState.WAITING.value)
 Ended = tuple[RunState, str | None, int]
 """Final state, its reason, exit code."""
 
@@ -139,12 +140,32 @@ class Training:
                 if not isinstance(answer, Origin):
                     return answer
                 origin = answer
-            found = self._driver.reform()
+            found, waited = self._reform()
             if found is None:
                 return stopped()
+            if waited:
+                origin = self._newest()  # what the vaults hold may be another by now
             if outcome.regroup:
                 run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
             workers = found
+
+    def _reform(self) -> tuple[int | None, bool]:
+        """How many workers the next gang has (None where stopped), and whether they had to be waited for."""
+        run, began_s, waited = self._run, time.time(), False
+
+        def waits(wait: Any) -> None:
+            nonlocal waited
+            if wait is None:
+                run.enter(
+                    RunState.STARTING if run.recovery is None else RunState.RECOVERING, "enough workers are there"
+                )
+                return
+            waited = True
+            fields = {"have": wait.have, "need": wait.need, "since_s": began_s, "step": run.step}
+            run.enter(RunState.WAITING, f"{wait.have} of at least {wait.need} workers there, the others need nodes")
+            run.emit(EventKind.WAITING, fields)
+
+        return self._driver.reform(waits), waited
 
     def _plan(self, workers: int, origin: Origin) -> TrainPlan:
         run, data = self._run, self._data
@@ -291,7 +312,7 @@ class RunProgress:
         elif event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
             self._running = True
             self._run.enter(RunState.RUNNING)
-        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") == RunState.RECOVERING.value:
+        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") in RESTARTING:
             self._running = False
 
     def on_step(self, report: StepReport) -> None:

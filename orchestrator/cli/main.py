@@ -21,6 +21,7 @@ COMMANDS = {
     "runs": ("orchestrator.cli.runs:runs", "List runs."),
     "show": ("orchestrator.cli.runs:show", "Show one run: state, progress, where its time went."),
     "logs": ("orchestrator.cli.runs:logs", "Print the output of a run's workers."),
+    "scale": ("orchestrator.cli.scale:scale", "Give a running run more workers, or fewer."),
     "export": ("orchestrator.cli.model:export", "Write a run's model in Hugging Face format."),
     "generate": ("orchestrator.cli.model:generate", "Generate text with a run's model."),
     "checkpoint": ("orchestrator.cli.checkpoint:checkpoint", "List, verify and remove a run's checkpoints."),

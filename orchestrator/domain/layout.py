@@ -74,6 +74,16 @@ class RunLayout:
         return self.incidents / f"incident-{number:03d}-stacks"
 
     @property
+    def scale_request(self) -> Path:
+        """`scale-request.json`: the last request for another number of workers."""
+        return self.root / "scale-request.json"
+
+    @property
+    def scale_answer(self) -> Path:
+        """`scale-answer.json`: what the driver says to it."""
+        return self.root / "scale-answer.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

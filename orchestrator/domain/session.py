@@ -22,8 +22,15 @@ class Leave(IntEnum):
     NO = 0
     REGROUP = 1
     """To form the gang anew, with other members. State goes to the vaults."""
-    STOP = 2
+    PARK = 2
+    """The same, but there may not be enough of them for a while: state goes to the vaults, and to storage."""
+    STOP = 3
     """To end. State goes to storage."""
+
+    @property
+    def regroup(self) -> bool:
+        """The gang goes on afterwards."""
+        return self in (Leave.REGROUP, Leave.PARK)
 
 
 @dataclass(frozen=True)

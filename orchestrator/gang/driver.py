@@ -7,10 +7,13 @@ from typing import Any
 
 import psutil
 
-from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.inventory import WholeStep, whole_steps
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
+from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import TrainPlan
+from orchestrator.gang.changes import Wait, lineup, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.joining import connect
@@ -23,6 +26,8 @@ from orchestrator.gang.placement import (
     request_of,
     reserve,
 )
+from orchestrator.gang.planned import Emit, Planned
+from orchestrator.gang.regroup import seek
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import spec_hash
@@ -42,10 +47,12 @@ class ClusterSize:
 class GangDriver:
     """The cluster and the gang of one run. Every method is for one thread; `close` ends everything."""
 
-    def __init__(self, spec: JobSpec, env: dict[str, str], stopped: Callable[[], bool]) -> None:
-        """`env` is the driver's environment."""
-        self._spec, self._env, self._stopped = spec, env, stopped
-        self.request: Request = request_of(spec.resources)
+    def __init__(
+        self, spec: JobSpec, env: dict[str, str], stopped: Callable[[], bool], desk: ScaleDesk, emit: Emit
+    ) -> None:
+        """`env` is the driver's environment; at the `desk` other processes ask for another number of workers."""
+        self._spec, self._env, self._stopped, self._emit = spec, env, stopped, emit
+        self.planned = Planned(spec, request_of(spec.resources), desk, emit)
         self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
         self._cluster: Cluster | None = None
         self._gang: Any = None
@@ -60,6 +67,7 @@ class GangDriver:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
             self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env)
         nodes = self._cluster.nodes()
+        self.planned.begin(self._cluster.address, self._cannot_hold)
         return ClusterSize(
             address=self._cluster.address,
             nodes=len(nodes),
@@ -92,7 +100,8 @@ class GangDriver:
             from orchestrator.gang.vaults import Vaults
 
             self._vaults = Vaults(cluster.local)
-        self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults)
+        self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults, self.planned)
+        self._gang.seek_more = self.seek
         self._gang.replicas = spec.checkpoint.replicas
         if self._vaults is not None:
             keep = spec.checkpoint
@@ -103,37 +112,81 @@ class GangDriver:
         self._gang.warm(warm)
         return len(found)
 
-    def reform(self) -> int | None:
+    @property
+    def request(self) -> Request:
+        """What is asked of the cluster now."""
+        return self.planned.request
+
+    def reform(self, waits: Callable[[Wait | None], None]) -> int | None:
         """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
 
         Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
-        safe meanwhile. Raises ClusterError where they can never come.
+        safe meanwhile. `waits` is told when there is more to wait for than processes that start, and again (None) when
+        that is over. Raises ClusterError where they can never come, or not within `recovery.max_wait_s`.
         """
-        gang, cluster, minimum = self._gang, self._require_cluster(), self.request.minimum
+        from orchestrator.gang.waiting import RollCall
+
+        gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
+        roll, told, enough_since_s = RollCall(), False, float("inf")
         self.seek()
-        enough_since_s: float | None = None
         while not self._stopped():
+            if self.planned.look(gang.members):
+                self.seek()
             gang.recruits.look()
-            if gang.survivors >= minimum:
-                return int(gang.reform(self._target))
-            now_s = time.monotonic()
-            if gang.survivors + gang.recruits.ready >= minimum:
-                enough_since_s = now_s if enough_since_s is None else enough_since_s
-                if wants_regroup(gang.recruits.ready, gang.recruits.arriving, now_s - enough_since_s):
-                    return int(gang.reform(self._target))
-            elif cluster.local and cluster.hopeless(self.request):
-                raise explain(self.request, cluster.nodes())
+            roll.look(gang.members)
+            now_s, request, recruits = time.monotonic(), self.request, gang.recruits
+            line = lineup(len(gang.staying), recruits.ready, len(gang.doomed), request.minimum, request.maximum)
+            if line is not None:
+                enough_since_s = min(enough_since_s, now_s)
+                if line.kept >= request.minimum or line.lent:
+                    break
+                if wants_regroup(recruits.ready, recruits.arriving, now_s - enough_since_s):
+                    break
+            elif cluster.local and cluster.hopeless(request):
+                raise explain(request, cluster.nodes())
+            if line is None:
+                starting = recruits.ready + recruits.arriving
+                wait = Wait(len(gang.staying), request.minimum, starting, now_s - began_s, told)
+                self._check_patience(wait)
+                if worth_telling(wait):
+                    told = True
+                    waits(wait)
             time.sleep(0.02)
-        return None
+        if self._stopped():
+            return None
+        if told:
+            waits(None)
+        return int(gang.reform(line))
+
+    def _check_patience(self, wait: Wait) -> None:
+        """Raises ClusterError where a gang has waited as long as the spec lets it."""
+        limit_s = self._spec.recovery.max_wait_s
+        if limit_s is not None and wait.waited_s > limit_s:
+            raise ClusterError(
+                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} there: recovery.max_wait_s",
+                hint="resume the run when there are nodes again, or let it go on with fewer (resources.workers.min)",
+            )
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
-        strict = self.request.placement.startswith("strict")
-        self._gang.seek(self._target, None if strict else lambda: group_on(None, self.request.bundle))
+        seek(self._gang, self.request.maximum, self._new_place)
 
-    @property
-    def _target(self) -> int:
-        return min(self.request.maximum, max(self._spec.train.global_batch, self.request.minimum))
+    def _new_place(self) -> Any | None:
+        """A reservation for one worker more: wherever there is room, or will be; with a strict placement on a node
+        that may be used, if there is one now."""
+        request = self.request
+        if not request.placement.startswith("strict"):
+            return group_on(None, request.bundle)
+        used = {member.hello.node_id for member in self._gang.members if member.lives}
+        nodes = [node for node in self._require_cluster().nodes() if fitting_workers([node], request.bundle, "pack")]
+        spreads = request.placement == "strict_spread"
+        fits = [node for node in nodes if (node.node_id in used) is not spreads]
+        return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
+
+    def _cannot_hold(self, request: Request) -> ConvoyError | None:
+        """Why a local cluster can never hold a request; any other may get nodes."""
+        cluster = self._require_cluster()
+        return explain(request, cluster.nodes()) if cluster.local and cluster.hopeless(request) else None
 
     def survey(self) -> list[WholeStep]:
         """The steps that the vaults hold whole, the newest first."""
@@ -167,10 +220,11 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             cluster.worker_pids |= self._gang.worker_pids
-        return self._gang.run(entry, plan, readable, observers, self._stopped)
+        return self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
+        self.planned.close()
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
         vaults, self._vaults = self._vaults, None

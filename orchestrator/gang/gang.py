@@ -14,6 +14,7 @@ from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult
+from orchestrator.gang.changes import Lineup, going
 from orchestrator.gang.decide import (
     Action,
     Ending,
@@ -26,15 +27,17 @@ from orchestrator.gang.decide import (
     numeric_fault,
     root_cause,
     silent_nodes,
-    wants_regroup,
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import PAUSE_S, HangWatch
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills
-from orchestrator.gang.placement import Request, release
+from orchestrator.gang.placement import Request
+from orchestrator.gang.places import Places
+from orchestrator.gang.planned import Planned
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
+from orchestrator.gang.regroup import Regroup
 from orchestrator.gang.saving import Saves
 from orchestrator.gang.vaults import Vaults, node_answers
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
@@ -47,6 +50,8 @@ SAVES_S = 20.0
 """How long the end of a run waits for checkpoints that are being written."""
 PROBES = 2
 """Unanswered ones in a row before a silent node is given up."""
+CLEAN_S = 0.3
+"""How long workers that leave may take to tidy their host."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,17 @@ class Gang:
     """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
 
     def __init__(
-        self, groups: Sequence[Any], request: Request, env: dict[str, str], local: bool, vaults: Vaults | None
+        self,
+        groups: Sequence[Any],
+        request: Request,
+        env: dict[str, str],
+        local: bool,
+        vaults: Vaults | None,
+        planned: Planned,
     ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._groups, self._request, self._env, self._local, self._vaults = list(groups), request, env, local, vaults
+        self._request, self._env, self._local, self.vaults = request, env, local, vaults
+        self.places = Places(groups)
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[Member] = []
@@ -94,6 +106,8 @@ class Gang:
         self.saves: Saves | None = None
         """Checkpoints that the vaults write."""
         self.hangs = HangWatch(local, vaults)
+        self.planned = planned
+        self.seek_more: Callable[[], None] = lambda: None
         self._server: FileAccess | None = None
         self._run_id = ""
         self._step = 0
@@ -126,22 +140,38 @@ class Gang:
                 f"a worker process did not start: {first_line(error)}",
                 hint="convoy must be installed on every node, in the same version",
             ) from error
+        groups = self.places.empty(())
         arrived = [
-            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, self._groups, strict=True)
+            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, groups, strict=True)
         ]
         self._form(arrived)
         return True
 
-    def reform(self, most: int) -> int:
-        """Form the next generation of who is left and who has come, `most` at most; how many they are."""
-        left = [member for member in self.members if member.lives]
-        self._form(left[:most] + self.recruits.join(most - len(left)))
+    def reform(self, line: Lineup) -> int:
+        """Form the next generation; how many they are. Who is not of it is ended, and its place given back."""
+        before, doomed = self.members, self.doomed
+        formed = self.staying[: line.kept] + self.recruits.join(line.joined) + doomed[: line.lent]
+        self._form(formed)
+        gone = [member for member in before if member.lives and member not in formed]
+        hosts = {member.hello.host for member in formed}
+        cleaned = [member.actor.clean.remote(self._run_id) for member in gone if member.hello.host not in hosts]
+        ray.wait(cleaned, num_returns=len(cleaned), timeout=CLEAN_S) if cleaned else None
+        for member in gone:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(member.actor, no_restart=True)
+        self.places.give_back([member.group for member in gone])
         return len(self.members)
 
     @property
-    def survivors(self) -> int:
-        """Members who can take part in another generation."""
-        return sum(member.lives for member in self.members)
+    def staying(self) -> list[Member]:
+        """Members who can take part in another generation, and are not on a node that is about to go."""
+        return [m for m in self.members if m.lives and m.hello.node_id not in self.planned.draining]
+
+    @property
+    def doomed(self) -> list[Member]:
+        """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
+        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time())
+        return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
 
     @property
     def worker_pids(self) -> set[int]:
@@ -192,22 +222,12 @@ class Gang:
             if actor is not None:
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(actor, no_restart=True)
-        release(self._groups)
-        self._groups.clear()
+        self.places.give_all_back()
 
-    def seek(self, target: int, new_group: Callable[[], Any] | None) -> None:
-        """Have workers started for places that are empty, up to `target` workers: where members were lost, else in
-        groups of their own that `new_group` makes."""
-        missing = target - self.survivors - self.recruits.coming
-        taken = [member.group for member in self.members if member.lives] + self.recruits.groups
-        empty = [group for group in self._groups if group not in taken]
-        for _ in range(missing):
-            if not empty and new_group is None:
-                return
-            if not empty and new_group is not None:
-                empty.append(new_group())
-                self._groups.append(empty[0])
-            self.recruits.call(empty.pop(0))
+    def shield(self) -> None:
+        """Have copies kept on nodes that are not about to go, from now on."""
+        if self.vaults is not None:
+            self.vaults.assign(self.generation, self._node_ids(), {}, self.replicas, self.planned.draining.keys())
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
@@ -231,21 +251,21 @@ class Gang:
             members[index].begin(replace(assignment, generation=self.generation), now_s)
             formed.append(members[index])
         self.members = formed
-        if self._vaults is not None:
-            self._vaults.start(self._node_ids())
+        if self.vaults is not None:
+            self.vaults.start(self._node_ids())
 
     def _node_ids(self) -> list[str]:
         return list(dict.fromkeys(member.hello.node_id for member in self.members))
 
     def _protect(self) -> None:
         """Give every member its node's vault, and every vault its peers."""
-        if self._vaults is None:
+        if self.vaults is None:
             return
-        self._vaults.wait(self._node_ids(), VAULT_TIMEOUT_S)
-        self._vaults.assign(self.generation, self._node_ids(), {}, self.replicas)
+        self.vaults.wait(self._node_ids(), VAULT_TIMEOUT_S)
+        self.shield()
         now_s = time.monotonic()
         for member in self.members:
-            vault = self._vaults.access(member.hello.node_id, self.generation)
+            vault = self.vaults.access(member.hello.node_id, self.generation)
             member.begin(replace(member.assignment, vault=vault), now_s)
 
     def _facts(self, stop_since_s: float | None) -> GangFacts:
@@ -330,10 +350,9 @@ class _Watch:
     def __init__(self, gang: Gang, listener: Listener) -> None:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
-        self._asked = False
         self._unanswered: dict[str, int] = {}
         self._forgotten = False
-        self._arriving_since_s: float | None = None
+        self._regroup = Regroup(gang, gang.planned, gang.seek_more)
 
     def round(self, now_s: float) -> None:
         """One look."""
@@ -345,11 +364,11 @@ class _Watch:
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
-        self._regroup(now_s)
+        self._regroup.round(now_s, self._listener.last)
 
     def _silence(self, now_s: float) -> None:
         """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
-        gang, vaults = self._gang, self._gang._vaults
+        gang, vaults = self._gang, self._gang.vaults
         quiet = [
             Quiet(member.hello.node_id, now_s - member.renewed_s)
             for member in gang.members
@@ -369,26 +388,11 @@ class _Watch:
 
     def _old_states(self) -> None:
         """What earlier generations left can go once this one's is whole."""
-        last, vaults = self._listener.last, self._gang._vaults
+        last, vaults = self._listener.last, self._gang.vaults
         if not self._forgotten and vaults is not None and last is not None and last.protected_step is not None:
             self._forgotten = True
             vaults.forget(self._gang.generation)
-
-    def _regroup(self, now_s: float) -> None:
-        recruits = self._gang.recruits
-        if self._asked or self._listener.last is None or not recruits.coming:
-            return
-        node_ids = recruits.look()
-        if self._gang._vaults is not None:
-            self._gang._vaults.start(node_ids)
-        if not recruits.ready:
-            self._arriving_since_s = None
-            return
-        if self._arriving_since_s is None:
-            self._arriving_since_s = now_s
-        if wants_regroup(recruits.ready, recruits.arriving, now_s - self._arriving_since_s):
-            self._asked = True
-            self._gang.ask_to_leave(Leave.REGROUP)
+            vaults.retire({*self._gang._node_ids(), *self._gang.recruits.look()})
 
 
 class _BoundFileServer(FileServer):

@@ -85,11 +85,20 @@ class Vaults:
         return next((node_id for node_id, hello in self._known.items() if hello.address == address), None)
 
     def assign(
-        self, generation: int, node_ids: Sequence[str], labels: Mapping[str, Mapping[str, str]], replicas: int
+        self,
+        generation: int,
+        node_ids: Sequence[str],
+        labels: Mapping[str, Mapping[str, str]],
+        replicas: int,
+        doomed: Collection[str] = frozenset(),
     ) -> dict[str, tuple[str, ...]]:
-        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies."""
+        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies.
+
+        `doomed` nodes are about to go and keep copies only where no others do. Again and again in one generation: what
+        is copied from then on goes where the last word says.
+        """
         places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
-        peers = choose_peers(places, replicas)
+        peers = choose_peers(places, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
             self._ask(node_id, {"do": "peers", "generation": generation, "addresses": addresses})
@@ -119,6 +128,11 @@ class Vaults:
     def actor(self, node_id: str) -> Any:
         """The actor on a node; None where there is none."""
         return self._actors.get(node_id)
+
+    def retire(self, keep: Collection[str]) -> None:
+        """End the vaults of nodes that have no part in the run any more."""
+        for node_id in set(self._actors) - set(keep):
+            self.lose(node_id)
 
     def answers(self, node_id: str) -> bool | None:
         """Whether a node's vault answers within `ASK_TIMEOUT_S`; None where there is none that ever did."""

@@ -100,6 +100,15 @@ RECOMPUTED_STEPS = Metric(
     "convoy_recomputed_steps_total", "counter", "steps", "Finished steps that recoveries made again."
 )
 RESIZES = Metric("convoy_resizes_total", "counter", "", "Times the number of workers changed at a step boundary.")
+TARGET_WORKERS = Metric(
+    "convoy_target_workers", "gauge", "workers", "Workers the run was last asked to have; absent where nobody asked."
+)
+MISSING_WORKERS = Metric(
+    "convoy_missing_workers", "gauge", "workers", "Workers without which a run that waits cannot go on; else 0."
+)
+DRAINING_NODES = Metric(
+    "convoy_draining_nodes_total", "counter", "nodes", "Nodes of the cluster that were announced to be about to go."
+)
 PROTECTED_STEP = Metric(
     "convoy_protected_step", "gauge", "steps", "Newest step whose state is whole in the memory of nodes and peers."
 )

@@ -77,6 +77,7 @@ class MetricsObserver:
         match event.kind:
             case EventKind.STATE_CHANGED:
                 self._set_state(str(fields.get("state")))
+                self._set(catalog.MISSING_WORKERS, 0)  # the event that follows says how many
             case EventKind.PLAN:
                 self._set(catalog.TOTAL_STEPS, fields.get("total_steps"))
                 self._set(catalog.WORKERS, fields.get("world_size"))
@@ -117,6 +118,14 @@ class MetricsObserver:
             case EventKind.NUMERIC_FAULT:
                 self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
                 self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
+            case EventKind.SCALE:
+                if fields.get("state") == "accepted":
+                    self._set(catalog.TARGET_WORKERS, fields.get("workers"))
+            case EventKind.NODE_DRAINING:
+                self._count(catalog.DRAINING_NODES, 1)
+            case EventKind.WAITING:
+                self._set(catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
+                self._set(catalog.WORKERS, fields.get("have"))
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 

@@ -38,6 +38,8 @@ class Category(StrEnum):
     EXPORTING = "exporting"
     RECOVERING = "recovering"
     """From a lost worker to the first step after it: placement, processes, imports, building and restoring included."""
+    WAITING = "waiting"
+    """For nodes, with too few workers to train."""
     LOST = "lost"
     """Training that was thrown away: an unfinished step, or steps after the checkpoint a run went on from."""
     OTHER = "other"
@@ -55,6 +57,7 @@ _PHASES = {
 _STATES = {
     RunState.STARTING.value: Category.STARTING_WORKERS,
     RunState.RECOVERING.value: Category.RECOVERING,
+    RunState.WAITING.value: Category.WAITING,
 }
 _MEASURED = {
     EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,

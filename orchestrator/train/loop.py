@@ -93,7 +93,7 @@ class TrainLoop:
         context.session.beat(step, Phase.FINISH)
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
-        regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
+        regroup = not finished and outcome is not None and outcome.leave.regroup
         return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, self._unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
@@ -109,7 +109,7 @@ class TrainLoop:
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
-        due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
+        due = self._checkpoint_due(outcome) or (outcome.leave.regroup and not kept)
         # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
         evaluate_first = self._evaluation_due(step) and due
         if evaluate_first:
@@ -196,7 +196,7 @@ class TrainLoop:
         on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
         # An export is made from a checkpoint.
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
-        return on_interval or at_end or outcome.leave is Leave.STOP
+        return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)
 
     def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
         """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""

@@ -9,7 +9,6 @@ from orchestrator.checkpoint.storage import is_url
 from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.session import Leave
 from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
@@ -56,7 +55,7 @@ class Protection:
         self._cadence.measure(
             max(rank.step_s for rank in outcome.ranks), max(rank.phases.snapshot_s for rank in outcome.ranks)
         )
-        if outcome.leave is Leave.REGROUP:
+        if outcome.leave.regroup:
             return self._held(outcome)
         self._snapshots.prepare()
         if outcome.replicated_step == NO_VAULT or not self._room(outcome.replicated_step):

@@ -220,3 +220,32 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
         return run_worker(session, plan)
     finally:
         Outbox.take = take  # type: ignore[method-assign]
+class HeldSession:
+    """A session whose steps take `PACE_S` longer, and that stands still, at a step boundary, while a file
+    `hold-GENERATION` lies beside the run's directory, until somebody wants training to be left: whatever a test
+    prepares meanwhile, no step goes by."""
+
+    PACE_S = 0.05
+    LONGEST_S = 120.0
+
+    def __init__(self, session: Session, run_dir: str) -> None:
+        self._session = session
+        self._hold = Path(run_dir).parent / f"hold-{session.generation}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def leave(self) -> Leave:
+        """As the session's; late."""
+        time.sleep(self.PACE_S)
+        deadline = time.monotonic() + self.LONGEST_S
+        while self._hold.exists() and self._session.leave() is Leave.NO and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._session.leave()
+
+
+def train_held(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real, as slowly as a test likes; see `HeldSession`."""
+    from orchestrator.train.worker import run_worker
+
+    return run_worker(HeldSession(session, plan.run_dir), plan)
