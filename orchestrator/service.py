@@ -17,6 +17,7 @@ from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
+from orchestrator.keeping import Keeping
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
@@ -61,6 +62,9 @@ class _Run:
     """Pages that drivers before this one wrote."""
     recovery: "_Recovery | None" = None
     """The one under way."""
+
+    def __post_init__(self) -> None:
+        self.keeping = Keeping(self.layout, self.emit)
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         _tell(self.observers, kind, fields)
@@ -148,9 +152,10 @@ def _carry(run: _Run, observers: Sequence[Observer], entry: str, resume_from: Ru
     """From a directory to a final state, whatever happens on the way."""
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
-    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot)
+    durability = run.keeping.recorder
+    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot, durability)
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
-    run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
+    run.observers = [recorder, ledger, metrics, durability, IncidentRecorder(run.layout)]
     run.observers += [Retention(run.layout, run.spec.checkpoint), _Progress(run), *observers]
     server = None
     try:
@@ -193,10 +198,12 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         },
     )
     run.enter(RunState.PREPARING)
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
+    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, run.layout.run_id)
+    ended: tuple[RunState, str | None, int] | None = None
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
+        adopted = run.keeping.begin(driver, resumed=resume_from is not None)
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return _stopped()
@@ -204,22 +211,32 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         if data is None:
             return _stopped()
         run.enter(RunState.STARTING)
-        return _train(run, driver, entry, data, workers, checkpoint)
+        start = _newest_state(run, driver) if adopted else (None, checkpoint)
+        ended = _train(run, driver, entry, data, workers, start)
+        return ended
     finally:
+        run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)
         driver.close()
 
 
 def _train(
-    run: _Run, driver: Any, entry: str, data: PreparedData, workers: int, checkpoint: Path | None
+    run: _Run,
+    driver: Any,
+    entry: str,
+    data: PreparedData,
+    workers: int,
+    start: tuple[PeerState | None, Path | None],
 ) -> tuple[RunState, str | None, int]:
     """Train, through as many failures as the budget allows, until the end or until there is no going on."""
     budget = Budget(run.spec.recovery.max_failures, run.spec.recovery.max_without_progress)
     readable = (str(data.directory), str(_cache(run.spec, run.store.home)))
     failures: list[RunFailure] = []
     furthest, limit = run.step, run.spec.train.global_batch
-    peers: PeerState | None = None
+    peers, checkpoint = start
     while True:
-        plan = _plan(run, data, workers, driver.memory_per_worker_bytes(workers), checkpoint, limit)
+        shape = model_shape(_config(run), data.manifest.vocab_size)
+        memory_bytes = driver.memory_per_worker_bytes(workers) - run.keeping.plan(driver, shape)
+        plan = _plan(run, data, workers, memory_bytes, checkpoint, limit)
         outcome = driver.train(entry, replace(plan, peer_state=peers), readable, run.observers)
         if outcome is not None and outcome.regroup and not run.stop.is_set():
             peers, checkpoint = _newest_state(run, driver)

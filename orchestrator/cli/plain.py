@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from orchestrator.cli import render
+from orchestrator.cli import render, vaults
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
 from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind, RunState
@@ -14,7 +14,15 @@ from orchestrator.domain.report import StepReport
 from orchestrator.metrics.jsonl import finite
 
 ALWAYS_TOLD = frozenset(
-    {EventKind.WARNING, EventKind.WORKER_FAILED, EventKind.RECOVERY_STARTED, EventKind.RECOVERED, EventKind.RESIZED}
+    {
+        EventKind.WARNING,
+        EventKind.WORKER_FAILED,
+        EventKind.RECOVERY_STARTED,
+        EventKind.RECOVERED,
+        EventKind.RESIZED,
+        EventKind.VAULTS_ADOPTED,
+        EventKind.VAULTS_KEPT,
+    }
 )
 LINE_INTERVAL_S = 5.0
 """Steps and data progress are told at most this often."""
@@ -170,6 +178,12 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.RESIZED:
             now, before = fields.get("world_size"), fields.get("before")
             return f"step {fields.get('step')}: {now} workers from here, {before} before"
+        case EventKind.VAULTS_PLANNED:
+            return f"memory: {vaults.planned(fields)}"
+        case EventKind.VAULTS_ADOPTED:
+            return f"adopted: {vaults.adopted(fields)}"
+        case EventKind.VAULTS_KEPT:
+            return f"kept: {vaults.kept(fields)}"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:

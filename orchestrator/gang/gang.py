@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult
+from orchestrator.gang.adoption import worker_name
 from orchestrator.gang.decide import (
     Action,
     Ending,
@@ -70,10 +72,17 @@ class Gang:
     """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
 
     def __init__(
-        self, groups: Sequence[Any], request: Request, env: dict[str, str], local: bool, vaults: Vaults | None
+        self,
+        groups: Sequence[Any],
+        request: Request,
+        env: dict[str, str],
+        local: bool,
+        vaults: Vaults | None,
+        run_id: str,
     ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
         self._groups, self._request, self._env, self._local, self._vaults = list(groups), request, env, local, vaults
+        self._run_id = run_id
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[Member] = []
@@ -81,7 +90,6 @@ class Gang:
         self.recruits = Recruits(self._start, ())
         self.replicas = 0
         self._server: FileAccess | None = None
-        self._run_id = ""
         self._step = 0
         self._oom_kills_before = oom_kills()
 
@@ -128,6 +136,11 @@ class Gang:
     def survivors(self) -> int:
         """Members who can take part in another generation."""
         return sum(member.lives for member in self.members)
+
+    @property
+    def workers_by_node(self) -> tuple[int, ...]:
+        """How many members each node has that has any."""
+        return tuple(Counter(member.hello.node_id for member in self.members).values())
 
     @property
     def worker_pids(self) -> set[int]:
@@ -195,6 +208,8 @@ class Gang:
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
+        # Only where they could outlive their driver must another one be able to find them.
+        named = {} if self._local else {"name": worker_name(self._run_id)}
         return (
             _actor_class()
             .options(
@@ -203,6 +218,7 @@ class Gang:
                 memory=resources.get("memory"),
                 resources={k: v for k, v in resources.items() if k not in ("CPU", "GPU", "memory")},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+                **named,
             )
             .remote(self._env, self._local)
         )
@@ -295,7 +311,6 @@ class Gang:
         if self._server is not None:
             return self._server
         run_dir = Path(plan.run_dir)
-        self._run_id = run_dir.name
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))

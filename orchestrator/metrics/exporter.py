@@ -20,6 +20,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics import catalog
+from orchestrator.metrics.durability import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
@@ -30,14 +31,20 @@ _CLIENT_TIMEOUT_S = 10.0
 class MetricsObserver:
     """Keeps every metric of the catalog for one run, in a registry of its own."""
 
-    def __init__(self, run_id: str, job: str, ledger: Callable[[], dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        job: str,
+        ledger: Callable[[], dict[str, Any]] | None = None,
+        durability: DurabilityRecorder | None = None,
+    ) -> None:
         """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`)."""
         self.registry = CollectorRegistry()
         self._common = (run_id, job)
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
-        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name}
+        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name, *(metric.name for metric in COMPUTED)}
         for metric in catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -54,6 +61,8 @@ class MetricsObserver:
                 )
         if ledger is not None:
             self.registry.register(_LedgerCollector(self._common, ledger))
+        if durability is not None:
+            self.registry.register(DurabilityCollector(self._common, durability))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
 
@@ -112,7 +121,6 @@ class MetricsObserver:
             catalog.WORKERS: report.world_size,
             catalog.LAST_STEP_TIME: report.time_s,
             catalog.PROTECTED_STEP: report.protected_step,
-            catalog.STEPS_AT_RISK: report.step - (report.protected_step or 0),
         }
         for metric, value in gauges.items():
             self._set(metric, value)

@@ -13,3 +13,7 @@ class RecoverySpec(SpecModel):
 
     max_without_progress: int = Field(default=3, ge=1)
     """Failures in a row, none of them a step further than the one before, after which a run gives up."""
+
+    memory_kept_s: float = Field(default=900, ge=30)
+    """Seconds that nodes of a joined cluster keep a run's state in memory after its driver was killed, or after the
+    run failed: time for `convoy run --resume` to go on from it. Then the memory is given back."""
