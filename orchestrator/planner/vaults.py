@@ -2,9 +2,10 @@
 
 A worker's state is fp32 masters and two moments, P parameters over W workers: 12 P / W bytes at every stage (at stage 0
 each rank keeps a slice). A vault holds it in a cell of two slots, so that one is whole while the other is written:
-24 P / W bytes, and some KiB of small state a slot. A node's vault holds the cells of its own workers and the copies of its peers' cells: with k copies on
-other nodes, evenly dealt out, (1 + k) times its own workers' cells. In a recovery the cells of the old gang stay until
-the new gang's are whole: for that moment the node holds both, the new ones of one node fewer where one was lost.
+24 P / W bytes, and some KiB of small state a slot. A node's vault holds the cells of its own workers and the copies of
+its peers' cells: with k copies on other nodes, evenly dealt out, (1 + k) times its own workers' cells. In a recovery
+the cells of the old gang stay until the new gang's are whole: for that moment the node holds both, the new ones of one
+node fewer where one was lost.
 """
 
 from collections.abc import Sequence
