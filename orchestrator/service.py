@@ -111,10 +111,16 @@ def _carry(run: Run, observers: Sequence[Observer], entry: str, resume_from: Run
     """From a directory to a final state, whatever happens on the way."""
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
-    stragglers = StragglerRecorder(run.emit)
-    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot, lambda: stragglers.ratios)
+    stragglers, durability = StragglerRecorder(run.emit), run.keeping.recorder
+    metrics = MetricsObserver(
+        run.layout.run_id,
+        run.spec.name,
+        ledger.snapshot,
+        slowness=lambda: stragglers.ratios,
+        durability=durability,
+    )
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
-    run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
+    run.observers = [recorder, ledger, metrics, durability, IncidentRecorder(run.layout)]
     run.observers += [Retention(run.layout, run.spec.checkpoint), RunProgress(run), *observers, stragglers]
     server = None
     try:
@@ -159,10 +165,14 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     )
     run.enter(RunState.PREPARING)
     require_storage(run.layout, run.spec.checkpoint.storage)
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit)
+    driver = GangDriver(
+        run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit, run.layout.run_id
+    )
+    ended: tuple[RunState, str | None, int] | None = None
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
+        adopted = run.keeping.begin(driver, resumed=resume_from is not None)
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return stopped()
@@ -170,8 +180,11 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         if data is None:
             return stopped()
         run.enter(RunState.STARTING)
-        return Training(run, driver, entry, data).carry(workers, origin)
+        training = Training(run, driver, entry, data)
+        ended = training.carry(workers, training.newest() if adopted else origin)
+        return ended
     finally:
+        run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)
         driver.close()
 
 

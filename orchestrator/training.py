@@ -14,7 +14,9 @@ from orchestrator.domain.numeric import Injection, NumericFault, Refusal
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
+from orchestrator.keeping import Keeping
 from orchestrator.metrics.json_file import read_json
+from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
@@ -71,6 +73,9 @@ class Run:
     """The one under way."""
     injections: tuple[Injection, ...] = ()
     """Those that have not come to pass."""
+
+    def __post_init__(self) -> None:
+        self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None)
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Tell the observers."""
@@ -132,7 +137,7 @@ class Training:
                 return self._judge(outcome)
             self._furthest = max(self._furthest, run.step, outcome.step)
             if outcome.regroup:
-                origin = self._newest()
+                origin = self.newest()
             elif outcome.failure is None:
                 return self._judge(outcome)
             else:
@@ -144,7 +149,7 @@ class Training:
             if found is None:
                 return stopped()
             if waited:
-                origin = self._newest()  # what the vaults hold may be another by now
+                origin = self.newest()  # what the vaults hold may be another by now
             if outcome.regroup:
                 run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
             workers = found
@@ -170,8 +175,10 @@ class Training:
     def _plan(self, workers: int, origin: Origin) -> TrainPlan:
         run, data = self._run, self._data
         facts = DataFacts(str(data.directory.absolute()), data.manifest.train_samples, data.manifest.vocab_size)
-        limits = Limits(self._driver.memory_per_worker_bytes(workers), self._micro_batch)
-        plan = train_plan(run.spec, str(run.layout.root), facts, _config(run), workers, limits)
+        config = _config(run)
+        kept_bytes = run.keeping.plan(self._driver, model_shape(config, facts.vocab_size))
+        limits = Limits(self._driver.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch)
+        plan = train_plan(run.spec, str(run.layout.root), facts, config, workers, limits)
         return replace(
             plan,
             resume_from=origin.checkpoint,
@@ -180,7 +187,7 @@ class Training:
             injections=run.injections,
         )
 
-    def _newest(self) -> Origin:
+    def newest(self) -> Origin:
         """The vaults' newest whole step, or the newest whole checkpoint where that is newer."""
         whole = next((each for each in self._in_memory() if each.step >= self._run.saved_step), None)
         return whole if whole is not None else self._run.newest_checkpoint()
@@ -236,7 +243,7 @@ class Training:
         if run.recovery is not None:
             detected_s = run.recovery.detected_s
         run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
-        origin = self._newest() if rollback is None else self._rolled_back_to(rollback)
+        origin = self.newest() if rollback is None else self._rolled_back_to(rollback)
         run.step = origin.step
         incident = run.incidents_before + len(self._failures) + self._rolled_back
         run.recovery = Recovery(incident, detected_s, max(0, self._furthest - origin.step))

@@ -8,17 +8,21 @@ asks all vaults (`inventory`): a vault only knows what it holds.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.fencing import end_writers
 from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 from orchestrator.checkpoint.wire import Channel, Server, WireError
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""
 _COPY_BYTES = 1 << 20
+_DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
+"""What only a driver asks."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Held:
     """The `ShardIndex` of every slot's payload, as its file would be."""
     own: bool
     """Written by a worker of this node; else a peer's copy."""
+    writer: int = 0
+    """Pid of that worker."""
 
 
 class Vault:
@@ -56,6 +62,12 @@ class Vault:
         self._told: set[tuple[str, CellKey]] = set()
         self.last_problem = ""
         """Why a copy did not arrive, the last time one did not."""
+        self.asked_s = time.monotonic()
+        """When a driver last asked for something."""
+        self._newest = 0
+        """The newest generation that was heard of."""
+        self._fence = 0
+        """Generations before this one are over: nothing of theirs is taken any more."""
         self._server = Server(host, token, self._handle)
         self.address = self._server.address
         threading.Thread(target=self._replicate, name="vault-replicate", daemon=True).start()
@@ -85,8 +97,13 @@ class Vault:
             "describe": self._on_describe,
             "read": self._on_read,
             "forget": self._on_forget,
+            "fence": self._on_fence,
         }
-        handler = handlers.get(str(frame.get("do")))
+        what = str(frame.get("do"))
+        if what in _DRIVERS:
+            self.asked_s = time.monotonic()
+        self._newest = max(self._newest, int(frame.get("generation", 0)))
+        handler = handlers.get(what)
         if handler is None:
             raise WireError(f"unknown request {frame.get('do')!r}")
         handler(channel, frame)
@@ -95,6 +112,7 @@ class Vault:
         """A cell for a rank of this node; answers with the descriptor to map."""
         index = channel.take(frame["bytes"])
         try:
+            self._require_current(frame)
             held = self._make(frame, index, own=True)
         except OSError as error:
             channel.send({"error": str(error)})
@@ -103,6 +121,7 @@ class Vault:
 
     def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
+        self._require_current(frame)
         self._filled.put((_key(frame), int(frame["step"])))
 
     def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
@@ -127,6 +146,7 @@ class Vault:
         held = self._cells.get(key)
         if held is None:
             try:
+                self._require_current(frame)
                 held = self._make(frame, index, own=False)
             except OSError as error:
                 channel.send({"error": str(error)})
@@ -156,7 +176,9 @@ class Vault:
             if (step := held.cell.step(slot)) >= 0
         ]
         memory_bytes = sum(held.cell.size.total_bytes for held in cells.values())
-        channel.send({"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem})
+        channel.send(
+            {"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
+        )
 
     def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
         """The index and the small state of a slot."""
@@ -190,6 +212,22 @@ class Vault:
             held.cell.close()
         channel.send({})
 
+    def _on_fence(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Another driver takes over: what is left of the gangs before its first generation must not write any more.
+
+        Answers with the pids of workers that had to be ended, and of those that could not be.
+        """
+        before = int(frame["generation"])
+        with self._lock:
+            self._fence = max(self._fence, before)
+            old = [held for key, held in self._cells.items() if key.generation < before and held.writer]
+        ended, left = end_writers([(held.writer, held.cell.descriptor) for held in old])
+        channel.send({"ended": ended, "left": left})
+
+    def _require_current(self, frame: dict[str, Any]) -> None:
+        if int(frame["generation"]) < self._fence:
+            raise WireError(f"generation {frame['generation']} is over: another driver has taken the run over")
+
     def _find(self, frame: dict[str, Any]) -> tuple[Held | None, int | None]:
         held = self._cells.get(_key(frame))
         return held, held.cell.slot_of(int(frame["step"])) if held is not None else None
@@ -203,7 +241,8 @@ class Vault:
                 f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB can be had"
             )
         key = _key(frame)
-        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own)
+        writer = int(frame.get("pid", 0)) if own else 0
+        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own, writer)
         with self._lock:
             before, self._cells[key] = self._cells.get(key), held
         if before is not None:

@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import render
+from orchestrator.cli import render, vaults
 from orchestrator.cli.view import STAGES, RunView, Stage
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
@@ -66,6 +66,10 @@ class LiveDisplay:
             self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
         elif event.kind in (EventKind.NODE_DRAINING, EventKind.SCALE):
             self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(event))}")
+        elif event.kind is EventKind.VAULTS_ADOPTED:
+            self._live.console.print(f"adopted: {escape(vaults.adopted(event.fields))}")
+        elif event.kind is EventKind.VAULTS_KEPT:
+            self._live.console.print(f"kept: {escape(vaults.kept(event.fields))}")
         elif event.kind is EventKind.DATA_SKIPPED:
             self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
 
@@ -128,8 +132,10 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
         case "build":
             return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
-            newest = f"checkpoint of step {view.checkpoints[-1].get('step')}" if view.checkpoints else ""
-            return Text(newest)
+            parts = [f"checkpoint of step {view.checkpoints[-1].get('step')}"] if view.checkpoints else []
+            if view.kept_in_memory:
+                parts.append(f"memory: {render.size(view.kept_in_memory.get('node_bytes'))} of state on a node")
+            return Text(", ".join(parts))
         case _:
             return Text(str(view.exported.get("path", "")))
 

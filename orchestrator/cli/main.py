@@ -20,6 +20,7 @@ COMMANDS = {
     "schema": ("orchestrator.cli.validate:schema", "Print the JSON Schema of job files."),
     "runs": ("orchestrator.cli.runs:runs", "List runs."),
     "show": ("orchestrator.cli.runs:show", "Show one run: state, progress, where its time went."),
+    "durability": ("orchestrator.cli.durability:durability", "What the loss of a node would leave of a run, now."),
     "logs": ("orchestrator.cli.runs:logs", "Print the output of a run's workers."),
     "scale": ("orchestrator.cli.scale:scale", "Give a running run more workers, or fewer."),
     "export": ("orchestrator.cli.model:export", "Write a run's model in Hugging Face format."),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from orchestrator.cli import render
+from orchestrator.cli import render, vaults
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, planned_text, skipped
 from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind, RunState
@@ -24,6 +24,8 @@ ALWAYS_TOLD = frozenset(
         EventKind.SCALE,
         EventKind.NODE_DRAINING,
         EventKind.WAITING,
+        EventKind.VAULTS_ADOPTED,
+        EventKind.VAULTS_KEPT,
     }
 )
 LINE_INTERVAL_S = 5.0
@@ -224,6 +226,12 @@ def _describe_recovery(event: Event) -> str | None:
             return planned_text(event)
         case EventKind.WAITING:
             return waiting_text(event)
+        case EventKind.VAULTS_PLANNED:
+            return f"memory: {vaults.planned(fields)}"
+        case EventKind.VAULTS_ADOPTED:
+            return f"adopted: {vaults.adopted(fields)}"
+        case EventKind.VAULTS_KEPT:
+            return f"kept: {vaults.kept(fields)}"
         case EventKind.FAULT_INJECTED:
             return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case _:

@@ -37,6 +37,11 @@ class RunLayout:
         return self.root / "ledger.json"
 
     @property
+    def durability(self) -> Path:
+        """`durability.json`: what the loss of a node would leave, as of the last survey of the vaults."""
+        return self.root / "durability.json"
+
+    @property
     def data(self) -> Path:
         """`data.json`: directory, fingerprint and counts of the prepared data."""
         return self.root / "data.json"

@@ -7,8 +7,10 @@ from typing import Any
 
 import psutil
 
+from orchestrator.checkpoint.durability import VaultReport
 from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.scaling import ScaleDesk
@@ -18,6 +20,7 @@ from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
+    NodeCapacity,
     Request,
     explain,
     fitting_workers,
@@ -29,6 +32,8 @@ from orchestrator.gang.placement import (
 from orchestrator.gang.planned import Emit, Planned
 from orchestrator.gang.regroup import seek
 from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.planner.memory import ModelShape
+from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import spec_hash
 
@@ -44,19 +49,48 @@ class ClusterSize:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """What a driver before this one left. Fields of the event `vaults.adopted`."""
+
+    step: int | None
+    """The newest that the vaults hold whole."""
+    vaults: int
+    workers_ended: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """What this driver leaves behind."""
+
+    step: int
+    vaults: int
+    kept_s: float
+
+
 class GangDriver:
     """The cluster and the gang of one run. Every method is for one thread; `close` ends everything."""
 
     def __init__(
-        self, spec: JobSpec, env: dict[str, str], stopped: Callable[[], bool], desk: ScaleDesk, emit: Emit
+        self,
+        spec: JobSpec,
+        env: dict[str, str],
+        stopped: Callable[[], bool],
+        desk: ScaleDesk,
+        emit: Emit,
+        run_id: str,
     ) -> None:
         """`env` is the driver's environment; at the `desk` other processes ask for another number of workers."""
-        self._spec, self._env, self._stopped, self._emit = spec, env, stopped, emit
+        self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = Planned(spec, request_of(spec.resources), desk, emit)
         self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
         self._cluster: Cluster | None = None
         self._gang: Any = None
         self._vaults: Any = None
+        self._surveyor: Surveyor | None = None
+        self._generation = 0
+        """The newest of the run's drivers before this one."""
 
     def connect(self) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. Raises ClusterError."""
@@ -75,6 +109,76 @@ class GangDriver:
             gpus=sum(node.total.get("GPU", 0.0) for node in nodes),
             seconds=self._cluster.seconds,
         )
+
+    def adopt(self) -> Adopted | None:
+        """Take over what a driver of this run left on a cluster that outlives drivers: its vaults, with the state in
+        them. Its workers are ended. None where there are no vaults. Raises ClusterError where workers do not end."""
+        if self._require_cluster().local:
+            return None
+        from orchestrator.gang.adoption import end_workers, find_vaults
+
+        started = time.monotonic()
+        found = find_vaults(self._run_id)
+        ended: set[int] = set()
+        if found:
+            self._vaults = self._new_vaults()
+            self._generation = self._vaults.adopt(found)
+            gone, left = self._vaults.fence(self._generation + 1)
+            if left:
+                raise ClusterError(
+                    f"workers of the run's driver before this one cannot be ended: processes {left}",
+                    hint="end them on their nodes: the run cannot go on while they might train",
+                )
+            ended = set(gone)
+        workers = max(end_workers(self._run_id, self._stopped), len(ended))
+        if not found:
+            return None
+        whole = self.survey()
+        return Adopted(whole[0].step if whole else None, len(found), workers, time.monotonic() - started)
+
+    def survey_vaults(self, take: Callable[[Sequence[VaultReport]], None]) -> None:
+        """From now on ask the vaults every few seconds what they hold; `take` is called from another thread."""
+        self._surveyor = Surveyor(lambda: self._vaults.contacts() if self._vaults is not None else (), take)
+
+    @property
+    def memory_kept_s(self) -> float:
+        """How long the vaults keep what they have without a driver; 0 where they end with it."""
+        outlive = self._spec.checkpoint.memory and not self._require_cluster().local
+        return self._spec.recovery.memory_kept_s if outlive else 0.0
+
+    def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
+        """What the vaults of this gang will take, and a warning where a recovery may not find room. Nothing where the
+        run was stopped. Raises ClusterError where it does not fit."""
+        if not self._gang.ready(self._stopped):
+            return None, None
+        by_node = self._gang.workers_by_node
+        need = vault_need(self._spec, shape, by_node)
+        if need is None:
+            return None, None
+        workers = sum(by_node)
+        each = self.request.bundle.get("memory")
+        if each is None or self._require_cluster().local:
+            each = least_worker_bytes(self._spec, shape, workers)
+        return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
+
+    def leave_vaults(self, stored_step: int) -> Left | None:
+        """The run is over without success: leave the vaults behind where another driver could go on from them, and
+        they know more than storage; None where they do not, and end."""
+        if self._vaults is None or not self.memory_kept_s:
+            return None
+        whole = self.survey()
+        if not whole or whole[0].step <= stored_step:
+            return None
+        left = Left(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
+        self._vaults.release()
+        self._vaults = None
+        return left
+
+    def _new_vaults(self) -> Any:
+        from orchestrator.gang.vaults import Vaults
+
+        kept_s = self._spec.recovery.memory_kept_s
+        return Vaults(self._require_cluster().local, self._run_id, kept_s)
 
     def start_workers(self, warm: tuple[str, ...]) -> int | None:
         """Reserve and start as many workers as fit; they import `warm` meanwhile. None where stopped.
@@ -97,10 +201,11 @@ class GangDriver:
         if found is None:
             return None
         if self._vaults is None and spec.checkpoint.memory:
-            from orchestrator.gang.vaults import Vaults
-
-            self._vaults = Vaults(cluster.local)
-        self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults, self.planned)
+            self._vaults = self._new_vaults()
+        self._gang = Gang(
+            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._run_id
+        )
+        self._gang.generation = self._generation
         self._gang.seek_more = self.seek
         self._gang.replicas = spec.checkpoint.replicas
         if self._vaults is not None:
@@ -209,9 +314,18 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // workers
-        nodes = [node for node in cluster.nodes() if fitting_workers([node], self.request.bundle, "pack", total=True)]
-        per_node = -(-workers // max(1, len(nodes)))
-        return int(min((node.total.get("memory", 0.0) for node in nodes), default=0.0)) // per_node
+        return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
+
+    def _fitting_nodes(self) -> list[NodeCapacity]:
+        nodes = self._require_cluster().nodes()
+        return [node for node in nodes if fitting_workers([node], self.request.bundle, "pack", total=True)]
+
+    def _memory_per_node_bytes(self) -> int:
+        """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
+        cluster = self._require_cluster()
+        if cluster.local:
+            return int(psutil.virtual_memory().available) // max(1, len(cluster.nodes()))
+        return int(min((node.total.get("memory", 0.0) for node in self._fitting_nodes()), default=0.0))
 
     def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
         """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
@@ -225,6 +339,9 @@ class GangDriver:
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
         self.planned.close()
+        surveyor, self._surveyor = self._surveyor, None
+        if surveyor is not None:
+            surveyor.close()
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
         vaults, self._vaults = self._vaults, None

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult
+from orchestrator.gang.adoption import worker_name
 from orchestrator.gang.changes import Lineup, going
 from orchestrator.gang.decide import (
     Action,
@@ -93,9 +95,11 @@ class Gang:
         local: bool,
         vaults: Vaults | None,
         planned: Planned,
+        run_id: str,
     ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
         self._request, self._env, self._local, self.vaults = request, env, local, vaults
+        self._run_id = run_id
         self.places = Places(groups)
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
@@ -109,7 +113,6 @@ class Gang:
         self.planned = planned
         self.seek_more: Callable[[], None] = lambda: None
         self._server: FileAccess | None = None
-        self._run_id = ""
         self._step = 0
         self._oom_kills_before = oom_kills()
 
@@ -174,6 +177,11 @@ class Gang:
         return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
 
     @property
+    def workers_by_node(self) -> tuple[int, ...]:
+        """How many members each node has that has any."""
+        return tuple(Counter(member.hello.node_id for member in self.members).values())
+
+    @property
     def worker_pids(self) -> set[int]:
         """Processes of the workers; meaningful where all nodes are on this host."""
         return {member.hello.pid for member in self.members}
@@ -231,6 +239,8 @@ class Gang:
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
+        # Only where they could outlive their driver must another one be able to find them.
+        named = {} if self._local else {"name": worker_name(self._run_id)}
         return (
             _actor_class()
             .options(
@@ -239,6 +249,7 @@ class Gang:
                 memory=resources.get("memory"),
                 resources={k: v for k, v in resources.items() if k not in ("CPU", "GPU", "memory")},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+                **named,
             )
             .remote(self._env, self._local)
         )
@@ -332,7 +343,6 @@ class Gang:
         if self._server is not None:
             return self._server
         run_dir = Path(plan.run_dir)
-        self._run_id = run_dir.name
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))

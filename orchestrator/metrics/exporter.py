@@ -21,6 +21,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics import catalog
+from orchestrator.metrics.durability import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
@@ -38,6 +39,7 @@ class MetricsObserver:
         ledger: Callable[[], dict[str, Any]] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
+        durability: DurabilityRecorder | None = None,
     ) -> None:
         """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds,
         `slowness` the ratio of each rank (`StragglerRecorder.ratios`)."""
@@ -47,6 +49,7 @@ class MetricsObserver:
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
         computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name, catalog.STRAGGLER.name}
+        computed |= {metric.name for metric in COMPUTED}
         for metric in catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -65,6 +68,8 @@ class MetricsObserver:
             self.registry.register(_LedgerCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
+        if durability is not None:
+            self.registry.register(DurabilityCollector(self._common, durability))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
         self._checkpoint_s = clock()
@@ -143,7 +148,6 @@ class MetricsObserver:
             catalog.WORKERS: report.world_size,
             catalog.LAST_STEP_TIME: report.time_s,
             catalog.PROTECTED_STEP: report.protected_step,
-            catalog.STEPS_AT_RISK: report.step - (report.protected_step or 0),
         }
         for metric, value in gauges.items():
             self._set(metric, value)

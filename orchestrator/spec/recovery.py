@@ -56,3 +56,6 @@ class RecoverySpec(SpecModel):
     max_wait_s: float | None = Field(default=None, gt=0)
     """How long a run that has too few workers left waits for nodes before it ends, resumable. Default: as long as it
     takes. On a local cluster, to which no nodes come, it does not wait."""
+    memory_kept_s: float = Field(default=900, ge=30)
+    """Seconds that nodes of a joined cluster keep a run's state in memory after its driver was killed, or after the
+    run failed: time for `convoy run --resume` to go on from it. Then the memory is given back."""

@@ -1,5 +1,6 @@
 """The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory."""
 
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ class Snapshots:
             self._channel = channel
             request = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
-                "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
+                "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
             self._cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
