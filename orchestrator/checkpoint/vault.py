@@ -15,8 +15,8 @@ from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.fencing import end_writers
-from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 from orchestrator.checkpoint.wire import Channel, Server, WireError
+from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""

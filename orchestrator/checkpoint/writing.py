@@ -70,9 +70,7 @@ class ShardWriterThread:
     def answers(self, generation: int, step: int) -> list[dict[str, Any]]:
         """What is known of the shards of a step that were ordered here, by rank."""
         with self._lock:
-            return [
-                value for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step
-            ]
+            return [value for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step]
 
     def close(self) -> None:
         """Write what was ordered, then end."""
@@ -97,7 +95,14 @@ def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> di
         storage = open_storage(order.place)
         try:
             entry = write_shard(
-                storage, order.name, order.rank, described.shard.intervals, memoryview(copy), small["rng"], None, order.tag
+                storage,
+                order.name,
+                order.rank,
+                described.shard.intervals,
+                memoryview(copy),
+                small["rng"],
+                None,
+                order.tag,
             )
         except StorageError:
             abandon(storage, order.name, order.rank, order.tag)

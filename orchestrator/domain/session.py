@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.numeric import Injection
 from orchestrator.domain.hang import Phase
+from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 
 

@@ -22,16 +22,14 @@ from orchestrator.gang.decide import (
     Ending,
     Failure,
     GangFacts,
-    Quiet,
     decide,
     is_consequence,
     is_out_of_memory,
     numeric_fault,
     root_cause,
-    silent_nodes,
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
-from orchestrator.gang.hangs import PAUSE_S, HangWatch
+from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills
 from orchestrator.gang.placement import Request
@@ -39,9 +37,9 @@ from orchestrator.gang.places import Places
 from orchestrator.gang.planned import Planned
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
-from orchestrator.gang.regroup import Regroup
 from orchestrator.gang.saving import Saves
-from orchestrator.gang.vaults import Vaults, node_answers
+from orchestrator.gang.vaults import Vaults
+from orchestrator.gang.watch import Watch
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
 START_TIMEOUT_S = 120.0
@@ -50,8 +48,6 @@ INTERRUPT_S = 2.0
 VAULT_TIMEOUT_S = 10.0
 SAVES_S = 20.0
 """How long the end of a run waits for checkpoints that are being written."""
-PROBES = 2
-"""Unanswered ones in a row before a silent node is given up."""
 CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
 
@@ -205,7 +201,7 @@ class Gang:
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
         self.hangs.begin(self.members, plan.run_dir, observers)
-        watch = _Watch(self, listener)
+        watch = Watch(self, listener)
         stop_since_s: float | None = None
         while True:
             listener.listen()
@@ -235,7 +231,7 @@ class Gang:
     def shield(self) -> None:
         """Have copies kept on nodes that are not about to go, from now on."""
         if self.vaults is not None:
-            self.vaults.assign(self.generation, self._node_ids(), {}, self.replicas, self.planned.draining.keys())
+            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
@@ -263,16 +259,16 @@ class Gang:
             formed.append(members[index])
         self.members = formed
         if self.vaults is not None:
-            self.vaults.start(self._node_ids())
+            self.vaults.start(self.node_ids())
 
-    def _node_ids(self) -> list[str]:
+    def node_ids(self) -> list[str]:
         return list(dict.fromkeys(member.hello.node_id for member in self.members))
 
     def _protect(self) -> None:
         """Give every member its node's vault, and every vault its peers."""
         if self.vaults is None:
             return
-        self.vaults.wait(self._node_ids(), VAULT_TIMEOUT_S)
+        self.vaults.wait(self.node_ids(), VAULT_TIMEOUT_S)
         self.shield()
         now_s = time.monotonic()
         for member in self.members:
@@ -352,57 +348,6 @@ class Gang:
         )
         self._server = FileAccess(server, str(marker), word, self._run_id)
         return self._server
-
-
-class _Watch:
-    """What the driver looks at besides the members' words, each round of its loop, while one generation trains."""
-
-    def __init__(self, gang: Gang, listener: Listener) -> None:
-        self._gang, self._listener = gang, listener
-        self._round_s = time.monotonic()
-        self._unanswered: dict[str, int] = {}
-        self._forgotten = False
-        self._regroup = Regroup(gang, gang.planned, gang.seek_more)
-
-    def round(self, now_s: float) -> None:
-        """One look."""
-        gap_s, self._round_s = now_s - self._round_s, now_s
-        if gap_s > PAUSE_S:
-            for member in self._gang.members:
-                member.renewed_s += gap_s
-        self._silence(now_s)
-        self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
-        self._gang.hangs.round(now_s, gap_s, self._listener.last)
-        self._old_states()
-        self._regroup.round(now_s, self._listener.last)
-
-    def _silence(self, now_s: float) -> None:
-        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
-        gang, vaults = self._gang, self._gang.vaults
-        quiet = [
-            Quiet(member.hello.node_id, now_s - member.renewed_s)
-            for member in gang.members
-            if not member.over and member.run_ref is not None
-        ]
-        for node_id in silent_nodes(quiet):
-            answers = node_answers(vaults, node_id)
-            self._round_s = time.monotonic()
-            self._unanswered[node_id] = 0 if answers else self._unanswered.get(node_id, 0) + 1
-            if self._unanswered[node_id] < PROBES:
-                continue
-            for member in gang.members:
-                if member.hello.node_id == node_id and not member.over:
-                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
-            if vaults is not None:
-                vaults.lose(node_id)
-
-    def _old_states(self) -> None:
-        """What earlier generations left can go once this one's is whole."""
-        last, vaults = self._listener.last, self._gang.vaults
-        if not self._forgotten and vaults is not None and last is not None and last.protected_step is not None:
-            self._forgotten = True
-            vaults.forget(self._gang.generation)
-            vaults.retire({*self._gang._node_ids(), *self._gang.recruits.look()})
 
 
 class _BoundFileServer(FileServer):

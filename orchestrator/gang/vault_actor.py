@@ -62,6 +62,7 @@ class VaultActor:
     def end_worker(self, pid: int) -> None:
         """See `stacks.end_worker`."""
         end_worker(pid)
+
     def _end_alone(self, kept_s: float) -> None:
         while time.monotonic() - self._vault.asked_s < kept_s:
             time.sleep(LOOK_S)

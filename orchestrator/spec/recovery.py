@@ -1,7 +1,5 @@
 """`recovery`: what happens when a worker or its node is lost, or when training goes numerically wrong."""
 
-from typing import Literal
-
 from typing import Annotated, Literal
 
 from pydantic import Field

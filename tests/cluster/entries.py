@@ -220,6 +220,8 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
         return run_worker(session, plan)
     finally:
         Outbox.take = take  # type: ignore[method-assign]
+
+
 class HeldSession:
     """A session whose steps take `PACE_S` longer, and that stands still, at a step boundary, while a file
     `hold-GENERATION` lies beside the run's directory, until somebody wants training to be left: whatever a test

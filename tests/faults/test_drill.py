@@ -63,6 +63,8 @@ def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp
     runs = [path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists()]
     assert len(runs) == 3
     assert sum("fault.injected" in (path / "events.jsonl").read_text() for path in runs) == 1
+
+
 def test_a_worker_that_hangs_is_given_up_and_replaced(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "hang-rank")
     assert ended.returncode == 0, ended.stderr[-3000:]
