@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave
 from orchestrator.gang import outbox as module
 from orchestrator.gang.files import Files, FileServer
@@ -16,7 +17,7 @@ from orchestrator.gang.worker_actor import describe, worker_environment
 
 pytestmark = pytest.mark.unit
 
-LEASE = Lease(0, 0, "start")
+LEASE = Lease(0, 0, Phase.START)
 
 
 def session(tmp_path: Path) -> tuple[RaySession, Outbox]:
@@ -51,7 +52,11 @@ def test_what_a_session_says(tmp_path: Path) -> None:
     items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)
     assert items[1] == Published("key", "value")
-    assert worker.lease == Lease(1, 0, "build")
+    worker.beat(3, Phase.FORWARD)
+    worker.beat(3, Phase.BACKWARD)
+    lease = worker.lease
+    assert (lease.rank, lease.step, lease.phase, lease.beat) == (1, 3, Phase.BACKWARD, 1)
+    assert lease.still_s >= 0
     assert worker.lookup("key", 0.0) == "value"
 
 
