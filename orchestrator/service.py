@@ -24,6 +24,7 @@ from orchestrator.metrics.stragglers import StragglerRecorder
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
+from orchestrator.store.history import current_steps
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
@@ -153,6 +154,9 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     from orchestrator.gang.driver import GangDriver
 
     origin = run.newest_checkpoint() if resume_from is not None else Origin()
+    if resume_from is not None and run.spec.checkpoint.verify_restore:
+        for report in current_steps(resume_from.steps):
+            run.remember(report)
     run.step = origin.step
     run.emit(
         EventKind.RUN_CREATED,

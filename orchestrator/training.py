@@ -12,6 +12,7 @@ from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Injection, NumericFault, Refusal
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
+from orchestrator.domain.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, StepRecord
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
 from orchestrator.keeping import Keeping
@@ -24,6 +25,7 @@ from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
 
 INTERRUPTED = 130
+KEPT_RECORDS = 256
 RESTARTING = (RunState.STARTING.value, RunState.RECOVERING.value, RunState.WAITING.value)
 Ended = tuple[RunState, str | None, int]
 """Final state, its reason, exit code."""
@@ -71,6 +73,8 @@ class Run:
     """Pages that drivers before this one wrote."""
     recovery: Recovery | None = None
     """The one under way."""
+    records: dict[int, StepRecord] = field(default_factory=dict)
+    """What the last steps gave, where restores are verified."""
     injections: tuple[Injection, ...] = ()
     """Those that have not come to pass."""
 
@@ -86,13 +90,22 @@ class Run:
         self.store.set_state(self.layout, state, reason)
         self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
 
-    def newest_checkpoint(self) -> Origin:
+    def remember(self, report: StepReport) -> None:
+        """Keep what a step gave, where restores are verified."""
+        if self.spec.checkpoint.verify_restore:
+            tolerance = FP32_TOLERANCE if self.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE
+            self.records[report.step] = StepRecord(report.step, report.loss, report.grad_norm, tolerance)
+            while len(self.records) > KEPT_RECORDS:
+                del self.records[next(iter(self.records))]
+
+    def newest_checkpoint(self, below: int | None = None) -> Origin:
         """The newest checkpoint that will do, with an event for each that will not; the beginning where there is none.
+        `below`: of a step before this one.
 
         Raises CheckpointError where there are some and none will do, or storage does not answer.
         """
         spec = self.spec
-        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit)
+        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit, below)
         if found is None:
             return Origin()
         self.saved_step = found.step
@@ -123,6 +136,8 @@ class Training:
         self._rolled_back = 0
         self._furthest = run.step
         self._micro_batch = spec.train.global_batch
+        self._below: int | None = None
+        """A checkpoint of this step was not what had been saved: older ones are gone on from."""
         self._superseded: PeerState | None = None
         """A state that training went back to: what the vaults hold of its gang beyond it must not be used."""
 
@@ -185,12 +200,16 @@ class Training:
             peer_state=origin.peers,
             skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
             injections=run.injections,
+            expected=run.records.get(origin.step + 1) if origin.step else None,
         )
 
     def newest(self) -> Origin:
         """The vaults' newest whole step, or the newest whole checkpoint where that is newer."""
-        whole = next((each for each in self._in_memory() if each.step >= self._run.saved_step), None)
-        return whole if whole is not None else self._run.newest_checkpoint()
+        states = [each for each in self._in_memory() if each.step >= self._run.saved_step]
+        # What is to be verified needs a step that was made after it.
+        verifiable = [each for each in states if each.step + 1 in self._run.records]
+        whole = next(iter(verifiable or states), None)
+        return whole if whole is not None else self._run.newest_checkpoint(self._below)
 
     def _in_memory(self) -> list[Origin]:
         """What the vaults hold whole, newest first."""
@@ -212,6 +231,9 @@ class Training:
             self._rolled_back += 1
             return self._recover(outcome.failure, answer)
         lost_nobody, out_of_memory = outcome.lost_nobody, outcome.out_of_memory
+        if outcome.restore_mismatch:
+            lost_nobody = False
+            self._distrust(plan, outcome.failure.message)
         self._failures.append(
             RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch)
         )
@@ -223,6 +245,17 @@ class Training:
             what = f"micro batches of {smaller} at most instead of {plan.micro_batch}, same global batch"
             run.emit(EventKind.WARNING, {"message": f"out of memory: {what}"})
         return self._recover(outcome.failure, None)
+
+    def _distrust(self, plan: TrainPlan, reason: str) -> None:
+        """The state that the plan went on from is not what was saved: one tier down, or an older checkpoint."""
+        run, peers = self._run, plan.peer_state
+        if peers is not None:
+            newest = max((each.peers.generation for each in self._in_memory() if each.peers is not None), default=0)
+            self._superseded = PeerState(max(newest, peers.generation), -1, ())
+        else:
+            self._below = run.saved_step
+        place = "vaults" if peers is not None else plan.resume_from
+        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
 
     def _answer(self, fault: NumericFault | None) -> Rollback | Refusal | None:
         """What the spec says to a numeric fault, done and told; None where that is not what happened."""
@@ -270,7 +303,9 @@ class Training:
             origin = next(state for state in states if state.step == rollback.from_step)
         generation = max((state.peers.generation for state in states if state.peers is not None), default=0)
         self._superseded = PeerState(generation, rollback.from_step, ())
-        self._run.saved_step = min(self._run.saved_step, rollback.from_step)
+        run = self._run
+        run.saved_step = min(run.saved_step, rollback.from_step)
+        run.records = {step: record for step, record in run.records.items() if step <= rollback.from_step}
         return origin
 
     def _judge(self, outcome: Any) -> Ended:
@@ -325,6 +360,7 @@ class RunProgress:
     def on_step(self, report: StepReport) -> None:
         """Take one step."""
         self._run.step = report.step
+        self._run.remember(report)
         recovery, self._run.recovery = self._run.recovery, None
         if recovery is not None:
             fields = {

@@ -186,7 +186,7 @@ class GangDriver:
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
         from orchestrator.gang.gang import Gang
-        from orchestrator.gang.saving import Saves
+        from orchestrator.gang.saving import Pacer, Saves
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -207,6 +207,8 @@ class GangDriver:
         )
         self._gang.generation = self._generation
         self._gang.seek_more = self.seek
+        self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
+        self._gang.standby = spec.resources.standby
         self._gang.replicas = spec.checkpoint.replicas
         if self._vaults is not None:
             keep = spec.checkpoint
@@ -233,6 +235,7 @@ class GangDriver:
 
         gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
         roll, told, enough_since_s = RollCall(), False, float("inf")
+        gang.replace_lost()
         self.seek()
         while not self._stopped():
             if self.planned.look(gang.members):

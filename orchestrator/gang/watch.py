@@ -33,6 +33,10 @@ class Watch:
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
+        if self._listener.last is not None and self._gang.pacer.due(now_s):
+            self._gang.ask_to_save()
+        if self._listener.last is not None:
+            self._gang.spares.keep(self._gang.node_ids())
         self._regroup.round(now_s, self._listener.last)
 
     def _silence(self, now_s: float) -> None:

@@ -222,6 +222,29 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
         Outbox.take = take  # type: ignore[method-assign]
 
 
+def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real; what comes out of the vaults is not what went in: one weight is another."""
+    import torch
+
+    from orchestrator.train import checkpointing
+    from orchestrator.train.worker import run_worker
+    from orchestrator.train.zero_layout import partitions
+
+    publish = checkpointing.publish
+
+    def spoilt(engine: Any, manifest: Any) -> None:
+        if plan.peer_state is not None:
+            with torch.no_grad():
+                partitions(engine)[0].flat.view(-1)[0] += 100.0
+        publish(engine, manifest)
+
+    checkpointing.publish = spoilt
+    try:
+        return run_worker(session, plan)
+    finally:
+        checkpointing.publish = publish
+
+
 class HeldSession:
     """A session whose steps take `PACE_S` longer, and that stands still, at a step boundary, while a file
     `hold-GENERATION` lies beside the run's directory, until somebody wants training to be left: whatever a test
