@@ -95,6 +95,11 @@ class Saves:
             self._thread = threading.Thread(target=self._run, name="checkpoint-saves", daemon=True)
             self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Vaults are writing, or have written and their event has not been fetched."""
+        return self._open > 0
+
     def finished(self) -> list[Event]:
         """Events of the checkpoints that have come to an end since the last call."""
         events = []
