@@ -16,6 +16,7 @@ from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import Arranged, Injection
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scorecard import (
     FP32_TOLERANCE,
@@ -32,11 +33,15 @@ from orchestrator.spec.load import LoadedJob
 from orchestrator.store.history import current_steps
 from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
+from orchestrator.store.skips import read_skips
 
 REAL = tuple(fault for fault in Fault if fault not in (Fault.RANDOM, Fault.SLOW_RANK))
 SHORTEST_BURST_S = 0.02
 LONGEST_SLOWNESS_S = 60.0
 ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
+
+Planned = tuple[int, Fault]
+"""The step after which to strike, and how."""
 
 
 def drill(
@@ -57,6 +62,12 @@ def drill(
             "a drill kills nodes, and does so on a local cluster only",
             hint="--set cluster.nodes=4, and remove cluster.address",
         )
+    if fault is Fault.NAN and times > _numeric_faults_allowed(job):
+        raise UsageError(
+            f"{times} numeric faults are more than the job would get over: recovery.on_nan is"
+            f" {job.spec.recovery.on_nan}, recovery.max_rollbacks {job.spec.recovery.max_rollbacks}",
+            hint=f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}",
+        )
     undisturbed = run_job(job, home, observers, stop)
     if stop.is_set():
         return None
@@ -71,23 +82,53 @@ def drill(
             f"workers are compared over {WINDOW_STEPS} steps: {undisturbed.step} are too few for {times} faults",
             hint=f"--set train.steps={(times + 1) * 2 * WINDOW_STEPS}",
         )
-    injector = Injector(home.absolute(), fault, when, random.Random(seed))
-    outcome = run_job(job, home, [injector, *observers], stop)
+    draw = random.Random(seed)
+    planned = _planned(job, fault, when, draw)
+    workers = job.spec.resources.workers
+    fewest = workers if isinstance(workers, int) else workers.min
+    numeric = tuple(Injection("nan", step + 1, draw.randrange(fewest)) for step, what in planned if what is Fault.NAN)
+    strikes = [each for each in planned if each[1] is not Fault.NAN]
+    injector = Injector(home.absolute(), strikes, draw)
+    outcome = run_job(job, home, [injector, *observers], stop, arranged=Arranged(injections=numeric))
+    left_out = read_skips(RunLayout(outcome.run_dir))
+    if left_out and not stop.is_set():
+        # By design its losses are not those of a run that used these samples, but of one that never had them.
+        given = tuple(replace(skip, from_step=0, fault=None) for skip in left_out)
+        undisturbed = run_job(job, home, observers, stop, arranged=Arranged(skips=given))
     if stop.is_set():
         return None
     return _score(job, undisturbed, outcome, injector, len(when))
 
 
-class Injector:
-    """Observer that strikes when a step it waits for has been reported, one fault at a time.
+def _numeric_faults_allowed(job: LoadedJob) -> int:
+    """How many of them the job gets over by its spec; with `stop` one shows that it does not."""
+    recovery = job.spec.recovery
+    return {"rollback_and_skip": recovery.max_rollbacks, "stop": 1, "continue": 0}[recovery.on_nan]
 
-    The next fault waits until the one before is got over.
+
+def _planned(job: LoadedJob, fault: Fault, when: Sequence[int], draw: random.Random) -> list[Planned]:
+    """Each fault with its step; `random` ones are drawn, numeric ones among them as many as the job gets over."""
+    planned: list[Planned] = []
+    for step in when:
+        numeric = sum(1 for _, each in planned if each is Fault.NAN)
+        full = numeric >= _numeric_faults_allowed(job)
+        choices = [each for each in REAL if not (full and each is Fault.NAN)] if fault is Fault.RANDOM else [fault]
+        planned.append((step, draw.choice(choices)))
+    return planned
+
+
+class Injector:
+    """Observer that strikes when a step it waits for has been reported, one fault at a time, and keeps the score.
+
+    The next fault waits until the one before is got over. Numeric faults are not its own: the workers make them, at
+    the step arranged, and tell.
     """
 
-    def __init__(self, home: Path, fault: Fault, when: Sequence[int], draw: random.Random) -> None:
+    def __init__(self, home: Path, planned: Sequence[Planned], draw: random.Random) -> None:
         self.results: list[FaultResult] = []
-        self._home, self._fault, self._draw = home, fault, draw
-        self._when = list(when)
+        self._home, self._draw = home, draw
+        self._planned = list(planned)
+        self._world_size = 0
         self._layout: RunLayout | None = None
         self._pids: dict[int, int] = {}
         self._struck_s: float | None = None
@@ -102,7 +143,11 @@ class Injector:
         elif event.kind is EventKind.WORKER_STARTED:
             self._pids[int(fields["rank"])] = int(fields["pid"])
         elif event.kind is EventKind.RESIZED:
-            self._pids.clear()
+            self._pids.clear()  # ranks are dealt out anew
+        elif event.kind is EventKind.PLAN:
+            self._world_size = int(fields["world_size"])
+        elif event.kind is EventKind.FAULT_INJECTED:
+            self._note(str(fields["fault"]), int(fields["step"]) - 1, int(fields["rank"]), event.time_s)
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._pids.clear()  # ranks are dealt out anew
             if self._brake is not None:  # it was to be slow, and somebody was lost for it: not what must happen
@@ -128,9 +173,8 @@ class Injector:
         struck_s = self._struck_s
         if struck_s is not None and self.results[-1].fault == Fault.SLOW_RANK.value and self._brake is None:
             self._got_over(report, struck_s)
-        if self._struck_s is None and self._when and report.step >= self._when[0] and self._pids:
-            self._when.pop(0)
-            fault = self._draw.choice(REAL) if self._fault is Fault.RANDOM else self._fault
+        if self._struck_s is None and self._planned and report.step >= self._planned[0][0] and self._pids:
+            _, fault = self._planned.pop(0)
             self._strike(fault, report)
 
     def _take_slowness(self, rank: int, slow: bool, time_s: float) -> None:
@@ -180,8 +224,11 @@ class Injector:
             self._brake = _Brake(pid, max(SHORTEST_BURST_S, report.step_time_s))
         else:
             os.kill(pid, signal.SIGSTOP if fault is Fault.HANG_RANK else signal.SIGKILL)
+        self._note(fault.value, report.step, rank, struck_s)
+
+    def _note(self, fault: str, step: int, rank: int, struck_s: float) -> None:
         self._struck_s = struck_s
-        self.results.append(FaultResult(fault.value, report.step, rank, None, None, None, report.world_size, None))
+        self.results.append(FaultResult(fault, step, rank, None, None, None, self._world_size, None))
 
     def _corrupt(self) -> None:
         """Flip one bit in the middle of a shard of the newest checkpoint."""
@@ -244,6 +291,7 @@ def _score(job: LoadedJob, undisturbed: RunOutcome, outcome: RunOutcome, injecto
         reason=outcome.reason,
         data_exact=proof.ok,
         max_loss_difference=max_relative_difference(losses, _losses(undisturbed)),
+        samples_left_out=proof.skipped_samples,
         tolerance=FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
     )
 

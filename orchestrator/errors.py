@@ -1,5 +1,7 @@
 """The root of every error Convoy raises on purpose. It lies under all layers, so that `spec` may raise one too."""
 
+from typing import Any
+
 
 class ConvoyError(Exception):
     """A failure with a message a person can act on.
@@ -14,3 +16,8 @@ class ConvoyError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a program wants to know of it, as JSON values: they travel between processes with the message."""
+        return {}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from orchestrator.checkpoint.reader import CheckpointReader
+from orchestrator.checkpoint.retention import Candidate, Rule, which_to_remove
+from orchestrator.checkpoint.storage import Fault, LocalStorage, Storage, StorageError
 from orchestrator.domain.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -16,13 +18,23 @@ _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(tmp|old)")
 
 @dataclass(frozen=True)
 class Found:
-    """A directory that should be a checkpoint. `problem` says why it is none, as far as a look at the manifest
-    and the file sizes tells; None where it looks whole."""
+    """What should be a checkpoint. `problem` says why it is none, as far as a look at the manifest and the file sizes
+    tells; None where it looks whole."""
 
     step: int
-    path: Path
+    place: str
+    """Directory or URL."""
     manifest: Manifest | None
     problem: str | None
+
+    @property
+    def name(self) -> str:
+        return self.place.rpartition("/")[2]
+
+    @property
+    def path(self) -> Path:
+        """The directory, where it lies in one."""
+        return Path(self.place)
 
 
 def directory_name(step: int) -> str:
@@ -30,78 +42,89 @@ def directory_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def list_checkpoints(directory: Path) -> list[Found]:
-    """All checkpoints under `directory`, newest first. Reads manifests and sizes, not the data."""
-    if not directory.is_dir():
-        return []
-    named = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [_look(step, path) for step, path in sorted(named, reverse=True)]
+def list_checkpoints(where: Path | Storage) -> list[Found]:
+    """All checkpoints there, newest first. Reads manifests and sizes, not the data. Raises StorageError."""
+    storage = _storage(where)
+    named = [(int(match[1]), name) for name in storage.names() if (match := _NAME.fullmatch(name))]
+    return [_look(storage, step, name) for step, name in sorted(named, reverse=True)]
 
 
-def _look(step: int, path: Path) -> Found:
+def _look(storage: Storage, step: int, name: str) -> Found:
+    place = storage.place(name)
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(name, storage)
+        sizes = storage.sizes(name)
     except CheckpointError as error:
-        return Found(step, path, None, error.message)
+        if silent(error):
+            raise
+        return Found(step, place, None, error.message)
     for shard in manifest.shards:
-        file = path / shard.file
-        size = file.stat().st_size if file.is_file() else None
+        size = sizes.get(shard.file)
         if size != shard.size_bytes:
             found = "is missing" if size is None else f"has {size} bytes, expected {shard.size_bytes}"
-            return Found(step, path, manifest, f"{shard.file} {found}")
-    return Found(step, path, manifest, None)
+            return Found(step, place, manifest, f"{shard.file} {found}")
+    return Found(step, place, manifest, None)
 
 
-def verify_checkpoint(path: Path) -> Manifest:
-    """Read a checkpoint whole and check every checksum. Raises CheckpointError saying what is wrong and where."""
-    with CheckpointReader(path) as reader:
+def silent(error: CheckpointError) -> bool:
+    """Whether storage does not answer or let us in: that says nothing about the checkpoint."""
+    return isinstance(error, StorageError) and error.fault in (Fault.UNREACHABLE, Fault.DENIED)
+
+
+def verify_checkpoint(place: Path | str, storage: Storage | None = None) -> Manifest:
+    """Read a checkpoint whole and check every checksum: the one at a directory or URL, or of a name in `storage`.
+
+    Raises CheckpointError saying what is wrong and where.
+    """
+    with CheckpointReader(place, storage) as reader:
         reader.verify()
         return reader.manifest
 
 
-def newest_valid(directory: Path, on_rejected: Callable[[Path, str], None] | None = None) -> Path | None:
+def newest_valid(
+    where: Path | Storage,
+    on_rejected: Callable[[str, str], None] | None = None,
+    objection: Callable[[Manifest], str | None] | None = None,
+) -> Found | None:
     """The newest checkpoint whose every checksum holds; None where there is none.
 
-    `on_rejected` is told of each newer one that was passed over, and why.
+    `on_rejected` is told of each newer one that was passed over, and why. `objection` may name a reason against one
+    that is whole. Raises StorageError where storage does not answer: an older checkpoint is not the answer to that.
     """
-    for found in list_checkpoints(directory):
-        problem = found.problem or _deep_problem(found.path)
+    storage = _storage(where)
+    for found in list_checkpoints(storage):
+        problem = found.problem
+        if problem is None and objection is not None and found.manifest is not None:
+            problem = objection(found.manifest)
+        problem = problem or _deep_problem(found, storage)
         if problem is None:
-            return found.path
+            return found
         if on_rejected is not None:
-            on_rejected(found.path, problem)
+            on_rejected(found.place, problem)
     return None
 
 
-def retain(directory: Path, keep_last: int, trusted: Collection[int] = (), keep_every: int | None = None) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints and those of steps that are multiples of `keep_every`, and
-    return what went.
+def retain(where: Path | Storage, rule: Rule, trusted: Collection[int] = ()) -> list[str]:
+    """Remove the checkpoints that `rule` does not keep, and return the places that went.
 
     The newest valid one is never removed: where none of those kept is valid, the newest older one that is stays
     too. `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished
-    directories older than the newest finished one go as well. Raises OSError.
+    ones older than the newest finished one go as well. Raises StorageError.
     """
-    if keep_last < 1:
-        raise ValueError(f"at least one checkpoint must be kept, not {keep_last}")
-    found = list_checkpoints(directory)
-    finished = [entry for entry in found if entry.manifest is not None]
-    keep = {entry.path for entry in finished[:keep_last]}
-    keep |= {entry.path for entry in finished if keep_every is not None and entry.step % keep_every == 0}
-    for entry in finished:
-        if entry.step in trusted or (entry.problem is None and _deep_problem(entry.path) is None):
-            keep.add(entry.path)
-            break
-    newest = max((entry.step for entry in finished), default=-1)
-    gone = [entry.path for entry in found if entry.path not in keep and entry.step <= newest]
-    for path in gone:
-        remove_checkpoint(path)
-    return gone
+    storage = _storage(where)
+    found = list_checkpoints(storage)
+    valid = next((entry.step for entry in found if _holds(entry, trusted, storage)), None)
+    going = which_to_remove([Candidate.of(entry.step, entry.manifest) for entry in found], rule, valid)
+    gone = [entry for entry in found if entry.step in going]
+    for entry in gone:
+        storage.remove(entry.name, MANIFEST)
+    return [entry.place for entry in gone]
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, manifest first: cut short, it leaves no directory that looks valid. Raises OSError."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path)
+def _holds(entry: Found, trusted: Collection[int], storage: Storage) -> bool:
+    if entry.manifest is None:
+        return False
+    return entry.step in trusted or (entry.problem is None and _deep_problem(entry, storage) is None)
 
 
 def clear_interrupted(directory: Path) -> None:
@@ -123,9 +146,15 @@ def clear_interrupted(directory: Path) -> None:
             shutil.rmtree(path)
 
 
-def _deep_problem(path: Path) -> str | None:
+def _deep_problem(entry: Found, storage: Storage) -> str | None:
     try:
-        verify_checkpoint(path)
+        verify_checkpoint(entry.name, storage)
     except CheckpointError as error:
+        if silent(error):
+            raise
         return error.message
     return None
+
+
+def _storage(where: Path | Storage) -> Storage:
+    return LocalStorage(where) if isinstance(where, Path) else where

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.checkpoint.intervals import Kind
 from orchestrator.checkpoint.shard import digest
+from orchestrator.checkpoint.storage import Fault, Storage, StorageError, locate
 from orchestrator.domain.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -150,14 +151,19 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint. Raises CheckpointError where there is none or it is damaged."""
-    path = directory / MANIFEST
+def read_manifest(place: Path | str, storage: Storage | None = None) -> Manifest:
+    """The manifest of the checkpoint at `place`: a directory or URL, or a name in `storage`.
+
+    Raises CheckpointError where there is none or it is damaged, StorageError where storage does not answer.
+    """
+    storage, name = (storage, str(place)) if storage is not None else locate(place)
+    where = storage.place(name)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        what = "was never finished: it has no manifest" if directory.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint {directory} {what}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return Manifest.from_bytes(data, str(path))
+        data = storage.read(name, MANIFEST)
+    except StorageError as error:
+        if error.fault is not Fault.MISSING:
+            raise
+        found = name in storage.names()
+        what = "was never finished: it has no manifest" if found else "does not exist"
+        raise CheckpointError(f"checkpoint {where} {what}") from None
+    return Manifest.from_bytes(data, f"{where}/{MANIFEST}")

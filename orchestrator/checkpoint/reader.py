@@ -3,6 +3,7 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from orchestrator.checkpoint.dtypes import decode, storage_dtype
 from orchestrator.checkpoint.intervals import Kind, Range, intersect, missing
 from orchestrator.checkpoint.manifest import Manifest, ShardEntry, read_manifest
+from orchestrator.checkpoint.ranged import ChunkCache, RangedShard
 from orchestrator.checkpoint.shard import Interval, ShardFile, ShardIndex, digest
+from orchestrator.checkpoint.storage import LocalStorage, Storage, checked, locate
 from orchestrator.domain.errors import CheckpointError
 
+_SHARDS_AT_ONCE = 4  # one connection does not fill a link to a bucket
 _CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ: the only extra memory
 
 
@@ -124,33 +128,43 @@ class IntervalReader:
 
 
 class CheckpointReader(IntervalReader):
-    """An open checkpoint directory.
+    """An open checkpoint: a directory or URL, or a name in a storage.
 
-    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other.
+    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other, StorageError
+    where storage does not answer.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        manifest = read_manifest(directory)
-        indexes = [self._read_index(entry) for entry in manifest.shards]
-        super().__init__(manifest, indexes, self._open_file, f"checkpoint {directory}")
+    def __init__(self, place: Path | str, storage: Storage | None = None) -> None:
+        self._storage, self._name = (storage, str(place)) if storage is not None else locate(place)
+        self._cache = ChunkCache()
+        manifest = read_manifest(self._name, self._storage)
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="index") as pool:
+            indexes = list(pool.map(self._read_index, manifest.shards))
+        super().__init__(manifest, indexes, self._open_file, f"checkpoint {self._storage.place(self._name)}")
 
     def verify(self) -> None:
         """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
         self.require_whole()
-        for number in range(len(self._indexes)):
-            with contextlib.closing(self._open_file(number)) as file:
-                file.verify()
+        if isinstance(self._storage, LocalStorage):
+            for number in range(len(self._indexes)):
+                self._verify(number)
+            return
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="verify") as pool:
+            for outcome in [pool.submit(self._verify, number) for number in range(len(self._indexes))]:
+                outcome.result()
 
-    def _open_file(self, number: int) -> ShardFile:
-        return ShardFile(self.directory / self.manifest.shards[number].file, self._indexes[number])
+    def _verify(self, number: int) -> None:
+        with contextlib.closing(self._open_file(number)) as file:
+            file.verify()
+
+    def _open_file(self, number: int) -> "ShardFile | RangedShard":
+        file, index = self.manifest.shards[number].file, self._indexes[number]
+        if isinstance(self._storage, LocalStorage):
+            return ShardFile(self._storage.root / self._name / checked(file), index)
+        return RangedShard(self._storage, self._name, file, index, self._cache)
 
     def _read_index(self, entry: ShardEntry) -> ShardIndex:
-        path = self.directory / entry.index
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        data = self._storage.read(self._name, entry.index)
         if digest(data) != entry.index_digest:
             raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
         index = ShardIndex.from_bytes(data, entry.index)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +84,30 @@ class ShardIndex:
         }
         return json.dumps(body, separators=(",", ":")).encode()
 
+    def chunk_extent(self, chunk: int, file: str) -> Range:
+        """The bytes of a chunk. Raises CheckpointError naming `file` where it has none of that number."""
+        start = chunk * self.chunk_bytes
+        if chunk >= len(self.chunks):
+            raise CheckpointError(f"{file}: byte {start} lies beyond the file's {self.size_bytes}")
+        return Range(start, min(start + self.chunk_bytes, self.size_bytes))
+
+    def check_chunk(self, chunk: int, data: bytes | bytearray | memoryview, file: str) -> None:
+        """Raise CheckpointError, naming `file`, the bytes and the tensors in them, unless `data` is the chunk."""
+        if zlib.crc32(data) != self.chunks[chunk]:
+            start = chunk * self.chunk_bytes
+            end = start + len(data)
+            raise CheckpointError(
+                f"{file} is corrupt in bytes {start} to {end}: the checksum differs "
+                f"(holds {self._tensors_in(start, end)})"
+            )
+
+    def _tensors_in(self, start: int, end: int) -> str:
+        hit = [
+            f"{i.name} {i.kind} {i.range}" for i in self.intervals if i.offset < end and start < i.offset + i.size_bytes
+        ]
+        more = f" and {len(hit) - 3} more" if len(hit) > 3 else ""
+        return (", ".join(hit[:3]) + more) or "no tensor"
+
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> "ShardIndex":
         """The reverse of `to_bytes`. Raises CheckpointError naming `source` for anything else."""
@@ -104,6 +129,17 @@ class ShardIndex:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{source} is not a shard index: {type(error).__name__}: {error}") from error
+
+
+def lay_out(parts: Iterable[tuple[str, Kind, Range, str]]) -> list[Interval]:
+    """Where the parts (name, kind, elements, dtype) lie in a shard, one after the other, elements aligned."""
+    intervals: list[Interval] = []
+    offset = 0
+    for name, kind, extent, dtype in parts:
+        offset += -offset % storage_dtype(dtype).itemsize
+        intervals.append(Interval(name, kind, extent, offset, dtype))
+        offset += intervals[-1].size_bytes
+    return intervals
 
 
 class ShardWriter:
@@ -214,17 +250,10 @@ class ShardFile:
     def _check(self, chunk: int) -> None:
         if chunk in self._checked:
             return
-        start = chunk * self._index.chunk_bytes
-        if chunk >= len(self._index.chunks):
-            raise CheckpointError(f"{self._path.name}: byte {start} lies beyond the file's {self._index.size_bytes}")
-        buffer = bytearray(min(self._index.chunk_bytes, self._index.size_bytes - start))
-        self._pread(start, memoryview(buffer))
-        if zlib.crc32(buffer) != self._index.chunks[chunk]:
-            end = start + len(buffer)
-            raise CheckpointError(
-                f"{self._path.name} is corrupt in bytes {start} to {end}: the checksum differs "
-                f"(holds {self._tensors_in(start, end)})"
-            )
+        extent = self._index.chunk_extent(chunk, self._path.name)
+        buffer = bytearray(len(extent))
+        self._pread(extent.start, memoryview(buffer))
+        self._index.check_chunk(chunk, buffer, self._path.name)
         self._checked.add(chunk)
 
     def _pread(self, offset: int, out: memoryview) -> None:
@@ -237,12 +266,3 @@ class ShardFile:
                     f"{self._path.name} ends at byte {offset + done}, expected {self._index.size_bytes}"
                 )
             done += read
-
-    def _tensors_in(self, start: int, end: int) -> str:
-        hit = [
-            f"{i.name} {i.kind} {i.range}"
-            for i in self._index.intervals
-            if i.offset < end and start < i.offset + i.size_bytes
-        ]
-        more = f" and {len(hit) - 3} more" if len(hit) > 3 else ""
-        return (", ".join(hit[:3]) + more) or "no tensor"

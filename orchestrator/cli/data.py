@@ -14,6 +14,7 @@ from orchestrator.cli.options import home_option, json_option, run_argument
 if TYPE_CHECKING:
     from orchestrator.data.manifest import DataManifest
     from orchestrator.data.verify import Proof
+    from orchestrator.domain.numeric import Skip
 
 
 @click.group()
@@ -124,9 +125,26 @@ def _text(run: str, proof: "Proof") -> str:
         state = "complete" if use.complete else "in part"
         faults = f", {use.duplicates} twice" if use.duplicates else ""
         faults += f", {use.missing} missing" if use.missing else ""
+        faults += f", {use.skipped:,} left out" if use.skipped else ""
         lines.append(f"  {use.source}, epoch {use.epoch}: {use.used:,} of {use.of:,} samples once, {state}{faults}")
+    if proof.skips:
+        lines.append(
+            f"  left out: {proof.skipped_samples:,} samples; with the {proof.samples:,} fed they are the"
+            f" {proof.end_position:,} that the order has up to there"
+        )
+        lines += [f"    {_skip_text(skip)}" for skip in proof.skips]
     if proof.mismatch is None:
-        lines.append("PROVED: every sample of every epoch was used exactly once, with the tokens it should have")
+        aside = "" if not proof.skips else ", those left out aside,"
+        lines.append(
+            f"PROVED: every sample of every epoch{aside} was used exactly once, with the tokens it should have"
+        )
     else:
         lines.append(f"NOT PROVED: step {proof.mismatch.step}: {proof.mismatch.what}")
     return "\n".join(lines)
+
+
+def _skip_text(skip: "Skip") -> str:
+    where = f"[{skip.first:,}, {skip.end:,})"
+    if skip.fault is None:
+        return f"{where}: from the start, as asked"
+    return f"{where}: {render.when(skip.time_s)}, {skip.fault.text}; went on from step {skip.from_step}"

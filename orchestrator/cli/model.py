@@ -14,6 +14,7 @@ from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.domain.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.checkpoint.catalog import Found
     from orchestrator.store.runs import RunRecord
     from orchestrator.train.export import Exported, Precision
 
@@ -123,7 +124,7 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
     first_error: CheckpointError | None = None
     for checkpoint in candidates:
         try:
-            return export_model(checkpoint, spec, data, dest, cast("Precision", dtype), force), skipped
+            return export_model(checkpoint.place, spec, data, dest, cast("Precision", dtype), force), skipped
         except CheckpointError as error:
             first_error = first_error or error
             skipped.append(f"{checkpoint.name}: {error.message}")
@@ -131,17 +132,18 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
     raise first_error
 
 
-def _candidates(record: "RunRecord", step: int | None) -> list[Path]:
+def _candidates(record: "RunRecord", step: int | None) -> list["Found"]:
     """Checkpoints to try, newest first. Raises UsageError where there is none, or none of `step`."""
     from orchestrator.checkpoint.catalog import list_checkpoints
+    from orchestrator.store.checkpoints import checkpoint_storage
 
-    found = list_checkpoints(record.layout.checkpoints)
+    found = list_checkpoints(checkpoint_storage(record.layout))
     if not found:
         hint = "it writes one every checkpoint.interval_steps steps and at its end"
         raise UsageError(f"run {record.id} ({record.status}, step {record.step}) has no checkpoint yet", hint=hint)
     if step is None:
-        return [entry.path for entry in found]
-    named = [entry.path for entry in found if entry.step == step]
+        return found
+    named = [entry for entry in found if entry.step == step]
     if not named:
         known = ", ".join(str(entry.step) for entry in found)
         raise UsageError(f"run {record.id} has no checkpoint of step {step}", hint=f"it has: {known}")
@@ -190,12 +192,14 @@ def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple
 def _own_export(record: "RunRecord", step: int | None) -> Path | None:
     """The export in the run's directory, where it is of the step asked for: by default the newest."""
     from orchestrator.checkpoint.catalog import list_checkpoints
+    from orchestrator.store.checkpoints import checkpoint_storage
     from orchestrator.train.export import exported_step
 
     exported = exported_step(record.layout.export)
     if exported is None:
         return None
-    newest = max((entry.step for entry in list_checkpoints(record.layout.checkpoints) if not entry.problem), default=-1)
+    found = list_checkpoints(checkpoint_storage(record.layout))
+    newest = max((entry.step for entry in found if not entry.problem), default=-1)
     return record.layout.export if exported == (max(newest, exported) if step is None else step) else None
 
 

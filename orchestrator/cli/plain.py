@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from orchestrator.cli import render
 from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
@@ -163,30 +163,13 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"workers: {fields.get('phase')}"
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
-        case EventKind.WORKER_SLOW:
-            if not fields.get("slow"):
-                return f"worker {fields.get('rank')} keeps up again"
-            ratio = float(fields.get("ratio") or 0.0)
-            return f"worker {fields.get('rank')} is slow: {ratio:.1f} times the others' time, in {fields.get('phase')}"
-        case EventKind.RECOVERY_STARTED:
-            lost = f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}"
-            if fields.get("source") == "beginning":
-                return f"{lost}, going on from the beginning"
-            return f"{lost}, going on from step {fields.get('from_step')} out of {fields.get('source')}"
-        case EventKind.RECOVERED:
-            again = int(fields.get("steps_recomputed") or 0)
-            return (
-                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
-            )
-        case EventKind.RESIZED:
-            now, before = fields.get("world_size"), fields.get("before")
-            return f"step {fields.get('step')}: {now} workers from here, {before} before"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:
             size, seconds = render.size(fields.get("bytes")), render.duration(fields.get("seconds"))
             return f"step {fields.get('step')}: checkpoint saved, {size} in {seconds}"
+        case EventKind.CHECKPOINT_FAILED:
+            return f"warning: {fields.get('reason')}; training goes on"
         case EventKind.CHECKPOINT_RESTORED:
             return f"restored step {fields.get('step')} from {fields.get('path')}"
         case EventKind.CHECKPOINT_REJECTED:
@@ -203,4 +186,39 @@ def describe(event: Event, view: RunView) -> str | None:
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:
+            return _describe_recovery(event)
+
+
+def _describe_recovery(event: Event) -> str | None:
+    """The same for what has to do with lost workers and changes of size."""
+    fields = event.fields
+    match event.kind:
+        case EventKind.WORKER_SLOW:
+            if not fields.get("slow"):
+                return f"worker {fields.get('rank')} keeps up again"
+            ratio = float(fields.get("ratio") or 0.0)
+            return f"worker {fields.get('rank')} is slow: {ratio:.1f} times the others' time, in {fields.get('phase')}"
+        case EventKind.RECOVERY_STARTED:
+            return _going_on(fields)
+        case EventKind.RECOVERED:
+            again = int(fields.get("steps_recomputed") or 0)
+            return (
+                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
+                f"{again} step{'s' if again != 1 else ''} made again"
+            )
+        case EventKind.RESIZED:
+            now, before = fields.get("world_size"), fields.get("before")
+            return f"step {fields.get('step')}: {now} workers from here, {before} before"
+        case EventKind.FAULT_INJECTED:
+            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
+        case _:
             return None
+
+
+def _going_on(fields: dict[str, Any]) -> str:
+    where = f"from step {fields.get('from_step')} out of {fields.get('source')}"
+    if fields.get("source") == "beginning":
+        where = "from the beginning"
+    if fields.get("skipped"):
+        return f"rolling back: going on {where}"
+    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"

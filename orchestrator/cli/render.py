@@ -56,7 +56,7 @@ def loss(value: float | None) -> str:
 
 def change(first: float | None, last: float | None) -> str:
     """By how many percent `last` lies under (-) or over (+) `first`."""
-    if first is None or last is None or first == 0:
+    if first is None or last is None or first == 0 or not math.isfinite(last / first):
         return DASH
     return f"{(last - first) / abs(first) * 100:+.1f}%"
 

@@ -9,6 +9,7 @@ import click
 from orchestrator.cli import render
 from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.domain.errors import UsageError
+from orchestrator.metrics.jsonl import finite
 from orchestrator.store.runs import RunRecord, RunStore
 
 SHOWN_RUNS = 20
@@ -89,7 +90,7 @@ def show(run: str, home: Path, as_json: bool) -> None:
 
     record = RunStore(home).read(run)
     value = facts(record)
-    click.echo(json.dumps(value, indent=2) if as_json else text(record, value, time.time()))
+    click.echo(json.dumps(finite(value), indent=2) if as_json else text(record, value, time.time()))
 
 
 @click.command()

@@ -1,10 +1,13 @@
 """What `convoy show` says of a run: the facts as one JSON value, and the same as text."""
 
+from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.storage import is_url
 from orchestrator.cli import render
 from orchestrator.cli.summary import command
 from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.json_file import read_json
 from orchestrator.store.history import current_steps, read_events
@@ -23,6 +26,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
         "checkpoints": [],
         "failures": [],
         "recoveries": [],
+        "numeric_faults": [],
         "warnings": [],
         "exported": None,
     }
@@ -33,11 +37,14 @@ def facts(record: RunRecord) -> dict[str, Any]:
             case EventKind.EVAL:
                 value["evaluations"].append(event.fields)
             case EventKind.CHECKPOINT_SAVED:
-                # Old ones are removed as new ones are written.
-                saved = {**event.fields, "kept": layout.checkpoint(int(event.fields.get("step", -1))).is_dir()}
-                value["checkpoints"].append(saved)
+                value["checkpoints"].append({**event.fields, "kept": _kept(event.fields, layout)})
+            case EventKind.CHECKPOINT_FAILED:
+                value["warnings"].append(event.fields.get("reason"))
             case EventKind.WORKER_FAILED:
                 value["failures"].append(event.fields)
+            case EventKind.NUMERIC_FAULT:
+                value["numeric_faults"].append(event.fields)
+                value["failures"].clear()  # workers raised because of it
             case EventKind.RECOVERY_STARTED:
                 value["failures"].clear()  # got over, and told on its page
             case EventKind.RECOVERED:
@@ -92,13 +99,16 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
     if value["recoveries"]:
         lines.append(f"  recovered   {render.recoveries(value['recoveries'])}; see {record.layout.incidents}")
+    if value["numeric_faults"]:
+        left_out = sum(int(each.get("skipped_count") or 0) for each in value["numeric_faults"])
+        lines.append(f"  numeric     {len(value['numeric_faults'])} faults, {left_out} samples left out")
     for failure in value["failures"][:1]:
         if str(failure.get("error")) not in (record.reason or ""):
             lines += ["", f"Worker {failure.get('rank')} failed: {render.printable(str(failure.get('error')))}"]
     lines += [f"  warning     {render.printable(str(message))}" for message in value["warnings"][-3:]]
     lines += _ledger_lines(value["ledger"])
     resumable = not record.active and record.state is not RunState.SUCCEEDED
-    if resumable and any(each["kept"] for each in value["checkpoints"]):
+    if resumable and any(each["kept"] is not False for each in value["checkpoints"]):
         lines += ["", f"Go on with it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
     return "\n".join(lines)
 
@@ -150,14 +160,24 @@ def _training_lines(value: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _kept(saved: dict[str, Any], layout: RunLayout) -> bool | None:
+    """Whether a checkpoint is still there: old ones are removed as new ones are written. None where a bucket would
+    have to be asked."""
+    path = str(saved.get("path", ""))
+    if is_url(path):
+        return None
+    return layout.checkpoint(int(saved.get("step", -1))).is_dir() or (bool(path) and Path(path).is_dir())
+
+
 def _kept_lines(value: dict[str, Any]) -> list[str]:
     lines = []
     kept = [each for each in value["checkpoints"] if each["kept"]]
     if value["checkpoints"]:
-        steps = ", ".join(str(each.get("step")) for each in kept) or "none"
         newest = value["checkpoints"][-1]
+        steps = ", ".join(str(each.get("step")) for each in kept) or "none"
+        where = f"the newest {newest['path']}" if newest["kept"] is None else f"kept: step {steps}"
         lines.append(
-            f"  checkpoints {len(value['checkpoints'])} written, kept: step {steps};"
+            f"  checkpoints {len(value['checkpoints'])} written, {where};"
             f" the last {render.size(newest.get('bytes'))} in {render.duration(newest.get('seconds'))}"
         )
     if value["exported"]:

@@ -102,7 +102,9 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
 
 def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
     # Which checkpoint it goes on from is the service's to find; without one it would start from step 1.
-    resumable = bool(view.checkpoints) or (layout.checkpoints.is_dir() and any(layout.checkpoints.iterdir()))
+    resumable = bool(view.checkpoints or view.resumed_from_step) or (
+        layout.checkpoints.is_dir() and any(layout.checkpoints.iterdir())
+    )
     if resumable:
         return ["Go on from its last checkpoint:", f"  {command(f'convoy run --resume {layout.run_id}', home)}"]
     return ["It has no checkpoint to go on from: start it again. Set checkpoint.interval_steps to have some."]

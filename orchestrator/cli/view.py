@@ -124,6 +124,8 @@ class RunView:
                 trace = str(fields.get("traceback") or "")
                 failure = Failure(int(fields.get("rank", -1)), str(fields.get("error")), trace)
                 self.failures.append(failure)
+            case EventKind.NUMERIC_FAULT:
+                self.failures.clear()  # where workers raised because of it, it says more than their tracebacks
             case EventKind.RECOVERY_STARTED:
                 self.failures.clear()  # what a run has got over is not why it ends
                 self.recent.clear()  # the pace is not that of the gap

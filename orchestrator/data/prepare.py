@@ -34,6 +34,11 @@ class PreparedData:
     cached: bool
 
 
+def cache_directory(spec: JobSpec, home: Path) -> Path:
+    """Where prepared data lies: where the spec says, or under `home`."""
+    return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
+
+
 def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, on_event: OnEvent) -> PreparedData:
     """Make the token files and the manifest of a job, or find them in the cache.
 

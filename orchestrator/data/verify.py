@@ -2,10 +2,10 @@
 
 For every step of the final lineage the sample ids are computed anew from the order, their tokens read from the token
 files, and their digest compared with the one recorded from what was really fed. Positions must follow one another
-without gap or overlap, and every sample is counted, per source and epoch.
+without gap or overlap, but for the skips that the run recorded, and every sample is counted, per source and epoch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import DIGEST_MODULUS, Samples, TokenDataset
+from orchestrator.data.mixture import Drawn
+from orchestrator.data.skips import BatchOrder
+from orchestrator.domain.numeric import Skip
 from orchestrator.domain.report import StepReport
 
 READ_AT_ONCE = 256
 """Samples in memory at a time."""
+DRAWN_AT_ONCE = 1 << 16
+"""Sample ids in memory at a time, of positions that nothing is read of."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,19 @@ class EpochUse:
     of: int
     """Samples the source has."""
     complete: bool
+    """All of them are used, or skipped."""
     duplicates: int
     """Uses of a sample beyond its first."""
+    skipped: int
+    """Samples left out by a recorded skip."""
     missing: int
-    """Samples not used although the run went past this epoch."""
+    """Samples neither used nor skipped although the run went past this epoch."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the replay found. `ok`: each sample of each epoch was used exactly once, and was what it should be."""
+    """What the replay found. `ok`: each sample of each epoch was used exactly once, or its skip is recorded, and was
+    what it should be."""
 
     ok: bool
     fingerprint: str
@@ -57,6 +66,11 @@ class Proof:
     """Real tokens, recounted."""
     superseded: int
     """Recorded steps that a resume computed again from an earlier checkpoint; they left no trace in the model."""
+    end_position: int
+    """Where the last step ended in the order of the samples: `samples` plus `skipped_samples`."""
+    skipped_samples: int
+    skips: tuple[Skip, ...]
+    """Those that the run has reached, in the order they were decided. They may overlap."""
     epochs: tuple[EpochUse, ...]
     mismatch: Mismatch | None
 
@@ -71,9 +85,11 @@ class _Failed(Exception):
         self.mismatch = Mismatch(step, what)
 
 
-def verify_run(steps: Iterable[StepReport], dataset: TokenDataset, global_batch: int) -> Proof:
+def verify_run(
+    steps: Iterable[StepReport], dataset: TokenDataset, global_batch: int, skips: Sequence[Skip] = ()
+) -> Proof:
     """Prove what the steps consumed. `steps` in the order they were recorded; a step at or before the last one goes
-    back to there (a resume), and what was recorded after it is superseded.
+    back to there (a resume), and what was recorded after it is superseded. `skips` in the order they were decided.
 
     A copied record is told from a recomputed one by its time. Steps missing from the end cannot be seen from here:
     compare `Proof.steps` with the step the run says it reached.
@@ -83,13 +99,15 @@ def verify_run(steps: Iterable[StepReport], dataset: TokenDataset, global_batch:
     superseded = tokens = samples = 0
     mismatch = None
     try:
-        lineage, superseded = final_lineage(steps, global_batch)
+        lineage, superseded = final_lineage(steps, global_batch, skips)
         for report in lineage:
             tokens += _replay(report, dataset, usage)
             samples += report.samples
     except _Failed as failure:
         mismatch = failure.mismatch
-    epochs = tuple(usage.table(samples))
+    end = lineage[-1].first_position + lineage[-1].samples if lineage else 0
+    skipped = _count_skipped(dataset, global_batch, [skip for skip in skips if skip.first < end], end, usage)
+    epochs = tuple(usage.table(samples + skipped))
     if mismatch is None:
         mismatch = _misused(epochs, lineage[-1].step if lineage else 0)
     return Proof(
@@ -99,14 +117,19 @@ def verify_run(steps: Iterable[StepReport], dataset: TokenDataset, global_batch:
         samples=samples,
         tokens=tokens,
         superseded=superseded,
+        end_position=end,
+        skipped_samples=skipped,
+        skips=tuple(skip for skip in skips if skip.first < end),
         epochs=epochs,
         mismatch=mismatch,
     )
 
 
-def final_lineage(steps: Iterable[StepReport], global_batch: int) -> tuple[list[StepReport], int]:
+def final_lineage(
+    steps: Iterable[StepReport], global_batch: int, skips: Sequence[Skip] = ()
+) -> tuple[list[StepReport], int]:
     """The steps that made the model, and how many records were superseded. Raises _Failed at a gap, a copied record,
-    or positions that do not follow one another."""
+    or positions that do not follow one another, recorded skips aside."""
     lineage: list[StepReport] = []
     superseded = 0
     for report in steps:
@@ -119,12 +142,38 @@ def final_lineage(steps: Iterable[StepReport], global_batch: int) -> tuple[list[
             raise _Failed(report.step, "recorded twice")
         superseded += len(replaced)
         lineage[report.step - 1 :] = [report]
+    kept = _in_order(lineage, global_batch, skips)
+    return kept, superseded + len(lineage) - len(kept)
+
+
+def _in_order(lineage: list[StepReport], global_batch: int, skips: Sequence[Skip]) -> list[StepReport]:
+    """The steps that still count. Where the run has gone back and made no step since, those after the state that it
+    went back to do not: they lie in the order that was before the last skip. Raises _Failed."""
+    try:
+        order = BatchOrder.of(global_batch, [(skip.first, skip.count) for skip in skips])
+    except ValueError as error:
+        raise _Failed(0, f"a recorded skip is wrong: {error}") from error
     for report in lineage:
-        expected = (report.step - 1) * global_batch
-        if report.first_position != expected or report.samples != global_batch:
-            found = f"[{report.first_position}, {report.first_position + report.samples})"
-            raise _Failed(report.step, f"fed positions {found}, not [{expected}, {expected + global_batch})")
-    return lineage, superseded
+        expected = order.first_position(report.step)
+        if report.first_position == expected and report.samples == global_batch:
+            continue
+        if skips and report.step > skips[-1].from_step:
+            before = _in_order(lineage, global_batch, skips[:-1])
+            return _in_order(before[: skips[-1].from_step], global_batch, skips)
+        found = f"[{report.first_position}, {report.first_position + report.samples})"
+        raise _Failed(report.step, f"fed positions {found}, not [{expected}, {expected + global_batch})")
+    return lineage
+
+
+def _count_skipped(dataset: TokenDataset, global_batch: int, skips: Sequence[Skip], end: int, usage: "_Usage") -> int:
+    """Count the samples left out below position `end`, each once however many skips name it; how many those are."""
+    if not skips or any(skip.first % global_batch or skip.count % global_batch for skip in skips):
+        return 0
+    order = BatchOrder.of(global_batch, [(skip.first, skip.count) for skip in skips])
+    for first, last in order.left_out:
+        for start in range(first, min(last, end), DRAWN_AT_ONCE):
+            usage.skip(dataset.mixture.draw(start, min(DRAWN_AT_ONCE, min(last, end) - start)))
+    return order.skipped_before(end)
 
 
 def _replay(report: StepReport, dataset: TokenDataset, usage: "_Usage") -> int:
@@ -160,6 +209,13 @@ class _Usage:
         self._names = [source.name for source in dataset.manifest.sources if source.train is not None]
         self._bits: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._uses: dict[tuple[int, int], int] = {}
+        self._skipped: dict[tuple[int, int], int] = {}
+
+    def skip(self, drawn: Drawn) -> None:
+        """Count samples that were left out."""
+        pairs, counts = np.unique(np.stack([drawn.sources, drawn.epochs]), axis=1, return_counts=True)
+        for source, epoch, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+            self._skipped[source, epoch] = self._skipped.get((source, epoch), 0) + count
 
     def count(self, samples: Samples) -> None:
         """Count some samples."""
@@ -173,8 +229,8 @@ class _Usage:
             self._uses[source, epoch] = self._uses.get((source, epoch), 0) + len(local)
 
     def table(self, positions: int) -> Iterator[EpochUse]:
-        """Per source and epoch, given that the first `positions` positions of the order were used."""
-        keys = set(self._bits)
+        """Per source and epoch, given that the first `positions` positions of the order were used or skipped."""
+        keys = set(self._bits) | set(self._skipped)
         for source, size in enumerate(self._mixture.sizes):
             last = max((epoch for found, epoch in keys if found == source), default=-1)
             for epoch in range(last + 1):
@@ -182,8 +238,10 @@ class _Usage:
                 used = int(np.bitwise_count(bits).sum()) if bits is not None else 0
                 due = self._mixture.must_be_complete(source, epoch, positions)
                 uses = self._uses.get((source, epoch), 0)
-                missing = size - used if due else 0
-                yield EpochUse(self._names[source], epoch, used, size, used == size, uses - used, missing)
+                skipped = self._skipped.get((source, epoch), 0)
+                missing = size - used - skipped if due else 0
+                complete = used + skipped == size
+                yield EpochUse(self._names[source], epoch, used, size, complete, uses - used, skipped, missing)
 
 
 def _misused(epochs: tuple[EpochUse, ...], last_step: int) -> Mismatch | None:

@@ -43,15 +43,24 @@ class EventKind(StrEnum):
     median), steps (compared). Waiting for other ranks is not its own time."""
     RECOVERY_STARTED = "recovery.started"
     """incident (counted from 1 in the run), rank, cause, detected_s (Unix), step (the last one finished), from_step
-    (what training goes on from), source (vaults, storage, beginning), checkpoint (its path, where it is one)."""
+    (what training goes on from), source (vaults, storage, beginning), checkpoint (its path, where it is one), skipped
+    (null, or after a numeric fault the first position and the number of the samples that are left out)."""
     RECOVERED = "recovery.finished"
     """incident, step (the first new one), world_size, seconds (from detection to that step's end), steps_recomputed."""
     RESIZED = "gang.resized"
     """step (the last one before), before, world_size. At a step boundary; nothing is made again."""
+    NUMERIC_FAULT = "numeric.fault"
+    """fault (a `FaultKind`), step, rank (null: of all together), value (text where JSON has no number for it),
+    first_position, count (of its batch), action (rollback, stop, give_up, continue), from_step, skipped_first,
+    skipped_count (these null but for a rollback)."""
+    FAULT_INJECTED = "fault.injected"
+    """fault (nan, spike), step, rank. A numeric fault that a drill made on purpose."""
     EVAL = "eval"
     """step, loss, perplexity, tokens, seconds."""
     CHECKPOINT_SAVED = "checkpoint.saved"
     """step, path, bytes, seconds, world_size, stage."""
+    CHECKPOINT_FAILED = "checkpoint.failed"
+    """step, place, reason, fault (full, unreachable, denied, missing, other), seconds. Training goes on."""
     CHECKPOINT_RESTORED = "checkpoint.restored"
     """step, path, seconds, saved_world_size, world_size."""
     CHECKPOINT_REJECTED = "checkpoint.rejected"

@@ -42,8 +42,17 @@ class RunLayout:
         return self.root / "data.json"
 
     @property
+    def skips(self) -> Path:
+        """`skips.json`: which samples the run leaves out, when that was decided and why."""
+        return self.root / "skips.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    def checkpoint_place(self, storage: str | None) -> str:
+        """Where the run's checkpoints lie: a directory or URL. `storage` is `checkpoint.storage` of its spec."""
+        return f"{storage.rstrip('/')}/{self.run_id}" if storage is not None else str(self.checkpoints)
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"

@@ -1,5 +1,6 @@
 """The report of one optimizer step: the one record that files, metrics, terminal and ledger are made from."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -101,6 +102,8 @@ class StepReport:
         read new files."""
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in value.items() if k in known}
+        if kept["loss"] is None:  # files have null for what is no number
+            kept["loss"] = math.nan
         kept["ranks"] = tuple(
             RankReport(
                 rank=r["rank"],

@@ -26,6 +26,8 @@ class Fault(StrEnum):
     """SIGSTOP to one worker's process: it stands still, its node lives."""
     SLOW_RANK = "slow-rank"
     """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
+    NAN = "nan"
+    """One worker's loss is multiplied by NaN, once: its gradients, and through them everyone's, are no numbers."""
     RANDOM = "random"
     """Any of the above but `slow-rank`, drawn anew each time."""
 
@@ -65,10 +67,13 @@ class Scorecard:
     reason: str | None
     """Why it did not."""
     data_exact: bool
-    """Every sample of every epoch was used exactly once."""
+    """Every sample of every epoch was used exactly once, or the run has a record of leaving it out."""
     max_loss_difference: float | None
     """Largest relative difference of a step's loss from the undisturbed run; None without a common step."""
     tolerance: float
+    samples_left_out: int = 0
+    """Of batches that a rollback from a numeric fault left out. The undisturbed run compared with leaves out the same
+    from its start: it is the run that this one should be like."""
 
     @property
     def survived(self) -> bool:

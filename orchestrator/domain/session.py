@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
+from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 
 
@@ -59,7 +60,7 @@ class PeerState:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """All a worker needs to train, the same on every rank. JSON values and strings only, so it travels anywhere."""
+    """All a worker needs to train, the same on every rank. Plain values only, so it travels anywhere."""
 
     spec: dict[str, Any]
     """`JobSpec.model_dump(mode="json")`."""
@@ -74,11 +75,15 @@ class TrainPlan:
     accumulation: int
     """Micro steps of every rank; a rank whose share is used up feeds an empty micro batch."""
     resume_from: str | None = None
-    """Directory of the checkpoint to restore, as the driver sees it."""
+    """Directory, as the driver sees it, or URL of the checkpoint to restore."""
     peer_state: PeerState | None = None
     """What to restore instead, out of the vaults."""
     export: bool = True
     """Write `export/` when training ends."""
+    skips: tuple[tuple[int, int], ...] = ()
+    """(first position, positions) of samples that are left out, whole batches."""
+    injections: tuple[Injection, ...] = ()
+    """Numeric faults to make on purpose, each once."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from orchestrator.domain.numeric import NumericFault
 
 GATHER_S = 1.0
 """After a first failure, how long others are listened to: the one who caused it may report later than its victims."""
@@ -33,6 +36,8 @@ class Failure:
     message: str
     detail: str = ""
     hint: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the exception told programs: `ConvoyError.details`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,12 @@ OUT_OF_MEMORY = re.compile(
 def is_out_of_memory(failure: Failure) -> bool:
     """Whether it ended for want of memory, on the host or on its device, by its own or its killer's account."""
     return OUT_OF_MEMORY.search(failure.message) is not None
+
+
+def numeric_fault(failure: Failure) -> NumericFault | None:
+    """The numeric fault that a worker raised, where that is why it ended."""
+    value = failure.facts.get("numeric_fault")
+    return NumericFault.from_json(value) if isinstance(value, dict) else None
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.checkpoint.inventory import WholeStep, newest_whole
+from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.domain.events import Observer
 from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.cluster import Cluster, start_local
@@ -128,9 +128,9 @@ class GangDriver:
     def _target(self) -> int:
         return min(self.request.maximum, max(self._spec.train.global_batch, self.request.minimum))
 
-    def survey(self) -> WholeStep | None:
-        """The newest step that the vaults hold whole; None where there is none."""
-        return newest_whole(self._vaults.survey()) if self._vaults is not None else None
+    def survey(self) -> list[WholeStep]:
+        """The steps that the vaults hold whole, the newest first."""
+        return whole_steps(self._vaults.survey()) if self._vaults is not None else []
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult
 from orchestrator.gang.decide import (
     Action,
@@ -22,6 +23,7 @@ from orchestrator.gang.decide import (
     decide,
     is_consequence,
     is_out_of_memory,
+    numeric_fault,
     root_cause,
     silent_nodes,
     wants_regroup,
@@ -60,6 +62,11 @@ class GangOutcome:
     def out_of_memory(self) -> bool:
         """It failed for want of memory."""
         return self.failure is not None and is_out_of_memory(self.failure)
+
+    @property
+    def numeric_fault(self) -> NumericFault | None:
+        """It stopped at a step that must not count."""
+        return numeric_fault(self.failure) if self.failure is not None else None
 
     @property
     def lost_nobody(self) -> bool:

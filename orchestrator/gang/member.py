@@ -63,7 +63,9 @@ class Member:
         """Its entry point returned."""
         if isinstance(ended, Raised):
             message = f"{ended.type}: {ended.message}" if ended.message else ended.type
-            self.failure = Failure(ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint)
+            self.failure = Failure(
+                ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint, ended.details
+            )
         else:
             self.result = ended
 

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Raised:
     message: str
     traceback_text: str
     hint: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """`ConvoyError.details`: JSON values."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,9 @@ class RemoteFiles:
 def describe(rank: int, error: BaseException) -> Raised:
     """An exception as values; its traceback without our own frame."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    hint = error.hint if isinstance(error, ConvoyError) else None
-    return Raised(rank, type(error).__name__, str(error), text, hint)
+    if isinstance(error, ConvoyError):
+        return Raised(rank, type(error).__name__, str(error), text, error.hint, error.details)
+    return Raised(rank, type(error).__name__, str(error), text)
 
 
 def _give_memory_back() -> None:

@@ -106,11 +106,33 @@ PROTECTED_STEP = Metric(
 STEPS_AT_RISK = Metric(
     "convoy_steps_at_risk", "gauge", "steps", "Steps made since the newest one that the loss of a node would not touch."
 )
+NUMERIC_FAULTS = Metric(
+    "convoy_numeric_faults_total",
+    "counter",
+    "",
+    "Losses and gradients that were no numbers, and loss spikes (loss_not_finite, gradient_not_finite, loss_spike).",
+    ("kind",),
+)
+SKIPPED_SAMPLES = Metric(
+    "convoy_skipped_samples_total", "counter", "samples", "Samples that rollbacks from numeric faults left out."
+)
 WARNINGS = Metric("convoy_warnings_total", "counter", "", "Warnings the run gave.")
 CHECKPOINTS = Metric("convoy_checkpoints_total", "counter", "", "Checkpoints written.")
 CHECKPOINT_BYTES = Metric("convoy_checkpoint_bytes_total", "counter", "bytes", "Bytes of checkpoints written.")
 CHECKPOINT_SECONDS = Metric("convoy_checkpoint_seconds_total", "counter", "seconds", "Time spent writing checkpoints.")
 CHECKPOINT_STEP = Metric("convoy_checkpoint_step", "gauge", "steps", "Step of the newest checkpoint.")
+CHECKPOINT_FAILURES = Metric(
+    "convoy_checkpoint_failures_total",
+    "counter",
+    "",
+    "Checkpoints that could not be written: disk full, bucket unreachable. Training goes on: alert on an increase.",
+)
+CHECKPOINT_AGE = Metric(
+    "convoy_checkpoint_age_seconds",
+    "gauge",
+    "seconds",
+    "Time since the last checkpoint was written; before the first, since the driver began.",
+)
 CHECKPOINT_RESTORES = Metric("convoy_checkpoint_restores_total", "counter", "", "Times state was restored.")
 CHECKPOINT_REJECTIONS = Metric("convoy_checkpoint_rejections_total", "counter", "", "Checkpoints found damaged.")
 DATA_DONE = Metric("convoy_data_processed_bytes", "gauge", "bytes", "Text processed in the current phase of preparing.")

@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from socketserver import TCPServer, ThreadingMixIn
@@ -35,10 +36,11 @@ class MetricsObserver:
         run_id: str,
         job: str,
         ledger: Callable[[], dict[str, Any]] | None = None,
+        clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
     ) -> None:
-        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `slowness` the ratio of
-        each rank (`StragglerRecorder.ratios`)."""
+        """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds,
+        `slowness` the ratio of each rank (`StragglerRecorder.ratios`)."""
         self.registry = CollectorRegistry()
         self._common = (run_id, job)
         self._gauges: dict[str, Gauge] = {}
@@ -65,6 +67,9 @@ class MetricsObserver:
             self.registry.register(_SlownessCollector(self._common, slowness))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
+        self._checkpoint_s = clock()
+        age = self._gauges[catalog.CHECKPOINT_AGE.name].labels(*self._common)
+        age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
         """Update what the event changes."""
@@ -87,10 +92,13 @@ class MetricsObserver:
             case EventKind.EVAL:
                 self._set(catalog.VALIDATION_LOSS, fields.get("loss"))
             case EventKind.CHECKPOINT_SAVED:
+                self._checkpoint_s = event.time_s
                 self._count(catalog.CHECKPOINTS, 1)
                 self._count(catalog.CHECKPOINT_BYTES, fields.get("bytes"))
                 self._count(catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
                 self._set(catalog.CHECKPOINT_STEP, fields.get("step"))
+            case EventKind.CHECKPOINT_FAILED:
+                self._count(catalog.CHECKPOINT_FAILURES, 1)
             case EventKind.CHECKPOINT_RESTORED:
                 self._count(catalog.CHECKPOINT_RESTORES, 1)
             case EventKind.CHECKPOINT_REJECTED:
@@ -106,6 +114,9 @@ class MetricsObserver:
                 self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
             case EventKind.RESIZED:
                 self._count(catalog.RESIZES, 1)
+            case EventKind.NUMERIC_FAULT:
+                self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
+                self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
             case EventKind.WARNING:
                 self._count(catalog.WARNINGS, 1)
 

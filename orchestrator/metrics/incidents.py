@@ -1,4 +1,5 @@
-"""A page for each lost worker: what happened, when, what was decided, what it cost. `incidents/incident-NNN.md`."""
+"""A page for each lost worker and each rollback, `incidents/incident-NNN.md`: what happened, when, what was decided,
+what it cost."""
 
 import sys
 import time
@@ -7,6 +8,7 @@ from typing import Any
 
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.report import StepReport
 
 SHOWN_LINES = 40
@@ -23,6 +25,8 @@ class _Incident:
     hung: list[dict[str, Any]]
     timeline: list[tuple[float, str]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
+    fault: NumericFault | None = None
+    """Why the run went back, where it lost no worker."""
 
 
 class IncidentRecorder:
@@ -35,6 +39,7 @@ class IncidentRecorder:
         self._layout = layout
         self._failed: list[Event] = []
         self._hung: list[Event] = []
+        self._fault: NumericFault | None = None
         self._open: _Incident | None = None
         self._complained = False
 
@@ -45,6 +50,8 @@ class IncidentRecorder:
             self._failed.append(event)
         elif event.kind is EventKind.WORKER_HUNG:
             self._hung.append(event)
+        elif event.kind is EventKind.NUMERIC_FAULT:
+            self._fault = NumericFault.from_json({**fields, "kind": fields["fault"]})
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._begin(event)
         elif incident is None:
@@ -64,16 +71,21 @@ class IncidentRecorder:
 
     def _begin(self, event: Event) -> None:
         failed, self._failed, hung, self._hung = self._failed, [], self._hung, []
+        fault, self._fault = self._fault, None
+        skipped = event.fields.get("skipped")
         incident = _Incident(
             int(event.fields["incident"]),
             event.fields,
             [item.fields for item in failed],
             [item.fields for item in hung],
         )
+        incident.fault = fault if skipped else None
         incident.timeline = [(item.time_s, _hang(item.fields)) for item in hung]
         incident.timeline += [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
         fields = event.fields
-        incident.timeline.append((event.time_s, f"decided: go on from step {fields['from_step']} ({fields['source']})"))
+        without = f", without {_samples(skipped)}" if skipped else ""
+        decided = f"decided: go on from step {fields['from_step']} ({fields['source']}){without}"
+        incident.timeline.append((event.time_s, decided))
         self._open = incident
         self._write(incident)
 
@@ -118,8 +130,11 @@ def page(incident: _Incident) -> str:
     """The page as Markdown."""
     started, finished = incident.started, incident.finished
     zero_s = float(started["detected_s"])
+    title = f"worker {started['rank']} lost after step {started['step']}"
+    if incident.fault is not None:
+        title = f"numeric fault at step {incident.fault.step}"
     lines = [
-        f"# Incident {incident.number}: worker {started['rank']} lost after step {started['step']}",
+        f"# Incident {incident.number}: {title}",
         "",
         f"Detected {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(zero_s))} UTC. Cause: {started['cause']}.",
         "",
@@ -127,6 +142,7 @@ def page(incident: _Incident) -> str:
         "| --- | --- |",
         f"| steps made again | {int(started['step']) - int(started['from_step'])} |",
         f"| from detection to the next finished step | {_cost(finished)} |",
+        *([f"| left out | {_samples(started['skipped'])} |"] if started.get("skipped") else []),
         "",
         "## Timeline",
         "",
@@ -148,6 +164,11 @@ def page(incident: _Incident) -> str:
 
 def _cost(finished: dict[str, Any] | None) -> str:
     return "not over" if finished is None else f"{float(finished['seconds']):.2f} s"
+
+
+def _samples(skipped: list[int]) -> str:
+    first, count = skipped
+    return f"{count} samples, [{first}, {first + count}) of the order"
 
 
 def _cell(text: str) -> str:

@@ -61,6 +61,7 @@ _MEASURED = {
     EventKind.DATA_READY: Category.PREPARING_DATA,
     EventKind.EVAL: Category.EVALUATING,
     EventKind.CHECKPOINT_SAVED: Category.CHECKPOINTING,
+    EventKind.CHECKPOINT_FAILED: Category.CHECKPOINTING,
     EventKind.CHECKPOINT_RESTORED: Category.RESTORING,
     EventKind.EXPORTED: Category.EXPORTING,
 }
@@ -124,6 +125,8 @@ class Ledger:
             self._remember_checkpoint(int(_number(event.fields.get("step"))))
         elif event.kind is EventKind.CHECKPOINT_RESTORED:
             self._rewind(int(_number(event.fields.get("step"))))
+        elif event.kind is EventKind.RECOVERY_STARTED and event.fields.get("checkpoint") is None:
+            self._rewind(0)  # from the beginning: nothing will be restored
 
     def on_step(self, report: StepReport, now_s: float) -> None:
         """Take a finished step: what lies open becomes its phases, and the rest of it `other`."""

@@ -14,6 +14,7 @@ _RESERVED = {
     "memory": "memory_per_worker",
     "object_store_memory": "memory_per_worker",
 }
+_SCHEMES = ("s3", "gs", "az")
 _MIN_MEMORY_BYTES = 64 << 20
 
 
@@ -125,6 +126,32 @@ def fits_local_nodes(view: View) -> Iterator[Problem]:
         yield view.problem("cluster.cpus_per_node", message, f"at least `cpus_per_node: {per * each:g}`")
 
 
+def storage_place(view: View) -> Iterator[Problem]:
+    """A place that checkpoints can be written to, as far as its name tells."""
+    place = view.get("checkpoint.storage")
+    if place is None:
+        return
+    where = "checkpoint.storage"
+    url = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", place)
+    if url is None:
+        if not place.startswith("/"):
+            message = (
+                f"`checkpoint.storage` is `{place}`, expected an absolute path or a URL such as `s3://bucket/path`"
+            )
+            yield view.problem(where, message, "a relative one would be another place for each process")
+        return
+    if url[1] not in _SCHEMES:
+        hint = f"expected one of {', '.join(f'`{scheme}://`' for scheme in _SCHEMES)}, or an absolute path"
+        yield view.problem(where, f"`checkpoint.storage` has the scheme `{url[1]}://`, which nothing here speaks", hint)
+    elif "@" in url[2] or "?" in url[2]:
+        # The value is not repeated: it may hold a secret.
+        message = "`checkpoint.storage` holds credentials or options, expected a bucket and a path"
+        yield view.problem(where, message, "put credentials into the environment, where no file keeps them")
+    elif not re.fullmatch(r"[a-z0-9][-a-z0-9._]*(/[^\s#]*)?", url[2]):
+        hint = f"for example `{url[1]}://my-bucket/checkpoints`"
+        yield view.problem(where, f"`checkpoint.storage` is `{place}`, which names no bucket", hint)
+
+
 CHECKS = (
     range_in_order,
     batch_feeds_workers,
@@ -133,4 +160,5 @@ CHECKS = (
     memory_parses,
     custom_names,
     fits_local_nodes,
+    storage_place,
 )

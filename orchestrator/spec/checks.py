@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec import check_data, check_model, check_resources
+from orchestrator.spec import check_data, check_model, check_recovery, check_resources
 from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.hints import listing
@@ -101,6 +101,7 @@ CHECKS: tuple[Check, ...] = (
     nvme_paths,
     deepspeed_passthrough,
     *check_resources.CHECKS,
+    *check_recovery.CHECKS,
 )
 
 

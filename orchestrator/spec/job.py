@@ -66,7 +66,7 @@ class JobSpec(SpecModel):
     """When state is saved."""
 
     recovery: RecoverySpec = Field(default_factory=RecoverySpec)
-    """What happens when a worker or its node is lost."""
+    """What happens when a worker or its node is lost, or a loss is no number."""
 
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
     """Which Ray cluster."""

@@ -1,5 +1,6 @@
 """A job file to a `JobSpec`, or every problem in it at once."""
 
+import hashlib
 import os
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -151,3 +152,8 @@ def dump_job(spec: JobSpec) -> str:
     """The job as YAML with every field written out; `load_job` reads it back equal."""
     data = spec.model_dump(mode="json")
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def spec_hash(spec: JobSpec) -> str:
+    """Sixteen hexadecimal digits that tell specs apart."""
+    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]

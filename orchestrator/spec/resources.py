@@ -71,6 +71,14 @@ class CheckpointSpec(SpecModel):
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are multiples of this are kept too, for good."""
 
+    keep_best: int | None = Field(default=None, ge=1)
+    """So many of the lowest loss are kept too: validation loss where it is measured at checkpoints, else training
+    loss."""
+
+    storage: str | None = None
+    """Absolute directory that all nodes share, or URL (`s3://`, `gs://`, `az://bucket/path`), that checkpoints are
+    written to, each run in a folder of its own. Credentials come from the environment. Default: the run's directory."""
+
 
 class ClusterSpec(SpecModel):
     """A Ray cluster started for this run (`nodes`), or one that is there (`address`)."""

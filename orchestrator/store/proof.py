@@ -11,6 +11,7 @@ from orchestrator.metrics.json_file import read_json
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import read_steps
 from orchestrator.store.runs import RunRecord
+from orchestrator.store.skips import read_skips
 
 
 def prove(record: RunRecord) -> Proof:
@@ -20,7 +21,8 @@ def prove(record: RunRecord) -> Proof:
     if not facts or not isinstance(facts.get("directory"), str):
         raise UsageError(f"run {record.id} has no record of its data ({layout.data})", hint="it ended before training")
     dataset = TokenDataset.open(Path(facts["directory"]))
-    proof = verify_run(read_steps(layout.steps), dataset, load_job(layout.spec).spec.train.global_batch)
+    batch = load_job(layout.spec).spec.train.global_batch
+    proof = verify_run(read_steps(layout.steps), dataset, batch, read_skips(layout))
     recorded = facts.get("fingerprint")
     if recorded not in (None, dataset.manifest.fingerprint):
         what = f"the run used data {recorded}, {facts['directory']} holds {dataset.manifest.fingerprint}"

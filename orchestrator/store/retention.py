@@ -1,6 +1,8 @@
 """Keeping the run directory's checkpoints to what the spec says, from the driver's side."""
 
 from orchestrator.checkpoint.catalog import retain
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.storage import StorageError
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
@@ -10,7 +12,8 @@ from orchestrator.spec.resources import CheckpointSpec
 class Retention:
     """Observer that removes old checkpoints when a new one is there.
 
-    Workers that share the driver's files do it too; where they do not, nobody else could.
+    Workers that share the driver's files do it too; where they do not, nobody else could. A storage of its own is
+    theirs alone: they reach it, and the driver is not to wait for it.
     """
 
     def __init__(self, layout: RunLayout, spec: CheckpointSpec) -> None:
@@ -19,12 +22,13 @@ class Retention:
 
     def on_event(self, event: Event) -> None:
         """A checkpoint was saved: it is complete, so older ones may go. A disk that fails is left to the next one."""
-        if event.kind is not EventKind.CHECKPOINT_SAVED:
+        if event.kind is not EventKind.CHECKPOINT_SAVED or self._spec.storage is not None:
             return
         try:
             step = int(event.fields["step"])
-            retain(self._layout.checkpoints, self._spec.keep_last, trusted=(step,), keep_every=self._spec.keep_every)
-        except OSError:
+            rule = Rule(self._spec.keep_last, self._spec.keep_every, self._spec.keep_best)
+            retain(self._layout.checkpoints, rule, trusted=(step,))
+        except StorageError:
             return
 
     def on_step(self, report: StepReport) -> None:

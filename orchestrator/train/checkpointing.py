@@ -1,12 +1,13 @@
 """Save and restore a running engine. Both are collective: every rank calls them, and all succeed or all raise.
 
-A save writes one shard and one index per rank, then rank 0 writes the manifest. Where the workers see the
-driver's file system everything is written into a temporary directory that is renamed at the end; elsewhere each
-file goes through `Session.store`, the manifest last. Either way a directory without a manifest is no checkpoint.
+A save writes one shard and one index per rank, then rank 0 writes the manifest. Where there is a storage of its own
+for checkpoints every rank writes there. Else, where the workers see the driver's file system, everything is written
+into a temporary directory that is renamed at the end; elsewhere each file goes through `Session.store`, the manifest
+last. In each case what has no manifest is no checkpoint.
 
-A rank that cannot write (its disk is full) makes the save fail on all of them with one CheckpointError that names
-it, and what was written is removed. The engine is untouched by that: whether training goes on is for the loop to
-decide. A rank that dies makes the others' collective fail like in any other step.
+A rank that cannot write (its disk is full, the bucket does not answer) makes the save fail on all of them with one
+StorageError that names it, and what was written is removed. The engine is untouched by that: whether training goes on
+is for the loop to decide. A rank that dies makes the others' collective fail like in any other step.
 """
 
 import secrets
@@ -15,14 +16,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
+import numpy as np
 import torch.distributed as dist
 
 from orchestrator.checkpoint.catalog import clear_interrupted, directory_name, retain
+from orchestrator.checkpoint.durable import abandon, commit, write_shard
+from orchestrator.checkpoint.intervals import Range
 from orchestrator.checkpoint.manifest import (
     MANIFEST,
     Manifest,
@@ -32,7 +36,9 @@ from orchestrator.checkpoint.manifest import (
 )
 from orchestrator.checkpoint.peers import PeerReader
 from orchestrator.checkpoint.reader import CheckpointReader, IntervalReader
-from orchestrator.checkpoint.shard import Piece, ShardWriter, digest
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.shard import Piece, ShardWriter, digest, lay_out
+from orchestrator.checkpoint.storage import Fault, Storage, StorageError, fault_of, is_url
 from orchestrator.domain.errors import CheckpointError, ConvoyError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.session import PeerState, Session
@@ -76,10 +82,12 @@ class _Place:
     work: Path
     shared: bool
     tag: str
+    storage: Storage | None = None
+    """Takes everything where there is one; `parent` and `work` mean nothing then."""
 
     @property
-    def final(self) -> Path:
-        return self.parent / self.name
+    def final(self) -> str:
+        return self.storage.place(self.name) if self.storage is not None else str(self.parent / self.name)
 
 
 def save_checkpoint(
@@ -88,18 +96,19 @@ def save_checkpoint(
     run_dir: str,
     step: int,
     progress: Progress,
-    keep_last: int,
-    keep_every: int | None = None,
+    rule: Rule,
+    storage: Storage | None = None,
     spec_hash: str | None = None,
 ) -> SavedCheckpoint:
-    """Write the checkpoint of `step` under `run_dir`/checkpoints and remove old ones beyond `keep_last`,
-    but for multiples of `keep_every`.
+    """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule`
+    does not keep.
 
-    Collective, at an accumulation boundary. Where the file system is not shared, old checkpoints are the driver's
-    to remove. Raises CheckpointError, on every rank alike, where any rank failed.
+    Collective, at an accumulation boundary. Without a storage where the file system is not shared, old checkpoints
+    are the driver's to remove. Raises CheckpointError, on every rank alike, where any rank failed: a StorageError
+    where it was for storage's sake and training can go on.
     """
     started_s = time.perf_counter()
-    place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step))
+    place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step, storage))
     answers = exchange_json(
         {"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)}
     )
@@ -110,6 +119,7 @@ def save_checkpoint(
     place = _begin(place, answers[0]["tag"])
     written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
     answers = exchange_json({"problem": problem, "written": written})
+    saved = False
     try:
         _raise_together(answers, f"checkpoint of step {step} cannot be written")
         manifest, problem = None, None
@@ -120,11 +130,12 @@ def save_checkpoint(
             )
         answers = exchange_json({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
         _raise_together(answers, f"checkpoint of step {step} cannot be finished")
+        saved = True
     finally:
-        _tidy(place)
-    if dist.get_rank() == 0 and place.shared:
-        _retire(session, place, keep_last, keep_every, step)
-    return SavedCheckpoint(str(place.final), answers[0]["bytes"], time.perf_counter() - started_s)
+        _tidy(place, saved)
+    if dist.get_rank() == 0 and (place.shared or place.storage is not None):
+        _retire(session, place, rule, step)
+    return SavedCheckpoint(place.final, answers[0]["bytes"], time.perf_counter() - started_s)
 
 
 def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
@@ -171,10 +182,13 @@ def _restore(engine: Any, open_reader: Callable[[], IntervalReader], what: str) 
 # Saving -------------------------------------------------------------------------------------------------------
 
 
-def _open_place(session: Session, parent: Path, step: int) -> _Place:
-    """Decide where to write: in place where the driver's files are ours, else in a directory to send from."""
-    shared = session.shares_files
+def _open_place(session: Session, parent: Path, step: int, storage: Storage | None) -> _Place:
+    """Decide where to write: into a storage where there is one, in place where the driver's files are ours, else in a
+    directory to send from."""
     name = directory_name(step)
+    if storage is not None:
+        return _Place(parent, name, parent, False, "", storage)
+    shared = session.shares_files
     if not shared:
         return _Place(parent, name, Path(tempfile.mkdtemp(prefix="convoy-save-")), shared, "")
     work = parent / f".{name}.tmp"
@@ -185,11 +199,13 @@ def _open_place(session: Session, parent: Path, step: int) -> _Place:
 
 
 def _begin(place: _Place, tag: str) -> _Place:
-    return place if place.shared else _Place(place.parent, place.name, place.work, False, f"-{tag}")
+    return place if place.shared else replace(place, tag=f"-{tag}")
 
 
 def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
     """Write this rank's shard and index, and return what the manifest needs to know of them."""
+    if place.storage is not None:
+        return _stream_shard(state, place.storage, place)
     stem = f"shard-{state.rank:05d}{place.tag}"
     elements: Counter[str] = Counter()
     with ShardWriter(place.work / f"{stem}.bin", state.rank) as writer:
@@ -203,7 +219,7 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
     write_durably(place.work / f"{stem}.json", data_bytes)
     if not place.shared:
         for file in (f"{stem}.bin", f"{stem}.json"):
-            session.store(place.work / file, str(place.final / file))
+            session.store(place.work / file, f"{place.final}/{file}")
     return {
         "file": f"{stem}.bin",
         "index": f"{stem}.json",
@@ -212,6 +228,23 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
         "elements": dict(elements),
         "moments": state.moments,
     }
+
+
+def _stream_shard(state: CapturedState, storage: Storage, place: _Place) -> dict[str, Any]:
+    """Like `_write_shard`, into storage: nothing is written on this machine on the way."""
+    fragments = [(flat, f) for flat in state.flats for f in flat.fragments]
+    intervals = lay_out(
+        (f.name, flat.kind, Range(f.start, f.start + f.length), dtype_name(flat.tensor.dtype)) for flat, f in fragments
+    )
+    contents = (
+        np.ascontiguousarray(to_storage(flat.tensor[f.offset : f.offset + f.length])).data.cast("B")
+        for flat, f in fragments
+    )
+    entry = write_shard(storage, place.name, state.rank, intervals, contents, state.rng, tag=place.tag)
+    elements: Counter[str] = Counter()
+    for interval in intervals:
+        elements[interval.kind.value] += len(interval.range)
+    return {**asdict(entry), "elements": dict(elements), "moments": state.moments}
 
 
 def _manifest(state: CapturedState, progress: Progress, parts: list[dict[str, Any]], spec_hash: str | None) -> Manifest:
@@ -251,46 +284,62 @@ def _manifest(state: CapturedState, progress: Progress, parts: list[dict[str, An
 
 def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     """Make the checkpoint exist. Rank 0, when every shard lies where it should."""
+    if place.storage is not None:
+        commit(place.storage, place.name, manifest)
+        return manifest
     write_durably(place.work / MANIFEST, manifest.to_bytes())
     if not place.shared:
-        session.store(place.work / MANIFEST, str(place.final / MANIFEST))
+        session.store(place.work / MANIFEST, f"{place.final}/{MANIFEST}")
         return manifest
     for shard in manifest.shards:  # a run directory that only looks shared would show here
         file = place.work / shard.file
         if not file.is_file() or file.stat().st_size != shard.size_bytes:
             raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
     sync_directory(place.work)
-    aside = place.parent / f".{place.name}.old"
-    if place.final.exists():
-        place.final.rename(aside)
-    place.work.rename(place.final)
+    aside, final = place.parent / f".{place.name}.old", Path(place.final)
+    if final.exists():
+        final.rename(aside)
+    place.work.rename(final)
     sync_directory(place.parent)
     if aside.exists():
         shutil.rmtree(aside)
     return manifest
 
 
-def _tidy(place: _Place) -> None:
+def _tidy(place: _Place, saved: bool) -> None:
     """Remove what this save leaves behind: all of it where it failed, the local copies where it succeeded."""
-    if not place.shared or dist.get_rank() == 0:
+    if place.storage is not None:
+        if not saved:
+            abandon(place.storage, place.name, dist.get_rank(), place.tag)
+    elif not place.shared or dist.get_rank() == 0:
         shutil.rmtree(place.work, ignore_errors=True)
 
 
-def _retire(session: Session, place: _Place, keep_last: int, keep_every: int | None, step: int) -> None:
+def _retire(session: Session, place: _Place, rule: Rule, step: int) -> None:
     try:
-        retain(place.parent, keep_last, trusted=(step,), keep_every=keep_every)
-    except OSError as error:
-        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error}"})
+        retain(place.storage or place.parent, rule, trusted=(step,))
+    except CheckpointError as error:
+        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
 
 
 # Restoring ----------------------------------------------------------------------------------------------------
 
 
-def _open(session: Session, path: str) -> IntervalReader:
+def at_hand(session: Session, path: str) -> str | Path:
+    """A checkpoint where this worker can read it: a URL as it is, a copy of what only the driver sees.
+
+    Raises CheckpointError where it does not exist.
+    """
+    if is_url(path):
+        return path
     try:
-        return CheckpointReader(session.fetch(path))
+        return session.fetch(path)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
+
+
+def _open(session: Session, path: str) -> IntervalReader:
+    return CheckpointReader(at_hand(session, path))
 
 
 def _open_peers(session: Session, state: PeerState) -> IntervalReader:
@@ -303,14 +352,25 @@ def _open_peers(session: Session, state: PeerState) -> IntervalReader:
 # Agreement ----------------------------------------------------------------------------------------------------
 
 
-def _attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
+class _Problem(TypedDict):
+    """Why a rank failed. `fault`: of storage, where it was storage that failed."""
+
+    text: str
+    fault: Fault | None
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, _Problem | None]:
     """Do it, or say in one line why not: the failures that one rank can have without the others."""
     try:
         return action(), None
+    except StorageError as error:
+        return None, {"text": error.message, "fault": error.fault}
     except ConvoyError as error:
-        return None, error.message
-    except (OSError, MemoryError) as error:
-        return None, f"{type(error).__name__}: {error}"
+        return None, {"text": error.message, "fault": None}
+    except OSError as error:
+        return None, {"text": f"{type(error).__name__}: {error}", "fault": fault_of(error)}
+    except MemoryError as error:
+        return None, {"text": f"{type(error).__name__}: {error}", "fault": None}
 
 
 def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
@@ -319,5 +379,7 @@ def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
         return
     rank, first = next(iter(problems.items()))
     others = f" (and on {len(problems) - 1} more ranks)" if len(problems) > 1 else ""
-    hint = "free some space, or lower checkpoint.keep_last" if "No space left" in first else None
-    raise CheckpointError(f"{what}: rank {rank}: {first}{others}", hint=hint)
+    message = f"{what}: rank {rank}: {first['text']}{others}"
+    if all(problem["fault"] for problem in problems.values()):
+        raise StorageError(message, Fault(first["fault"]))
+    raise CheckpointError(message)

@@ -6,16 +6,11 @@ from typing import Any
 import torch
 
 from orchestrator.data.dataset import TokenDataset
-from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.session import Session, TrainPlan
 from orchestrator.planner.shape import BatchShape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.flops import ModelSize
 from orchestrator.train.tasks import Task
-
-
-class TrainingDivergedError(ConvoyError):
-    """The loss or the gradients are no longer numbers."""
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,17 @@ class Stepper:
         self._engine.backward(loss_sum * scale, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """Count the micro step; at the accumulation boundary clip and update."""
+        """Count the micro step; at the accumulation boundary clip and update.
+
+        Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
+        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there it has no gradients then.
+        """
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self._clips:
             limit = float("inf") if self._limit is None else self._limit
             self._norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+            if not torch.isfinite(self._norm):
+                self._engine.module.zero_grad(set_to_none=True)
         loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
         self._engine.step()
         if boundary and not self._clips:

@@ -46,7 +46,7 @@ class Exported:
 
 
 def export_model(
-    checkpoint: Path,
+    checkpoint: Path | str,
     spec: JobSpec,
     data_dir: Path,
     dest: Path,
@@ -55,6 +55,7 @@ def export_model(
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Exported:
     """Write weights, config, generation config and tokenizer to `dest`, which appears only when it is complete.
+    `checkpoint` is a directory or URL.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
     `dtype`, frozen parameters too. Raises UsageError where `dest` holds something (`force` replaces an earlier

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.data.dataset import Samples, TokenDataset
@@ -60,7 +61,7 @@ def rows(samples: Samples, first: int, last: int) -> Samples:
 
 
 class Feed:
-    """An iterator over the steps (`first_step`, ..., `last_step`], made in a daemon thread.
+    """The batches of the coming steps, made in a daemon thread.
 
     An error of the thread is raised by `take` in the training thread. `close` ends the thread.
     """
@@ -71,13 +72,12 @@ class Feed:
         task: Task,
         shape: BatchShape,
         rank: int,
-        steps: range,
-        position: int,
+        begins: Iterable[tuple[int, int]],
         pin: bool,
     ) -> None:
-        """`steps`: the optimizer steps to build, counted from 1; `position`: where the first of them starts."""
+        """`begins`: the optimizer steps to build, counted from 1, each with the position where its batch begins."""
         self._dataset, self._task, self._shape, self._rank = dataset, task, shape, rank
-        self._steps, self._position, self._pin = steps, position, pin
+        self._begins, self._pin = begins, pin
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=DEPTH)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="convoy-feed", daemon=True)
@@ -97,9 +97,7 @@ class Feed:
 
     def _produce(self) -> None:
         try:
-            batch_size = sum(self._shape.shares)
-            for index, step in enumerate(self._steps):
-                position = self._position + index * batch_size
+            for step, position in self._begins:
                 built = build_step(self._dataset, self._task, self._shape, self._rank, step, position)
                 if self._pin:
                     pinned = tuple(b.pinned() for b in built.micro_batches)

@@ -2,11 +2,15 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from orchestrator.checkpoint.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
+from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
@@ -17,10 +21,11 @@ from orchestrator.train.exchange import RankStep, exchange, global_sum
 from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
 from orchestrator.train.protection import Protection
-from orchestrator.train.reporting import StepOutcome, check_finite, step_report
+from orchestrator.train.reporting import StepOutcome, step_report
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
 from orchestrator.train.waiting import CollectiveClock
+from orchestrator.train.watch import NumericWatch, order_from
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class LoopResult:
     evaluation: Evaluation | None
     """Of the last step, where the run has validation data."""
     checkpoint: str | None
-    """Path of the newest checkpoint written here, as the driver sees it."""
+    """Path or URL of the newest checkpoint written here, as the driver sees it."""
     regroup: bool = False
     """Left for the gang to be formed anew; the state of `step` is kept."""
+    unsaved: str | None = None
+    """Why the state of the last step is not in it, where it should be."""
 
 
 class TrainLoop:
@@ -48,9 +55,16 @@ class TrainLoop:
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
         self._collectives = CollectiveClock()
         self._clock = phase_clock(context.device, self._collectives)
+        self._order = order_from(context, start)
+        self._watch = NumericWatch(context, start, self._order)
+        self._protection = Protection(context, self._order, self._watch.extra)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
-        self._protection = Protection(context)
+        self._unsaved: str | None = None
+        storage = context.spec.checkpoint.storage
+        place = RunLayout(Path(context.plan.run_dir)).checkpoint_place(storage)
+        self._storage = open_storage(place) if storage is not None else None
+        self._place = place
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
@@ -63,7 +77,8 @@ class TrainLoop:
             self._evaluate(0)
         steps = range(start.step + 1, context.plan.total_steps + 1)
         pin = context.device.type == "cuda"
-        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, steps, start.position, pin)
+        begins = ((step, self._order.advance(start.position, index)) for index, step in enumerate(steps))
+        feed = Feed(context.dataset, context.task, context.shape, context.session.rank, begins, pin)
         outcome: StepOutcome | None = None
         try:
             for step in steps:
@@ -78,7 +93,7 @@ class TrainLoop:
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
         regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
-        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup)
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, self._unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
@@ -89,17 +104,22 @@ class TrainLoop:
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
-        check_finite(outcome, context.spec.train.precision)
+        self._watch.check(outcome)  # before anything is saved or told of this step
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
-        if self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept):
+        due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
+        # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
+        evaluate_first = self._evaluation_due(step) and due
+        if evaluate_first:
+            self._evaluate(step)
+        if due:
             beat(step, Phase.CHECKPOINT)
-            checkpoint_s = self._save(outcome)
+            checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
             context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
-        if self._evaluation_due(step):
+        if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
 
@@ -117,7 +137,7 @@ class TrainLoop:
             on_device = micro_batch.to(context.device)
             beat(step, Phase.FORWARD)
             with clock.phase("forward"):
-                loss = context.task.loss(engine, on_device)
+                loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
             loss_sum += loss.detach()
             beat(step, Phase.BACKWARD)
             with clock.phase("backward"):
@@ -177,21 +197,23 @@ class TrainLoop:
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
         return on_interval or at_end or outcome.leave is Leave.STOP
 
-    def _save(self, outcome: StepOutcome) -> float:
-        """Write a checkpoint; the seconds it took. Collective."""
-        context = self._context
+    def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
+        """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
+        context, spec = self._context, self._context.spec.checkpoint
         started = time.perf_counter()
-        progress = Progress(step=outcome.step, position=outcome.first_position + context.global_batch)
-        saved = save_checkpoint(
-            context.engine,
-            context.session,
-            context.plan.run_dir,
-            outcome.step,
-            progress,
-            context.spec.checkpoint.keep_last,
-            context.spec.checkpoint.keep_every,
-        )
-        self._checkpoint = saved.path
+        validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
+        extra = {**self._watch.extra(), TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
+        progress = Progress(outcome.step, self._order.advance(outcome.first_position, 1), extra)
+        rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
+        try:
+            saved = save_checkpoint(
+                context.engine, context.session, context.plan.run_dir, outcome.step, progress, rule, self._storage
+            )
+        except StorageError as error:
+            self._unsaved = error.message
+            self._report_failure(outcome.step, error, time.perf_counter() - started)
+            return time.perf_counter() - started
+        self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
             context.session.report_event(
                 EventKind.CHECKPOINT_SAVED,
@@ -205,3 +227,8 @@ class TrainLoop:
                 },
             )
         return time.perf_counter() - started
+
+    def _report_failure(self, step: int, error: StorageError, seconds: float) -> None:
+        if self._context.session.rank == 0:
+            fields = {"step": step, "place": self._place, "reason": error.message, "fault": error.fault.value}
+            self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})

@@ -1,8 +1,10 @@
 """When state is copied into the vaults. Every rank decides alike, from what all of them exchanged."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.session import Leave
@@ -18,7 +20,9 @@ HAND_OVER_PAUSE_S = 0.02
 class Protection:
     """Takes snapshots as the spec's budget or interval says, never one over the last that is whole everywhere."""
 
-    def __init__(self, context: TrainContext) -> None:
+    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], dict[str, Any]]) -> None:
+        """`extra`: what of the loop has to be known again where training goes on."""
+        self._order, self._extra = order, extra
         checkpoint = context.spec.checkpoint
         self._context = context
         self._cadence = Cadence(checkpoint.overhead_budget, checkpoint.memory_interval_steps)
@@ -85,9 +89,8 @@ class Protection:
 
     def _take(self, outcome: StepOutcome) -> None:
         assert self._snapshots is not None
-        position = outcome.first_position + self._context.global_batch
-        extra: dict[str, Any] = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
-        self._spent_s = self._snapshots.take(outcome.step, position, extra)
+        position = self._order.advance(outcome.first_position, 1)
+        self._spent_s = self._snapshots.take(outcome.step, position, self._extra())
         self._last = outcome.step
 
     def _tell_problem(self) -> None:

@@ -1,4 +1,4 @@
-"""From the ranks' facts of a step to its `StepReport`, and the check that they are still numbers."""
+"""From the ranks' facts of a step to its `StepReport`."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave
-from orchestrator.train.context import TrainContext, TrainingDivergedError
+from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import DIGEST_MODULUS, RankStep
 from orchestrator.train.flops import flops_per_token, peak_flops, utilisation
 
@@ -40,26 +40,6 @@ class StepOutcome:
     def replicated_step(self) -> int:
         """The newest step that all ranks' vaults hold all copies of; -1: none; -2: some rank has no vault yet."""
         return min(r.replicated_step for r in self.ranks)
-
-
-def check_finite(outcome: StepOutcome, precision: str) -> None:
-    """Raises TrainingDivergedError, the same on every rank, naming the step and where it began.
-
-    Under fp16 a gradient overflow is part of dynamic loss scaling: DeepSpeed skips that update.
-    """
-    hint = "Lower train.lr, lengthen train.warmup_steps, or resume from a checkpoint before this step."
-    for rank, facts in enumerate(outcome.ranks):
-        if not math.isfinite(facts.loss_sum):
-            raise TrainingDivergedError(
-                f"the loss is {facts.loss_sum} at step {outcome.step} on rank {rank} "
-                f"(samples from position {outcome.first_position})",
-                hint=hint,
-            )
-    if precision != "fp16" and not math.isfinite(outcome.grad_norm):
-        raise TrainingDivergedError(
-            f"the gradient norm is {outcome.grad_norm} at step {outcome.step}, with a loss of {outcome.loss:.4g}",
-            hint=hint,
-        )
 
 
 def step_report(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,25 +217,14 @@ def _plan(
     job: "LoadedJob", session: StandaloneSession, run_dir: Path, data_dir: Path, options: argparse.Namespace
 ) -> TrainPlan:
     from orchestrator.data.manifest import DataManifest
-    from orchestrator.planner.shape import shape_batch, total_steps
+    from orchestrator.planner.plan import DataFacts, Limits, train_plan
 
-    train = job.spec.train
     manifest = DataManifest.read(data_dir)
-    micro = train.micro_batch if isinstance(train.micro_batch, int) else None
-    try:
-        shape = shape_batch(train.global_batch, session.world_size, micro)
-    except ValueError as error:
-        raise UsageError(str(error), hint="Raise train.global_batch or start fewer workers.") from error
-    return TrainPlan(
-        spec=job.spec.model_dump(mode="json"),
-        run_dir=str(run_dir),
-        data_dir=str(data_dir),
-        total_steps=total_steps(train, manifest.train_samples, manifest.sequence_length),
-        shares=shape.shares,
-        micro_batch=shape.micro_batch,
-        accumulation=shape.accumulation,
-        resume_from=str(options.resume.resolve()) if options.resume else None,
-        export=not options.no_export,
+    facts = DataFacts(str(data_dir), manifest.train_samples, manifest.vocab_size)
+    limits = Limits(None, job.spec.train.global_batch)
+    plan = train_plan(job.spec, str(run_dir), facts, {}, session.world_size, limits)
+    return replace(
+        plan, resume_from=str(options.resume.resolve()) if options.resume else None, export=not options.no_export
     )
 
 

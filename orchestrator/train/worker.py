@@ -129,7 +129,11 @@ def _train(context: "TrainContext") -> TrainResult:
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and session.rank == 0:
         _phase(session, Phase.EXPORT, result.step)
-        _export(context, result)
+        if result.unsaved is None:
+            _export(context, result)
+        else:
+            message = "the model is not exported: the last step could not be saved, and an export is made from that"
+            session.report_event(EventKind.WARNING, {"message": message})
     facts = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
@@ -165,6 +169,7 @@ def _restore(context: "TrainContext") -> "Progress":
 
 def _export(context: "TrainContext", result: "LoopResult") -> None:
     """Rank 0 alone: Hugging Face files from the last checkpoint, and a sample of what was learned."""
+    from orchestrator.train.checkpointing import at_hand
     from orchestrator.train.export import export_model
     from orchestrator.train.generate import generate
 
@@ -176,9 +181,8 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
     with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
         shared = session.shares_files
         local = target if shared else Path(scratch) / "export"
-        exported = export_model(
-            session.fetch(checkpoint), spec, session.fetch(plan.data_dir), local, force=plan.resume_from is not None
-        )
+        replace, data_dir = plan.resume_from is not None, session.fetch(plan.data_dir)
+        exported = export_model(at_hand(session, checkpoint), spec, data_dir, local, force=replace)
         if not shared:
             for file in sorted(path for path in local.rglob("*") if path.is_file()):
                 session.store(file, str(target / file.relative_to(local)))

@@ -1,7 +1,9 @@
 """Running whole commands and reading what they cost."""
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -67,8 +69,29 @@ def tree_rss_bytes(pid: int) -> int:
     return total
 
 
-def run(command: Sequence[str], env: dict[str, str] | None = None, watch_memory: bool = False) -> Finished:
-    """Run a command to its end. Raises RuntimeError with its output where it fails."""
+def exit_on_sigterm() -> None:
+    """End in order on SIGTERM too, so that processes and files of a benchmark go with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL a command and all its descendants."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def run(
+    command: Sequence[str],
+    env: dict[str, str] | None = None,
+    watch_memory: bool = False,
+    timeout_s: float | None = None,
+) -> Finished:
+    """Run a command to its end. Raises RuntimeError with its output where it fails or takes too long."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env or environment()
@@ -84,9 +107,18 @@ def run(command: Sequence[str], env: dict[str, str] | None = None, watch_memory:
     watcher = threading.Thread(target=sample, daemon=True)
     if watch_memory:
         watcher.start()
-    output, _ = process.communicate()
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        output, _ = process.communicate()
+        output += f"\nkilled after {timeout_s:.0f} s"
+    except BaseException:
+        kill_tree(process)
+        raise
+    finally:
+        done.set()
     seconds = time.perf_counter() - start
-    done.set()
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-4000:]}")
     return Finished(seconds, output, peak)

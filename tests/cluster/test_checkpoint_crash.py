@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.checkpoint import catalog, manifest
 from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid, verify_checkpoint
+from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.shard import ShardWriter
 from orchestrator.domain.errors import CheckpointError
 from tests.cluster.zero_gang import (
@@ -46,7 +47,7 @@ def run_dir(tmp_path: Path) -> Path:
 def save(engine: Any, run_dir: str, step: int, keep_last: int = 5) -> None:
     from orchestrator.train.checkpointing import Progress, save_checkpoint
 
-    save_checkpoint(engine, LocalSession(), run_dir, step, Progress(step, step * 12), keep_last)  # type: ignore[arg-type]
+    save_checkpoint(engine, LocalSession(), run_dir, step, Progress(step, step * 12), Rule(keep_last))  # type: ignore[arg-type]
 
 
 def die_while_saving(run_dir: str, moment: str) -> None:
@@ -83,7 +84,7 @@ def test_a_worker_killed_while_saving_leaves_the_previous_checkpoint(
     checkpoints = run_dir / "checkpoints"
     assert (checkpoints / ".step-00000002.tmp").is_dir(), "it was killed in the middle"
     assert [found.step for found in list_checkpoints(checkpoints)] == [1]
-    newest = newest_valid(checkpoints)
+    newest = newest_valid(checkpoints).path
     assert newest == checkpoints / "step-00000001"
 
     successors = Gang(2, tmp_path / "run")
@@ -93,7 +94,7 @@ def test_a_worker_killed_while_saving_leaves_the_previous_checkpoint(
     finally:
         successors.close()
     assert resumed == again[1:], "it goes on as if nothing had been"
-    assert newest_valid(checkpoints) == checkpoints / "step-00000002"
+    assert newest_valid(checkpoints).path == checkpoints / "step-00000002"
     assert not list(checkpoints.glob(".*")), "the remains are tidied up by the next save"
 
 
@@ -102,7 +103,7 @@ def test_a_flipped_byte_is_found_named_and_passed_over(gang: Gang, run_dir: Path
     gang.run(2, train_and_save, Setup(stage=3), str(run_dir), 2, 0)
     checkpoints = run_dir / "checkpoints"
     older, newer = checkpoints / "step-00000001", checkpoints / "step-00000002"
-    assert newest_valid(checkpoints) == newer
+    assert newest_valid(checkpoints).path == newer
     shard = newer / "shard-00001.bin"
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)
@@ -111,15 +112,15 @@ def test_a_flipped_byte_is_found_named_and_passed_over(gang: Gang, run_dir: Path
         file.write(bytes([byte ^ 1]))
     with pytest.raises(CheckpointError, match=r"shard-00001\.bin is corrupt in bytes"):
         verify_checkpoint(newer)
-    rejected: list[tuple[Path, str]] = []
-    assert newest_valid(checkpoints, lambda path, why: rejected.append((path, why))) == older
-    assert [path for path, _ in rejected] == [newer]
+    rejected: list[tuple[str, str]] = []
+    assert newest_valid(checkpoints, lambda place, why: rejected.append((place, why))).path == older
+    assert [place for place, _ in rejected] == [str(newer)]
     assert "shard-00001.bin" in rejected[0][1]
     with pytest.raises(Exception, match=r"rank \d: shard-00001\.bin is corrupt"):
         gang.run(2, restore_and_train, Setup(stage=0), str(newer), 1)
     # Keeping one means keeping one that can be restored.
-    assert catalog.retain(checkpoints, keep_last=1) == []
-    assert newest_valid(checkpoints) == older
+    assert catalog.retain(checkpoints, Rule(1)) == []
+    assert newest_valid(checkpoints).path == older
 
 
 def fail_to_write(run_dir: str, limit_bytes: int) -> tuple[list[float], str]:
@@ -190,7 +191,7 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_there(gang: Gang, small_disk
     saved = outcomes[0].count("saved")
     checkpoints = run_dir / "checkpoints"
     assert [found.step for found in list_checkpoints(checkpoints)] == list(range(saved, 0, -1))
-    assert newest_valid(checkpoints) == checkpoints / f"step-{saved:08d}"
+    assert newest_valid(checkpoints).path == checkpoints / f"step-{saved:08d}"
     assert shutil.disk_usage(small_disk).free > 50_000, "the unfinished one was removed"
 
 
@@ -222,7 +223,7 @@ def save_remotely(driver: str, step: int) -> str:
     engine = build(Setup(stage=2))
     train(engine, 0, step)
     session: Any = RemoteSession(Path(driver))
-    return save_checkpoint(engine, session, "/far/away/run", step, Progress(step, step * 12), 2).path
+    return save_checkpoint(engine, session, "/far/away/run", step, Progress(step, step * 12), Rule(2)).path
 
 
 def restore_remotely(driver: str, path: str) -> list[float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checkpoint.retention import Rule
 from orchestrator.spec.job import JobSpec
 from tests.cluster.zero_gang import Gang, LocalSession
 from tests.unit.train.exportable import job, prepared_data
@@ -52,7 +53,7 @@ def train_and_export(spec: JobSpec, data_dir: str, run_dir: str, freeze: str) ->
     ids = torch.arange(32).reshape(2, 16)
     with torch.no_grad():
         trained = engine(input_ids=ids).logits.float()
-    path = save_checkpoint(engine, LocalSession(), run_dir, 3, Progress(3, 36), 2).path  # type: ignore[arg-type]
+    path = save_checkpoint(engine, LocalSession(), run_dir, 3, Progress(3, 36), Rule(2)).path  # type: ignore[arg-type]
     destroy_engine(engine)
     if dist.get_rank() != 0:
         return {}

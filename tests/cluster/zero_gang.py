@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.retention import Rule
 from orchestrator.domain.events import EventKind
 
 GROUP_TIMEOUT = timedelta(seconds=20)
@@ -119,6 +120,8 @@ class Setup:
     config: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=lambda: {"torch_adam": True})
     model: dict[str, Any] = field(default_factory=dict)
+    prepare: str = ""
+    """Python that a user's script would run on `model` before it builds the engine."""
 
     def but(self, **changes: Any) -> "Setup":
         return replace(self, **changes)
@@ -161,6 +164,7 @@ def build(setup: Setup) -> Any:
     model.register_buffer("steps_seen", torch.full((3,), setup.seed, dtype=torch.int64))
     if setup.frozen:
         model.transformer.wpe.weight.requires_grad_(False)
+    exec(setup.prepare, {"model": model, "torch": torch})
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},
@@ -213,7 +217,7 @@ def train_and_save(setup: Setup, run_dir: str, before: int, after: int) -> list[
     engine = build(setup)
     losses = train(engine, 0, before)
     progress = Progress(before, before * GLOBAL_BATCH, {"note": "kept"})
-    save_checkpoint(engine, LocalSession(), run_dir, before, progress, keep_last=2)  # type: ignore[arg-type]
+    save_checkpoint(engine, LocalSession(), run_dir, before, progress, Rule(2))  # type: ignore[arg-type]
     losses += train(engine, before, after)
     destroy_engine(engine)
     return losses

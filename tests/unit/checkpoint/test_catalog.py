@@ -1,5 +1,6 @@
 """Which checkpoints there are, which is to be trusted, which may go."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from orchestrator.checkpoint.catalog import (
     clear_interrupted,
     list_checkpoints,
     newest_valid,
-    remove_checkpoint,
     retain,
     verify_checkpoint,
 )
 from orchestrator.checkpoint.manifest import MANIFEST
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.storage import LocalStorage
 from orchestrator.domain.errors import CheckpointError
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 
@@ -48,7 +50,8 @@ def test_broken_ones_are_passed_over_with_the_reason(tmp_path: Path) -> None:
     (paths[3] / MANIFEST).unlink()
     flip_byte(paths[4] / MANIFEST, 40)
     rejected: dict[str, str] = {}
-    assert newest_valid(tmp_path, lambda path, why: rejected.update({path.name: why})) == paths[0]
+    newest = newest_valid(tmp_path, lambda place, why: rejected.update({Path(place).name: why}))
+    assert newest.path == paths[0]
     assert list(rejected) == ["step-00000005", "step-00000004", "step-00000003", "step-00000002"]
     assert "manifest" in rejected["step-00000005"]
     assert "was never finished: it has no manifest" in rejected["step-00000004"]
@@ -64,34 +67,34 @@ def test_broken_ones_are_passed_over_with_the_reason(tmp_path: Path) -> None:
 
 def test_retention_keeps_the_newest(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3, 4)
-    assert [path.name for path in retain(tmp_path, 2)] == ["step-00000002", "step-00000001"]
+    assert [Path(place).name for place in retain(tmp_path, Rule(2))] == ["step-00000002", "step-00000001"]
     assert steps(tmp_path) == [4, 3]
-    assert retain(tmp_path, 2) == []
+    assert retain(tmp_path, Rule(2)) == []
     with pytest.raises(ValueError, match="at least one"):
-        retain(tmp_path, 0)
+        Rule(0)
 
 
 def test_retention_never_removes_the_newest_valid_one(tmp_path: Path) -> None:
     paths = write(tmp_path, 1, 2, 3, 4)
     for path in paths[2:]:
         flip_byte(path / "shard-00000.bin", 0)
-    retain(tmp_path, 1)
+    retain(tmp_path, Rule(1))
     assert steps(tmp_path) == [4, 2]
-    assert newest_valid(tmp_path) == paths[1]
+    assert newest_valid(tmp_path).path == paths[1]
 
 
 def test_retention_leaves_a_directory_newer_than_all_that_are_finished(tmp_path: Path) -> None:
     paths = write(tmp_path, 1, 2, 3, 4)
     (paths[1] / MANIFEST).unlink()
     (paths[3] / MANIFEST).unlink()  # may be arriving, shard by shard
-    retain(tmp_path, 1)
+    retain(tmp_path, Rule(1))
     assert steps(tmp_path) == [4, 3]
 
 
 def test_a_step_just_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1, 2)
-    monkeypatch.setattr(catalog, "verify_checkpoint", lambda path: pytest.fail(f"read {path}"))
-    retain(tmp_path, 1, trusted=(2,))
+    monkeypatch.setattr(catalog, "verify_checkpoint", lambda *which: pytest.fail(f"read {which}"))
+    retain(tmp_path, Rule(1), trusted=(2,))
     assert steps(tmp_path) == [2]
 
 
@@ -101,10 +104,10 @@ def test_a_removal_cut_short_leaves_nothing_that_looks_valid(tmp_path: Path, mon
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        remove_checkpoint(newer)
-    assert newest_valid(tmp_path) == older
+        LocalStorage(tmp_path).remove(newer.name, MANIFEST)
+    assert newest_valid(tmp_path).path == older
 
 
 def test_interrupted_saves_are_cleared_and_what_was_moved_aside_comes_back(tmp_path: Path) -> None:
@@ -115,6 +118,6 @@ def test_interrupted_saves_are_cleared_and_what_was_moved_aside_comes_back(tmp_p
     (tmp_path / ".keep").mkdir()
     clear_interrupted(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", "step-00000001", "step-00000002"]
-    assert newest_valid(tmp_path) == two
+    assert newest_valid(tmp_path).path == two
     verify_checkpoint(one)
     clear_interrupted(tmp_path / "absent")

@@ -1,10 +1,15 @@
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 
+from orchestrator.checkpoint.manifest import MANIFEST, read_manifest
 from orchestrator.cli.checkpoint import checkpoint
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
@@ -13,6 +18,7 @@ from orchestrator.spec.resources import CheckpointSpec
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
+from tests.unit.spec.jobs_for_tests import BASE
 
 pytestmark = pytest.mark.unit
 WEIGHTS = {"w": np.arange(24, dtype=np.float32).reshape(4, 6)}
@@ -91,8 +97,68 @@ def test_the_driver_keeps_to_the_rule_of_the_spec(run: RunLayout) -> None:
     retention = Retention(run, CheckpointSpec(keep_last=1, keep_every=10))
     retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
     assert steps(run) == [10, 20, 30]
+    elsewhere = Retention(run, CheckpointSpec(keep_last=1, storage="/somewhere"))
+    elsewhere.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    assert steps(run) == [10, 20, 30]
     retention = Retention(run, CheckpointSpec(keep_last=1))
     retention.on_event(Event(EventKind.EVAL, 0.0, {"step": 30}))
     assert steps(run) == [10, 20, 30]
     retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
     assert steps(run) == [30]
+
+
+def test_convert_gives_and_takes(run: RunLayout, tmp_path: Path) -> None:
+    flip_byte(run.checkpoints / "step-00000030" / "shard-00001.bin", 9)
+    given = tmp_path / "given"
+    code, text = call(run, "convert", "last", "--to-deepspeed", str(given), "--json")
+    assert code == 0
+    assert re.search(r"passed over \S+step-00000030: ", text)
+    value = json.loads(text[text.index("{") :])
+    assert (value["step"], value["parameters"], value["path"]) == (20, 24, str(given / "global_step20_universal"))
+    code, text = call(run, "convert", str(given), "--to-convoy", str(tmp_path / "taken"), "--position", "7")
+    assert code == 0
+    assert f"{tmp_path / 'taken' / 'step-00000020'}: step 20, 24 parameters" in text
+    single = str(run.checkpoints / "step-00000010")
+    assert call(run, "convert", single, "--to-deepspeed", str(given))[0] == 0
+    assert (given / "latest_universal").read_text() == "global_step10_universal"
+
+
+def test_convert_says_what_it_wants(run: RunLayout, tmp_path: Path) -> None:
+    there = str(tmp_path / "there")
+    wrong = {
+        "one direction": ["last"],
+        "name one direction": ["last", "--to-deepspeed", there, "--to-convoy", there],
+        "--position is for": ["last", "--to-deepspeed", there, "--position", "3"],
+        "--step chooses": ["last", "--to-convoy", there, "--step", "3"],
+        "no checkpoint of step 25": ["last", "--to-deepspeed", there, "--step", "25"],
+        "no steps to choose": [str(run.checkpoints / "step-00000010"), "--to-deepspeed", there, "--step", "10"],
+        "neither a run nor a checkpoint": [str(tmp_path), "--to-deepspeed", there],
+        "is not a directory": ["nothing", "--to-convoy", there],
+        "already": [str(run.checkpoints / "step-00000010"), "--to-convoy", there],
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            call(run, "convert", *arguments)
+        assert caught.value.hint
+
+
+def test_checkpoints_in_a_storage_of_their_own_are_found_there(run: RunLayout, tmp_path: Path) -> None:
+    storage = tmp_path / "all"
+    shutil.move(run.checkpoints, storage / run.run_id)
+    assert call(run, "list", "last")[1] == f"run {run.run_id} has no checkpoint\n"
+    job = yaml.safe_load(BASE) | {"checkpoint": {"storage": str(storage)}}
+    run.spec.write_text(yaml.safe_dump(job))
+    assert call(run, "list", "last", "--json")[1].count(f'"{storage}/{run.run_id}/step-000000') == 3
+    assert call(run, "verify", "last")[1].count("whole") == 3
+    assert call(run, "prune", "last", "--keep-last", "1", "--keep-every", "10")[1] == "nothing to remove\n"
+    assert call(run, "prune", "last", "--keep-last", "1")[0] == 0
+    assert [path.name for path in (storage / run.run_id).iterdir()] == ["step-00000030"]
+
+
+def test_prune_keeps_the_best(run: RunLayout) -> None:
+    for step, loss in ((40, 2.0), (50, 1.0), (60, 3.0)):
+        path = write_checkpoint(run.checkpoints, step, WEIGHTS)
+        manifest = replace(read_manifest(path), extra={"loss": 9.0, "validation_loss": loss})
+        (path / MANIFEST).write_bytes(manifest.to_bytes())
+    call(run, "prune", "last", "--keep-last", "1", "--keep-best", "1")
+    assert steps(run) == [50, 60]

@@ -15,19 +15,20 @@ BATCH = 12
 STEPS = 40
 
 
-def record(dataset: TokenDataset, step: int, time_s: float, batch: int = BATCH) -> StepReport:
-    samples = dataset.train((step - 1) * batch, batch)
+def record(dataset: TokenDataset, step: int, time_s: float, batch: int = BATCH, first: int | None = None) -> StepReport:
+    first = (step - 1) * batch if first is None else first
+    samples = dataset.train(first, batch)
     return StepReport(
         step=step,
         time_s=time_s,
-        epoch=dataset.epoch_at(step * batch),
+        epoch=dataset.epoch_at(first + batch),
         loss=1.0,
         grad_norm=None,
         lr=0.0,
         tokens=int(samples.lengths.sum()),
         target_tokens=int(samples.lengths.sum()) - batch,
         samples=batch,
-        first_position=(step - 1) * batch,
+        first_position=first,
         data_digest=samples.digest(),
         step_time_s=1.0,
         tokens_per_s=1.0,

@@ -60,6 +60,27 @@ def test_a_hang_shows_the_culprits_stack(tmp_path: Path) -> None:
     assert "Stack of" not in layout.incident(1).read_text()  # it belongs to one incident
 
 
+def test_a_rollback_has_a_page_of_its_own_kind(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = IncidentRecorder(layout)
+    tell(recorder, EventKind.WORKER_FAILED, 100.5, rank=0, error="TrainingDivergedError: the loss is nan", traceback="")
+    tell(
+        recorder, EventKind.NUMERIC_FAULT, 100.6, fault="loss_not_finite", step=18, rank=1, value="nan",
+        first_position=204, count=12, action="rollback", from_step=15, skipped_first=204, skipped_count=12,
+    )  # fmt: skip
+    tell(
+        recorder, EventKind.RECOVERY_STARTED, 100.7, incident=1, rank=1, cause="the loss is nan at step 18",
+        detected_s=100.0, step=17, from_step=15, source="storage", checkpoint="/runs/x/step-15", skipped=[204, 12],
+    )  # fmt: skip
+    text = layout.incident(1).read_text()
+    assert text.startswith("# Incident 1: numeric fault at step 18\n")
+    assert "| left out | 12 samples, [204, 216) of the order |" in text
+    assert "go on from step 15 (storage), without 12 samples, [204, 216) of the order |" in text
+    tell(recorder, EventKind.RECOVERED, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
+    begin(recorder)
+    assert layout.incident(1).read_text().startswith("# Incident 1: worker 2 lost after step 17\n")
+
+
 def test_one_that_ends_the_run_says_so(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     recorder = IncidentRecorder(layout)

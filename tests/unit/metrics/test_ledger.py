@@ -149,3 +149,15 @@ def test_a_recovery_is_one_thing_whatever_it_consists_of(report: Make) -> None:
     assert seconds["recovering"] == pytest.approx(5.0)
     assert seconds["restoring"] == seconds["building"] == 0.0
     assert sum(seconds.values()) == pytest.approx(16.5)
+
+
+def test_steps_made_again_from_the_beginning_are_lost(report: Make) -> None:
+    """Without a checkpoint nothing is restored: the recovery's own event says so."""
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    for step in range(1, 11):
+        ledger.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
+    event(ledger, EventKind.STATE_CHANGED, 10.0, state="recovering")
+    event(ledger, EventKind.RECOVERY_STARTED, 10.0, checkpoint=None)
+    seconds = ledger.to_json(10.0)["seconds"]
+    assert (seconds["training"], seconds["lost"]) == (pytest.approx(0.0), pytest.approx(10.0))

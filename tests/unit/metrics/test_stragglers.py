@@ -61,7 +61,7 @@ def test_another_gang_is_compared_anew(report: Make) -> None:
 
 def test_the_ratio_is_a_metric(report: Make) -> None:
     recorder = StragglerRecorder(lambda *_: None)
-    metrics = MetricsObserver("tiny-1", "tiny", None, lambda: recorder.ratios)
+    metrics = MetricsObserver("tiny-1", "tiny", slowness=lambda: recorder.ratios)
     labels = {"run": "tiny-1", "job": "tiny", "rank": "1"}
     assert metrics.registry.get_sample_value("convoy_straggler_ratio", labels) is None
     feed(recorder, [slowed(report(step), 1, 3.0) for step in range(1, MIN_STEPS + 1)])

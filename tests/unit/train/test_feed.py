@@ -58,7 +58,8 @@ def test_a_used_up_share_feeds_empty_micro_batches() -> None:
 
 
 def feed(dataset: Positions, steps: range, position: int = 0) -> Feed:
-    return Feed(dataset, TASK, shape_batch(4, 1, None), 0, steps, position, pin=False)  # type: ignore[arg-type]
+    begins = ((step, position + 4 * index) for index, step in enumerate(steps))
+    return Feed(dataset, TASK, shape_batch(4, 1, None), 0, begins, pin=False)  # type: ignore[arg-type]
 
 
 def test_steps_come_in_order_from_the_position_given() -> None:

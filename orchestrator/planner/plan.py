@@ -1,0 +1,61 @@
+"""What workers are to do in a gang of a given size: the one place where shapes and limits become a plan. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.session import TrainPlan
+from orchestrator.planner.memory import largest_micro_batch, memory_need, model_shape
+from orchestrator.planner.shape import shape_batch, total_steps
+from orchestrator.spec.job import JobSpec
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What of the prepared data a plan depends on."""
+
+    directory: str
+    """As the driver sees it."""
+    train_samples: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker has room for."""
+
+    memory_bytes: int | None
+    """Of one worker; None where it is not known: `train.micro_batch: auto` takes the whole share then."""
+    micro_batch: int
+    """The largest micro batch, whatever the spec says."""
+
+
+def train_plan(
+    spec: JobSpec, run_dir: str, data: DataFacts, config: Mapping[str, Any], workers: int, limits: Limits
+) -> TrainPlan:
+    """The plan of a gang of `workers`, from the beginning; `config`: the model's, as far as it is known.
+
+    Raises UsageError where there are more workers than samples in a global batch.
+    """
+    train = spec.train
+    try:
+        shape = shape_batch(train.global_batch, workers, None)
+    except ValueError as error:
+        raise UsageError(str(error), hint="raise train.global_batch or lower resources.workers") from error
+    micro_batch = shape.shares[0]
+    if train.micro_batch != "auto":
+        micro_batch = train.micro_batch
+    elif limits.memory_bytes is not None:
+        need = memory_need(spec, model_shape(config, data.vocab_size), workers)
+        micro_batch = largest_micro_batch(need, limits.memory_bytes, shape.shares[0])
+    shape = shape_batch(train.global_batch, workers, min(micro_batch, limits.micro_batch))
+    return TrainPlan(
+        spec=spec.model_dump(mode="json"),
+        run_dir=run_dir,
+        data_dir=data.directory,
+        total_steps=total_steps(train, data.train_samples, spec.data.sequence_length),
+        shares=shape.shares,
+        micro_batch=shape.micro_batch,
+        accumulation=shape.accumulation,
+    )

@@ -1,0 +1,153 @@
+"""Which checkpoint a run goes on from: the newest one, or after a numeric fault an older one, without some samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.checkpoint.catalog import Found, list_checkpoints, newest_valid, silent, verify_checkpoint
+from orchestrator.checkpoint.manifest import MANIFEST, Manifest
+from orchestrator.checkpoint.storage import Storage, StorageError, open_storage
+from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import HINT_DIVERGED, NumericFault, Refusal, Skip, choose_state, refuse, skip_range
+from orchestrator.spec.job import JobSpec
+from orchestrator.store.skips import order_of, read_skips, write_skips
+
+Tell = Callable[[EventKind, dict[str, Any]], None]
+"""Takes an event's kind and fields."""
+
+HINT_STOPPED = (
+    "its last checkpoint is kept, but the same samples give the same fault: start anew with a lower train.lr or a "
+    "longer train.warmup_steps, or with recovery.on_nan: rollback_and_skip"
+)
+
+
+def resume_point(layout: RunLayout, storage: str | None, batch: int, tell: Tell) -> Found | None:
+    """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
+    no checkpoint at all. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch.
+
+    Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
+    storage does not answer: to begin anew is not what was asked for then.
+    """
+    order = order_of(batch, read_skips(layout))
+    rejected: list[str] = []
+
+    def objection(manifest: Manifest) -> str | None:
+        fits = not order.left_out or order.follows(manifest.step, manifest.position)
+        return None if fits else "it was saved before the run left samples out, and has seen them"
+
+    def reject(place: str, reason: str) -> None:
+        rejected.append(f"{place.rpartition('/')[2]}: {reason}")
+        tell(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
+
+    found = newest_valid(open_storage(layout.checkpoint_place(storage)), reject, objection)
+    if found is None and rejected:
+        raise CheckpointError(
+            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
+            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Where to go on from, and without what."""
+
+    checkpoint: str | None
+    """Directory or URL. None: the state in memory, or from the beginning."""
+    from_step: int
+    skip: Skip
+    in_memory: bool = False
+    """The peers' memory holds the state gone back to."""
+
+
+def answer_fault(
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+) -> Rollback | Refusal:
+    """Do what `recovery.on_nan` says to a numeric fault, and tell of it. Forming the gang again is the caller's.
+
+    `in_memory`: steps whose state the peers' memory holds.
+    """
+    action = "give_up"
+    answer: Rollback | Refusal
+    if spec.recovery.on_nan != "rollback_and_skip":
+        action, answer = "stop", Refusal(fault.text, HINT_STOPPED)
+    else:
+        try:
+            answer = roll_back(layout, fault, spec, in_memory, now_s, tell)
+        except (OSError, StorageError) as error:
+            reason = f"{fault.text}, and the rollback cannot be recorded: {error}"
+            answer = Refusal(reason, f"make {layout.root} writable, or make room on its disk")
+    skip = None
+    if isinstance(answer, Rollback):
+        action, skip = "rollback", answer.skip
+    tell(EventKind.NUMERIC_FAULT, fault.event_fields(action, skip))
+    if skip is not None:
+        again = f"from step {skip.from_step}" if skip.from_step else "from the beginning"
+        left_out = f"without samples [{skip.first}, {skip.end}) of the order"
+        tell(EventKind.WARNING, {"message": f"{fault.text}: rolled back, going on {again} {left_out}"})
+    return answer
+
+
+def roll_back(
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+) -> Rollback | Refusal:
+    """Decide where a run goes back to after `fault`, remove newer checkpoints and record what is left out; or say why
+    it must not. Damaged checkpoints are told of. Raises OSError, StorageError.
+
+    The newer checkpoints go first: where the driver is killed in between, the same fault comes once more and is
+    decided on again.
+    """
+    before = read_skips(layout)
+    refusal = refuse(fault, before, spec.recovery.max_rollbacks)
+    if refusal is not None:
+        return refusal
+    storage = open_storage(layout.checkpoint_place(spec.checkpoint.storage))
+    found = _state(storage, fault, before, in_memory, tell)
+    if found is None:
+        again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
+        older = " older than the one gone back to already" if again else ""
+        return Refusal(
+            f"{fault.text}, and there is no good checkpoint{older} from before it",
+            f"{HINT_DIVERGED}; a larger checkpoint.keep_last gives it more to go back to",
+        )
+    checkpoint, from_step = found
+    start = order_of(fault.count, before).end_position(from_step)
+    first, count = skip_range(fault, start, spec.recovery.skip_around)
+    skip = Skip(first, count, from_step, now_s, fault)
+    for entry in list_checkpoints(storage):
+        if entry.step > from_step:  # of a past that is given up; kept, they would be taken for the newest
+            storage.remove(entry.name, MANIFEST)
+    write_skips(layout, (*before, skip))
+    return Rollback(checkpoint, from_step, skip, checkpoint is None and from_step in in_memory)
+
+
+def _state(
+    storage: Storage, fault: NumericFault, before: tuple[Skip, ...], in_memory: Sequence[int], tell: Tell
+) -> tuple[str | None, int] | None:
+    """The checkpoint chosen, read whole, and its step; None in its place: in memory, or the beginning (step 0).
+
+    None where there is no good one. What the peers' memory holds is of this very run and order: it needs no look.
+    """
+    order = order_of(fault.count, before)
+    entries = list_checkpoints(storage)
+    whole = {
+        entry.step: entry
+        for entry in entries
+        if entry.problem is None and entry.manifest is not None and order.follows(entry.step, entry.manifest.position)
+    }
+    while (step := choose_state(fault, sorted({*whole, *in_memory}), before)) is not None:
+        if step in in_memory:
+            return None, step
+        if step == 0:
+            return None if entries else (None, 0)
+        try:
+            verify_checkpoint(whole[step].name, storage)
+        except CheckpointError as error:
+            if silent(error):
+                raise
+            tell(EventKind.CHECKPOINT_REJECTED, {"path": whole.pop(step).place, "reason": error.message})
+            continue
+        return whole[step].place, step
+    return None

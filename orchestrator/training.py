@@ -1,0 +1,309 @@
+"""A run's training: from its first gang to its end, through lost workers, numeric faults and changes of size."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.prepare import PreparedData, cache_directory
+from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import Injection, NumericFault, Refusal
+from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
+from orchestrator.metrics.json_file import read_json
+from orchestrator.planner.plan import DataFacts, Limits, train_plan
+from orchestrator.spec.job import JobSpec
+from orchestrator.store.rollback import Rollback, answer_fault, resume_point
+from orchestrator.store.runs import RunStore
+from orchestrator.store.skips import read_skips
+
+INTERRUPTED = 130
+Ended = tuple[RunState, str | None, int]
+"""Final state, its reason, exit code."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What training goes on from: peers' memory, a checkpoint, or neither: the beginning."""
+
+    step: int = 0
+    peers: PeerState | None = None
+    checkpoint: str | None = None
+    """Directory or URL."""
+
+    @property
+    def source(self) -> str:
+        """For events: vaults, storage or beginning."""
+        return "vaults" if self.peers is not None else "storage" if self.checkpoint is not None else "beginning"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """From a lost worker to the first step after it."""
+
+    incident: int
+    detected_s: float
+    steps_recomputed: int
+
+
+@dataclass
+class Run:
+    """One run under way: its places, its observers, and how far it is."""
+
+    spec: JobSpec
+    job_dir: Path
+    layout: RunLayout
+    store: RunStore
+    stop: threading.Event
+    observers: list[Observer] = field(default_factory=list)
+    step: int = 0
+    """The last step finished."""
+    saved_step: int = 0
+    """Of the newest checkpoint."""
+    incidents_before: int = 0
+    """Pages that drivers before this one wrote."""
+    recovery: Recovery | None = None
+    """The one under way."""
+    injections: tuple[Injection, ...] = ()
+    """Those that have not come to pass."""
+
+    def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        """Tell the observers."""
+        tell(self.observers, kind, fields)
+
+    def enter(self, state: RunState, reason: str | None = None) -> None:
+        """Change the state, on disk first."""
+        self.store.set_state(self.layout, state, reason)
+        self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
+
+    def newest_checkpoint(self) -> Origin:
+        """The newest checkpoint that will do, with an event for each that will not; the beginning where there is none.
+
+        Raises CheckpointError where there are some and none will do, or storage does not answer.
+        """
+        spec = self.spec
+        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit)
+        if found is None:
+            return Origin()
+        self.saved_step = found.step
+        return Origin(found.step, None, found.place)
+
+
+def tell(observers: Sequence[Observer], kind: EventKind, fields: dict[str, Any]) -> None:
+    """Give an event to every observer."""
+    event = Event(kind, time.time(), fields)
+    for observer in observers:
+        observer.on_event(event)
+
+
+def stopped() -> Ended:
+    """It ended because somebody asked for that."""
+    return RunState.STOPPED, "stopped on request", INTERRUPTED
+
+
+class Training:
+    """Trains, through as many failures as the budget allows, until the end or until there is no going on."""
+
+    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData) -> None:
+        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run."""
+        self._run, self._driver, self._entry, self._data = run, driver, entry, data
+        spec = run.spec
+        self._budget = Budget(spec.recovery.max_failures, spec.recovery.max_without_progress)
+        self._failures: list[RunFailure] = []
+        self._rolled_back = 0
+        self._furthest = run.step
+        self._micro_batch = spec.train.global_batch
+        self._superseded: PeerState | None = None
+        """A state that training went back to: what the vaults hold of its gang beyond it must not be used."""
+
+    def carry(self, workers: int, origin: Origin) -> Ended:
+        """Train with `workers`, from `origin`."""
+        run = self._run
+        readable = (str(self._data.directory), str(cache_directory(run.spec, run.store.home)))
+        while True:
+            plan = self._plan(workers, origin)
+            outcome = self._driver.train(self._entry, plan, readable, run.observers)
+            if outcome is None or run.stop.is_set():
+                return self._judge(outcome)
+            self._furthest = max(self._furthest, run.step, outcome.step)
+            if outcome.regroup:
+                origin = self._newest()
+            elif outcome.failure is None:
+                return self._judge(outcome)
+            else:
+                answer = self._after_failure(outcome, plan)
+                if not isinstance(answer, Origin):
+                    return answer
+                origin = answer
+            found = self._driver.reform()
+            if found is None:
+                return stopped()
+            if outcome.regroup:
+                run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
+            workers = found
+
+    def _plan(self, workers: int, origin: Origin) -> TrainPlan:
+        run, data = self._run, self._data
+        facts = DataFacts(str(data.directory.absolute()), data.manifest.train_samples, data.manifest.vocab_size)
+        limits = Limits(self._driver.memory_per_worker_bytes(workers), self._micro_batch)
+        plan = train_plan(run.spec, str(run.layout.root), facts, _config(run), workers, limits)
+        return replace(
+            plan,
+            resume_from=origin.checkpoint,
+            peer_state=origin.peers,
+            skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
+            injections=run.injections,
+        )
+
+    def _newest(self) -> Origin:
+        """The vaults' newest whole step, or the newest whole checkpoint where that is newer."""
+        whole = next((each for each in self._in_memory() if each.step >= self._run.saved_step), None)
+        return whole if whole is not None else self._run.newest_checkpoint()
+
+    def _in_memory(self) -> list[Origin]:
+        """What the vaults hold whole, newest first."""
+        found = []
+        for whole in self._driver.survey():
+            shards = tuple(ShardPlace(rank, vaults) for rank, vaults in enumerate(whole.places))
+            state = PeerState(whole.generation, whole.step, shards)
+            if not _is_superseded(state, self._superseded):
+                found.append(Origin(whole.step, state))
+        return found
+
+    def _after_failure(self, outcome: Any, plan: TrainPlan) -> Origin | Ended:
+        """What to go on from; or the end, where the budget, the spec or the failure itself says so."""
+        run, answer = self._run, self._answer(outcome.numeric_fault)
+        if isinstance(answer, Refusal):
+            run.step = self._furthest
+            return RunState.FAILED, f"{answer.reason}\nhint: {answer.hint}", 1
+        if answer is not None:
+            self._rolled_back += 1
+            return self._recover(outcome.failure, answer)
+        lost_nobody, out_of_memory = outcome.lost_nobody, outcome.out_of_memory
+        self._failures.append(
+            RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch)
+        )
+        verdict = judge(self._failures, self._budget)
+        if not verdict.recover:
+            return _give_up(self._judge(outcome), verdict)
+        if (smaller := verdict.micro_batch) is not None:
+            self._micro_batch = smaller
+            what = f"micro batches of {smaller} at most instead of {plan.micro_batch}, same global batch"
+            run.emit(EventKind.WARNING, {"message": f"out of memory: {what}"})
+        return self._recover(outcome.failure, None)
+
+    def _answer(self, fault: NumericFault | None) -> Rollback | Refusal | None:
+        """What the spec says to a numeric fault, done and told; None where that is not what happened."""
+        run = self._run
+        if fault is None:
+            return None
+        run.injections = tuple(each for each in run.injections if each.step > fault.step)
+        in_memory = [origin.step for origin in self._in_memory()]
+        return answer_fault(run.layout, fault, run.spec, in_memory, time.time(), run.emit)
+
+    def _recover(self, failure: Any, rollback: Rollback | None) -> Origin:
+        """Say what is going to happen; what to go on from.
+
+        A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
+        """
+        run = self._run
+        detected_s = time.time() - (time.monotonic() - failure.seen_s)
+        if run.recovery is not None:
+            detected_s = run.recovery.detected_s
+        run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
+        origin = self._newest() if rollback is None else self._rolled_back_to(rollback)
+        run.step = origin.step
+        incident = run.incidents_before + len(self._failures) + self._rolled_back
+        run.recovery = Recovery(incident, detected_s, max(0, self._furthest - origin.step))
+        fault = rollback.skip.fault if rollback is not None else None
+        fields = {
+            "incident": incident,
+            "rank": failure.rank if fault is None or fault.rank is None else fault.rank,
+            "cause": failure.message if fault is None else fault.text,
+            "detected_s": detected_s,
+            "step": self._furthest,
+            "from_step": origin.step,
+            "source": origin.source,
+            "checkpoint": origin.checkpoint,
+            "skipped": [rollback.skip.first, rollback.skip.count] if rollback is not None else None,
+        }
+        run.emit(EventKind.RECOVERY_STARTED, fields)
+        return origin
+
+    def _rolled_back_to(self, rollback: Rollback) -> Origin:
+        """Of the steps after it, no state may be used any more."""
+        states = self._in_memory()
+        origin = Origin(rollback.from_step, None, rollback.checkpoint)
+        if rollback.in_memory:
+            origin = next(state for state in states if state.step == rollback.from_step)
+        generation = max((state.peers.generation for state in states if state.peers is not None), default=0)
+        self._superseded = PeerState(generation, rollback.from_step, ())
+        self._run.saved_step = min(self._run.saved_step, rollback.from_step)
+        return origin
+
+    def _judge(self, outcome: Any) -> Ended:
+        run = self._run
+        if outcome is None:
+            return stopped()
+        run.step = max(run.step, outcome.step)
+        if outcome.failure is not None:
+            failure = outcome.failure
+            reason = f"worker of rank {failure.rank} failed: {failure.message}"
+            return RunState.FAILED, f"{reason}\nhint: {failure.hint}" if failure.hint else reason, 1
+        if outcome.stopped or not all(result.finished for result in outcome.results):
+            return stopped()
+        return RunState.SUCCEEDED, None, 0
+
+
+def _is_superseded(state: PeerState, back_to: PeerState | None) -> bool:
+    return back_to is not None and state.generation <= back_to.generation and state.step > back_to.step
+
+
+def _give_up(judged: Ended, verdict: Verdict) -> Ended:
+    state, reason, exit_code = judged
+    if verdict.reason is not None:
+        reason = f"{verdict.reason}; the last: {reason}\nhint: {verdict.hint}"
+    return state, reason, exit_code
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """The model's config as far as it is known without loading a library; the spec's own fields win."""
+    pretrained = run.spec.model.pretrained
+    found = read_json(run.job_dir / pretrained / "config.json") if pretrained is not None else None
+    return {**(found or {}), **run.spec.model.config}
+
+
+class RunProgress:
+    """Observer that keeps the run's step, says when training has begun, and when a recovery is over."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._running = False
+
+    def on_event(self, event: Event) -> None:
+        """Take one event."""
+        if event.kind is EventKind.CHECKPOINT_SAVED:
+            self._run.saved_step = int(event.fields["step"])
+        elif event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
+            self._running = True
+            self._run.enter(RunState.RUNNING)
+        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") == RunState.RECOVERING.value:
+            self._running = False
+
+    def on_step(self, report: StepReport) -> None:
+        """Take one step."""
+        self._run.step = report.step
+        recovery, self._run.recovery = self._run.recovery, None
+        if recovery is not None:
+            fields = {
+                "incident": recovery.incident,
+                "step": report.step,
+                "world_size": report.world_size,
+                "seconds": report.time_s - recovery.detected_s,
+                "steps_recomputed": recovery.steps_recomputed,
+            }
+            self._run.emit(EventKind.RECOVERED, fields)
