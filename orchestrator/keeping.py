@@ -8,8 +8,10 @@ from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
 from orchestrator.metrics.durability import DurabilityRecorder
 from orchestrator.planner.memory import ModelShape
+from orchestrator.store.progress import read_progress
 
 if TYPE_CHECKING:
     from orchestrator.gang.driver import GangDriver
@@ -32,15 +34,35 @@ class Keeping:
         """Newest checkpoint that looks whole; None where there is none. Raises OSError."""
         return next((found.step for found in list_checkpoints(self._layout.checkpoints) if not found.problem), None)
 
-    def begin(self, driver: "GangDriver", resumed: bool) -> bool:
+    def begin(self, driver: "GangDriver", resumed: bool, record: Callable[[StepReport], None]) -> bool:
         """Adopt what a driver before this one has left, where the run is `resumed`, and have the vaults surveyed from
-        now on; whether vaults were adopted. Raises ClusterError."""
+        now on; whether vaults were adopted.
+
+        Its workers went on until they were ended: `record` gets the steps that it did not live to write down. Raises
+        ClusterError.
+        """
         adopted = driver.adopt() if resumed else None
         if adopted is not None:
-            self._emit(EventKind.VAULTS_ADOPTED, vars(adopted).copy())
+            recorded = read_progress(self._layout).step
+            for report in driver.reports_after(recorded):
+                record(report)
+                recorded = report.step
+            whole = driver.survey(recorded)
+            self._emit(EventKind.VAULTS_ADOPTED, {"step": None if whole is None else whole.step, **vars(adopted)})
         self.recorder.memory_kept_s = driver.memory_kept_s
         driver.survey_vaults(self.recorder.take)
         return adopted is not None
+
+    def tell_missing(self, step: int) -> None:
+        """Say which steps up to the one that a resume goes on from nobody has written down."""
+        recorded = read_progress(self._layout).step
+        if step > recorded:
+            what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
+            message = (
+                f"the records of {what} were lost with the driver before this one: they were trained, and count, but "
+                "`convoy data verify` cannot prove their data"
+            )
+            self._emit(EventKind.WARNING, {"message": message})
 
     def plan(self, driver: "GangDriver", shape: ModelShape) -> int:
         """Say what the vaults will take; bytes a worker whose memory nobody has set must leave them.

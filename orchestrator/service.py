@@ -27,6 +27,7 @@ from orchestrator.planner.memory import largest_micro_batch, memory_need, model_
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job
+from orchestrator.store.progress import read_progress
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 
@@ -203,7 +204,7 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
-        adopted = run.keeping.begin(driver, resumed=resume_from is not None)
+        adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return _stopped()
@@ -211,7 +212,8 @@ def _attempt(run: _Run, entry: str, resume_from: RunLayout | None) -> tuple[RunS
         if data is None:
             return _stopped()
         run.enter(RunState.STARTING)
-        start = _newest_state(run, driver) if adopted else (None, checkpoint)
+        start = _newest_state(run, driver, read_progress(run.layout).step) if adopted else (None, checkpoint)
+        run.keeping.tell_missing(run.step)
         ended = _train(run, driver, entry, data, workers, start)
         return ended
     finally:
@@ -268,11 +270,14 @@ def _train(
         workers = found
 
 
-def _newest_state(run: _Run, driver: Any) -> tuple[PeerState | None, Path | None]:
-    """What to go on from: the vaults' newest whole step, or the newest whole checkpoint where that is newer."""
+def _newest_state(run: _Run, driver: Any, recorded: int | None = None) -> tuple[PeerState | None, Path | None]:
+    """What to go on from: the vaults' newest whole step, or the newest whole checkpoint where that is newer.
+
+    `recorded`: the last step whose report has arrived, where a later one's may have been lost.
+    """
     from orchestrator.checkpoint.catalog import list_checkpoints
 
-    whole = driver.survey()
+    whole = driver.survey(recorded)
     saved = next((found.step for found in list_checkpoints(run.layout.checkpoints) if found.problem is None), 0)
     if whole is None or whole.step < saved:
         run.step = 0
@@ -292,7 +297,7 @@ def _recover(run: _Run, driver: Any, failure: Any, reached: int, number: int) ->
         detected_s = run.recovery.detected_s
     incident = run.incidents_before + number
     run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
-    peers, checkpoint = _newest_state(run, driver)
+    peers, checkpoint = _newest_state(run, driver, reached)
     run.recovery = _Recovery(incident, detected_s, max(0, reached - run.step))
     fields = {
         "incident": incident,

@@ -164,26 +164,9 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"workers: {fields.get('phase')}"
         case EventKind.WORKER_FAILED:
             return f"worker {fields.get('rank')} failed: {fields.get('error')}"
-        case EventKind.RECOVERY_STARTED:
-            lost = f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}"
-            if fields.get("source") == "beginning":
-                return f"{lost}, going on from the beginning"
-            return f"{lost}, going on from step {fields.get('from_step')} out of {fields.get('source')}"
-        case EventKind.RECOVERED:
-            again = int(fields.get("steps_recomputed") or 0)
-            return (
-                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
-            )
         case EventKind.RESIZED:
             now, before = fields.get("world_size"), fields.get("before")
             return f"step {fields.get('step')}: {now} workers from here, {before} before"
-        case EventKind.VAULTS_PLANNED:
-            return f"memory: {vaults.planned(fields)}"
-        case EventKind.VAULTS_ADOPTED:
-            return f"adopted: {vaults.adopted(fields)}"
-        case EventKind.VAULTS_KEPT:
-            return f"kept: {vaults.kept(fields)}"
         case EventKind.EVAL:
             return f"step {fields.get('step')}: validation loss {render.loss(fields.get('loss'))}"
         case EventKind.CHECKPOINT_SAVED:
@@ -204,5 +187,30 @@ def describe(event: Event, view: RunView) -> str | None:
                 return None  # its own event says more
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
+        case _:
+            return _describe_loss(event)
+
+
+def _describe_loss(event: Event) -> str | None:
+    """What concerns lost workers, and what is kept against their loss."""
+    fields = event.fields
+    match event.kind:
+        case EventKind.VAULTS_PLANNED:
+            return f"memory: {vaults.planned(fields)}"
+        case EventKind.VAULTS_ADOPTED:
+            return f"adopted: {vaults.adopted(fields)}"
+        case EventKind.VAULTS_KEPT:
+            return f"kept: {vaults.kept(fields)}"
+        case EventKind.RECOVERY_STARTED:
+            lost = f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}"
+            if fields.get("source") == "beginning":
+                return f"{lost}, going on from the beginning"
+            return f"{lost}, going on from step {fields.get('from_step')} out of {fields.get('source')}"
+        case EventKind.RECOVERED:
+            again = int(fields.get("steps_recomputed") or 0)
+            return (
+                f"recovered in {render.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
+                f"{again} step{'s' if again != 1 else ''} made again"
+            )
         case _:
             return None

@@ -1,5 +1,6 @@
 """One run's way through a cluster: start it, reserve, start workers, keep them warm, train, tear down."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from orchestrator.checkpoint.inventory import WholeStep, newest_whole
 from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Observer
+from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
@@ -45,10 +47,8 @@ class ClusterSize:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What a driver before this one left. Fields of the event `vaults.adopted`."""
+    """What a driver before this one left."""
 
-    step: int | None
-    """The newest that the vaults hold whole."""
     vaults: int
     workers_ended: int
     seconds: float
@@ -118,8 +118,7 @@ class GangDriver:
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
         if not found:
             return None
-        whole = self.survey()
-        return Adopted(None if whole is None else whole.step, len(found), workers, time.monotonic() - started)
+        return Adopted(len(found), workers, time.monotonic() - started)
 
     def survey_vaults(self, take: Callable[[Sequence[VaultReport]], None]) -> None:
         """From now on ask the vaults every few seconds what they hold; `take` is called from another thread."""
@@ -224,9 +223,14 @@ class GangDriver:
     def _target(self) -> int:
         return min(self.request.maximum, max(self._spec.train.global_batch, self.request.minimum))
 
-    def survey(self) -> WholeStep | None:
-        """The newest step that the vaults hold whole; None where there is none."""
-        return newest_whole(self._vaults.survey()) if self._vaults is not None else None
+    def reports_after(self, step: int) -> list[StepReport]:
+        """Reports that the vaults have of the steps after the last one on record; empty where they have none."""
+        found = self._vaults.reports_after(step) if self._vaults is not None else []
+        return [StepReport.from_json(json.loads(data)) for data in found]
+
+    def survey(self, recorded: int | None = None) -> WholeStep | None:
+        """The newest step that the vaults hold whole, of those on record where there are; None where there is none."""
+        return newest_whole(self._vaults.survey(), recorded) if self._vaults is not None else None
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave
 from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import global_min
@@ -59,6 +60,11 @@ class Protection:
             return False
         self._take(outcome)
         return True
+
+    def keep_report(self, report: StepReport) -> None:
+        """Keep the report of a step with the state. Rank 0 only."""
+        if self._snapshots is not None:
+            self._snapshots.keep_report(report.step, report.to_json())
 
     def close(self) -> None:
         """Let go of the vault; it keeps what it has."""
