@@ -20,6 +20,7 @@ from orchestrator.metrics.json_file import read_json
 from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.spec.job import JobSpec
+from orchestrator.store.progress import read_progress
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
@@ -79,7 +80,7 @@ class Run:
     """Those that have not come to pass."""
 
     def __post_init__(self) -> None:
-        self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None)
+        self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Tell the observers."""
@@ -89,6 +90,10 @@ class Run:
         """Change the state, on disk first."""
         self.store.set_state(self.layout, state, reason)
         self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
+
+    def recorded_step(self) -> int:
+        """The last step that is written down."""
+        return read_progress(self.layout).step
 
     def remember(self, report: StepReport) -> None:
         """Keep what a step gave, where restores are verified."""
@@ -127,14 +132,15 @@ def stopped() -> Ended:
 class Training:
     """Trains, through as many failures as the budget allows, until the end or until there is no going on."""
 
-    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData) -> None:
-        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run."""
+    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData, recorded: int) -> None:
+        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run; `recorded`: the last step
+        that is written down."""
         self._run, self._driver, self._entry, self._data = run, driver, entry, data
         spec = run.spec
         self._budget = Budget(spec.recovery.max_failures, spec.recovery.max_without_progress)
         self._failures: list[RunFailure] = []
         self._rolled_back = 0
-        self._furthest = run.step
+        self._furthest = recorded
         self._micro_batch = spec.train.global_batch
         self._below: int | None = None
         """A checkpoint of this step was not what had been saved: older ones are gone on from."""
@@ -204,11 +210,16 @@ class Training:
         )
 
     def newest(self) -> Origin:
-        """The vaults' newest whole step, or the newest whole checkpoint where that is newer."""
+        """The vaults' newest whole step, or the newest whole checkpoint where that is newer.
+
+        The report of a step may be lost with whoever was to pass it on: it is made again then, for the record, where
+        an earlier state is there to do so.
+        """
         states = [each for each in self._in_memory() if each.step >= self._run.saved_step]
+        on_record = [each for each in states if each.step <= self._furthest]
         # What is to be verified needs a step that was made after it.
-        verifiable = [each for each in states if each.step + 1 in self._run.records]
-        whole = next(iter(verifiable or states), None)
+        verifiable = [each for each in on_record if each.step + 1 in self._run.records]
+        whole = next(iter(verifiable or on_record or states), None)
         return whole if whole is not None else self._run.newest_checkpoint(self._below)
 
     def _in_memory(self) -> list[Origin]:

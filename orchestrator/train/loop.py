@@ -121,7 +121,9 @@ class TrainLoop:
             checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
-            context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
+            report = step_report(context, outcome, total_s, checkpoint_s, time.time())
+            context.session.report_step(report)
+            self._protection.keep_report(report)
         if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
