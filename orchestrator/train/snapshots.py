@@ -17,7 +17,7 @@ from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, ShardIndex
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.session import VaultAccess
 from orchestrator.train.zero_layout import dtype_name
-from orchestrator.train.zero_state import CapturedState, capture
+from orchestrator.train.zero_state import CapturedState, EngineState
 
 NO_VAULT = -2
 """`replicated_step` of a rank that cannot take a snapshot yet."""
@@ -45,6 +45,7 @@ class Snapshots:
 
     def __init__(self, engine: Any, access: VaultAccess, rank: int, world_size: int) -> None:
         self._engine, self._access = engine, access
+        self._state: EngineState | None = None
         self._rank, self._world_size = rank, world_size
         self._chunks: tuple[_Chunk, ...] = ()
         self._cell: Cell | None = None
@@ -64,7 +65,9 @@ class Snapshots:
         """Ask the vault for memory, once it is known how much: before the first update Adam has no moments."""
         if self._asking is not None:
             return
-        state = capture(self._engine)
+        if self._state is None:
+            self._state = EngineState(self._engine)
+        state = self._state.capture()
         if not state.moments:
             return
         self._chunks, index, payload_bytes = _layout(state)
@@ -79,7 +82,8 @@ class Snapshots:
         started = time.perf_counter()
         cell = self._cell
         assert cell is not None
-        state = capture(self._engine)
+        assert self._state is not None
+        state = self._state.capture()
         slot = cell.older_slot()
         payload = cell.begin(slot)
         targets = self._targets.get(slot)
