@@ -230,6 +230,7 @@ def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:
     from orchestrator.train.worker import run_worker
     from orchestrator.train.zero_layout import partitions
 
+    session = HeldSession(session, plan.run_dir)  # at a pace that the vaults follow
     publish = checkpointing.publish
 
     def spoilt(engine: Any, manifest: Any) -> None:

@@ -69,6 +69,17 @@ class Strike(Recording):
             self.what(self.pid)
 
 
+class StrikeWhenProtected(Strike):
+    """As soon after that step as the state is whole in the vaults."""
+
+    def on_step(self, report: StepReport) -> None:
+        if not self.struck and report.protected_step is not None:
+            self.at = max(self.at, report.step)
+        elif not self.struck:
+            self.at = max(self.at, report.step + 1)
+        super().on_step(report)
+
+
 def kill_worker(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
