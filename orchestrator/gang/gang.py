@@ -46,7 +46,8 @@ from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAcces
 START_TIMEOUT_S = 120.0
 INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
-VAULT_TIMEOUT_S = 10.0
+VAULT_TIMEOUT_S = 30.0
+"""From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
 SAVES_S = 20.0
 """How long the end of a run waits for checkpoints that are being written."""
 CLEAN_S = 0.3
@@ -210,7 +211,7 @@ class Gang:
     ) -> GangOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        self._protect()
+        self._protect(observers, stopped)
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
@@ -293,11 +294,15 @@ class Gang:
     def node_ids(self) -> list[str]:
         return list(dict.fromkeys(member.hello.node_id for member in self.members))
 
-    def _protect(self) -> None:
-        """Give every member its node's vault, and every vault its peers."""
+    def _protect(self, observers: Sequence[Observer], stopped: Callable[[], bool]) -> None:
+        """Give every member its node's vault, and every vault its peers. Who has none trains on unprotected."""
         if self.vaults is None:
             return
-        self.vaults.wait(self.node_ids(), VAULT_TIMEOUT_S)
+        expected = [node_id for node_id in self.node_ids() if node_id not in self.planned.draining]
+        for node_id in self.vaults.wait(expected, VAULT_TIMEOUT_S, stopped):
+            message = f"no vault on node {node_id[:8]}: its workers' state is not kept in memory until workers change"
+            for observer in observers:
+                observer.on_event(Event(EventKind.WARNING, time.time(), {"message": message}))
         self.shield()
         now_s = time.monotonic()
         for member in self.members:

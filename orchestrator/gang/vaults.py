@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from orchestrator.gang.vault_actor import VaultActor, VaultHello
 
 ASK_TIMEOUT_S = 1.0
 START_TIMEOUT_S = 60.0
+WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
 
 
@@ -79,12 +80,12 @@ class Vaults:
         """How to reach each of them. May be called from any thread."""
         return [VaultContact(node_id, hello.address, self._token) for node_id, hello in list(self._known.items())]
 
-    def wait(self, node_ids: Collection[str], timeout_s: float) -> None:
-        """Wait for the vaults of these nodes, those that do not come excepted."""
+    def wait(self, node_ids: Collection[str], timeout_s: float, stopped: Callable[[], bool]) -> list[str]:
+        """Wait for the vaults of these nodes, those that cannot come excepted; the nodes whose are still to come."""
         deadline = time.monotonic() + timeout_s
         waiting = {self._pending[node_id]: node_id for node_id in node_ids if node_id in self._pending}
-        while waiting and time.monotonic() < deadline:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        while waiting and time.monotonic() < deadline and not stopped():
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_S)
             for ref in ready:
                 node_id = waiting.pop(ref)
                 del self._pending[node_id]
@@ -92,6 +93,7 @@ class Vaults:
                     self._known[node_id] = ray.get(ref)
                 except ray.exceptions.RayError:
                     self.lose(node_id)
+        return sorted(waiting.values())
 
     def lose(self, node_id: str) -> None:
         """Forget a node's vault: it is gone. Its memory, if the process still lives, is given back."""

@@ -4,10 +4,13 @@ As a program (`python -m tests.cluster.foreign_cluster NODES CPUS`) it is that p
 ids of the nodes, then does what the lines on stdin say.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from orchestrator.gang.cluster import start_local
 
@@ -76,7 +79,10 @@ def main(nodes: int, cpus: float) -> None:
         if what == "add":
             print(cluster.add_node(), flush=True)
         elif what == "kill":
-            cluster.processes[int(values[0]) + 1].kill()
+            raylet = psutil.Process(cluster.processes[int(values[0]) + 1].pid)
+            for process in [raylet, *raylet.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             print("killed", flush=True)
         elif what == "drain":
             drain(cluster.address, node_id(int(values[0])), float(values[1]), "a test takes it away")
