@@ -20,7 +20,7 @@ import pytest
 
 from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.verify import final_lineage, verify_run
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.gang.vaults import Vaults
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
@@ -30,6 +30,7 @@ from tests.cluster.gang_runs import (
     Recording,
     Strike,
     all_pids,
+    kill_worker,
     own_temporary_directory,
     ray_processes,
     shared_memory,
@@ -104,6 +105,27 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path) -> None:
     assert not Path(f"/proc/{struck.pid}").exists()
     assert ray_processes(pids) == []
     assert shared_memory() == shm
+
+
+class StopTheNext(Strike):
+    """Kills a worker, and stops the one that takes its place before it has made a step."""
+
+    def on_event(self, event: Event) -> None:
+        before = self.pid
+        super().on_event(event)
+        if self.struck == 1 and self.pid != before and self.pid is not None:
+            self.struck += 1
+            stop_process(self.pid)
+
+
+def test_a_worker_that_stands_still_during_a_recovery_prolongs_it(tmp_path: Path) -> None:
+    undisturbed, struck = train(tmp_path, Recording()), StopTheNext(12, 1, kill_worker)
+    outcome = train(tmp_path, struck)
+    assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 2)
+    assert curve(outcome) == curve(undisturbed)
+    assert [fields["rank"] for fields in struck.of(EventKind.WORKER_HUNG)] == [1]
+    assert [fields["source"] for fields in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "vaults"]
+    assert (outcome.run_dir / "incidents" / "incident-002-stacks" / "rank-1.txt").exists()
 
 
 def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path) -> None:
