@@ -24,8 +24,10 @@ from orchestrator.metrics.stragglers import StragglerRecorder
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
+from orchestrator.store.history import current_steps
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
+from orchestrator.store.scaling import ScaleFiles
 from orchestrator.store.skips import write_skips
 from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Training, stopped, tell
 
@@ -110,10 +112,16 @@ def _carry(run: Run, observers: Sequence[Observer], entry: str, resume_from: Run
     """From a directory to a final state, whatever happens on the way."""
     recorder = RunRecorder(run.layout)
     ledger = LedgerRecorder(run.layout, time.time)
-    stragglers = StragglerRecorder(run.emit)
-    metrics = MetricsObserver(run.layout.run_id, run.spec.name, ledger.snapshot, slowness=lambda: stragglers.ratios)
+    stragglers, durability = StragglerRecorder(run.emit), run.keeping.recorder
+    metrics = MetricsObserver(
+        run.layout.run_id,
+        run.spec.name,
+        ledger.snapshot,
+        slowness=lambda: stragglers.ratios,
+        durability=durability,
+    )
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
-    run.observers = [recorder, ledger, metrics, IncidentRecorder(run.layout)]
+    run.observers = [recorder, ledger, metrics, durability, IncidentRecorder(run.layout)]
     run.observers += [Retention(run.layout, run.spec.checkpoint), RunProgress(run), *observers, stragglers]
     server = None
     try:
@@ -146,6 +154,9 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     from orchestrator.gang.driver import GangDriver
 
     origin = run.newest_checkpoint() if resume_from is not None else Origin()
+    if resume_from is not None and run.spec.checkpoint.verify_restore:
+        for report in current_steps(resume_from.steps):
+            run.remember(report)
     run.step = origin.step
     run.emit(
         EventKind.RUN_CREATED,
@@ -158,10 +169,14 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     )
     run.enter(RunState.PREPARING)
     require_storage(run.layout, run.spec.checkpoint.storage)
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set)
+    driver = GangDriver(
+        run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit, run.layout.run_id
+    )
+    ended: tuple[RunState, str | None, int] | None = None
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
+        adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return stopped()
@@ -169,8 +184,15 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         if data is None:
             return stopped()
         run.enter(RunState.STARTING)
-        return Training(run, driver, entry, data).carry(workers, origin)
+        training = Training(run, driver, entry, data, run.recorded_step() if adopted else origin.step)
+        if adopted:
+            origin = training.newest()
+            run.step = origin.step
+            run.keeping.tell_missing(origin.step)
+        ended = training.carry(workers, origin)
+        return ended
     finally:
+        run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)
         driver.close()
 
 

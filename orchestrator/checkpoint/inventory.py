@@ -49,10 +49,15 @@ def whole_steps(holdings: Collection[Holding]) -> list[WholeStep]:
     return sorted(steps, key=lambda whole: (whole.generation, whole.step), reverse=True)
 
 
-def newest_whole(holdings: Collection[Holding]) -> WholeStep | None:
-    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins."""
+def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> WholeStep | None:
+    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins.
+
+    `recorded`: the last step whose report has arrived at the driver. A later one may be whole, its report lost with
+    whoever was to pass it on: it is made again, for the record, where an earlier one is there to do so.
+    """
     steps = whole_steps(holdings)
-    return steps[0] if steps else None
+    on_record = [whole for whole in steps if recorded is None or whole.step <= recorded]
+    return next(iter(on_record or steps), None)
 
 
 def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:
@@ -77,9 +82,12 @@ SPREAD_LABELS = ("ray.io/availability-zone", "ray.io/availability-region", "zone
 """Labels of which a peer should have another value; the more of them differ, the better."""
 
 
-def choose_peers(nodes: Sequence[NodePlace], replicas: int) -> dict[str, tuple[str, ...]]:
+def choose_peers(
+    nodes: Sequence[NodePlace], replicas: int, doomed: Collection[str] = frozenset()
+) -> dict[str, tuple[str, ...]]:
     """For each node the nodes that keep copies of its state: never itself, other racks and zones first, evenly.
 
+    `doomed` ones, which are about to go, only where there are no others: better there than nowhere.
     The nodes are a ring; each takes, of those that differ most from it, the next ones that keep the fewest copies.
     """
     kept = dict.fromkeys((node.name for node in nodes), 0)
@@ -87,7 +95,8 @@ def choose_peers(nodes: Sequence[NodePlace], replicas: int) -> dict[str, tuple[s
     for position, node in enumerate(nodes):
         others = [nodes[(position + distance) % len(nodes)] for distance in range(1, len(nodes))]
         ranked = sorted(
-            enumerate(others), key=lambda entry: (-_distance(node, entry[1]), kept[entry[1].name], entry[0])
+            enumerate(others),
+            key=lambda entry: (entry[1].name in doomed, -_distance(node, entry[1]), kept[entry[1].name], entry[0]),
         )
         chosen[node.name] = tuple(other.name for _, other in ranked[:replicas])
         for name in chosen[node.name]:

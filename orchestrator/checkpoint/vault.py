@@ -8,16 +8,22 @@ asks all vaults (`inventory`): a vault only knows what it holds.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.fencing import end_writers
+from orchestrator.checkpoint.reports import Reports
 from orchestrator.checkpoint.wire import Channel, Server, WireError
+from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""
 _COPY_BYTES = 1 << 20
+_DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
+"""What only a driver asks."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Held:
     """The `ShardIndex` of every slot's payload, as its file would be."""
     own: bool
     """Written by a worker of this node; else a peer's copy."""
+    writer: int = 0
+    """Pid of that worker."""
 
 
 class Vault:
@@ -48,12 +56,21 @@ class Vault:
         self._token, self._memory_left = token, memory_left
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
-        self._filled: queue.Queue[tuple[CellKey, int] | None] = queue.Queue()
+        self._filled: queue.Queue[tuple[CellKey, int, bytes | None] | ShardOrder | None] = queue.Queue()
+        """What peers are to have, a step of a cell or the report of a step; or a slot that is to be written."""
+        self._writer = ShardWriterThread()
+        self._reports = Reports()
         self._peers: dict[int, tuple[str, ...]] = {}
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
         self.last_problem = ""
         """Why a copy did not arrive, the last time one did not."""
+        self.asked_s = time.monotonic()
+        """When a driver last asked for something."""
+        self._newest = 0
+        """The newest generation that was heard of."""
+        self._fence = 0
+        """Generations before this one are over: nothing of theirs is taken any more."""
         self._server = Server(host, token, self._handle)
         self.address = self._server.address
         threading.Thread(target=self._replicate, name="vault-replicate", daemon=True).start()
@@ -61,6 +78,7 @@ class Vault:
     def close(self) -> None:
         """Hang up, and give all memory back."""
         self._filled.put(None)
+        self._writer.close()
         self._server.close()
         with self._lock:
             cells, self._cells = self._cells, {}
@@ -74,14 +92,23 @@ class Vault:
             "ping": lambda channel, _: channel.send({}),
             "create": self._on_create,
             "filled": self._on_filled,
+            "store": self._on_store,
+            "written": self._on_written,
             "peers": self._on_peers,
             "copy": self._on_copy,
             "inventory": self._on_inventory,
             "describe": self._on_describe,
             "read": self._on_read,
             "forget": self._on_forget,
+            "fence": self._on_fence,
+            "report": self._on_report,
+            "reports": self._on_reports,
         }
-        handler = handlers.get(str(frame.get("do")))
+        what = str(frame.get("do"))
+        if what in _DRIVERS:
+            self.asked_s = time.monotonic()
+        self._newest = max(self._newest, int(frame.get("generation", 0)))
+        handler = handlers.get(what)
         if handler is None:
             raise WireError(f"unknown request {frame.get('do')!r}")
         handler(channel, frame)
@@ -90,6 +117,7 @@ class Vault:
         """A cell for a rank of this node; answers with the descriptor to map."""
         index = channel.take(frame["bytes"])
         try:
+            self._require_current(frame)
             held = self._make(frame, index, own=True)
         except OSError as error:
             channel.send({"error": str(error)})
@@ -98,7 +126,30 @@ class Vault:
 
     def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
-        self._filled.put((_key(frame), int(frame["step"])))
+        self._require_current(frame)
+        self._filled.put((_key(frame), int(frame["step"]), None))
+
+    def _on_report(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Rank 0 has finished a step; so says itself, or its vault. Not answered."""
+        data = channel.take(frame["bytes"])
+        self._require_current(frame)
+        self._reports.put(int(frame["step"]), data)
+        if not frame["copy"]:
+            self._filled.put((_key(frame), int(frame["step"]), data))
+
+    def _on_reports(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Reports of the steps after one."""
+        found = self._reports.after(int(frame["after"]))
+        channel.send({"sizes": [len(data) for data in found]}, b"".join(found))
+
+    def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
+        """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
+        fields = {name: frame[name] for name in ("generation", "rank", "step", "place", "name", "tag", "extra")}
+        self._filled.put(ShardOrder(**fields))
+
+    def _on_written(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """What has come of the shards of a step that were ordered here."""
+        channel.send({"shards": self._writer.answers(int(frame["generation"]), int(frame["step"]))})
 
     def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Where the states of a generation are to be copied."""
@@ -113,6 +164,7 @@ class Vault:
         held = self._cells.get(key)
         if held is None:
             try:
+                self._require_current(frame)
                 held = self._make(frame, index, own=False)
             except OSError as error:
                 channel.send({"error": str(error)})
@@ -142,7 +194,9 @@ class Vault:
             if (step := held.cell.step(slot)) >= 0
         ]
         memory_bytes = sum(held.cell.size.total_bytes for held in cells.values())
-        channel.send({"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem})
+        channel.send(
+            {"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
+        )
 
     def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
         """The index and the small state of a slot."""
@@ -176,6 +230,22 @@ class Vault:
             held.cell.close()
         channel.send({})
 
+    def _on_fence(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Another driver takes over: what is left of the gangs before its first generation must not write any more.
+
+        Answers with the pids of workers that had to be ended, and of those that could not be.
+        """
+        before = int(frame["generation"])
+        with self._lock:
+            self._fence = max(self._fence, before)
+            old = [held for key, held in self._cells.items() if key.generation < before and held.writer]
+        ended, left = end_writers([(held.writer, held.cell.descriptor) for held in old])
+        channel.send({"ended": ended, "left": left})
+
+    def _require_current(self, frame: dict[str, Any]) -> None:
+        if int(frame["generation"]) < self._fence:
+            raise WireError(f"generation {frame['generation']} is over: another driver has taken the run over")
+
     def _find(self, frame: dict[str, Any]) -> tuple[Held | None, int | None]:
         held = self._cells.get(_key(frame))
         return held, held.cell.slot_of(int(frame["step"])) if held is not None else None
@@ -189,7 +259,8 @@ class Vault:
                 f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB can be had"
             )
         key = _key(frame)
-        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own)
+        writer = int(frame.get("pid", 0)) if own else 0
+        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own, writer)
         with self._lock:
             before, self._cells[key] = self._cells.get(key), held
         if before is not None:
@@ -200,16 +271,35 @@ class Vault:
 
     def _replicate(self) -> None:
         while (item := self._filled.get()) is not None:
-            key, step = item
-            held = self._cells.get(key)
-            if held is None:
+            if isinstance(item, ShardOrder):
+                self._order(item)
                 continue
+            key, step, report = item
+            held = self._cells.get(key)
             peers = self._peers.get(key.generation)
             if peers is None:
+                continue
+            if report is not None:
+                for peer in peers:
+                    self._send_report(peer, key, step, report)
+                continue
+            if held is None:
                 continue
             arrived = [self._copy(peer, key, held, step) for peer in peers]
             if all(arrived):
                 held.cell.replicated_step = step
+
+    def _order(self, order: ShardOrder) -> None:
+        """Copy a slot for the writer. In this thread: the slot is written again only when a later step is replicated,
+        which is after this."""
+        held = self._cells.get(CellKey(order.generation, order.rank))
+        slot = held.cell.slot_of(order.step) if held is not None else None
+        if held is None or slot is None:
+            self._writer.refuse(order, f"the state of step {order.step} is not in the vault any more")
+        elif held.cell.size.payload_bytes > self._memory_left():
+            self._writer.refuse(order, f"no memory to copy the {held.cell.size.payload_bytes >> 20} MiB of a shard")
+        else:
+            self._writer.order(order, held.cell.payload(slot), held.cell.state(slot), held.index)
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
         """Send a slot to a peer's vault and wait for its word; False where that fails."""
@@ -217,9 +307,7 @@ class Vault:
         if slot is None:
             return False
         try:
-            channel = self._channels.get(peer)
-            if channel is None:
-                channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+            channel = self._channel(peer)
             state, size = held.cell.state(slot), held.cell.size
             index = b"" if (peer, key) in self._told else held.index
             header = {
@@ -232,13 +320,30 @@ class Vault:
             channel.answer()
         except OSError as error:
             self.last_problem = f"copy of rank {key.rank}, step {step}, to {peer}: {error}"
-            stale = self._channels.pop(peer, None)
-            if stale is not None:
-                stale.close()
+            self._hang_up(peer)
             self._told.discard((peer, key))
             return False
         self._told.add((peer, key))
         return True
+
+    def _send_report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
+        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
+        try:
+            self._channel(peer).send(frame, data)
+        except OSError as error:
+            self.last_problem = f"report of step {step}, to {peer}: {error}"
+            self._hang_up(peer)
+
+    def _channel(self, peer: str) -> Channel:
+        channel = self._channels.get(peer)
+        if channel is None:
+            channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+        return channel
+
+    def _hang_up(self, peer: str) -> None:
+        channel = self._channels.pop(peer, None)
+        if channel is not None:
+            channel.close()
 
 
 def _key(frame: dict[str, Any]) -> CellKey:

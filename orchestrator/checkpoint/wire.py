@@ -3,6 +3,7 @@
 A connection begins with the run's token; whoever does not know it is hung up on. Nothing is unpickled.
 """
 
+import contextlib
 import hmac
 import json
 import os
@@ -140,10 +141,14 @@ class Server:
 
     def close(self) -> None:
         """Stop listening and hang up on everybody."""
-        self._listener.close()
         with self._lock:
+            # One that is closed alone goes on being served by the thread that waits at it.
+            for each in (self._listener, *self._open):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
             for connection in self._open:
                 connection.close()
+        self._listener.close()
 
     def _accept(self) -> None:
         while True:

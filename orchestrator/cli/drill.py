@@ -46,16 +46,16 @@ def drill(
     """Does my job survive? Run it on a local cluster, break it for real, and compare.
 
     The job runs twice: once undisturbed, once with faults spread over its steps. Faults are real: processes
-    are killed, stopped or slowed down, bytes of checkpoints are changed, a loss is multiplied by NaN. Where a
-    fault made the job leave samples out, it runs a third time, undisturbed and without them, to compare with.
-    Progress goes to stderr, the scorecard to stdout.
+    are killed, stopped or slowed down, bytes of checkpoints are changed, a loss is multiplied by NaN. Where a fault
+    made the job leave samples out, it runs a third time, undisturbed and without them, to compare with. Progress goes
+    to stderr, the scorecard to stdout.
 
     \b
     Examples:
       convoy drill jobs/quickstart.yaml --set train.steps=60 --set checkpoint.interval_steps=10
       convoy drill job.yaml --fault kill-node --set resources.workers='{min: 2, max: 4}'
-      convoy drill job.yaml --fault hang-rank --set resources.workers=3
       convoy drill job.yaml --fault nan
+      convoy drill job.yaml --fault hang-rank --set resources.workers=3
       convoy drill job.yaml --fault random --times 5 --json
 
     Exit codes: 0 it survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.

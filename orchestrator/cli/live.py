@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import render
+from orchestrator.cli import render, vaults
 from orchestrator.cli.view import STAGES, RunView, Stage
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
@@ -64,6 +64,12 @@ class LiveDisplay:
             self.view.on_event(event)
         if event.kind is EventKind.WARNING:
             self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
+        elif event.kind in (EventKind.NODE_DRAINING, EventKind.SCALE):
+            self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(event))}")
+        elif event.kind is EventKind.VAULTS_ADOPTED:
+            self._live.console.print(f"adopted: {escape(vaults.adopted(event.fields))}")
+        elif event.kind is EventKind.VAULTS_KEPT:
+            self._live.console.print(f"kept: {escape(vaults.kept(event.fields))}")
         elif event.kind is EventKind.DATA_SKIPPED:
             self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
 
@@ -84,6 +90,8 @@ def draw(
     title = Text.assemble(("convoy", "bold cyan"), "  ", (view.run_id or "starting", "bold"), "  ")
     title.append(view.state or "", style=_state_style(view.state))
     title.append(f"  {render.clock(now_s - started_s)}", style="dim")
+    if view.state == "waiting":
+        title.append(f"  {view.reason}", style="bold yellow")
     if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
         title.append("  stopping (again to force)", style="bold yellow")
     stages = Table.grid(padding=(0, 1))
@@ -124,8 +132,10 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
         case "build":
             return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
-            newest = f"checkpoint of step {view.checkpoints[-1].get('step')}" if view.checkpoints else ""
-            return Text(newest)
+            parts = [f"checkpoint of step {view.checkpoints[-1].get('step')}"] if view.checkpoints else []
+            if view.kept_in_memory:
+                parts.append(f"memory: {render.size(view.kept_in_memory.get('node_bytes'))} of state on a node")
+            return Text(", ".join(parts))
         case _:
             return Text(str(view.exported.get("path", "")))
 
@@ -220,6 +230,17 @@ def model_text(view: RunView) -> str:
     )
 
 
+def planned_text(event: Event) -> str:
+    """`node 1a2b3c4d goes in 30 s: workers 2, 3 there`, or what was said to who asked for another number of workers."""
+    fields = event.fields
+    if event.kind is EventKind.SCALE:
+        return f"scale ({fields.get('by')}): {fields.get('message')}"
+    notice_s, ranks = fields.get("notice_s"), fields.get("ranks") or []
+    when = f"goes in {render.duration(max(0.0, notice_s))}" if notice_s is not None else "is about to go"
+    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else "none of our workers"
+    return f"node {str(fields.get('node'))[:8]} {when}: {whose} there"
+
+
 def skipped(event: Event) -> str:
     """`corpus/a.jsonl: 3 records (broken JSON), the first at line 7`."""
     fields = event.fields
@@ -227,4 +248,6 @@ def skipped(event: Event) -> str:
 
 
 def _state_style(state: str | None) -> str:
-    return {"succeeded": "green", "failed": "bold red", "stopped": "yellow"}.get(state or "", "cyan")
+    return {"succeeded": "green", "failed": "bold red", "stopped": "yellow", "waiting": "bold yellow"}.get(
+        state or "", "cyan"
+    )

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from orchestrator.cli import render
-from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, skipped
+from orchestrator.cli import render, vaults
+from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, planned_text, skipped
 from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
@@ -21,6 +21,11 @@ ALWAYS_TOLD = frozenset(
         EventKind.RECOVERY_STARTED,
         EventKind.RECOVERED,
         EventKind.RESIZED,
+        EventKind.SCALE,
+        EventKind.NODE_DRAINING,
+        EventKind.WAITING,
+        EventKind.VAULTS_ADOPTED,
+        EventKind.VAULTS_KEPT,
     }
 )
 LINE_INTERVAL_S = 5.0
@@ -142,6 +147,13 @@ def step_line(view: RunView) -> str:
     return f"step {view.step}/{total or '?'}{share}  {text}{left}"
 
 
+def waiting_text(event: Event) -> str:
+    """`waiting for nodes: 1 of 2 workers are there; the state of step 40 is kept`."""
+    fields = event.fields
+    kept = f"; the state of step {fields.get('step')} is kept" if fields.get("step") else ""
+    return f"waiting for nodes: {fields.get('have')} of {fields.get('need')} workers are there{kept}"
+
+
 def describe(event: Event, view: RunView) -> str | None:
     """One line about an event; None where it is not worth one."""
     fields = event.fields
@@ -181,8 +193,8 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.WARNING:
             return f"warning: {fields.get('message')}"
         case EventKind.STATE_CHANGED:
-            if fields.get("state") == RunState.RECOVERING.value:
-                return None  # its own event says more
+            if fields.get("state") in (RunState.RECOVERING.value, RunState.WAITING.value):
+                return None  # an event of its own says more
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:
@@ -208,7 +220,18 @@ def _describe_recovery(event: Event) -> str | None:
             )
         case EventKind.RESIZED:
             now, before = fields.get("world_size"), fields.get("before")
-            return f"step {fields.get('step')}: {now} workers from here, {before} before"
+            was = "others than before" if now == before else f"{before} before"
+            return f"step {fields.get('step')}: {now} workers from here, {was}"
+        case EventKind.SCALE | EventKind.NODE_DRAINING:
+            return planned_text(event)
+        case EventKind.WAITING:
+            return waiting_text(event)
+        case EventKind.VAULTS_PLANNED:
+            return f"memory: {vaults.planned(fields)}"
+        case EventKind.VAULTS_ADOPTED:
+            return f"adopted: {vaults.adopted(fields)}"
+        case EventKind.VAULTS_KEPT:
+            return f"kept: {vaults.kept(fields)}"
         case EventKind.FAULT_INJECTED:
             return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
         case _:

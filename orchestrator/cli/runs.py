@@ -39,7 +39,7 @@ def runs(show_all: bool, home: Path, as_json: bool) -> None:
         click.echo(f"No runs under {home.absolute()}. Start one: convoy run jobs/quickstart.yaml")
         return
     now_s = time.time()
-    rows: list[tuple[str, ...]] = [("RUN", "STATE", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED")]
+    rows: list[tuple[str, ...]] = [("RUN", "STATE", "WORKERS", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED")]
     rows += [_row(record, now_s) for record in shown]
     click.echo(table(rows))
     if len(shown) < len(records):
@@ -58,11 +58,18 @@ def table(rows: list[tuple[str, ...]]) -> str:
     )
 
 
+def workers(record: RunRecord) -> str:
+    """`3`, or `3 of 4` where it was asked to have more or fewer."""
+    now, asked = record.progress.workers, record.asked_workers
+    return f"{now or 0} of {asked}" if asked is not None and asked != now else f"{now}" if now else "-"
+
+
 def _row(record: RunRecord, now_s: float) -> tuple[str, ...]:
     step = f"{record.step}/{record.total_steps}" if record.total_steps else str(record.step)
     return (
         record.id,
         record.status,
+        workers(record),
         step,
         render.loss(record.loss),
         render.loss(record.validation_loss),

@@ -27,6 +27,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
         "failures": [],
         "recoveries": [],
         "numeric_faults": [],
+        "draining": [],
         "warnings": [],
         "exported": None,
     }
@@ -49,6 +50,8 @@ def facts(record: RunRecord) -> dict[str, Any]:
                 value["failures"].clear()  # got over, and told on its page
             case EventKind.RECOVERED:
                 value["recoveries"].append(event.fields)
+            case EventKind.NODE_DRAINING:
+                value["draining"].append(event.fields)
             case EventKind.WARNING:
                 value["warnings"].append(event.fields.get("message"))
             case EventKind.EXPORTED:
@@ -96,6 +99,12 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     total = record.total_steps
     if total:
         lines.append(f"  step        {record.step} of {total}  {render.bar(record.step / total, 30)}")
+    if record.asked_workers is not None:
+        lines.append(
+            f"  asked for   {record.asked_workers} workers (convoy scale); {record.progress.workers} trained last"
+        )
+    for each in value["draining"][-3:]:
+        lines.append(f"  draining    node {str(each.get('node'))[:8]}, with workers {each.get('ranks')}")
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
     if value["recoveries"]:
         lines.append(f"  recovered   {render.recoveries(value['recoveries'])}; see {record.layout.incidents}")

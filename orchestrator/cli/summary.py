@@ -102,6 +102,12 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
 
 def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
     # Which checkpoint it goes on from is the service's to find; without one it would start from step 1.
+    if view.left_in_memory:
+        until = render.when(float(view.left_in_memory["until_s"]))
+        return [
+            f"Go on from step {view.left_in_memory['step']}, which its nodes keep in memory until {until}:",
+            f"  {command(f'convoy run --resume {layout.run_id}', home)}",
+        ]
     resumable = bool(view.checkpoints or view.resumed_from_step) or (
         layout.checkpoints.is_dir() and any(layout.checkpoints.iterdir())
     )

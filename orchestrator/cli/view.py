@@ -68,6 +68,10 @@ class RunView:
     warnings: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    kept_in_memory: dict[str, Any] = field(default_factory=dict)
+    """Fields of VAULTS_PLANNED."""
+    left_in_memory: dict[str, Any] = field(default_factory=dict)
+    """Fields of VAULTS_KEPT."""
 
     def on_step(self, report: StepReport) -> None:
         """Take a step."""
@@ -131,6 +135,12 @@ class RunView:
                 self.recent.clear()  # the pace is not that of the gap
             case EventKind.RECOVERED:
                 self.recoveries.append(fields)
+            case EventKind.VAULTS_PLANNED:
+                self.kept_in_memory = fields
+            case EventKind.VAULTS_ADOPTED:
+                self.resumed_from_step = max(int(self.resumed_from_step or 0), int(fields.get("step") or 0)) or None
+            case EventKind.VAULTS_KEPT:
+                self.left_in_memory = fields
             case EventKind.EVAL:
                 self.validation_losses.append((int(fields["step"]), float(fields["loss"])))
             case EventKind.CHECKPOINT_SAVED:

@@ -37,6 +37,11 @@ class RunLayout:
         return self.root / "ledger.json"
 
     @property
+    def durability(self) -> Path:
+        """`durability.json`: what the loss of a node would leave, as of the last survey of the vaults."""
+        return self.root / "durability.json"
+
+    @property
     def data(self) -> Path:
         """`data.json`: directory, fingerprint and counts of the prepared data."""
         return self.root / "data.json"
@@ -72,6 +77,16 @@ class RunLayout:
     def incident_stacks(self, number: int) -> Path:
         """`rank-N.txt` for each worker of a gang that hung."""
         return self.incidents / f"incident-{number:03d}-stacks"
+
+    @property
+    def scale_request(self) -> Path:
+        """`scale-request.json`: the last request for another number of workers."""
+        return self.root / "scale-request.json"
+
+    @property
+    def scale_answer(self) -> Path:
+        """`scale-answer.json`: what the driver says to it."""
+        return self.root / "scale-answer.json"
 
     @property
     def logs(self) -> Path:

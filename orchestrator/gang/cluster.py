@@ -63,6 +63,10 @@ class Cluster:
     worker_pids: set[int] = field(default_factory=set)
     """Processes of ours on local nodes, to be sure that they are gone in the end."""
     _lock: int | None = None
+    _offered: dict[str, float] = field(default_factory=dict)
+    """What each local node offers."""
+    _env: dict[str, str] = field(default_factory=dict)
+    """Of the local raylets."""
 
     def nodes(self) -> tuple[NodeCapacity, ...]:
         """Every live node: what it has and what is free."""
@@ -79,6 +83,23 @@ class Cluster:
         running = self.running_nodes
         # Ray counts a dead node for seconds. Local nodes are all alike.
         return not can_ever_fit(request, nodes[: len(nodes) if running is None else running])
+
+    def add_node(self) -> str:
+        """One more node for a local cluster, like the others, but without a GPU; its id. It dies with the calling
+        thread. Raises ClusterError where it does not come up."""
+        import ray._private.services as services
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        assert self.files is not None
+        client = GcsClient(address=self.address)
+        index = len(self.processes) - 1
+        (node,) = _local_nodes(range(index, index + 1), self._offered)
+        _start_raylet(self, _ray_files(services), node, client, self._env)
+        try:
+            _wait_for_node(client, self.processes[-1:], node.node_id, time.monotonic() + START_TIMEOUT_S)
+        except ConvoyTimeout as error:
+            raise ClusterError(f"node {index} did not join the local cluster: {error}") from None
+        return node.node_id
 
     @property
     def autoscales(self) -> bool:
@@ -135,11 +156,11 @@ def start_local(
     files, lock = _make_directory(nodes, sign)
     cluster = Cluster("", local=True, seconds=0.0, files=files, _lock=lock)
     try:
-        address = _start_processes(cluster, files, _local_nodes(nodes, resources), gpus, dict(env or {}))
-        attach(address, loopback=True)
-        return Cluster(
-            address, True, time.monotonic() - started, files, cluster.processes, cluster.worker_pids, cluster._lock
-        )
+        cluster._offered, cluster._env = dict(resources), {**os.environ, **LOCAL_ENV, **(env or {})}
+        _start_processes(cluster, files, _local_nodes(range(nodes), resources), gpus)
+        attach(cluster.address, loopback=True)
+        cluster.seconds = time.monotonic() - started
+        return cluster
     except BaseException as error:
         tail = _log_tail(files)
         cluster.close()
@@ -151,14 +172,14 @@ def start_local(
 
 
 def live_nodes() -> tuple[NodeCapacity, ...]:
-    """Nodes of the connected cluster that are alive, head first, with total and free resources."""
+    """Nodes of the connected cluster that are alive and not about to go, head first, with total and free resources."""
     import ray
-    from ray._private.state import available_resources_per_node
+    from ray._private.state import available_resources_per_node, state
 
-    free = available_resources_per_node()
+    free, draining = available_resources_per_node(), state.get_draining_nodes()
     found = []
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in draining:
             total = {str(k): float(v) for k, v in node["Resources"].items()}
             available = free.get(node["NodeID"], {})
             found.append(
@@ -211,9 +232,9 @@ def _make_directory(nodes: int, sign: str | None) -> tuple[ClusterFiles, int]:
     return files, lock
 
 
-def _local_nodes(count: int, resources: Mapping[str, float]) -> list[LocalNode]:
+def _local_nodes(indices: range, resources: Mapping[str, float]) -> list[LocalNode]:
     nodes = []
-    for index in range(count):
+    for index in indices:
         offered = {f"node:{LOOPBACK}": 1.0, **resources, "object_store_memory": float(OBJECT_STORE_BYTES)}
         if index == 0:
             offered["node:__internal_head__"] = 1.0
@@ -221,35 +242,38 @@ def _local_nodes(count: int, resources: Mapping[str, float]) -> list[LocalNode]:
     return nodes
 
 
-def _start_processes(
-    cluster: Cluster, files: ClusterFiles, nodes: list[LocalNode], gpus: int, extra_env: dict[str, str]
-) -> str:
+def _start_processes(cluster: Cluster, files: ClusterFiles, nodes: list[LocalNode], gpus: int) -> None:
     import ray._private.services as services
     from ray._common.usage import usage_lib
     from ray._private import ray_constants
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    ray_files = _ray_files(services)
-    env = {**os.environ, **LOCAL_ENV, **extra_env}
+    ray_files, env = _ray_files(services), cluster._env
     head_id = nodes[0].node_id
     cluster.processes.append(start_bound(gcs_command(ray_files, files, head_id), env))
     deadline = time.monotonic() + START_TIMEOUT_S
-    address = f"{LOOPBACK}:{_wait_for_port(files.gcs_port(head_id), cluster.processes[0], deadline)}"
-    client = GcsClient(address=address)
+    cluster.address = f"{LOOPBACK}:{_wait_for_port(files.gcs_port(head_id), cluster.processes[0], deadline)}"
+    client = GcsClient(address=cluster.address)
     # What `ray.init` and workers look up; Ray's own launcher of a head node writes the same.
     usage_lib.put_cluster_metadata(client, ray_init_cluster=False)
     client.internal_kv_put(b"session_name", files.session_name.encode(), False, ray_constants.KV_NAMESPACE_SESSION)
     for node in nodes:
-        for path in files.agent_ports(node.node_id):
-            path.write_text(str(UNUSED_PORT))
         devices = _share(gpus, len(nodes), node.index)
         node_env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if gpus else env
         if devices:
             node.resources["GPU"] = float(len(devices))
-        command = raylet_command(ray_files, files, node, address, client.cluster_id.hex())
-        cluster.processes.append(start_bound(command, node_env))
-    _wait_for_nodes(client, cluster, len(nodes), deadline)
-    return address
+        _start_raylet(cluster, ray_files, node, client, node_env)
+    for node in nodes:
+        _wait_for_node(client, cluster.processes, node.node_id, deadline)
+
+
+def _start_raylet(cluster: Cluster, ray_files: RayFiles, node: LocalNode, client: Any, env: dict[str, str]) -> None:
+    files = cluster.files
+    assert files is not None
+    for path in files.agent_ports(node.node_id):
+        path.write_text(str(UNUSED_PORT))
+    command = raylet_command(ray_files, files, node, cluster.address, client.cluster_id.hex())
+    cluster.processes.append(start_bound(command, env))
 
 
 def _ray_files(services: Any) -> RayFiles:
@@ -279,13 +303,9 @@ def _wait_for_port(path: Path, process: subprocess.Popen[bytes], deadline: float
         time.sleep(0.005)
 
 
-def _wait_for_nodes(client: Any, cluster: Cluster, count: int, deadline: float) -> None:
-    alive = 0
-    while True:
-        alive = sum(1 for node in client.get_all_node_info().values() if node.state == 0)
-        if alive >= count:
-            return
-        _check_time(cluster.processes, deadline, f"node {alive + 1} of {count}")
+def _wait_for_node(client: Any, processes: list[subprocess.Popen[bytes]], node_id: str, deadline: float) -> None:
+    while not any(key.hex() == node_id and node.state == 0 for key, node in client.get_all_node_info().items()):
+        _check_time(processes, deadline, f"node {node_id}")
         time.sleep(0.01)
 
 

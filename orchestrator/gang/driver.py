@@ -1,5 +1,6 @@
 """One run's way through a cluster: start it, reserve, start workers, keep them warm, train, tear down."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,13 +8,21 @@ from typing import Any
 
 import psutil
 
+from orchestrator.checkpoint.durability import VaultReport
 from orchestrator.checkpoint.inventory import WholeStep, whole_steps
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.survey import Surveyor
+from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import TrainPlan
+from orchestrator.gang.changes import Wait, lineup, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
+    NodeCapacity,
     Request,
     explain,
     fitting_workers,
@@ -22,8 +31,13 @@ from orchestrator.gang.placement import (
     request_of,
     reserve,
 )
+from orchestrator.gang.planned import Emit, Planned
+from orchestrator.gang.regroup import seek
 from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.planner.memory import ModelShape
+from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
+from orchestrator.spec.load import spec_hash
 
 
 @dataclass(frozen=True)
@@ -37,17 +51,46 @@ class ClusterSize:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """What a driver before this one left."""
+
+    vaults: int
+    workers_ended: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """What this driver leaves behind."""
+
+    step: int
+    vaults: int
+    kept_s: float
+
+
 class GangDriver:
     """The cluster and the gang of one run. Every method is for one thread; `close` ends everything."""
 
-    def __init__(self, spec: JobSpec, env: dict[str, str], stopped: Callable[[], bool]) -> None:
-        """`env` is the driver's environment."""
-        self._spec, self._env, self._stopped = spec, env, stopped
-        self.request: Request = request_of(spec.resources)
+    def __init__(
+        self,
+        spec: JobSpec,
+        env: dict[str, str],
+        stopped: Callable[[], bool],
+        desk: ScaleDesk,
+        emit: Emit,
+        run_id: str,
+    ) -> None:
+        """`env` is the driver's environment; at the `desk` other processes ask for another number of workers."""
+        self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
+        self.planned = Planned(spec, request_of(spec.resources), desk, emit)
         self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
         self._cluster: Cluster | None = None
         self._gang: Any = None
         self._vaults: Any = None
+        self._surveyor: Surveyor | None = None
+        self._generation = 0
+        """The newest of the run's drivers before this one."""
 
     def connect(self) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. Raises ClusterError."""
@@ -58,6 +101,7 @@ class GangDriver:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
             self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env)
         nodes = self._cluster.nodes()
+        self.planned.begin(self._cluster.address, self._cannot_hold)
         return ClusterSize(
             address=self._cluster.address,
             nodes=len(nodes),
@@ -66,12 +110,82 @@ class GangDriver:
             seconds=self._cluster.seconds,
         )
 
+    def adopt(self) -> Adopted | None:
+        """Take over what a driver of this run left on a cluster that outlives drivers: its vaults, with the state in
+        them. Its workers are ended. None where there are no vaults. Raises ClusterError where workers do not end."""
+        if self._require_cluster().local:
+            return None
+        from orchestrator.gang.adoption import end_workers, find_vaults
+
+        started = time.monotonic()
+        found = find_vaults(self._run_id)
+        ended: set[int] = set()
+        if found:
+            self._vaults = self._new_vaults()
+            self._generation = self._vaults.adopt(found)
+            gone, left = self._vaults.fence(self._generation + 1)
+            if left:
+                raise ClusterError(
+                    f"workers of the run's driver before this one cannot be ended: processes {left}",
+                    hint="end them on their nodes: the run cannot go on while they might train",
+                )
+            ended = set(gone)
+        workers = max(end_workers(self._run_id, self._stopped), len(ended))
+        if not found:
+            return None
+        return Adopted(len(found), workers, time.monotonic() - started)
+
+    def survey_vaults(self, take: Callable[[Sequence[VaultReport]], None]) -> None:
+        """From now on ask the vaults every few seconds what they hold; `take` is called from another thread."""
+        self._surveyor = Surveyor(lambda: self._vaults.contacts() if self._vaults is not None else (), take)
+
+    @property
+    def memory_kept_s(self) -> float:
+        """How long the vaults keep what they have without a driver; 0 where they end with it."""
+        outlive = self._spec.checkpoint.memory and not self._require_cluster().local
+        return self._spec.recovery.memory_kept_s if outlive else 0.0
+
+    def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
+        """What the vaults of this gang will take, and a warning where a recovery may not find room. Nothing where the
+        run was stopped. Raises ClusterError where it does not fit."""
+        if not self._gang.ready(self._stopped):
+            return None, None
+        by_node = self._gang.workers_by_node
+        need = vault_need(self._spec, shape, by_node)
+        if need is None:
+            return None, None
+        workers = sum(by_node)
+        each = self.request.bundle.get("memory")
+        if each is None or self._require_cluster().local:
+            each = least_worker_bytes(self._spec, shape, workers)
+        return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
+
+    def leave_vaults(self, stored_step: int) -> Left | None:
+        """The run is over without success: leave the vaults behind where another driver could go on from them, and
+        they know more than storage; None where they do not, and end."""
+        if self._vaults is None or not self.memory_kept_s:
+            return None
+        whole = self.survey()
+        if not whole or whole[0].step <= stored_step:
+            return None
+        left = Left(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
+        self._vaults.release()
+        self._vaults = None
+        return left
+
+    def _new_vaults(self) -> Any:
+        from orchestrator.gang.vaults import Vaults
+
+        kept_s = self._spec.recovery.memory_kept_s
+        return Vaults(self._require_cluster().local, self._run_id, kept_s)
+
     def start_workers(self, warm: tuple[str, ...]) -> int | None:
         """Reserve and start as many workers as fit; they import `warm` meanwhile. None where stopped.
 
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
         from orchestrator.gang.gang import Gang
+        from orchestrator.gang.saving import Pacer, Saves
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -86,51 +200,109 @@ class GangDriver:
         if found is None:
             return None
         if self._vaults is None and spec.checkpoint.memory:
-            from orchestrator.gang.vaults import Vaults
-
-            self._vaults = Vaults(cluster.local)
-        self._gang = Gang(found, self.request, self._worker_env, cluster.local, self._vaults)
+            self._vaults = self._new_vaults()
+        self._gang = Gang(
+            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._run_id
+        )
+        self._gang.generation = self._generation
+        self._gang.seek_more = self.seek
+        self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
+        self._gang.standby = spec.resources.standby
         self._gang.replicas = spec.checkpoint.replicas
+        if self._vaults is not None:
+            keep = spec.checkpoint
+            rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
+            self._gang.saves = Saves(self._vaults.endpoints, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm)
         return len(found)
 
-    def reform(self) -> int | None:
+    @property
+    def request(self) -> Request:
+        """What is asked of the cluster now."""
+        return self.planned.request
+
+    def reform(self, waits: Callable[[Wait | None], None]) -> int | None:
         """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
 
         Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
-        safe meanwhile. Raises ClusterError where they can never come.
+        safe meanwhile. `waits` is told when there is more to wait for than processes that start, and again (None) when
+        that is over. Raises ClusterError where they can never come, or not within `recovery.max_wait_s`.
         """
-        gang, cluster, minimum = self._gang, self._require_cluster(), self.request.minimum
+        from orchestrator.gang.waiting import RollCall
+
+        gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
+        roll, told, enough_since_s = RollCall(), False, float("inf")
+        gang.replace_lost()
         self.seek()
-        enough_since_s: float | None = None
         while not self._stopped():
+            if self.planned.look(gang.members):
+                self.seek()
             gang.recruits.look()
-            if gang.survivors >= minimum:
-                return int(gang.reform(self._target))
-            now_s = time.monotonic()
-            if gang.survivors + gang.recruits.ready >= minimum:
-                enough_since_s = now_s if enough_since_s is None else enough_since_s
-                if wants_regroup(gang.recruits.ready, gang.recruits.arriving, now_s - enough_since_s):
-                    return int(gang.reform(self._target))
-            elif cluster.local and cluster.hopeless(self.request):
-                raise explain(self.request, cluster.nodes())
+            roll.look(gang.members)
+            now_s, request, recruits = time.monotonic(), self.request, gang.recruits
+            line = lineup(len(gang.staying), recruits.ready, len(gang.doomed), request.minimum, request.maximum)
+            if line is not None:
+                enough_since_s = min(enough_since_s, now_s)
+                if line.kept >= request.minimum or line.lent:
+                    break
+                if wants_regroup(recruits.ready, recruits.arriving, now_s - enough_since_s):
+                    break
+            elif cluster.local and cluster.hopeless(request):
+                raise explain(request, cluster.nodes())
+            if line is None:
+                starting = recruits.ready + recruits.arriving
+                wait = Wait(len(gang.staying), request.minimum, starting, now_s - began_s, told)
+                self._check_patience(wait)
+                if worth_telling(wait):
+                    told = True
+                    waits(wait)
             time.sleep(0.02)
-        return None
+        if self._stopped():
+            return None
+        if told:
+            waits(None)
+        return int(gang.reform(line))
+
+    def _check_patience(self, wait: Wait) -> None:
+        """Raises ClusterError where a gang has waited as long as the spec lets it."""
+        limit_s = self._spec.recovery.max_wait_s
+        if limit_s is not None and wait.waited_s > limit_s:
+            raise ClusterError(
+                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} there: recovery.max_wait_s",
+                hint="resume the run when there are nodes again, or let it go on with fewer (resources.workers.min)",
+            )
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
-        strict = self.request.placement.startswith("strict")
-        self._gang.seek(self._target, None if strict else lambda: group_on(None, self.request.bundle))
+        seek(self._gang, self.request.maximum, self._new_place)
 
-    @property
-    def _target(self) -> int:
-        return min(self.request.maximum, max(self._spec.train.global_batch, self.request.minimum))
+    def _new_place(self) -> Any | None:
+        """A reservation for one worker more: wherever there is room, or will be; with a strict placement on a node
+        that may be used, if there is one now."""
+        request = self.request
+        if not request.placement.startswith("strict"):
+            return group_on(None, request.bundle)
+        used = {member.hello.node_id for member in self._gang.members if member.lives}
+        nodes = [node for node in self._require_cluster().nodes() if fitting_workers([node], request.bundle, "pack")]
+        spreads = request.placement == "strict_spread"
+        fits = [node for node in nodes if (node.node_id in used) is not spreads]
+        return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
+
+    def _cannot_hold(self, request: Request) -> ConvoyError | None:
+        """Why a local cluster can never hold a request; any other may get nodes."""
+        cluster = self._require_cluster()
+        return explain(request, cluster.nodes()) if cluster.local and cluster.hopeless(request) else None
 
     def survey(self) -> list[WholeStep]:
         """The steps that the vaults hold whole, the newest first."""
         return whole_steps(self._vaults.survey()) if self._vaults is not None else []
+
+    def reports_after(self, step: int) -> list[StepReport]:
+        """Reports that the vaults have of the steps after the last one on record; empty where they have none."""
+        found = self._vaults.reports_after(step) if self._vaults is not None else []
+        return [StepReport.from_json(json.loads(data)) for data in found]
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""
@@ -149,9 +321,18 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // workers
-        nodes = [node for node in cluster.nodes() if fitting_workers([node], self.request.bundle, "pack", total=True)]
-        per_node = -(-workers // max(1, len(nodes)))
-        return int(min((node.total.get("memory", 0.0) for node in nodes), default=0.0)) // per_node
+        return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
+
+    def _fitting_nodes(self) -> list[NodeCapacity]:
+        nodes = self._require_cluster().nodes()
+        return [node for node in nodes if fitting_workers([node], self.request.bundle, "pack", total=True)]
+
+    def _memory_per_node_bytes(self) -> int:
+        """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
+        cluster = self._require_cluster()
+        if cluster.local:
+            return int(psutil.virtual_memory().available) // max(1, len(cluster.nodes()))
+        return int(min((node.total.get("memory", 0.0) for node in self._fitting_nodes()), default=0.0))
 
     def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
         """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
@@ -160,10 +341,14 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             cluster.worker_pids |= self._gang.worker_pids
-        return self._gang.run(entry, plan, readable, observers, self._stopped)
+        return self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
+        self.planned.close()
+        surveyor, self._surveyor = self._surveyor, None
+        if surveyor is not None:
+            surveyor.close()
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
         vaults, self._vaults = self._vaults, None

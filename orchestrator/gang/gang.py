@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,36 +15,42 @@ from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult
+from orchestrator.gang.adoption import worker_name
+from orchestrator.gang.changes import Lineup, going
 from orchestrator.gang.decide import (
     Action,
     Ending,
     Failure,
     GangFacts,
-    Quiet,
     decide,
     is_consequence,
     is_out_of_memory,
     numeric_fault,
     root_cause,
-    silent_nodes,
-    wants_regroup,
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
-from orchestrator.gang.hangs import PAUSE_S, HangWatch
+from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills
-from orchestrator.gang.placement import Request, release
+from orchestrator.gang.placement import Request
+from orchestrator.gang.places import Places
+from orchestrator.gang.planned import Planned
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
-from orchestrator.gang.vaults import Vaults, node_answers
+from orchestrator.gang.saving import Pacer, Saves
+from orchestrator.gang.spares import Spares
+from orchestrator.gang.vaults import Vaults
+from orchestrator.gang.watch import Watch
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
 START_TIMEOUT_S = 120.0
 INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
 VAULT_TIMEOUT_S = 10.0
-PROBES = 2
-"""Unanswered ones in a row before a silent node is given up."""
+SAVES_S = 20.0
+"""How long the end of a run waits for checkpoints that are being written."""
+CLEAN_S = 0.3
+"""How long workers that leave may take to tidy their host."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class GangOutcome:
         return numeric_fault(self.failure) if self.failure is not None else None
 
     @property
+    def restore_mismatch(self) -> bool:
+        """The state it went on from is not the one that was saved."""
+        return self.failure is not None and "restore_mismatch" in self.failure.facts
+
+    @property
     def lost_nobody(self) -> bool:
         """A worker's own code raised; no process and no node, as far as can be told, was lost."""
         return self.failure is not None and self.failure.ending is Ending.RAISED and not is_consequence(self.failure)
@@ -78,19 +90,35 @@ class Gang:
     """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
 
     def __init__(
-        self, groups: Sequence[Any], request: Request, env: dict[str, str], local: bool, vaults: Vaults | None
+        self,
+        groups: Sequence[Any],
+        request: Request,
+        env: dict[str, str],
+        local: bool,
+        vaults: Vaults | None,
+        planned: Planned,
+        run_id: str,
     ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._groups, self._request, self._env, self._local, self._vaults = list(groups), request, env, local, vaults
+        self._request, self._env, self._local, self.vaults = request, env, local, vaults
+        self._run_id = run_id
+        self.places = Places(groups)
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[Member] = []
         self.generation = 0
         self.recruits = Recruits(self._start, ())
+        self.standby = 0
+        """Spare processes that each node keeps; set it before `warm`."""
+        self.spares = Spares(self._start_spare, 0, ())
         self.replicas = 0
+        self.pacer = Pacer(False)
+        self.saves: Saves | None = None
+        """Checkpoints that the vaults write."""
         self.hangs = HangWatch(local, vaults)
+        self.planned = planned
+        self.seek_more: Callable[[], None] = lambda: None
         self._server: FileAccess | None = None
-        self._run_id = ""
         self._step = 0
         self._oom_kills_before = oom_kills()
 
@@ -98,6 +126,7 @@ class Gang:
         """Let the workers import while the driver does something else; those who come later do too."""
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = Recruits(self._start, entries)
+        self.spares = Spares(self._start_spare, self.standby, entries)
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
@@ -121,22 +150,50 @@ class Gang:
                 f"a worker process did not start: {first_line(error)}",
                 hint="convoy must be installed on every node, in the same version",
             ) from error
+        groups = self.places.empty(())
         arrived = [
-            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, self._groups, strict=True)
+            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, groups, strict=True)
         ]
         self._form(arrived)
         return True
 
-    def reform(self, most: int) -> int:
-        """Form the next generation of who is left and who has come, `most` at most; how many they are."""
-        left = [member for member in self.members if member.lives]
-        self._form(left[:most] + self.recruits.join(most - len(left)))
+    def reform(self, line: Lineup) -> int:
+        """Form the next generation; how many they are. Who is not of it is ended, and its place given back."""
+        before, doomed = self.members, self.doomed
+        formed = self.staying[: line.kept] + self.recruits.join(line.joined) + doomed[: line.lent]
+        self._form(formed)
+        gone = [member for member in before if member.lives and member not in formed]
+        hosts = {member.hello.host for member in formed}
+        cleaned = [member.actor.clean.remote(self._run_id) for member in gone if member.hello.host not in hosts]
+        ray.wait(cleaned, num_returns=len(cleaned), timeout=CLEAN_S) if cleaned else None
+        for member in gone:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(member.actor, no_restart=True)
+        self.places.give_back([member.group for member in gone])
         return len(self.members)
 
+    def replace_lost(self) -> None:
+        """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
+        for lost in [member for member in self.members if not member.lives]:
+            spare = self.spares.take(lost.hello.node_id)
+            if spare is not None:
+                self.members.append(Member(spare[0], spare[1], lost.group))
+
     @property
-    def survivors(self) -> int:
-        """Members who can take part in another generation."""
-        return sum(member.lives for member in self.members)
+    def staying(self) -> list[Member]:
+        """Members who can take part in another generation, and are not on a node that is about to go."""
+        return [m for m in self.members if m.lives and m.hello.node_id not in self.planned.draining]
+
+    @property
+    def doomed(self) -> list[Member]:
+        """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
+        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time())
+        return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
+
+    @property
+    def workers_by_node(self) -> tuple[int, ...]:
+        """How many members each node has that has any."""
+        return tuple(Counter(member.hello.node_id for member in self.members).values())
 
     @property
     def worker_pids(self) -> set[int]:
@@ -157,10 +214,11 @@ class Gang:
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
+        listener.saves, listener.pacer = self.saves, self.pacer
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
         self.hangs.begin(self.members, plan.run_dir, observers)
-        watch = _Watch(self, listener)
+        watch = Watch(self, listener)
         stop_since_s: float | None = None
         while True:
             listener.listen()
@@ -177,33 +235,31 @@ class Gang:
         for member in self.members:
             member.actor.notify.remote(self.generation, {}, leave)
 
+    def ask_to_save(self) -> None:
+        """Have a checkpoint written of the next step boundary."""
+        for member in self.members:
+            member.actor.save.remote(self.generation)
+
     def kill(self) -> None:
         """End every worker process now, and give the reservation back."""
         self.recruits.dismiss()
+        self.spares.dismiss()
         actors = {*self._actors, *(member.actor for member in self.members)}
         for actor in [*actors, self._server.server if self._server is not None else None]:
             if actor is not None:
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(actor, no_restart=True)
-        release(self._groups)
-        self._groups.clear()
+        self.places.give_all_back()
 
-    def seek(self, target: int, new_group: Callable[[], Any] | None) -> None:
-        """Have workers started for places that are empty, up to `target` workers: where members were lost, else in
-        groups of their own that `new_group` makes."""
-        missing = target - self.survivors - self.recruits.coming
-        taken = [member.group for member in self.members if member.lives] + self.recruits.groups
-        empty = [group for group in self._groups if group not in taken]
-        for _ in range(missing):
-            if not empty and new_group is None:
-                return
-            if not empty and new_group is not None:
-                empty.append(new_group())
-                self._groups.append(empty[0])
-            self.recruits.call(empty.pop(0))
+    def shield(self) -> None:
+        """Have copies kept on nodes that are not about to go, from now on."""
+        if self.vaults is not None:
+            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
+        # Only where they could outlive their driver must another one be able to find them.
+        named = {} if self._local else {"name": worker_name(self._run_id)}
         return (
             _actor_class()
             .options(
@@ -212,9 +268,16 @@ class Gang:
                 memory=resources.get("memory"),
                 resources={k: v for k, v in resources.items() if k not in ("CPU", "GPU", "memory")},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+                **named,
             )
             .remote(self._env, self._local)
         )
+
+    def _start_spare(self, node_id: str) -> Any:
+        """Holds no reservation: see `Spares`."""
+        named = {} if self._local else {"name": worker_name(self._run_id)}
+        where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
 
     def _form(self, members: list[Member]) -> None:
         self.generation += 1
@@ -224,21 +287,21 @@ class Gang:
             members[index].begin(replace(assignment, generation=self.generation), now_s)
             formed.append(members[index])
         self.members = formed
-        if self._vaults is not None:
-            self._vaults.start(self._node_ids())
+        if self.vaults is not None:
+            self.vaults.start(self.node_ids())
 
-    def _node_ids(self) -> list[str]:
+    def node_ids(self) -> list[str]:
         return list(dict.fromkeys(member.hello.node_id for member in self.members))
 
     def _protect(self) -> None:
         """Give every member its node's vault, and every vault its peers."""
-        if self._vaults is None:
+        if self.vaults is None:
             return
-        self._vaults.wait(self._node_ids(), VAULT_TIMEOUT_S)
-        self._vaults.assign(self.generation, self._node_ids(), {}, self.replicas)
+        self.vaults.wait(self.node_ids(), VAULT_TIMEOUT_S)
+        self.shield()
         now_s = time.monotonic()
         for member in self.members:
-            vault = self._vaults.access(member.hello.node_id, self.generation)
+            vault = self.vaults.access(member.hello.node_id, self.generation)
             member.begin(replace(member.assignment, vault=vault), now_s)
 
     def _facts(self, stop_since_s: float | None) -> GangFacts:
@@ -257,6 +320,7 @@ class Gang:
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
         if cause is not None:
+            self.pacer.failures += 1
             self._unblock(listener)
         listener.drain()
         if cause is not None:
@@ -271,6 +335,7 @@ class Gang:
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
+            listener.tell(self.saves.wait(SAVES_S) if self.saves is not None else [])
             self._end(action)
         self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
         if listener.last is not None:
@@ -308,7 +373,6 @@ class Gang:
         if self._server is not None:
             return self._server
         run_dir = Path(plan.run_dir)
-        self._run_id = run_dir.name
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
@@ -318,72 +382,6 @@ class Gang:
         )
         self._server = FileAccess(server, str(marker), word, self._run_id)
         return self._server
-
-
-class _Watch:
-    """What the driver looks at besides the members' words, each round of its loop, while one generation trains."""
-
-    def __init__(self, gang: Gang, listener: Listener) -> None:
-        self._gang, self._listener = gang, listener
-        self._round_s = time.monotonic()
-        self._asked = False
-        self._unanswered: dict[str, int] = {}
-        self._forgotten = False
-        self._arriving_since_s: float | None = None
-
-    def round(self, now_s: float) -> None:
-        """One look."""
-        gap_s, self._round_s = now_s - self._round_s, now_s
-        if gap_s > PAUSE_S:
-            for member in self._gang.members:
-                member.renewed_s += gap_s
-        self._silence(now_s)
-        self._gang.hangs.round(now_s, gap_s, self._listener.last)
-        self._old_states()
-        self._regroup(now_s)
-
-    def _silence(self, now_s: float) -> None:
-        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
-        gang, vaults = self._gang, self._gang._vaults
-        quiet = [
-            Quiet(member.hello.node_id, now_s - member.renewed_s)
-            for member in gang.members
-            if not member.over and member.run_ref is not None
-        ]
-        for node_id in silent_nodes(quiet):
-            answers = node_answers(vaults, node_id)
-            self._round_s = time.monotonic()
-            self._unanswered[node_id] = 0 if answers else self._unanswered.get(node_id, 0) + 1
-            if self._unanswered[node_id] < PROBES:
-                continue
-            for member in gang.members:
-                if member.hello.node_id == node_id and not member.over:
-                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
-            if vaults is not None:
-                vaults.lose(node_id)
-
-    def _old_states(self) -> None:
-        """What earlier generations left can go once this one's is whole."""
-        last, vaults = self._listener.last, self._gang._vaults
-        if not self._forgotten and vaults is not None and last is not None and last.protected_step is not None:
-            self._forgotten = True
-            vaults.forget(self._gang.generation)
-
-    def _regroup(self, now_s: float) -> None:
-        recruits = self._gang.recruits
-        if self._asked or self._listener.last is None or not recruits.coming:
-            return
-        node_ids = recruits.look()
-        if self._gang._vaults is not None:
-            self._gang._vaults.start(node_ids)
-        if not recruits.ready:
-            self._arriving_since_s = None
-            return
-        if self._arriving_since_s is None:
-            self._arriving_since_s = now_s
-        if wants_regroup(recruits.ready, recruits.arriving, now_s - self._arriving_since_s):
-            self._asked = True
-            self._gang.ask_to_leave(Leave.REGROUP)
 
 
 class _BoundFileServer(FileServer):
@@ -396,7 +394,7 @@ class _BoundFileServer(FileServer):
 
 def _actor_class() -> Any:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
-    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "interrupt", "stacks")}
+    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "interrupt", "stacks")}
     grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
         type("ConvoyWorker", (WorkerActor,), grouped)

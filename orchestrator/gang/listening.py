@@ -15,6 +15,7 @@ from orchestrator.gang.capture import last_lines
 from orchestrator.gang.decide import Ending, unseen_lines
 from orchestrator.gang.member import Member
 from orchestrator.gang.outbox import Batch, Published
+from orchestrator.gang.saving import Pacer, Saves
 
 POLL_S = 0.5
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
@@ -32,6 +33,8 @@ class Listener:
         self._observers, self._oom_kills = observers, oom_kills
         self.last: StepReport | None = None
         """The newest report of this generation."""
+        self.saves: Saves | None = None
+        self.pacer: Pacer | None = None
 
     def listen(self, timeout_s: float = TICK_S) -> None:
         """Take in whatever has arrived, waiting a tick for something."""
@@ -64,6 +67,14 @@ class Listener:
                 self._log(member, unseen_lines(tail, list(member.recent)))
         self._take_all({member.poll_ref: member for member in self._members if member.poll_ref is not None})
         self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in self._members if member.lives})
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Give events to the observers."""
+        for event in events:
+            if event.kind is EventKind.CHECKPOINT_SAVED and self.pacer is not None:
+                self.pacer.take(event.fields)
+            for observer in self._observers:
+                observer.on_event(event)
 
     def _take_all(self, refs: dict[Any, Member]) -> None:
         if not refs:
@@ -105,8 +116,9 @@ class Listener:
                 for observer in self._observers:
                     observer.on_step(item)
             elif isinstance(item, Event):
-                for observer in self._observers:
-                    observer.on_event(item)
+                self.tell([item])
+                if item.kind is EventKind.CHECKPOINT_STARTED and self.saves is not None:
+                    self.saves.begin(self._generation, item.fields)
         lines = list(batch.lines)
         if batch.lines_dropped:
             lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ PATIENCE_S = 60.0
 """How long a worker that has a place may take to start before another is tried."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Recruit:
     """One that is on its way. Its place is a placement group; Ray starts it when that has a node."""
 
@@ -51,6 +51,20 @@ class Recruits:
         actor = self._start(group)
         recruit = _Recruit(actor, group, actor.hello.remote(), actor.warm.remote(self._warm), time.monotonic())
         self._coming.append(recruit)
+
+    def send_away(self, count: int) -> None:
+        """Call off so many, the last ones first."""
+        self._drop(self._coming[max(0, len(self._coming) - count) :])
+
+    def leave(self, groups: Sequence[Any]) -> None:
+        """Call off those who were to come to these places."""
+        self._drop([recruit for recruit in self._coming if recruit.group in groups])
+
+    def _drop(self, recruits: Sequence["_Recruit"]) -> None:
+        self._coming = [recruit for recruit in self._coming if recruit not in recruits]
+        for recruit in recruits:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(recruit.actor, no_restart=True)
 
     def look(self) -> list[str]:
         """Take in who has arrived; the ids of the nodes they are on."""
@@ -88,10 +102,7 @@ class Recruits:
 
     def dismiss(self) -> None:
         """End all of them."""
-        for recruit in self._coming:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(recruit.actor, no_restart=True)
-        self._coming.clear()
+        self._drop(self._coming)
 
 
 def _done(ref: Any) -> bool:

@@ -1,6 +1,8 @@
 """The process that holds a node's vault. It imports neither torch nor DeepSpeed, and outlives the node's workers."""
 
 import os
+import threading
+import time
 from dataclasses import dataclass
 
 import psutil
@@ -11,6 +13,7 @@ from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks, is_stop
 
 RESERVE_SHARE = 0.05
 """Of the host's memory that a vault leaves alone."""
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,22 @@ class VaultHello:
 class VaultActor:
     """Runs a `Vault`; everything but the greeting goes through its own port."""
 
-    def __init__(self, token: str, fate_share: bool) -> None:
-        """`fate_share`: the process dies with its raylet."""
+    def __init__(self, token: str, fate_share: bool, kept_s: float | None) -> None:
+        """`fate_share`: the process dies with its raylet. `kept_s`: it ends by itself once no driver has asked it
+        anything for that long; None: it does not."""
         import ray
 
         if fate_share:
             die_with_parent()
+        self._token = token
         self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left)
+        if kept_s is not None:
+            threading.Thread(target=self._end_alone, args=(kept_s,), name="vault-end", daemon=True).start()
+
+    def introduce(self) -> tuple[VaultHello, str]:
+        """Where this vault is and what it wants to hear, for a driver that did not start it. Through Ray alone: the
+        token is on no disk."""
+        return self.hello(), self._token
 
     def hello(self) -> VaultHello:
         """Where this vault is."""
@@ -50,6 +62,12 @@ class VaultActor:
     def end_worker(self, pid: int) -> None:
         """See `stacks.end_worker`."""
         end_worker(pid)
+
+    def _end_alone(self, kept_s: float) -> None:
+        while time.monotonic() - self._vault.asked_s < kept_s:
+            time.sleep(LOOK_S)
+        self._vault.close()
+        os._exit(0)  # the main thread is Ray's
 
 
 def _memory_left() -> int:

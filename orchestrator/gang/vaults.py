@@ -11,21 +11,26 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.checkpoint.inventory import Holding, NodePlace, choose_peers
+from orchestrator.checkpoint.survey import VaultContact, ask_reports, holdings
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.session import VaultAccess
+from orchestrator.gang.adoption import Found, vault_name
 from orchestrator.gang.vault_actor import VaultActor, VaultHello
 
 ASK_TIMEOUT_S = 1.0
 START_TIMEOUT_S = 60.0
+FENCE_TIMEOUT_S = 5.0
 
 
 class Vaults:
     """All vaults of a run. Methods are for the driver's thread; they wait no longer than they say."""
 
-    def __init__(self, local: bool) -> None:
-        """`local`: their processes die with their raylet."""
-        self._local = local
+    def __init__(self, local: bool, run_id: str, kept_s: float) -> None:
+        """`local`: their processes die with their raylet, which is the driver's. Elsewhere they outlive the driver, for
+        another one to adopt, and end by themselves once nobody has asked them anything for `kept_s`."""
+        self._local, self._run_id, self._kept_s = local, run_id, kept_s
         self._token = secrets.token_hex(16)
+        self._attempt = secrets.token_hex(3)
         self._actors: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
         self._known: dict[str, VaultHello] = {}
@@ -35,10 +40,44 @@ class Vaults:
         """Start vaults on nodes that have none. Does not wait."""
         for node_id in node_ids:
             if node_id not in self._actors:
+                life = {} if self._local else {"name": vault_name(self._run_id), "lifetime": "detached"}
                 self._actors[node_id] = _actor_class().options(
-                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-                ).remote(self._token, self._local)  # fmt: skip
+                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), **life
+                ).remote(self._token, self._local, None if self._local else self._kept_s)  # fmt: skip
                 self._pending[node_id] = self._actors[node_id].hello.remote()
+
+    def adopt(self, found: Sequence[Found]) -> int:
+        """Take over vaults that another driver of this run started; the newest generation that they have heard of.
+
+        Afterwards nothing of that or an earlier generation is written any more: see `fence`.
+        """
+        for vault in found:
+            self._token = vault.token  # all vaults of a run have the same
+            self._actors[vault.hello.node_id], self._known[vault.hello.node_id] = vault.actor, vault.hello
+        answers = self._ask_all({"do": "inventory"})
+        return max((int(answer["generation"]) for answer in answers.values()), default=0)
+
+    def fence(self, generation: int) -> tuple[list[int], list[int]]:
+        """End whoever still writes for a generation before this one, and refuse what comes of it later.
+
+        Pids of workers that had to be ended, and of those that could not be.
+        """
+        answers = self._ask_all({"do": "fence", "generation": generation}, FENCE_TIMEOUT_S).values()
+        return (
+            [pid for answer in answers for pid in answer["ended"]],
+            [pid for answer in answers for pid in answer["left"]],
+        )
+
+    def release(self) -> None:
+        """Leave all of them behind, for another driver to adopt."""
+        for channel in self._channels.values():
+            channel.close()
+        for known in (self._actors, self._pending, self._known, self._channels):
+            known.clear()
+
+    def contacts(self) -> list[VaultContact]:
+        """How to reach each of them. May be called from any thread."""
+        return [VaultContact(node_id, hello.address, self._token) for node_id, hello in list(self._known.items())]
 
     def wait(self, node_ids: Collection[str], timeout_s: float) -> None:
         """Wait for the vaults of these nodes, those that do not come excepted."""
@@ -71,18 +110,33 @@ class Vaults:
         hello = self._known.get(node_id)
         if hello is None:
             return None
-        return VaultAccess(address=hello.address, pid=hello.pid, token=self._token, generation=generation)
+        return VaultAccess(
+            address=hello.address, pid=hello.pid, token=self._token, generation=generation, attempt=self._attempt
+        )
+
+    def endpoints(self) -> tuple[list[str], str]:
+        """Addresses of all vaults, and the token: for connections of one's own."""
+        return [hello.address for hello in self._known.values()], self._token
 
     def node_of(self, address: str) -> str | None:
         """The node whose vault has an address."""
         return next((node_id for node_id, hello in self._known.items() if hello.address == address), None)
 
     def assign(
-        self, generation: int, node_ids: Sequence[str], labels: Mapping[str, Mapping[str, str]], replicas: int
+        self,
+        generation: int,
+        node_ids: Sequence[str],
+        labels: Mapping[str, Mapping[str, str]],
+        replicas: int,
+        doomed: Collection[str] = frozenset(),
     ) -> dict[str, tuple[str, ...]]:
-        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies."""
+        """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies.
+
+        `doomed` nodes are about to go and keep copies only where no others do. Again and again in one generation: what
+        is copied from then on goes where the last word says.
+        """
         places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
-        peers = choose_peers(places, replicas)
+        peers = choose_peers(places, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
             self._ask(node_id, {"do": "peers", "generation": generation, "addresses": addresses})
@@ -91,19 +145,17 @@ class Vaults:
     def survey(self) -> list[Holding]:
         """What all vaults that answer hold, asked at the same time, for `ASK_TIMEOUT_S`."""
         answers = self._ask_all({"do": "inventory"})
-        return [
-            Holding(
-                vault=self._known[node_id].address,
-                generation=item["generation"],
-                rank=item["rank"],
-                world_size=item["world_size"],
-                step=item["step"],
-                own=item["own"],
-                size_bytes=item["bytes"],
-            )
-            for node_id, answer in answers.items()
-            for item in answer["held"]
-        ]
+        found = [holdings(self._known[node_id].address, answer) for node_id, answer in answers.items()]
+        return [held for each in found for held in each]
+
+    def reports_after(self, step: int) -> list[bytes]:
+        """Reports of the steps after one, of the vault that has the most."""
+        best: list[bytes] = []
+        for contact in self.contacts():
+            with contextlib.suppress(OSError):
+                found = ask_reports(contact, step)
+                best = max(best, found, key=len)
+        return best
 
     def forget(self, before: int) -> None:
         """Free the states of generations before one: a later one's is whole."""
@@ -112,6 +164,11 @@ class Vaults:
     def actor(self, node_id: str) -> Any:
         """The actor on a node; None where there is none."""
         return self._actors.get(node_id)
+
+    def retire(self, keep: Collection[str]) -> None:
+        """End the vaults of nodes that have no part in the run any more."""
+        for node_id in set(self._actors) - set(keep):
+            self.lose(node_id)
 
     def answers(self, node_id: str) -> bool | None:
         """Whether a node's vault answers within `ASK_TIMEOUT_S`; None where there is none that ever did."""
@@ -122,25 +179,26 @@ class Vaults:
         for node_id in list(self._actors):
             self.lose(node_id)
 
-    def _ask_all(self, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _ask_all(self, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, dict[str, Any]]:
         nodes = list(self._known)
         if not nodes:
             return {}
         with ThreadPoolExecutor(len(nodes)) as pool:
-            answers = list(pool.map(lambda node_id: self._ask(node_id, request), nodes))
+            answers = list(pool.map(lambda node_id: self._ask(node_id, request, timeout_s), nodes))
         return {node_id: answer for node_id, answer in zip(nodes, answers, strict=True) if answer is not None}
 
-    def _ask(self, node_id: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _ask(self, node_id: str, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, Any] | None:
         """One question to one vault; None where it does not answer. A connection that broke is made anew once."""
         hello = self._known.get(node_id)
         if hello is None:
             return None
         for _ in range(2):
-            channel = self._channels.pop(node_id, None)
+            # A request that may take longer has a connection of its own.
+            channel = self._channels.pop(node_id, None) if timeout_s == ASK_TIMEOUT_S else None
             fresh = channel is None
             try:
                 if channel is None:
-                    channel = Channel.connect(hello.address, self._token, ASK_TIMEOUT_S)
+                    channel = Channel.connect(hello.address, self._token, timeout_s)
                 answer, _ = channel.ask(request)
             except TimeoutError:
                 if channel is not None:
@@ -152,7 +210,10 @@ class Vaults:
                 if fresh:
                     return None
             else:
-                self._channels[node_id] = channel
+                if timeout_s == ASK_TIMEOUT_S:
+                    self._channels[node_id] = channel
+                else:
+                    channel.close()
                 return answer
         return None
 

@@ -100,11 +100,39 @@ RECOMPUTED_STEPS = Metric(
     "convoy_recomputed_steps_total", "counter", "steps", "Finished steps that recoveries made again."
 )
 RESIZES = Metric("convoy_resizes_total", "counter", "", "Times the number of workers changed at a step boundary.")
+TARGET_WORKERS = Metric(
+    "convoy_target_workers", "gauge", "workers", "Workers the run was last asked to have; absent where nobody asked."
+)
+MISSING_WORKERS = Metric(
+    "convoy_missing_workers", "gauge", "workers", "Workers without which a run that waits cannot go on; else 0."
+)
+DRAINING_NODES = Metric(
+    "convoy_draining_nodes_total", "counter", "nodes", "Nodes of the cluster that were announced to be about to go."
+)
 PROTECTED_STEP = Metric(
     "convoy_protected_step", "gauge", "steps", "Newest step whose state is whole in the memory of nodes and peers."
 )
 STEPS_AT_RISK = Metric(
-    "convoy_steps_at_risk", "gauge", "steps", "Steps made since the newest one that the loss of a node would not touch."
+    "convoy_steps_at_risk",
+    "gauge",
+    "steps",
+    "Finished steps that the loss of any one node could cost, storage counted.",
+)
+TIER_STEP = Metric(
+    "convoy_tier_step",
+    "gauge",
+    "steps",
+    "Newest step that is whole in a tier: memory of the ranks' own nodes, memory of their peers, storage.",
+    ("tier",),
+)
+COPIES_MIN = Metric("convoy_copies_min", "gauge", "copies", "Copies in memory of the shard that has the fewest.")
+UNRECOVERABLE_NODES = Metric(
+    "convoy_unrecoverable_nodes", "gauge", "nodes", "Nodes whose loss would leave no whole step in memory."
+)
+VAULT_UP = Metric("convoy_vault_up", "gauge", "", "1 where a node's vault answered the last survey.", ("node",))
+VAULT_BYTES = Metric("convoy_vault_bytes", "gauge", "bytes", "Memory that a node's vault has taken.", ("node",))
+VAULT_PLANNED_BYTES = Metric(
+    "convoy_vault_planned_bytes", "gauge", "bytes", "Most that one node's vault was expected to take, recoveries apart."
 )
 NUMERIC_FAULTS = Metric(
     "convoy_numeric_faults_total",

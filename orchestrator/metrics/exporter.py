@@ -21,6 +21,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics import catalog
+from orchestrator.metrics.durability import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
@@ -38,6 +39,7 @@ class MetricsObserver:
         ledger: Callable[[], dict[str, Any]] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
+        durability: DurabilityRecorder | None = None,
     ) -> None:
         """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds,
         `slowness` the ratio of each rank (`StragglerRecorder.ratios`)."""
@@ -47,6 +49,7 @@ class MetricsObserver:
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
         computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name, catalog.STRAGGLER.name}
+        computed |= {metric.name for metric in COMPUTED}
         for metric in catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -65,6 +68,8 @@ class MetricsObserver:
             self.registry.register(_LedgerCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
+        if durability is not None:
+            self.registry.register(DurabilityCollector(self._common, durability))
         self._set(catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
         self._checkpoint_s = clock()
@@ -77,6 +82,7 @@ class MetricsObserver:
         match event.kind:
             case EventKind.STATE_CHANGED:
                 self._set_state(str(fields.get("state")))
+                self._set(catalog.MISSING_WORKERS, 0)  # the event that follows says how many
             case EventKind.PLAN:
                 self._set(catalog.TOTAL_STEPS, fields.get("total_steps"))
                 self._set(catalog.WORKERS, fields.get("world_size"))
@@ -103,6 +109,15 @@ class MetricsObserver:
                 self._count(catalog.CHECKPOINT_RESTORES, 1)
             case EventKind.CHECKPOINT_REJECTED:
                 self._count(catalog.CHECKPOINT_REJECTIONS, 1)
+            case EventKind.WARNING:
+                self._count(catalog.WARNINGS, 1)
+            case _:
+                self._on_trouble(event)
+
+    def _on_trouble(self, event: Event) -> None:
+        """What has to do with lost workers, bad numbers and changes of size."""
+        fields = event.fields
+        match event.kind:
             case EventKind.WORKER_FAILED:
                 self._count(catalog.WORKER_FAILURES, 1)
             case EventKind.WORKER_HUNG:
@@ -117,8 +132,14 @@ class MetricsObserver:
             case EventKind.NUMERIC_FAULT:
                 self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
                 self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
-            case EventKind.WARNING:
-                self._count(catalog.WARNINGS, 1)
+            case EventKind.SCALE:
+                if fields.get("state") == "accepted":
+                    self._set(catalog.TARGET_WORKERS, fields.get("workers"))
+            case EventKind.NODE_DRAINING:
+                self._count(catalog.DRAINING_NODES, 1)
+            case EventKind.WAITING:
+                self._set(catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
+                self._set(catalog.WORKERS, fields.get("have"))
 
     def on_step(self, report: StepReport) -> None:
         """Update the figures of the last step and what is counted."""
@@ -134,7 +155,6 @@ class MetricsObserver:
             catalog.WORKERS: report.world_size,
             catalog.LAST_STEP_TIME: report.time_s,
             catalog.PROTECTED_STEP: report.protected_step,
-            catalog.STEPS_AT_RISK: report.step - (report.protected_step or 0),
         }
         for metric, value in gauges.items():
             self._set(metric, value)

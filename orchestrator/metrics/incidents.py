@@ -38,8 +38,8 @@ class IncidentRecorder:
     def __init__(self, layout: RunLayout) -> None:
         self._layout = layout
         self._failed: list[Event] = []
-        self._hung: list[Event] = []
         self._fault: NumericFault | None = None
+        self._hung: list[Event] = []
         self._open: _Incident | None = None
         self._complained = False
 
@@ -48,10 +48,10 @@ class IncidentRecorder:
         fields, incident = event.fields, self._open
         if event.kind is EventKind.WORKER_FAILED:
             self._failed.append(event)
-        elif event.kind is EventKind.WORKER_HUNG:
-            self._hung.append(event)
         elif event.kind is EventKind.NUMERIC_FAULT:
             self._fault = NumericFault.from_json({**fields, "kind": fields["fault"]})
+        elif event.kind is EventKind.WORKER_HUNG:
+            self._hung.append(event)
         elif event.kind is EventKind.RECOVERY_STARTED:
             self._begin(event)
         elif incident is None:

@@ -38,6 +38,8 @@ class Category(StrEnum):
     EXPORTING = "exporting"
     RECOVERING = "recovering"
     """From a lost worker to the first step after it: placement, processes, imports, building and restoring included."""
+    WAITING = "waiting"
+    """For nodes, with too few workers to train."""
     LOST = "lost"
     """Training that was thrown away: an unfinished step, or steps after the checkpoint a run went on from."""
     OTHER = "other"
@@ -55,6 +57,7 @@ _PHASES = {
 _STATES = {
     RunState.STARTING.value: Category.STARTING_WORKERS,
     RunState.RECOVERING.value: Category.RECOVERING,
+    RunState.WAITING.value: Category.WAITING,
 }
 _MEASURED = {
     EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,
@@ -182,7 +185,7 @@ class Ledger:
         self._current = category
 
     def _remember_checkpoint(self, step: int) -> None:
-        self._trained_at[step] = self.seconds[Category.TRAINING]
+        self._trained_at[step] = self._trained_after.get(step, self.seconds[Category.TRAINING])
         for old in sorted(self._trained_at)[: -KEPT_CHECKPOINTS - 1]:
             if old != 0:
                 del self._trained_at[old]

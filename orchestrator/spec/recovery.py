@@ -28,10 +28,6 @@ class RecoverySpec(SpecModel):
     max_without_progress: int = Field(default=3, ge=1)
     """Failures in a row, none of them a step further than the one before, after which a run gives up."""
 
-    hang_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Seconds without any progress in a step, on any worker, after which the gang counts as hung: stacks of all workers
-    are taken and it goes on without the one the others wait for. `auto`: from measured step times, at least 10."""
-
     on_nan: Literal["rollback_and_skip", "stop", "continue"] = "rollback_and_skip"
     """What happens when a loss or a gradient is no number, or a loss is a spike (`loss_spike`). `rollback_and_skip`:
     training goes back to the newest checkpoint before the fault and on without the samples of the fault's batch; they
@@ -52,3 +48,12 @@ class RecoverySpec(SpecModel):
 
     max_rollbacks: int = Field(default=3, ge=1)
     """Times a run goes back within any 1000 steps; at one more it gives up: the training itself diverges."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Seconds without any progress in a step, on any worker, after which the gang counts as hung: stacks of all workers
+    are taken and it goes on without the one the others wait for. `auto`: from measured step times, at least 10."""
+    max_wait_s: float | None = Field(default=None, gt=0)
+    """How long a run that has too few workers left waits for nodes before it ends, resumable. Default: as long as it
+    takes. On a local cluster, to which no nodes come, it does not wait."""
+    memory_kept_s: float = Field(default=900, ge=30)
+    """Seconds that nodes of a joined cluster keep a run's state in memory after its driver was killed, or after the
+    run failed: time for `convoy run --resume` to go on from it. Then the memory is given back."""

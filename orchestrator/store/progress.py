@@ -19,6 +19,8 @@ class Progress:
     """Training loss of the last step, nats."""
     validation_loss: float | None = None
     tokens_per_s: float | None = None
+    workers: int | None = None
+    """That took part in it."""
     time_s: float | None = None
     """Unix time of the last step."""
 
@@ -39,6 +41,7 @@ def read_progress(layout: RunLayout) -> Progress:
         loss=_float(last.get("loss")),
         validation_loss=validation_loss,
         tokens_per_s=_float(last.get("tokens_per_s")),
+        workers=_integer(last.get("world_size")),
         time_s=_float(last.get("time_s")),
     )
 

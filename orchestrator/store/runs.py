@@ -43,6 +43,8 @@ class RunRecord:
     lost: bool
     """The state is not final, but the driver is gone: it was killed, or its host was."""
     progress: Progress
+    asked_workers: int | None
+    """As many as it was asked to have (`convoy scale`); None where nobody asked."""
     layout: RunLayout
 
     @property
@@ -86,6 +88,8 @@ class RunRecord:
             "updated_s": self.updated_s,
             "step": self.step,
             "total_steps": self.total_steps,
+            "workers": self.progress.workers,
+            "asked_workers": self.asked_workers,
             "loss": self.loss,
             "validation_loss": self.validation_loss,
             "directory": str(self.directory),
@@ -239,6 +243,7 @@ def read_record(layout: RunLayout) -> RunRecord | None:
     lost = state not in FINAL_STATES and (driver is None or driver.alive() is False)
     progress = read_progress(layout)
     updated_s = _number(value.get("updated_s"))
+    asked = (read_json(layout.scale_answer) or {}).get("standing")
     return RunRecord(
         id=layout.run_id,
         name=str(value.get("name") or _name_of(layout.run_id)),
@@ -249,6 +254,7 @@ def read_record(layout: RunLayout) -> RunRecord | None:
         driver=driver,
         lost=lost,
         progress=progress,
+        asked_workers=asked if isinstance(asked, int) else None,
         layout=layout,
     )
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.replay import check_replay
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
@@ -92,7 +94,7 @@ class TrainLoop:
         context.session.beat(step, Phase.FINISH)
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
-        regroup = not finished and outcome is not None and outcome.leave is Leave.REGROUP
+        regroup = not finished and outcome is not None and outcome.leave.regroup
         return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, self._unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
@@ -105,10 +107,11 @@ class TrainLoop:
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
         self._watch.check(outcome)  # before anything is saved or told of this step
+        check_replay(context.plan.expected, outcome.step, outcome.loss, outcome.grad_norm)
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
-        due = self._checkpoint_due(outcome) or (outcome.leave is Leave.REGROUP and not kept)
+        due = self._checkpoint_due(outcome) or (outcome.leave.regroup and not kept)
         # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
         evaluate_first = self._evaluation_due(step) and due
         if evaluate_first:
@@ -118,7 +121,9 @@ class TrainLoop:
             checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
-            context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
+            report = step_report(context, outcome, total_s, checkpoint_s, time.time())
+            context.session.report_step(report)
+            self._protection.keep_report(report)
         if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
@@ -165,6 +170,7 @@ class TrainLoop:
             waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
+            save=self._context.session.save_asked(),
             replicated_step=self._protection.replicated_step,
             step_s=time.perf_counter() - started,
         )
@@ -192,10 +198,11 @@ class TrainLoop:
 
     def _checkpoint_due(self, outcome: StepOutcome) -> bool:
         checkpoint, last = self._context.spec.checkpoint, self._context.plan.total_steps
-        on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
+        every = checkpoint.interval_steps
+        on_interval = outcome.save if every == "auto" else every != "never" and outcome.step % every == 0
         # An export is made from a checkpoint.
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
-        return on_interval or at_end or outcome.leave is Leave.STOP
+        return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)
 
     def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
         """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
@@ -204,6 +211,9 @@ class TrainLoop:
         validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
         extra = {**self._watch.extra(), TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
         progress = Progress(outcome.step, self._order.advance(outcome.first_position, 1), extra)
+        asked_to_end = outcome.leave is not Leave.NO or outcome.step >= context.plan.total_steps
+        if not asked_to_end and self._store(outcome, extra, started):
+            return time.perf_counter() - started
         rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
         try:
             saved = save_checkpoint(
@@ -222,11 +232,28 @@ class TrainLoop:
                     "path": saved.path,
                     "bytes": saved.size_bytes,
                     "seconds": saved.seconds,
+                    "write_seconds": None,
                     "world_size": context.session.world_size,
                     "stage": context.spec.zero.stage,
                 },
             )
         return time.perf_counter() - started
+
+    def _store(self, outcome: StepOutcome, extra: dict[str, Any], started: float) -> bool:
+        """Leave the writing to the vaults; whether they do. Collective."""
+        context = self._context
+        if not self._protection.store(outcome, self._place, extra):
+            return False
+        if context.session.rank == 0:
+            fields = {
+                "step": outcome.step,
+                "place": self._place,
+                "world_size": context.session.world_size,
+                "stage": context.spec.zero.stage,
+                "seconds": time.perf_counter() - started,
+            }
+            context.session.report_event(EventKind.CHECKPOINT_STARTED, fields)
+        return True
 
     def _report_failure(self, step: int, error: StorageError, seconds: float) -> None:
         if self._context.session.rank == 0:

@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.checkpoint.catalog import directory_name
+from orchestrator.checkpoint.storage import is_url
 from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.session import Leave
+from orchestrator.domain.report import StepReport
 from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
@@ -54,8 +56,8 @@ class Protection:
         self._cadence.measure(
             max(rank.step_s for rank in outcome.ranks), max(rank.phases.snapshot_s for rank in outcome.ranks)
         )
-        if outcome.leave is Leave.REGROUP:
-            return self._hand_over(outcome)
+        if outcome.leave.regroup:
+            return self._held(outcome)
         self._snapshots.prepare()
         if outcome.replicated_step == NO_VAULT or not self._room(outcome.replicated_step):
             return False
@@ -63,6 +65,23 @@ class Protection:
             return False
         self._take(outcome)
         return True
+
+    def store(self, outcome: StepOutcome, place: str, extra: dict[str, Any]) -> bool:
+        """Have the vaults write this step as a checkpoint in the background; False where they cannot. Collective.
+
+        A vault of another host sees a directory of the driver's only where the file system is shared.
+        """
+        reaches = is_url(place) or self._context.session.shares_files
+        if not self._held(outcome, reaches):
+            return False
+        assert self._snapshots is not None
+        self._snapshots.store(outcome.step, place, directory_name(outcome.step), extra)
+        return True
+
+    def keep_report(self, report: StepReport) -> None:
+        """Keep the report of a step with the state. Rank 0 only."""
+        if self._snapshots is not None:
+            self._snapshots.keep_report(report.step, report.to_json())
 
     def close(self) -> None:
         """Let go of the vault; it keeps what it has."""
@@ -73,14 +92,17 @@ class Protection:
         """Whether the older slot may be written: the newer one is whole everywhere."""
         return self._last is None or replicated_step >= self._last
 
-    def _hand_over(self, outcome: StepOutcome) -> bool:
-        """The last snapshot of a gang that is formed anew: waits for the one before it. Collective."""
+    def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
+        """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
+        not `able` to or it takes too long. Collective."""
         snapshots, device = self._snapshots, self._context.device
-        assert snapshots is not None
         for _ in range(HAND_OVER_ROUNDS):
-            replicated_step = global_min(snapshots.replicated_step, device)
+            replicated_step = NO_VAULT if snapshots is None or not able else snapshots.replicated_step
+            replicated_step = global_min(replicated_step, device)
             if replicated_step == NO_VAULT:
                 return False
+            if self._last == outcome.step:
+                return True
             if self._room(replicated_step):
                 self._take(outcome)
                 return True
@@ -90,7 +112,7 @@ class Protection:
     def _take(self, outcome: StepOutcome) -> None:
         assert self._snapshots is not None
         position = self._order.advance(outcome.first_position, 1)
-        self._spent_s = self._snapshots.take(outcome.step, position, self._extra())
+        self._spent_s += self._snapshots.take(outcome.step, position, self._extra())
         self._last = outcome.step
 
     def _tell_problem(self) -> None:

@@ -1,5 +1,7 @@
 """The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory."""
 
+import json
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -15,7 +17,7 @@ from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, ShardIndex
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.session import VaultAccess
 from orchestrator.train.zero_layout import dtype_name
-from orchestrator.train.zero_state import CapturedState, capture
+from orchestrator.train.zero_state import CapturedState, EngineState
 
 NO_VAULT = -2
 """`replicated_step` of a rank that cannot take a snapshot yet."""
@@ -43,6 +45,7 @@ class Snapshots:
 
     def __init__(self, engine: Any, access: VaultAccess, rank: int, world_size: int) -> None:
         self._engine, self._access = engine, access
+        self._state: EngineState | None = None
         self._rank, self._world_size = rank, world_size
         self._chunks: tuple[_Chunk, ...] = ()
         self._cell: Cell | None = None
@@ -62,7 +65,9 @@ class Snapshots:
         """Ask the vault for memory, once it is known how much: before the first update Adam has no moments."""
         if self._asking is not None:
             return
-        state = capture(self._engine)
+        if self._state is None:
+            self._state = EngineState(self._engine)
+        state = self._state.capture()
         if not state.moments:
             return
         self._chunks, index, payload_bytes = _layout(state)
@@ -77,7 +82,8 @@ class Snapshots:
         started = time.perf_counter()
         cell = self._cell
         assert cell is not None
-        state = capture(self._engine)
+        assert self._state is not None
+        state = self._state.capture()
         slot = cell.older_slot()
         payload = cell.begin(slot)
         targets = self._targets.get(slot)
@@ -95,6 +101,28 @@ class Snapshots:
         except OSError as error:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
         return time.perf_counter() - started
+
+    def keep_report(self, step: int, report: dict[str, Any]) -> None:
+        """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
+        if self._cell is None or self._channel is None or self.problem is not None:
+            return
+        frame = {"do": "report", "generation": self._access.generation, "rank": self._rank, "step": step, "copy": False}
+        try:
+            self._channel.send(frame, json.dumps(report, separators=(",", ":")).encode())
+        except OSError as error:
+            self.problem = f"the vault at {self._access.address} is gone: {error}"
+
+    def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
+        """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""
+        order = {
+            "do": "store", "generation": self._access.generation, "rank": self._rank, "step": step, "place": place,
+            "name": name, "tag": f"-{self._access.attempt}{self._access.generation}", "extra": extra,
+        }  # fmt: skip
+        try:
+            assert self._channel is not None
+            self._channel.send(order)
+        except OSError as error:
+            self.problem = f"the vault at {self._access.address} is gone: {error}"
 
     def holds(self, step: int) -> bool:
         """Whether this node's vault has `step` whole."""
@@ -118,7 +146,7 @@ class Snapshots:
             self._channel = channel
             request = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
-                "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
+                "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
             self._cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)

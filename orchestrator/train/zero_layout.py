@@ -111,11 +111,16 @@ def stage0_pairs(engine: Any) -> list[list[tuple[torch.nn.Parameter, torch.Tenso
 
 def persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The buffers that belong to the model's state, by full name; the others are computed anew when it is built."""
-    found: dict[str, torch.Tensor] = {}
+    return {name: getattr(part, own_name).detach() for name, (part, own_name) in buffer_places(module).items()}
+
+
+def buffer_places(module: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
+    """By full name, whose those buffers are and what they are called there: the tensor may become another one."""
+    found: dict[str, tuple[torch.nn.Module, str]] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
-        for name, buffer in part.named_buffers(recurse=False):
+        for name, _ in part.named_buffers(recurse=False):
             if name not in part._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer.detach()
+                found[f"{prefix}.{name}" if prefix else name] = (part, name)
     return found
 
 

@@ -20,12 +20,12 @@ from orchestrator.train.zero_layout import (
     Fragment,
     Partition,
     base_optimizer,
+    buffer_places,
     describe_tensors,
     frozen_parameters,
     parameter_names,
     partition_of,
     partitions,
-    persistent_buffers,
     replicated,
 )
 
@@ -71,33 +71,67 @@ def capture(engine: Any) -> CapturedState:
 
     Raises CheckpointError in the middle of an accumulation, and for state that lies on NVMe.
     """
-    if engine.micro_steps % engine.gradient_accumulation_steps():
-        raise CheckpointError(
-            f"state can only be saved between optimizer steps; {engine.micro_steps} micro steps are not a multiple "
-            f"of the accumulation of {engine.gradient_accumulation_steps()}"
-        )
-    found = partitions(engine)
-    moments = any(p.tensor(Kind.EXP_AVG) is not None for p in found)
-    flats = [flat for p in found for flat in _flats(p, moments, replicated(engine))]
-    flats += [Flat(Kind.FROZEN, tensor, (fragment,)) for tensor, fragment in _frozen_shares(engine)]
-    if dist.get_rank() == 0:  # buffers are replicated
-        for name, buffer in persistent_buffers(engine.module).items():
+    return EngineState(engine).capture()
+
+
+class EngineState:
+    """What of an engine's state lies where: looked up once, as walking through a model takes longer than copying the
+    state of a small one. It holds as long as the engine does; what may become another tensor is looked up each time.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        """No collective. Raises CheckpointError for state that lies on NVMe."""
+        self._engine = engine
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        share = (self._rank, self._world_size) if replicated(engine) else None
+        self._partitions = [(partition, _held(partition, share)) for partition in partitions(engine)]
+        self._frozen = list(frozen_parameters(engine).items())
+        # Buffers are replicated.
+        self._buffers = buffer_places(engine.module) if self._rank == 0 else {}
+        self._tensors, self._tied = describe_tensors(engine), _tied_names(engine.module)
+
+    def capture(self) -> CapturedState:
+        """See the function of that name."""
+        engine = self._engine
+        if engine.micro_steps % engine.gradient_accumulation_steps():
+            raise CheckpointError(
+                f"state can only be saved between optimizer steps; {engine.micro_steps} micro steps are not a multiple "
+                f"of the accumulation of {engine.gradient_accumulation_steps()}"
+            )
+        moments = any(partition.tensor(Kind.EXP_AVG) is not None for partition, _ in self._partitions)
+        flats = [flat for partition, held in self._partitions for flat in _flats(partition, held, moments)]
+        flats += [Flat(Kind.FROZEN, tensor, (fragment,)) for tensor, fragment in self._frozen_shares()]
+        for name, (part, own_name) in self._buffers.items():
+            buffer = getattr(part, own_name).detach()
             flats.append(Flat(Kind.BUFFER, buffer.reshape(-1), (Fragment(name, 0, buffer.numel(), 0),)))
-    return CapturedState(
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-        stage=engine.zero_optimization_stage(),
-        optimizer=type(engine.optimizer).__name__,
-        flats=tuple(flats),
-        moments=moments,
-        tensors=describe_tensors(engine),
-        tied=_tied_names(engine.module),
-        groups=_groups(engine, found),
-        counters={name: int(getattr(engine, name)) for name in ("global_steps", "global_samples", "skipped_steps")},
-        loss_scaler=_loss_scale(engine),
-        lr_scheduler=_scheduler_state(engine),
-        rng=_rng_state(),
-    )
+        return CapturedState(
+            rank=self._rank,
+            world_size=self._world_size,
+            stage=engine.zero_optimization_stage(),
+            optimizer=type(engine.optimizer).__name__,
+            flats=tuple(flats),
+            moments=moments,
+            tensors=self._tensors,
+            tied=self._tied,
+            groups=_groups(engine, [partition for partition, _ in self._partitions]),
+            counters={name: int(getattr(engine, name)) for name in ("global_steps", "global_samples", "skipped_steps")},
+            loss_scaler=_loss_scale(engine),
+            lr_scheduler=_scheduler_state(engine),
+            rng=_rng_state(),
+        )
+
+    def _frozen_shares(self) -> list[tuple[torch.Tensor, Fragment]]:
+        shares = []
+        for name, parameter in self._frozen:
+            held = partition_of(parameter)
+            if held is None:
+                part = even_slice(parameter.numel(), self._rank, self._world_size)
+                tensor = parameter.detach().reshape(-1)[part.start : part.end]
+            else:
+                tensor, part = held
+            if len(part):
+                shares.append((tensor, Fragment(name, 0, len(part), part.start)))
+        return shares
 
 
 def loss_scale_holder(engine: Any) -> Any | None:
@@ -120,17 +154,21 @@ def to_storage(tensor: torch.Tensor) -> NDArray[Any]:
     return array
 
 
-def _flats(partition: Partition, moments: bool, is_replicated: bool) -> list[Flat]:
+def _held(partition: Partition, share: tuple[int, int] | None) -> tuple[Fragment, ...]:
+    """What a rank saves of a partition: all of it, or of one that every rank has whole its `share` (rank, world)."""
+    if share is None:
+        return partition.fragments
+    part = even_slice(partition.flat.numel(), *share)
+    return tuple(f for whole in partition.fragments if (f := _within(whole, part)) is not None)
+
+
+def _flats(partition: Partition, held: tuple[Fragment, ...], moments: bool) -> list[Flat]:
     flats = []
     for kind in (Kind.MASTER, *MOMENTS) if moments else (Kind.MASTER,):
         tensor = partition.tensor(kind)
         if tensor is None:  # a parameter that never had a gradient
             tensor = torch.zeros_like(partition.flat.detach()).view(-1)
-        fragments = partition.fragments
-        if is_replicated:
-            share = even_slice(tensor.numel(), dist.get_rank(), dist.get_world_size())
-            fragments = tuple(f for whole in fragments if (f := _within(whole, share)) is not None)
-        flats.append(Flat(kind, tensor, fragments))
+        flats.append(Flat(kind, tensor, held))
     return flats
 
 
@@ -139,20 +177,6 @@ def _within(fragment: Fragment, share: Range) -> Fragment | None:
     if common is None:
         return None
     return Fragment(fragment.name, common.start, len(common), fragment.start + common.start - fragment.offset)
-
-
-def _frozen_shares(engine: Any) -> list[tuple[torch.Tensor, Fragment]]:
-    shares = []
-    for name, parameter in frozen_parameters(engine).items():
-        held = partition_of(parameter)
-        if held is None:
-            part = even_slice(parameter.numel(), dist.get_rank(), dist.get_world_size())
-            tensor = parameter.detach().reshape(-1)[part.start : part.end]
-        else:
-            tensor, part = held
-        if len(part):
-            shares.append((tensor, Fragment(name, 0, len(part), part.start)))
-    return shares
 
 
 def _tied_names(module: torch.nn.Module) -> dict[str, str]:

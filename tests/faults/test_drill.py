@@ -51,6 +51,20 @@ def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
     assert ("checkpoint.rejected" in events) == (fault == "corrupt-shard")
 
 
+def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp_path: Path) -> None:
+    """Three runs: undisturbed, disturbed, and undisturbed without the samples that the second left out."""
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "nan")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    card = json.loads(ended.stdout)
+    assert (card["survived"], card["max_loss_difference"], card["samples_left_out"]) == (True, 0.0, 12)
+    (result,) = card["faults"]
+    assert (result["fault"], result["step"], result["steps_recomputed"]) == ("nan", 15, 3)
+    assert 0 <= result["detection_s"] < result["first_step_s"] < 60
+    runs = [path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists()]
+    assert len(runs) == 3
+    assert sum("fault.injected" in (path / "events.jsonl").read_text() for path in runs) == 1
+
+
 def test_a_worker_that_hangs_is_given_up_and_replaced(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "hang-rank")
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -80,20 +94,6 @@ def test_slowness_needs_steps_to_be_seen_in(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank")
     assert ended.returncode == 2
     assert "too few" in ended.stderr
-
-
-def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp_path: Path) -> None:
-    """Three runs: undisturbed, disturbed, and undisturbed without the samples that the second left out."""
-    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "nan")
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    card = json.loads(ended.stdout)
-    assert (card["survived"], card["max_loss_difference"], card["samples_left_out"]) == (True, 0.0, 12)
-    (result,) = card["faults"]
-    assert (result["fault"], result["step"], result["steps_recomputed"]) == ("nan", 15, 3)
-    assert 0 <= result["detection_s"] < result["first_step_s"] < 60
-    runs = [path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists()]
-    assert len(runs) == 3
-    assert sum("fault.injected" in (path / "events.jsonl").read_text() for path in runs) == 1
 
 
 def test_what_does_not_survive_is_said(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.durability import Durability, NodeLoss, ShardCopies
 from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
@@ -76,3 +77,10 @@ def test_what_the_ledger_holds_is_documented() -> None:
 def test_what_data_json_holds_is_documented() -> None:
     own = {"job_dir", "directory", "cached"}
     assert set(rows("data.json")) == own | {field.name for field in fields(DataManifest)}
+
+
+def test_what_durability_json_holds_is_documented() -> None:
+    expected = {field.name for field in fields(Durability)} | {"steps_at_risk", "unrecoverable", "shards[].copies"}
+    expected |= {f"shards[].{field.name}" for field in fields(ShardCopies)}
+    expected |= {f"nodes[].{field.name}" for field in fields(NodeLoss)}
+    assert set(rows("durability.json")) - {"recovery.memory_kept_s"} == expected

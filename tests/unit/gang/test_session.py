@@ -52,6 +52,11 @@ def test_what_a_session_says(tmp_path: Path) -> None:
     items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)
     assert items[1] == Published("key", "value")
+    worker.beat(3, Phase.FORWARD)
+    worker.beat(3, Phase.BACKWARD)
+    lease = worker.lease
+    assert (lease.rank, lease.step, lease.phase, lease.beat) == (1, 3, Phase.BACKWARD, 1)
+    assert lease.still_s >= 0
     assert worker.lookup("key", 0.0) == "value"
 
 

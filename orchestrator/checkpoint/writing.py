@@ -1,0 +1,138 @@
+"""Durable checkpoints out of vaults: a vault writes the shards of its own ranks in the background, off training.
+
+The state is copied first, before its slot can be written again, and written from the copy at low priority. What came
+of it is asked for (`answers`); whoever has all shards of a step makes the checkpoint exist (`manifest_of`, then
+`durable.commit`).
+"""
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from orchestrator.checkpoint.durable import abandon, write_shard
+from orchestrator.checkpoint.manifest import GroupEntry, Manifest, ShardEntry
+from orchestrator.checkpoint.peers import CellIndex
+from orchestrator.checkpoint.storage import StorageError, open_storage
+from orchestrator.domain.errors import ConvoyError
+
+NICENESS = 10
+KEPT_ANSWERS = 32
+_VERSIONED = ("convoy-train", "torch", "deepspeed", "transformers")
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """One rank's shard of one checkpoint, to be written."""
+
+    generation: int
+    rank: int
+    step: int
+    place: str
+    """Storage, as `open_storage` takes it."""
+    name: str
+    """Of the checkpoint in it."""
+    tag: str
+    extra: dict[str, Any]
+    """What the manifest says besides what the state does."""
+
+
+class ShardWriterThread:
+    """Writes one shard after the other. `order` is for the thread that owns the slots, `answers` for any."""
+
+    def __init__(self) -> None:
+        self._orders: queue.Queue[tuple[ShardOrder, bytearray, bytes, bytes] | None] = queue.Queue()
+        self._answers: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="vault-write", daemon=True).start()
+
+    def order(self, order: ShardOrder, payload: memoryview, state: bytes, index: bytes) -> None:
+        """Copy a slot and have it written."""
+        key = (order.generation, order.step, order.rank)
+        with self._lock:
+            while len(self._answers) >= KEPT_ANSWERS:
+                self._answers.pop(next(iter(self._answers)))
+            self._answers[key] = {"rank": order.rank, "pending": True}
+        self._orders.put((order, bytearray(payload), state, index))
+
+    def refuse(self, order: ShardOrder, reason: str) -> None:
+        """Answer for a slot that cannot be written."""
+        with self._lock:
+            key = (order.generation, order.step, order.rank)
+            self._answers[key] = {"rank": order.rank, "error": reason, "fault": "other"}
+
+    def answers(self, generation: int, step: int) -> list[dict[str, Any]]:
+        """What is known of the shards of a step that were ordered here, by rank."""
+        with self._lock:
+            return [value for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step]
+
+    def close(self) -> None:
+        """Write what was ordered, then end."""
+        self._orders.put(None)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        while (item := self._orders.get()) is not None:
+            order, copy, state, index = item
+            answer = _write(order, copy, state, index)
+            del item, copy
+            with self._lock:
+                self._answers[order.generation, order.step, order.rank] = answer
+
+
+def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> dict[str, Any]:
+    started_s = time.monotonic()
+    try:
+        described = CellIndex.from_bytes(index, "the vault")
+        small = json.loads(state)
+        storage = open_storage(order.place)
+        try:
+            entry = write_shard(
+                storage,
+                order.name,
+                order.rank,
+                described.shard.intervals,
+                memoryview(copy),
+                small["rng"],
+                None,
+                order.tag,
+            )
+        except StorageError:
+            abandon(storage, order.name, order.rank, order.tag)
+            raise
+    except StorageError as error:
+        return {"rank": order.rank, "error": error.message, "fault": error.fault.value}
+    except (ConvoyError, OSError, ValueError) as error:
+        return {"rank": order.rank, "error": str(error), "fault": "other"}
+    answer = {"rank": order.rank, "entry": asdict(entry), "seconds": time.monotonic() - started_s}
+    answer["moments"] = small["manifest"]["moments"]
+    if order.rank == 0:
+        answer["small"] = {**small["manifest"], "extra": {**small["manifest"]["extra"], **order.extra}}
+        answer["index"] = index.decode()
+    return answer
+
+
+def manifest_of(answers: Collection[dict[str, Any]], now_s: float, spec_hash: str | None) -> Manifest:
+    """The manifest of a step all of whose shards are written. Raises CheckpointError where an answer is damaged."""
+    by_rank = sorted(answers, key=lambda answer: int(answer["rank"]))
+    first = by_rank[0]
+    index = CellIndex.from_bytes(str(first["index"]).encode(), "the vault of rank 0")
+    fields = dict(first["small"])
+    fields["groups"] = tuple(GroupEntry(**group) for group in fields["groups"])
+    fields["moments"] = any(answer["moments"] for answer in by_rank)
+    return Manifest(
+        tensors=index.tensors,
+        tied=index.tied,
+        shards=tuple(ShardEntry(**answer["entry"]) for answer in by_rank),
+        spec_hash=spec_hash,
+        versions={name: metadata.version(name) for name in _VERSIONED},
+        saved_at_s=now_s,
+        **fields,
+    )

@@ -1,0 +1,174 @@
+"""Checkpoints that vaults are writing: seen through to their manifest, in a thread of their own."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.checkpoint.catalog import directory_name, retain
+from orchestrator.checkpoint.durable import commit
+from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.storage import Fault, StorageError, open_storage
+from orchestrator.checkpoint.wire import Channel
+from orchestrator.checkpoint.writing import manifest_of
+from orchestrator.domain.cadence import checkpoint_interval_s
+from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.events import Event, EventKind
+
+POLL_S = 0.2
+ASK_TIMEOUT_S = 5.0
+GIVE_UP_S = 1800.0
+"""A checkpoint that has not been written by then never will be."""
+LOST_S = 10.0
+"""How long no vault may know of a rank's shard before it is taken for lost with its vault."""
+
+
+@dataclass(frozen=True)
+class _Save:
+    """A checkpoint that was begun."""
+
+    generation: int
+    step: int
+    place: str
+    world_size: int
+    stage: int
+    stall_s: float
+    since_s: float
+
+
+class Pacer:
+    """When the next checkpoint is due where the spec leaves that to what it costs. For the driver's thread."""
+
+    def __init__(self, wanted: bool) -> None:
+        """`wanted`: whether it does."""
+        self._wanted = wanted
+        self._begin_s: float | None = None
+        self._last_s = 0.0
+        self._cost = (1.0, 10.0)  # stall and write, before any was measured: two minutes
+        self.failures = 0
+        """Of this run's gangs."""
+
+    def due(self, now_s: float) -> bool:
+        """Whether to have one written now; the time counts from the first call."""
+        if self._begin_s is None:
+            self._begin_s = self._last_s = now_s
+        interval_s = checkpoint_interval_s(*self._cost, now_s - self._begin_s, self.failures)
+        if not self._wanted or now_s - self._last_s < interval_s:
+            return False
+        self._last_s = now_s
+        return True
+
+    def take(self, fields: dict[str, Any]) -> None:
+        """One was saved (`checkpoint.saved`)."""
+        self._cost = (float(fields["seconds"]), float(fields.get("write_seconds") or 0.0))
+
+
+class Saves:
+    """`begin` is told of each; `finished` gives the events of those that came to an end. Never blocks the driver."""
+
+    def __init__(self, endpoints: Callable[[], tuple[list[str], str]], rule: Rule, spec_hash: str | None) -> None:
+        """`endpoints`: addresses of the vaults, and their token."""
+        self._endpoints, self._rule, self._spec_hash = endpoints, rule, spec_hash
+        self._pending: queue.Queue[_Save] = queue.Queue()
+        self._ended: queue.Queue[Event] = queue.Queue()
+        self._open = 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, generation: int, fields: dict[str, Any]) -> None:
+        """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
+        self._open += 1
+        self._pending.put(
+            _Save(
+                generation,
+                int(fields["step"]),
+                str(fields["place"]),
+                int(fields["world_size"]),
+                int(fields["stage"]),
+                float(fields["seconds"]),
+                time.monotonic(),
+            )
+        )
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoint-saves", daemon=True)
+            self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Vaults are writing, or have written and their event has not been fetched."""
+        return self._open > 0
+
+    def finished(self) -> list[Event]:
+        """Events of the checkpoints that have come to an end since the last call."""
+        events = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._ended.get_nowait())
+                self._open -= 1
+        return events
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """As `finished`, when all have come to an end, or the time is over."""
+        deadline, events = time.monotonic() + timeout_s, self.finished()
+        while self._open and time.monotonic() < deadline:
+            time.sleep(POLL_S / 4)
+            events += self.finished()
+        return events
+
+    def _run(self) -> None:
+        while True:
+            save = self._pending.get()
+            self._ended.put(self._see_through(save))
+
+    def _see_through(self, save: _Save) -> Event:
+        try:
+            shards = self._await_shards(save)
+            failed = next((shard for shard in shards if "error" in shard), None)
+            if failed is not None:
+                fault = Fault(failed["fault"])
+                raise StorageError(f"checkpoint of step {save.step}: rank {failed['rank']}: {failed['error']}", fault)
+            storage, name = open_storage(save.place), directory_name(save.step)
+            manifest = manifest_of(shards, time.time(), self._spec_hash)
+            commit(storage, name, manifest)
+            with contextlib.suppress(StorageError):  # old ones can go another time
+                retain(storage, self._rule, trusted=(save.step,))
+        except CheckpointError as error:
+            fault = error.fault if isinstance(error, StorageError) else Fault.OTHER
+            fields = {"step": save.step, "place": save.place, "reason": error.message, "fault": fault.value}
+            return Event(EventKind.CHECKPOINT_FAILED, time.time(), {**fields, "seconds": save.stall_s})
+        fields = {
+            "step": save.step,
+            "path": storage.place(name),
+            "bytes": manifest.size_bytes,
+            "seconds": save.stall_s,
+            "write_seconds": time.monotonic() - save.since_s,
+            "world_size": save.world_size,
+            "stage": save.stage,
+        }
+        return Event(EventKind.CHECKPOINT_SAVED, time.time(), fields)
+
+    def _await_shards(self, save: _Save) -> Sequence[dict[str, Any]]:
+        """All ranks' answers, or as soon as one failed. Raises CheckpointError where one is lost."""
+        known_s = time.monotonic()
+        while True:
+            found = {int(shard["rank"]): shard for shard in self._ask_all(save)}
+            ended = [shard for shard in found.values() if "pending" not in shard]
+            if len(ended) == save.world_size or any("error" in shard for shard in ended):
+                return ended
+            now_s = time.monotonic()
+            if len(found) == save.world_size:
+                known_s = now_s
+            if now_s - known_s > LOST_S or now_s - save.since_s > GIVE_UP_S:
+                raise CheckpointError(f"checkpoint of step {save.step}: a vault was lost while it wrote")
+            time.sleep(POLL_S)
+
+    def _ask_all(self, save: _Save) -> list[dict[str, Any]]:
+        addresses, token = self._endpoints()
+        shards: list[dict[str, Any]] = []
+        for address in addresses:
+            with contextlib.suppress(OSError), contextlib.closing(Channel.connect(address, token, ASK_TIMEOUT_S)) as to:
+                answer, _ = to.ask({"do": "written", "generation": save.generation, "step": save.step})
+                shards += answer["shards"]
+        return shards

@@ -1,0 +1,72 @@
+"""What the driver looks at besides its workers' words, in each round of its loop."""
+
+import time
+from typing import Any
+
+from orchestrator.gang.decide import Quiet, silent_nodes
+from orchestrator.gang.hangs import PAUSE_S
+from orchestrator.gang.listening import Listener
+from orchestrator.gang.regroup import Regroup
+from orchestrator.gang.vaults import node_answers
+
+PROBES = 2
+"""Unanswered ones in a row before a silent node is given up."""
+
+
+class Watch:
+    """For one generation, while it trains. `round` never waits for long."""
+
+    def __init__(self, gang: Any, listener: Listener) -> None:
+        self._gang, self._listener = gang, listener
+        self._round_s = time.monotonic()
+        self._unanswered: dict[str, int] = {}
+        self._forgotten = self._retired = False
+        self._regroup = Regroup(gang, gang.planned, gang.seek_more)
+
+    def round(self, now_s: float) -> None:
+        """One look."""
+        gap_s, self._round_s = now_s - self._round_s, now_s
+        if gap_s > PAUSE_S:
+            for member in self._gang.members:
+                member.renewed_s += gap_s
+        self._silence(now_s)
+        self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
+        self._gang.hangs.round(now_s, gap_s, self._listener.last)
+        self._old_states()
+        if self._listener.last is not None and self._gang.pacer.due(now_s):
+            self._gang.ask_to_save()
+        if self._listener.last is not None:
+            self._gang.spares.keep(self._gang.node_ids())
+        self._regroup.round(now_s, self._listener.last)
+
+    def _silence(self, now_s: float) -> None:
+        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
+        gang, vaults = self._gang, self._gang.vaults
+        quiet = [
+            Quiet(member.hello.node_id, now_s - member.renewed_s)
+            for member in gang.members
+            if not member.over and member.run_ref is not None
+        ]
+        for node_id in silent_nodes(quiet):
+            answers = node_answers(vaults, node_id)
+            self._round_s = time.monotonic()
+            self._unanswered[node_id] = 0 if answers else self._unanswered.get(node_id, 0) + 1
+            if self._unanswered[node_id] < PROBES:
+                continue
+            for member in gang.members:
+                if member.hello.node_id == node_id and not member.over:
+                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
+            if vaults is not None:
+                vaults.lose(node_id)
+
+    def _old_states(self) -> None:
+        """What earlier generations left can go once this one's is whole, and where nobody is any more the vault too."""
+        gang, last, vaults = self._gang, self._listener.last, self._gang.vaults
+        if vaults is None or last is None or last.protected_step is None:
+            return
+        if not self._forgotten:
+            self._forgotten = True
+            vaults.forget(gang.generation)
+        if not self._retired and (gang.saves is None or not gang.saves.busy):  # it may be writing a checkpoint yet
+            self._retired = True
+            vaults.retire({*gang.node_ids(), *gang.recruits.look()})
