@@ -6,7 +6,6 @@ compared is a rank's own time, in each phase without what it spent in collective
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_high
 
 from orchestrator.domain.report import RankReport, StepReport
 
@@ -52,22 +51,22 @@ def compare(steps: Sequence[StepReport]) -> tuple[Slowness, ...]:
     """Every rank against the others, over steps of one gang; nothing where there are too few steps, or one rank."""
     if len(steps) < MIN_STEPS or len(steps[-1].ranks) < 2:
         return ()
-    ranks = range(len(steps[-1].ranks))
+    ranks, phases = range(len(steps[-1].ranks)), range(len(PHASES))
     kept = max(1, round(len(steps) * (1.0 - TRIMMED)))
-    by_phase = [
-        [_mean_of_least([own_times_s(step.ranks[r])[p] for step in steps], kept) for p in range(4)] for r in ranks
-    ]
-    totals = [_mean_of_least([sum(own_times_s(step.ranks[r])) for step in steps], kept) for r in ranks]
-    samples = [sum(step.ranks[r].samples for step in steps) for r in ranks]
+    own_s = [[own_times_s(step.ranks[rank]) for step in steps] for rank in ranks]
+    totals = [_mean_of_least([sum(times) for times in own_s[rank]], kept) for rank in ranks]
+    by_phase = [[_mean_of_least([times[phase] for times in own_s[rank]], kept) for rank in ranks] for phase in phases]
+    usual_s = _medians_of_others(totals)
+    usual_by_phase = [_medians_of_others(values) for values in by_phase]
+    samples = [float(sum(step.ranks[rank].samples for step in steps)) for rank in ranks]
+    usual_samples = _medians_of_others(samples)
     found = []
     for rank in ranks:
-        others = [other for other in ranks if other != rank]
-        usual_s = median_high(totals[other] for other in others)
         # Who has more samples than the others is to take longer.
-        share = max(1.0, samples[rank] / max(1.0, median_high(samples[other] for other in others)))
-        excess = [by_phase[rank][p] - median_high(by_phase[other][p] for other in others) for p in range(4)]
-        ratio = totals[rank] / share / usual_s if usual_s > 0.0 else 1.0
-        found.append(Slowness(rank, ratio, PHASES[excess.index(max(excess))], totals[rank] / share - usual_s))
+        own = totals[rank] / max(1.0, samples[rank] / max(1.0, usual_samples[rank]))
+        excess = [by_phase[phase][rank] - usual_by_phase[phase][rank] for phase in phases]
+        ratio = own / usual_s[rank] if usual_s[rank] > 0.0 else 1.0
+        found.append(Slowness(rank, ratio, PHASES[excess.index(max(excess))], own - usual_s[rank]))
     return tuple(found)
 
 
@@ -85,3 +84,12 @@ def changes(slow: Mapping[int, bool], found: Sequence[Slowness]) -> tuple[tuple[
 
 def _mean_of_least(values: Sequence[float], count: int) -> float:
     return sum(sorted(values)[:count]) / count
+
+
+def _medians_of_others(values: Sequence[float]) -> list[float]:
+    """For each of at least two values the median of the others, the upper one of two."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    middle = (len(values) - 1) // 2
+    lower, upper = values[order[middle]], values[order[middle + 1]]
+    place = {index: position for position, index in enumerate(order)}
+    return [upper if place[index] <= middle else lower for index in range(len(values))]

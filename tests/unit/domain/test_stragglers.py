@@ -1,13 +1,22 @@
 """Whom a gang calls slow."""
 
 from dataclasses import replace
+from statistics import median_high
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
-from orchestrator.domain.stragglers import MIN_STEPS, WINDOW_STEPS, Slowness, changes, compare, own_times_s
+from orchestrator.domain.stragglers import (
+    MIN_STEPS,
+    WINDOW_STEPS,
+    Slowness,
+    _medians_of_others,
+    changes,
+    compare,
+    own_times_s,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +66,12 @@ def test_one_long_pause_makes_no_straggler() -> None:
     found = compare([usual] * (WINDOW_STEPS - 2) + [paused, paused])
     assert found[1].ratio == pytest.approx(1.0)
     assert compare([usual] * (WINDOW_STEPS - 8) + [paused] * 8)[1].ratio > 10  # but many do
+
+
+@given(st.lists(st.floats(0.0, 9.0), min_size=2, max_size=9))
+def test_medians_of_the_others(values: list[float]) -> None:
+    expected = [median_high(values[:index] + values[index + 1 :]) for index in range(len(values))]
+    assert _medians_of_others(values) == expected
 
 
 def test_too_little_says_nothing() -> None:
