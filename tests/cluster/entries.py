@@ -62,7 +62,7 @@ def ring(session: Session, plan: TrainPlan) -> TrainResult:
             session.report_step(a_step(step, session.world_size))
     facts: dict[str, Any] = {"total": total, "local_rank": session.local_rank, "seconds": seconds}
     session.report_event(EventKind.WARNING, {"message": f"facts {session.rank} {total} {session.local_rank}"})
-    return TrainResult(3, True, facts)
+    return TrainResult(3, True, facts=facts)
 
 
 def raise_on_last(session: Session, plan: TrainPlan) -> TrainResult:
