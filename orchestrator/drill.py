@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.errors import ClusterError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Arranged, Injection
@@ -28,6 +28,7 @@ from orchestrator.domain.scorecard import (
     strike_steps,
 )
 from orchestrator.domain.stragglers import WINDOW_STEPS
+from orchestrator.gang.draining import drain as announce_end
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import LoadedJob
 from orchestrator.store.history import current_steps
@@ -38,6 +39,9 @@ from orchestrator.store.skips import read_skips
 REAL = tuple(fault for fault in Fault if fault not in (Fault.RANDOM, Fault.SLOW_RANK))
 SHORTEST_BURST_S = 0.02
 LONGEST_SLOWNESS_S = 60.0
+DRAIN_NOTICE_S = 20.0
+"""Shorter than any cloud's (30 s to 2 minutes)."""
+ON_NODES = (Fault.KILL_NODE, Fault.SILENCE_NODE, Fault.DRAIN_NODE)
 ENDED = (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
 
 Planned = tuple[int, Fault]
@@ -130,6 +134,10 @@ class Injector:
         self._planned = list(planned)
         self._world_size = 0
         self._layout: RunLayout | None = None
+        self._address = ""
+        self._furthest = 0
+        self._left = False
+        """The gang was formed anew since a node was announced to go."""
         self._pids: dict[int, int] = {}
         self._struck_s: float | None = None
         self._brake: _Brake | None = None
@@ -142,8 +150,13 @@ class Injector:
             self._layout = RunLayout(self._home / str(fields["run_id"]))
         elif event.kind is EventKind.WORKER_STARTED:
             self._pids[int(fields["rank"])] = int(fields["pid"])
+        elif event.kind is EventKind.CLUSTER_READY:
+            self._address = str(fields["address"])
         elif event.kind is EventKind.RESIZED:
             self._pids.clear()  # ranks are dealt out anew
+            self._left = self._left or self._draining
+        elif event.kind is EventKind.NODE_DRAINING and self._draining and self.results[-1].detection_s is None:
+            self.results[-1] = replace(self.results[-1], detection_s=event.time_s - (self._struck_s or event.time_s))
         elif event.kind is EventKind.PLAN:
             self._world_size = int(fields["world_size"])
         elif event.kind is EventKind.FAULT_INJECTED:
@@ -166,13 +179,15 @@ class Injector:
                 steps_recomputed=int(fields["steps_recomputed"]),
                 workers_after=int(fields["world_size"]),
             )
-            self._struck_s = None
+            self._struck_s, self._left = None, False
 
     def on_step(self, report: StepReport) -> None:
         """Strike where it is time to."""
-        struck_s = self._struck_s
-        if struck_s is not None and self.results[-1].fault == Fault.SLOW_RANK.value and self._brake is None:
-            self._got_over(report, struck_s)
+        struck_s, again = self._struck_s, max(0, self._furthest - report.step + 1)
+        slow = struck_s is not None and self.results[-1].fault == Fault.SLOW_RANK.value
+        if struck_s is not None and ((slow and self._brake is None) or self._left):
+            self._got_over(report, struck_s, again)
+        self._furthest = max(self._furthest, report.step)
         if self._struck_s is None and self._planned and report.step >= self._planned[0][0] and self._pids:
             _, fault = self._planned.pop(0)
             self._strike(fault, report)
@@ -183,15 +198,19 @@ class Injector:
             self.results[-1] = replace(self.results[-1], detection_s=time_s - self._struck_s)
             self._release()
 
-    def _got_over(self, report: StepReport, struck_s: float) -> None:
-        """A slow worker was named, and another step is made by everybody."""
+    @property
+    def _draining(self) -> bool:
+        return self._struck_s is not None and self.results[-1].fault == Fault.DRAIN_NODE.value
+
+    def _got_over(self, report: StepReport, struck_s: float, again: int) -> None:
+        """A slow worker was named, or a node left before it went, and another step is made by everybody."""
         self.results[-1] = replace(
             self.results[-1],
             first_step_s=report.time_s - struck_s,
-            steps_recomputed=0,
+            steps_recomputed=again,
             workers_after=report.world_size,
         )
-        self._struck_s = None
+        self._struck_s, self._left = None, False
 
     def _release(self) -> None:
         brake, self._brake = self._brake, None
@@ -200,12 +219,12 @@ class Injector:
 
     def _strike(self, fault: Fault, report: StepReport) -> None:
         """Carry it out. A process that has just ended by itself is no victim: one fault less, and the card says so."""
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
+        with contextlib.suppress(psutil.Error, ProcessLookupError, ClusterError):
             self._carry_out(fault, report)
 
     def _carry_out(self, fault: Fault, report: StepReport) -> None:
         on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not _is_head(_raylet(pid))}
-        if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE) and not on_other_nodes:
+        if fault in ON_NODES and not on_other_nodes:
             return  # fewer faults than planned: the scorecard says so
         candidates = sorted(on_other_nodes or self._pids)
         if fault is Fault.SLOW_RANK:  # who is slow by itself will not be called slow once more
@@ -215,16 +234,23 @@ class Injector:
         if fault is Fault.CORRUPT_SHARD:
             self._corrupt()
         struck_s = time.time()
-        if fault in (Fault.KILL_NODE, Fault.SILENCE_NODE):
-            raylet = _raylet(pid)
-            for process in [raylet, *raylet.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
-                    process.send_signal(signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
+        if fault is Fault.DRAIN_NODE:
+            self._drain(_raylet(pid))
+        elif fault in ON_NODES:
+            _send(_raylet(pid), signal.SIGKILL if fault is Fault.KILL_NODE else signal.SIGSTOP)
         elif fault is Fault.SLOW_RANK:
             self._brake = _Brake(pid, max(SHORTEST_BURST_S, report.step_time_s))
         else:
             os.kill(pid, signal.SIGSTOP if fault is Fault.HANG_RANK else signal.SIGKILL)
         self._note(fault.value, report.step, rank, struck_s)
+
+    def _drain(self, raylet: psutil.Process) -> None:
+        """Announce the end of a node, and end it then."""
+        node_id = next(word for word in raylet.cmdline() if word.startswith("--node_id=")).partition("=")[2]
+        announce_end(self._address, node_id, DRAIN_NOTICE_S, "a drill takes it away")
+        end = threading.Timer(DRAIN_NOTICE_S, _send, args=(raylet, signal.SIGKILL))
+        end.daemon = True
+        end.start()
 
     def _note(self, fault: str, step: int, rank: int, struck_s: float) -> None:
         self._struck_s = struck_s
@@ -268,6 +294,14 @@ class _Brake:
                     self._released.wait(self._burst_s / 2)
             finally:
                 self._process.send_signal(signal.SIGCONT)
+
+
+def _send(raylet: psutil.Process, number: signal.Signals) -> None:
+    """A signal for a node's raylet and every process of it, as far as they are still there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
+                process.send_signal(number)
 
 
 def _raylet(pid: int) -> psutil.Process:

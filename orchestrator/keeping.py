@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.report import StepReport
 from orchestrator.metrics.durability import DurabilityRecorder
 from orchestrator.planner.memory import ModelShape
 
@@ -19,23 +20,47 @@ Emit = Callable[[EventKind, dict[str, Any]], None]
 class Keeping:
     """One driver's dealings with the vaults of its run, beside training itself."""
 
-    def __init__(self, layout: RunLayout, emit: Emit, stored_step: Callable[[], int | None]) -> None:
-        """`emit` tells the run's observers; `stored_step`: of the newest checkpoint, None where there is none."""
+    def __init__(
+        self, layout: RunLayout, emit: Emit, stored_step: Callable[[], int | None], recorded: Callable[[], int]
+    ) -> None:
+        """`emit` tells the run's observers; `stored_step`: of the newest checkpoint, None where there is none;
+        `recorded`: the last step that is written down."""
+        self._recorded = recorded
         self._emit, self._stored_step = emit, stored_step
         self._told: dict[str, int] | None = None
         self._warned = False
         self.recorder = DurabilityRecorder(layout, stored_step)
         """Observer that keeps `durability.json`."""
 
-    def begin(self, driver: "GangDriver", resumed: bool) -> bool:
+    def begin(self, driver: "GangDriver", resumed: bool, record: Callable[[StepReport], None]) -> bool:
         """Adopt what a driver before this one has left, where the run is `resumed`, and have the vaults surveyed from
-        now on; whether vaults were adopted. Raises ClusterError."""
+        now on; whether vaults were adopted.
+
+        Its workers went on until they were ended: `record` gets the steps that it did not live to write down. Raises
+        ClusterError.
+        """
         adopted = driver.adopt() if resumed else None
         if adopted is not None:
-            self._emit(EventKind.VAULTS_ADOPTED, vars(adopted).copy())
+            recorded = self._recorded()
+            for report in driver.reports_after(recorded):
+                record(report)
+                recorded = report.step
+            step = next((whole.step for whole in driver.survey() if whole.step <= recorded), None)
+            self._emit(EventKind.VAULTS_ADOPTED, {"step": step, **vars(adopted)})
         self.recorder.memory_kept_s = driver.memory_kept_s
         driver.survey_vaults(self.recorder.take)
         return adopted is not None
+
+    def tell_missing(self, step: int) -> None:
+        """Say which steps up to the one that a resume goes on from nobody has written down."""
+        recorded = self._recorded()
+        if step > recorded:
+            what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
+            message = (
+                f"the records of {what} were lost with the driver before this one: they were trained, and count, but "
+                "`convoy data verify` cannot prove their data"
+            )
+            self._emit(EventKind.WARNING, {"message": message})
 
     def plan(self, driver: "GangDriver", shape: ModelShape) -> int:
         """Say what the vaults will take; bytes a worker whose memory nobody has set must leave them.

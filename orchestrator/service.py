@@ -24,6 +24,7 @@ from orchestrator.metrics.stragglers import StragglerRecorder
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
+from orchestrator.store.history import current_steps
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
@@ -153,6 +154,9 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     from orchestrator.gang.driver import GangDriver
 
     origin = run.newest_checkpoint() if resume_from is not None else Origin()
+    if resume_from is not None and run.spec.checkpoint.verify_restore:
+        for report in current_steps(resume_from.steps):
+            run.remember(report)
     run.step = origin.step
     run.emit(
         EventKind.RUN_CREATED,
@@ -172,7 +176,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     try:
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
-        adopted = run.keeping.begin(driver, resumed=resume_from is not None)
+        adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return stopped()
@@ -180,8 +184,12 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         if data is None:
             return stopped()
         run.enter(RunState.STARTING)
-        training = Training(run, driver, entry, data)
-        ended = training.carry(workers, training.newest() if adopted else origin)
+        training = Training(run, driver, entry, data, run.recorded_step() if adopted else origin.step)
+        if adopted:
+            origin = training.newest()
+            run.step = origin.step
+            run.keeping.tell_missing(origin.step)
+        ended = training.carry(workers, origin)
         return ended
     finally:
         run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)

@@ -12,6 +12,7 @@ from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Injection, NumericFault, Refusal
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
+from orchestrator.domain.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, StepRecord
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
 from orchestrator.keeping import Keeping
@@ -19,11 +20,13 @@ from orchestrator.metrics.json_file import read_json
 from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.spec.job import JobSpec
+from orchestrator.store.progress import read_progress
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
 
 INTERRUPTED = 130
+KEPT_RECORDS = 256
 RESTARTING = (RunState.STARTING.value, RunState.RECOVERING.value, RunState.WAITING.value)
 Ended = tuple[RunState, str | None, int]
 """Final state, its reason, exit code."""
@@ -71,11 +74,13 @@ class Run:
     """Pages that drivers before this one wrote."""
     recovery: Recovery | None = None
     """The one under way."""
+    records: dict[int, StepRecord] = field(default_factory=dict)
+    """What the last steps gave, where restores are verified."""
     injections: tuple[Injection, ...] = ()
     """Those that have not come to pass."""
 
     def __post_init__(self) -> None:
-        self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None)
+        self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Tell the observers."""
@@ -86,13 +91,26 @@ class Run:
         self.store.set_state(self.layout, state, reason)
         self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
 
-    def newest_checkpoint(self) -> Origin:
+    def recorded_step(self) -> int:
+        """The last step that is written down."""
+        return read_progress(self.layout).step
+
+    def remember(self, report: StepReport) -> None:
+        """Keep what a step gave, where restores are verified."""
+        if self.spec.checkpoint.verify_restore:
+            tolerance = FP32_TOLERANCE if self.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE
+            self.records[report.step] = StepRecord(report.step, report.loss, report.grad_norm, tolerance)
+            while len(self.records) > KEPT_RECORDS:
+                del self.records[next(iter(self.records))]
+
+    def newest_checkpoint(self, below: int | None = None) -> Origin:
         """The newest checkpoint that will do, with an event for each that will not; the beginning where there is none.
+        `below`: of a step before this one.
 
         Raises CheckpointError where there are some and none will do, or storage does not answer.
         """
         spec = self.spec
-        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit)
+        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit, below)
         if found is None:
             return Origin()
         self.saved_step = found.step
@@ -114,15 +132,18 @@ def stopped() -> Ended:
 class Training:
     """Trains, through as many failures as the budget allows, until the end or until there is no going on."""
 
-    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData) -> None:
-        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run."""
+    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData, recorded: int) -> None:
+        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run; `recorded`: the last step
+        that is written down."""
         self._run, self._driver, self._entry, self._data = run, driver, entry, data
         spec = run.spec
         self._budget = Budget(spec.recovery.max_failures, spec.recovery.max_without_progress)
         self._failures: list[RunFailure] = []
         self._rolled_back = 0
-        self._furthest = run.step
+        self._furthest = recorded
         self._micro_batch = spec.train.global_batch
+        self._below: int | None = None
+        """A checkpoint of this step was not what had been saved: older ones are gone on from."""
         self._superseded: PeerState | None = None
         """A state that training went back to: what the vaults hold of its gang beyond it must not be used."""
 
@@ -185,12 +206,21 @@ class Training:
             peer_state=origin.peers,
             skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
             injections=run.injections,
+            expected=run.records.get(origin.step + 1) if origin.step else None,
         )
 
     def newest(self) -> Origin:
-        """The vaults' newest whole step, or the newest whole checkpoint where that is newer."""
-        whole = next((each for each in self._in_memory() if each.step >= self._run.saved_step), None)
-        return whole if whole is not None else self._run.newest_checkpoint()
+        """The vaults' newest whole step, or the newest whole checkpoint where that is newer.
+
+        The report of a step may be lost with whoever was to pass it on: it is made again then, for the record, where
+        an earlier state is there to do so.
+        """
+        states = [each for each in self._in_memory() if each.step >= self._run.saved_step]
+        on_record = [each for each in states if each.step <= self._furthest]
+        # What is to be verified needs a step that was made after it.
+        verifiable = [each for each in on_record if each.step + 1 in self._run.records]
+        whole = next(iter(verifiable or on_record or states), None)
+        return whole if whole is not None else self._run.newest_checkpoint(self._below)
 
     def _in_memory(self) -> list[Origin]:
         """What the vaults hold whole, newest first."""
@@ -212,6 +242,9 @@ class Training:
             self._rolled_back += 1
             return self._recover(outcome.failure, answer)
         lost_nobody, out_of_memory = outcome.lost_nobody, outcome.out_of_memory
+        if outcome.restore_mismatch:
+            lost_nobody = False
+            self._distrust(plan, outcome.failure.message)
         self._failures.append(
             RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch)
         )
@@ -223,6 +256,17 @@ class Training:
             what = f"micro batches of {smaller} at most instead of {plan.micro_batch}, same global batch"
             run.emit(EventKind.WARNING, {"message": f"out of memory: {what}"})
         return self._recover(outcome.failure, None)
+
+    def _distrust(self, plan: TrainPlan, reason: str) -> None:
+        """The state that the plan went on from is not what was saved: one tier down, or an older checkpoint."""
+        run, peers = self._run, plan.peer_state
+        if peers is not None:
+            newest = max((each.peers.generation for each in self._in_memory() if each.peers is not None), default=0)
+            self._superseded = PeerState(max(newest, peers.generation), -1, ())
+        else:
+            self._below = run.saved_step
+        place = "vaults" if peers is not None else plan.resume_from
+        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
 
     def _answer(self, fault: NumericFault | None) -> Rollback | Refusal | None:
         """What the spec says to a numeric fault, done and told; None where that is not what happened."""
@@ -270,7 +314,9 @@ class Training:
             origin = next(state for state in states if state.step == rollback.from_step)
         generation = max((state.peers.generation for state in states if state.peers is not None), default=0)
         self._superseded = PeerState(generation, rollback.from_step, ())
-        self._run.saved_step = min(self._run.saved_step, rollback.from_step)
+        run = self._run
+        run.saved_step = min(run.saved_step, rollback.from_step)
+        run.records = {step: record for step, record in run.records.items() if step <= rollback.from_step}
         return origin
 
     def _judge(self, outcome: Any) -> Ended:
@@ -325,6 +371,7 @@ class RunProgress:
     def on_step(self, report: StepReport) -> None:
         """Take one step."""
         self._run.step = report.step
+        self._run.remember(report)
         recovery, self._run.recovery = self._run.recovery, None
         if recovery is not None:
             fields = {

@@ -49,10 +49,15 @@ def whole_steps(holdings: Collection[Holding]) -> list[WholeStep]:
     return sorted(steps, key=lambda whole: (whole.generation, whole.step), reverse=True)
 
 
-def newest_whole(holdings: Collection[Holding]) -> WholeStep | None:
-    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins."""
+def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> WholeStep | None:
+    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins.
+
+    `recorded`: the last step whose report has arrived at the driver. A later one may be whole, its report lost with
+    whoever was to pass it on: it is made again, for the record, where an earlier one is there to do so.
+    """
     steps = whole_steps(holdings)
-    return steps[0] if steps else None
+    on_record = [whole for whole in steps if recorded is None or whole.step <= recorded]
+    return next(iter(on_record or steps), None)
 
 
 def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:

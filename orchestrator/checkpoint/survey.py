@@ -41,6 +41,21 @@ def holdings(address: str, answer: dict[str, Any]) -> tuple[Holding, ...]:
     )
 
 
+def ask_reports(contact: VaultContact, after: int) -> list[bytes]:
+    """Reports that a vault keeps of the steps after one. Raises OSError."""
+    channel = Channel.connect(contact.address, contact.token, ASK_TIMEOUT_S)
+    try:
+        answer, count = channel.ask({"do": "reports", "after": after})
+        data = channel.take(count)
+    finally:
+        channel.close()
+    found, first = [], 0
+    for size in answer["sizes"]:
+        found.append(data[first : first + size])
+        first += size
+    return found
+
+
 class Surveyor:
     """Asks until it is closed. A vault that is silent costs a round `ASK_TIMEOUT_S`, and no other round."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.fencing import end_writers
+from orchestrator.checkpoint.reports import Reports
 from orchestrator.checkpoint.wire import Channel, Server, WireError
 from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 
@@ -55,8 +56,10 @@ class Vault:
         self._token, self._memory_left = token, memory_left
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
-        self._filled: queue.Queue[tuple[CellKey, int] | ShardOrder | None] = queue.Queue()
+        self._filled: queue.Queue[tuple[CellKey, int, bytes | None] | ShardOrder | None] = queue.Queue()
+        """What peers are to have, a step of a cell or the report of a step; or a slot that is to be written."""
         self._writer = ShardWriterThread()
+        self._reports = Reports()
         self._peers: dict[int, tuple[str, ...]] = {}
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
@@ -98,6 +101,8 @@ class Vault:
             "read": self._on_read,
             "forget": self._on_forget,
             "fence": self._on_fence,
+            "report": self._on_report,
+            "reports": self._on_reports,
         }
         what = str(frame.get("do"))
         if what in _DRIVERS:
@@ -122,7 +127,20 @@ class Vault:
     def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._require_current(frame)
-        self._filled.put((_key(frame), int(frame["step"])))
+        self._filled.put((_key(frame), int(frame["step"]), None))
+
+    def _on_report(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Rank 0 has finished a step; so says itself, or its vault. Not answered."""
+        data = channel.take(frame["bytes"])
+        self._require_current(frame)
+        self._reports.put(int(frame["step"]), data)
+        if not frame["copy"]:
+            self._filled.put((_key(frame), int(frame["step"]), data))
+
+    def _on_reports(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """Reports of the steps after one."""
+        found = self._reports.after(int(frame["after"]))
+        channel.send({"sizes": [len(data) for data in found]}, b"".join(found))
 
     def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
@@ -256,12 +274,16 @@ class Vault:
             if isinstance(item, ShardOrder):
                 self._order(item)
                 continue
-            key, step = item
+            key, step, report = item
             held = self._cells.get(key)
-            if held is None:
-                continue
             peers = self._peers.get(key.generation)
             if peers is None:
+                continue
+            if report is not None:
+                for peer in peers:
+                    self._send_report(peer, key, step, report)
+                continue
+            if held is None:
                 continue
             arrived = [self._copy(peer, key, held, step) for peer in peers]
             if all(arrived):
@@ -285,9 +307,7 @@ class Vault:
         if slot is None:
             return False
         try:
-            channel = self._channels.get(peer)
-            if channel is None:
-                channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+            channel = self._channel(peer)
             state, size = held.cell.state(slot), held.cell.size
             index = b"" if (peer, key) in self._told else held.index
             header = {
@@ -300,13 +320,30 @@ class Vault:
             channel.answer()
         except OSError as error:
             self.last_problem = f"copy of rank {key.rank}, step {step}, to {peer}: {error}"
-            stale = self._channels.pop(peer, None)
-            if stale is not None:
-                stale.close()
+            self._hang_up(peer)
             self._told.discard((peer, key))
             return False
         self._told.add((peer, key))
         return True
+
+    def _send_report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
+        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
+        try:
+            self._channel(peer).send(frame, data)
+        except OSError as error:
+            self.last_problem = f"report of step {step}, to {peer}: {error}"
+            self._hang_up(peer)
+
+    def _channel(self, peer: str) -> Channel:
+        channel = self._channels.get(peer)
+        if channel is None:
+            channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+        return channel
+
+    def _hang_up(self, peer: str) -> None:
+        channel = self._channels.pop(peer, None)
+        if channel is not None:
+            channel.close()
 
 
 def _key(frame: dict[str, Any]) -> CellKey:

@@ -41,6 +41,21 @@ class Cadence:
         return steps_between(median(self._cost_s), median(self._step_s), self.budget)
 
 
+LEAST_S = 30.0
+"""Between two checkpoints, however cheap."""
+PRIOR_FAILURES_S = 3600.0
+"""Time between failures that is assumed before any was seen: as if one had come in the hour before the run."""
+BACKGROUND = 0.1
+"""Share of the seconds of a write in the background that training loses to it."""
+
+
+def checkpoint_interval_s(stall_s: float, write_s: float, elapsed_s: float, failures: int) -> float:
+    """Seconds from one checkpoint to the next: Young and Daly's, for what the last one cost and the failures that were
+    seen in `elapsed_s`; never more often than the writing itself takes."""
+    between_s = (elapsed_s + PRIOR_FAILURES_S) / (failures + 1)
+    return max(LEAST_S, 2.0 * write_s, young_daly_s(stall_s + BACKGROUND * write_s, between_s))
+
+
 def young_daly_s(write_s: float, mean_time_between_failures_s: float) -> float:
     """Seconds between writes that lose the least: sqrt(2 C M) for a write of C that stalls training, and failures M
     apart (Young 1974, https://doi.org/10.1145/361147.361115; Daly 2006, equation 20, for C well below M)."""

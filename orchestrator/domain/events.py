@@ -65,7 +65,8 @@ class EventKind(StrEnum):
     """node_bytes (most that one node's vault will take), recovery_bytes (for a moment in a recovery), cell_bytes (two
     slots of one worker), copies (of each worker's state, on other nodes)."""
     VAULTS_ADOPTED = "vaults.adopted"
-    """step (the newest that they hold whole; null: none), vaults, workers_ended (of the driver before), seconds."""
+    """step (the newest on record that they hold whole; null: none), vaults, workers_ended (of the driver before),
+    seconds."""
     VAULTS_KEPT = "vaults.kept"
     """step, vaults, until_s (Unix). The run is over; what its vaults hold is newer than storage and can be resumed."""
     EVAL = "eval"

@@ -28,6 +28,8 @@ class Fault(StrEnum):
     """SIGSTOP to one worker's process: it stands still, its node lives."""
     SLOW_RANK = "slow-rank"
     """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
+    DRAIN_NODE = "drain-node"
+    """A node is announced to go, as by a spot notice or `ray drain-node`, and killed when the notice is over."""
     RANDOM = "random"
     """Any of the above but `slow-rank`, drawn anew each time."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.numeric import Injection
+from orchestrator.domain.replay import StepRecord
 from orchestrator.domain.report import StepReport
 
 
@@ -87,6 +88,8 @@ class TrainPlan:
     """Directory, as the driver sees it, or URL of the checkpoint to restore."""
     peer_state: PeerState | None = None
     """What to restore instead, out of the vaults."""
+    expected: StepRecord | None = None
+    """What the first step after a restore gave when it was made before; it has to give that again."""
     export: bool = True
     """Write `export/` when training ends."""
     skips: tuple[tuple[int, int], ...] = ()
@@ -137,6 +140,9 @@ class Session(Protocol):
     def leave(self) -> Leave:
         """Whether the driver wants training to be left at the next step boundary, and what for. Local and cheap; the
         loop agrees on the answer across ranks itself, in its per-step collective."""
+
+    def save_asked(self) -> bool:
+        """Whether the driver wants a checkpoint of the next step boundary; true once for each time it does."""
 
     @property
     def vault(self) -> VaultAccess | None:

@@ -6,7 +6,7 @@ compared is a rank's own time, in each phase without what it spent in collective
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_high
 
 from orchestrator.domain.report import RankReport, StepReport
 
@@ -62,10 +62,10 @@ def compare(steps: Sequence[StepReport]) -> tuple[Slowness, ...]:
     found = []
     for rank in ranks:
         others = [other for other in ranks if other != rank]
-        usual_s = median(totals[other] for other in others)
+        usual_s = median_high(totals[other] for other in others)
         # Who has more samples than the others is to take longer.
-        share = max(1.0, samples[rank] / max(1.0, median(samples[other] for other in others)))
-        excess = [by_phase[rank][p] - median(by_phase[other][p] for other in others) for p in range(4)]
+        share = max(1.0, samples[rank] / max(1.0, median_high(samples[other] for other in others)))
+        excess = [by_phase[rank][p] - median_high(by_phase[other][p] for other in others) for p in range(4)]
         ratio = totals[rank] / share / usual_s if usual_s > 0.0 else 1.0
         found.append(Slowness(rank, ratio, PHASES[excess.index(max(excess))], totals[rank] / share - usual_s))
     return tuple(found)

@@ -1,5 +1,6 @@
 """One run's way through a cluster: start it, reserve, start workers, keep them warm, train, tear down."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
+from orchestrator.domain.report import StepReport
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.changes import Wait, lineup, worth_telling
@@ -51,10 +53,8 @@ class ClusterSize:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What a driver before this one left. Fields of the event `vaults.adopted`."""
+    """What a driver before this one left."""
 
-    step: int | None
-    """The newest that the vaults hold whole."""
     vaults: int
     workers_ended: int
     seconds: float
@@ -133,8 +133,7 @@ class GangDriver:
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
         if not found:
             return None
-        whole = self.survey()
-        return Adopted(whole[0].step if whole else None, len(found), workers, time.monotonic() - started)
+        return Adopted(len(found), workers, time.monotonic() - started)
 
     def survey_vaults(self, take: Callable[[Sequence[VaultReport]], None]) -> None:
         """From now on ask the vaults every few seconds what they hold; `take` is called from another thread."""
@@ -186,7 +185,7 @@ class GangDriver:
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
         from orchestrator.gang.gang import Gang
-        from orchestrator.gang.saving import Saves
+        from orchestrator.gang.saving import Pacer, Saves
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -207,6 +206,8 @@ class GangDriver:
         )
         self._gang.generation = self._generation
         self._gang.seek_more = self.seek
+        self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
+        self._gang.standby = spec.resources.standby
         self._gang.replicas = spec.checkpoint.replicas
         if self._vaults is not None:
             keep = spec.checkpoint
@@ -233,6 +234,7 @@ class GangDriver:
 
         gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
         roll, told, enough_since_s = RollCall(), False, float("inf")
+        gang.replace_lost()
         self.seek()
         while not self._stopped():
             if self.planned.look(gang.members):
@@ -296,6 +298,11 @@ class GangDriver:
     def survey(self) -> list[WholeStep]:
         """The steps that the vaults hold whole, the newest first."""
         return whole_steps(self._vaults.survey()) if self._vaults is not None else []
+
+    def reports_after(self, step: int) -> list[StepReport]:
+        """Reports that the vaults have of the steps after the last one on record; empty where they have none."""
+        found = self._vaults.reports_after(step) if self._vaults is not None else []
+        return [StepReport.from_json(json.loads(data)) for data in found]
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""

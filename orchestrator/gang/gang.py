@@ -37,7 +37,8 @@ from orchestrator.gang.places import Places
 from orchestrator.gang.planned import Planned
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
-from orchestrator.gang.saving import Saves
+from orchestrator.gang.saving import Pacer, Saves
+from orchestrator.gang.spares import Spares
 from orchestrator.gang.vaults import Vaults
 from orchestrator.gang.watch import Watch
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
@@ -75,6 +76,11 @@ class GangOutcome:
         return numeric_fault(self.failure) if self.failure is not None else None
 
     @property
+    def restore_mismatch(self) -> bool:
+        """The state it went on from is not the one that was saved."""
+        return self.failure is not None and "restore_mismatch" in self.failure.facts
+
+    @property
     def lost_nobody(self) -> bool:
         """A worker's own code raised; no process and no node, as far as can be told, was lost."""
         return self.failure is not None and self.failure.ending is Ending.RAISED and not is_consequence(self.failure)
@@ -102,7 +108,11 @@ class Gang:
         self.members: list[Member] = []
         self.generation = 0
         self.recruits = Recruits(self._start, ())
+        self.standby = 0
+        """Spare processes that each node keeps; set it before `warm`."""
+        self.spares = Spares(self._start_spare, 0, ())
         self.replicas = 0
+        self.pacer = Pacer(False)
         self.saves: Saves | None = None
         """Checkpoints that the vaults write."""
         self.hangs = HangWatch(local, vaults)
@@ -116,6 +126,7 @@ class Gang:
         """Let the workers import while the driver does something else; those who come later do too."""
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = Recruits(self._start, entries)
+        self.spares = Spares(self._start_spare, self.standby, entries)
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
@@ -161,6 +172,13 @@ class Gang:
         self.places.give_back([member.group for member in gone])
         return len(self.members)
 
+    def replace_lost(self) -> None:
+        """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
+        for lost in [member for member in self.members if not member.lives]:
+            spare = self.spares.take(lost.hello.node_id)
+            if spare is not None:
+                self.members.append(Member(spare[0], spare[1], lost.group))
+
     @property
     def staying(self) -> list[Member]:
         """Members who can take part in another generation, and are not on a node that is about to go."""
@@ -196,8 +214,7 @@ class Gang:
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
-        if self.saves is not None:
-            listener.saves = self.saves
+        listener.saves, listener.pacer = self.saves, self.pacer
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
         self.hangs.begin(self.members, plan.run_dir, observers)
@@ -218,9 +235,15 @@ class Gang:
         for member in self.members:
             member.actor.notify.remote(self.generation, {}, leave)
 
+    def ask_to_save(self) -> None:
+        """Have a checkpoint written of the next step boundary."""
+        for member in self.members:
+            member.actor.save.remote(self.generation)
+
     def kill(self) -> None:
         """End every worker process now, and give the reservation back."""
         self.recruits.dismiss()
+        self.spares.dismiss()
         actors = {*self._actors, *(member.actor for member in self.members)}
         for actor in [*actors, self._server.server if self._server is not None else None]:
             if actor is not None:
@@ -249,6 +272,12 @@ class Gang:
             )
             .remote(self._env, self._local)
         )
+
+    def _start_spare(self, node_id: str) -> Any:
+        """Holds no reservation: see `Spares`."""
+        named = {} if self._local else {"name": worker_name(self._run_id)}
+        where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
 
     def _form(self, members: list[Member]) -> None:
         self.generation += 1
@@ -291,6 +320,7 @@ class Gang:
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
         if cause is not None:
+            self.pacer.failures += 1
             self._unblock(listener)
         listener.drain()
         if cause is not None:
@@ -360,7 +390,7 @@ class _BoundFileServer(FileServer):
 
 def _actor_class() -> Any:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
-    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "interrupt", "stacks")}
+    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "interrupt", "stacks")}
     grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
         type("ConvoyWorker", (WorkerActor,), grouped)

@@ -15,7 +15,7 @@ from orchestrator.gang.capture import last_lines
 from orchestrator.gang.decide import Ending, unseen_lines
 from orchestrator.gang.member import Member
 from orchestrator.gang.outbox import Batch, Published
-from orchestrator.gang.saving import Saves
+from orchestrator.gang.saving import Pacer, Saves
 
 POLL_S = 0.5
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
@@ -34,6 +34,7 @@ class Listener:
         self.last: StepReport | None = None
         """The newest report of this generation."""
         self.saves: Saves | None = None
+        self.pacer: Pacer | None = None
 
     def listen(self, timeout_s: float = TICK_S) -> None:
         """Take in whatever has arrived, waiting a tick for something."""
@@ -70,6 +71,8 @@ class Listener:
     def tell(self, events: Sequence[Event]) -> None:
         """Give events to the observers."""
         for event in events:
+            if event.kind is EventKind.CHECKPOINT_SAVED and self.pacer is not None:
+                self.pacer.take(event.fields)
             for observer in self._observers:
                 observer.on_event(event)
 

@@ -37,6 +37,7 @@ class RaySession:
         self._outbox = outbox
         self._files = files
         self._leave = Leave.NO
+        self._save = False
         self._unblock: Callable[[], None] | None = None
         self._interrupted = threading.Event()
         self._values: dict[str, str] = {}
@@ -84,6 +85,10 @@ class RaySession:
     def leave(self) -> Leave:
         return self._leave
 
+    def save_asked(self) -> bool:
+        asked, self._save = self._save, False
+        return asked
+
     @property
     def vault(self) -> VaultAccess | None:
         return self._assignment.vault
@@ -127,6 +132,10 @@ class RaySession:
     def request_leave(self, leave: Leave) -> None:
         """What `leave` returns from now on; a stop is not taken back."""
         self._leave = max(self._leave, leave)
+
+    def request_save(self) -> None:
+        """Make `save_asked` true, once."""
+        self._save = True
 
     def interrupt(self) -> None:
         """Agent: get the training thread out of whatever it waits for. Once is not always enough."""

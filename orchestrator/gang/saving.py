@@ -14,6 +14,7 @@ from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.storage import Fault, StorageError, open_storage
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.checkpoint.writing import manifest_of
+from orchestrator.domain.cadence import checkpoint_interval_s
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import Event, EventKind
 
@@ -36,6 +37,33 @@ class _Save:
     stage: int
     stall_s: float
     since_s: float
+
+
+class Pacer:
+    """When the next checkpoint is due where the spec leaves that to what it costs. For the driver's thread."""
+
+    def __init__(self, wanted: bool) -> None:
+        """`wanted`: whether it does."""
+        self._wanted = wanted
+        self._begin_s: float | None = None
+        self._last_s = 0.0
+        self._cost = (1.0, 10.0)  # stall and write, before any was measured: two minutes
+        self.failures = 0
+        """Of this run's gangs."""
+
+    def due(self, now_s: float) -> bool:
+        """Whether to have one written now; the time counts from the first call."""
+        if self._begin_s is None:
+            self._begin_s = self._last_s = now_s
+        interval_s = checkpoint_interval_s(*self._cost, now_s - self._begin_s, self.failures)
+        if not self._wanted or now_s - self._last_s < interval_s:
+            return False
+        self._last_s = now_s
+        return True
+
+    def take(self, fields: dict[str, Any]) -> None:
+        """One was saved (`checkpoint.saved`)."""
+        self._cost = (float(fields["seconds"]), float(fields.get("write_seconds") or 0.0))
 
 
 class Saves:
@@ -66,6 +94,11 @@ class Saves:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoint-saves", daemon=True)
             self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Vaults are writing, or have written and their event has not been fetched."""
+        return self._open > 0
 
     def finished(self) -> list[Event]:
         """Events of the checkpoints that have come to an end since the last call."""

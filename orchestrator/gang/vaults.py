@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.checkpoint.inventory import Holding, NodePlace, choose_peers
-from orchestrator.checkpoint.survey import VaultContact, holdings
+from orchestrator.checkpoint.survey import VaultContact, ask_reports, holdings
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.session import VaultAccess
 from orchestrator.gang.adoption import Found, vault_name
@@ -147,6 +147,15 @@ class Vaults:
         answers = self._ask_all({"do": "inventory"})
         found = [holdings(self._known[node_id].address, answer) for node_id, answer in answers.items()]
         return [held for each in found for held in each]
+
+    def reports_after(self, step: int) -> list[bytes]:
+        """Reports of the steps after one, of the vault that has the most."""
+        best: list[bytes] = []
+        for contact in self.contacts():
+            with contextlib.suppress(OSError):
+                found = ask_reports(contact, step)
+                best = max(best, found, key=len)
+        return best
 
     def forget(self, before: int) -> None:
         """Free the states of generations before one: a later one's is whole."""

@@ -20,7 +20,7 @@ class Watch:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._unanswered: dict[str, int] = {}
-        self._forgotten = False
+        self._forgotten = self._retired = False
         self._regroup = Regroup(gang, gang.planned, gang.seek_more)
 
     def round(self, now_s: float) -> None:
@@ -33,6 +33,10 @@ class Watch:
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
+        if self._listener.last is not None and self._gang.pacer.due(now_s):
+            self._gang.ask_to_save()
+        if self._listener.last is not None:
+            self._gang.spares.keep(self._gang.node_ids())
         self._regroup.round(now_s, self._listener.last)
 
     def _silence(self, now_s: float) -> None:
@@ -56,9 +60,13 @@ class Watch:
                 vaults.lose(node_id)
 
     def _old_states(self) -> None:
-        """What earlier generations left can go once this one's is whole."""
-        last, vaults = self._listener.last, self._gang.vaults
-        if not self._forgotten and vaults is not None and last is not None and last.protected_step is not None:
+        """What earlier generations left can go once this one's is whole, and where nobody is any more the vault too."""
+        gang, last, vaults = self._gang, self._listener.last, self._gang.vaults
+        if vaults is None or last is None or last.protected_step is None:
+            return
+        if not self._forgotten:
             self._forgotten = True
-            vaults.forget(self._gang.generation)
-            vaults.retire({*self._gang.node_ids(), *self._gang.recruits.look()})
+            vaults.forget(gang.generation)
+        if not self._retired and (gang.saves is None or not gang.saves.busy):  # it may be writing a checkpoint yet
+            self._retired = True
+            vaults.retire({*gang.node_ids(), *gang.recruits.look()})

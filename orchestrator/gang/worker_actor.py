@@ -196,6 +196,12 @@ class WorkerActor:
         """Agent: what every thread of this process is at."""
         return own_stacks(self._trainer)
 
+    def save(self, generation: int) -> None:
+        """Agent: have a checkpoint written of the next step boundary."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            session.request_save()
+
     def interrupt(self, generation: int, patience_s: float) -> bool:
         """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""
         deadline = time.monotonic() + patience_s

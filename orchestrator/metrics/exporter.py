@@ -109,6 +109,15 @@ class MetricsObserver:
                 self._count(catalog.CHECKPOINT_RESTORES, 1)
             case EventKind.CHECKPOINT_REJECTED:
                 self._count(catalog.CHECKPOINT_REJECTIONS, 1)
+            case EventKind.WARNING:
+                self._count(catalog.WARNINGS, 1)
+            case _:
+                self._on_trouble(event)
+
+    def _on_trouble(self, event: Event) -> None:
+        """What has to do with lost workers, bad numbers and changes of size."""
+        fields = event.fields
+        match event.kind:
             case EventKind.WORKER_FAILED:
                 self._count(catalog.WORKER_FAILURES, 1)
             case EventKind.WORKER_HUNG:
@@ -131,8 +140,6 @@ class MetricsObserver:
             case EventKind.WAITING:
                 self._set(catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
                 self._set(catalog.WORKERS, fields.get("have"))
-            case EventKind.WARNING:
-                self._count(catalog.WARNINGS, 1)
 
     def on_step(self, report: StepReport) -> None:
         """Update the figures of the last step and what is counted."""

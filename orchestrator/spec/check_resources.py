@@ -54,6 +54,13 @@ def micro_batch_fits(view: View) -> Iterator[Problem]:
         yield view.problem("train.micro_batch", message, f"at most `micro_batch: {share}`, or `auto`")
 
 
+def standby_on_cpus(view: View) -> Iterator[Problem]:
+    """Spare processes are not given GPUs."""
+    if view.get("resources.standby") and view.get("resources.gpus_per_worker"):
+        message = "`resources.standby` keeps spare processes on CPUs only, and `resources.gpus_per_worker` is set"
+        yield view.problem("resources.standby", message, "leave `standby` out")
+
+
 def nodes_or_address(view: View) -> Iterator[Problem]:
     """A cluster of its own or one that is there."""
     if not view.given("cluster.address"):
@@ -156,6 +163,7 @@ CHECKS = (
     range_in_order,
     batch_feeds_workers,
     micro_batch_fits,
+    standby_on_cpus,
     nodes_or_address,
     memory_parses,
     custom_names,

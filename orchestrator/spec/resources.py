@@ -38,6 +38,11 @@ class ResourcesSpec(SpecModel):
     placement: Literal["spread", "pack", "strict_spread", "strict_pack"] = "spread"
     """Ray placement strategy: over many nodes or few; the strict ones refuse anything else."""
 
+    standby: int = Field(default=0, ge=0, le=16)
+    """Spare worker processes on each node that has workers: imported, idle, without a reservation of their own. One
+    takes the place of a worker whose process is lost there, at once, where a new process would need seconds to start.
+    Each takes a few hundred MB of memory. On CPUs only."""
+
     placement_timeout_s: float = Field(default=60, gt=0)
     """How long to wait for the placement before giving up with what is missing."""
 
@@ -59,8 +64,13 @@ class CheckpointSpec(SpecModel):
     overhead_budget: float = Field(default=0.02, gt=0, le=1)
     """Share of step time that keeping state may take where no interval is given."""
 
-    interval_steps: int | None = Field(default=None, ge=1)
-    """Write a checkpoint every so many steps."""
+    interval_steps: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
+    """Write a checkpoint every so many steps. `auto`: as often as loses the least, by what writing one costs and how
+    often workers have failed (Young and Daly's interval; every two minutes at first). `never`: at the end only."""
+
+    verify_restore: bool = False
+    """After a restore make a step that was made and recorded before once more, and compare its loss and gradient norm
+    with the record; where they differ, go on from an older state, of storage in the end. Costs a step."""
 
     at_end: bool = True
     """Write one after the last step."""

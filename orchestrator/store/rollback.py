@@ -23,9 +23,12 @@ HINT_STOPPED = (
 )
 
 
-def resume_point(layout: RunLayout, storage: str | None, batch: int, tell: Tell) -> Found | None:
+def resume_point(
+    layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
+) -> Found | None:
     """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
-    no checkpoint at all. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch.
+    no checkpoint at all. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of a
+    step before this one.
 
     Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
     storage does not answer: to begin anew is not what was asked for then.
@@ -34,6 +37,8 @@ def resume_point(layout: RunLayout, storage: str | None, batch: int, tell: Tell)
     rejected: list[str] = []
 
     def objection(manifest: Manifest) -> str | None:
+        if below is not None and manifest.step >= below:
+            return "what was restored from it, or from one before it, was not what had been saved"
         fits = not order.left_out or order.follows(manifest.step, manifest.position)
         return None if fits else "it was saved before the run left samples out, and has seen them"
 

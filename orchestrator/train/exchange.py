@@ -29,6 +29,8 @@ class RankStep:
     memory: RankMemory
     leave: Leave
     """What this rank was asked."""
+    save: bool
+    """This rank was asked to have a checkpoint written."""
     replicated_step: int
     """The newest step of this rank whose state lies in every vault it should lie in; -1: none; -2: no vault yet."""
     step_s: float
@@ -61,6 +63,7 @@ class RankStep:
             self.waits.forward_s,
             self.waits.backward_s,
             self.waits.optimizer_s,
+            float(self.save),
         ]
 
     @classmethod
@@ -76,6 +79,7 @@ class RankStep:
             phases=PhaseTimes(values[6], values[7], values[8], values[9], 0.0, values[18]),
             memory=RankMemory(int(values[10]), int(values[11]), *device),
             leave=Leave(int(values[15])),
+            save=bool(values[22]),
             replicated_step=int(values[16]),
             step_s=values[17],
             waits=CollectiveTimes(*values[19:22]),

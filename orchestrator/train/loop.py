@@ -12,6 +12,7 @@ from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.replay import check_replay
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.session import Leave
 from orchestrator.train.checkpointing import Progress, save_checkpoint
@@ -106,6 +107,7 @@ class TrainLoop:
         outcome = self._update(batch, wait_s, started)
         step_time_s = time.perf_counter() - started
         self._watch.check(outcome)  # before anything is saved or told of this step
+        check_replay(context.plan.expected, outcome.step, outcome.loss, outcome.grad_norm)
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
@@ -119,7 +121,9 @@ class TrainLoop:
             checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
-            context.session.report_step(step_report(context, outcome, total_s, checkpoint_s, time.time()))
+            report = step_report(context, outcome, total_s, checkpoint_s, time.time())
+            context.session.report_step(report)
+            self._protection.keep_report(report)
         if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
@@ -166,6 +170,7 @@ class TrainLoop:
             waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
+            save=self._context.session.save_asked(),
             replicated_step=self._protection.replicated_step,
             step_s=time.perf_counter() - started,
         )
@@ -193,7 +198,8 @@ class TrainLoop:
 
     def _checkpoint_due(self, outcome: StepOutcome) -> bool:
         checkpoint, last = self._context.spec.checkpoint, self._context.plan.total_steps
-        on_interval = checkpoint.interval_steps is not None and outcome.step % checkpoint.interval_steps == 0
+        every = checkpoint.interval_steps
+        on_interval = outcome.save if every == "auto" else every != "never" and outcome.step % every == 0
         # An export is made from a checkpoint.
         at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
         return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)

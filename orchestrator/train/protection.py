@@ -9,6 +9,7 @@ from orchestrator.checkpoint.storage import is_url
 from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.report import StepReport
 from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
@@ -76,6 +77,11 @@ class Protection:
         assert self._snapshots is not None
         self._snapshots.store(outcome.step, place, directory_name(outcome.step), extra)
         return True
+
+    def keep_report(self, report: StepReport) -> None:
+        """Keep the report of a step with the state. Rank 0 only."""
+        if self._snapshots is not None:
+            self._snapshots.keep_report(report.step, report.to_json())
 
     def close(self) -> None:
         """Let go of the vault; it keeps what it has."""

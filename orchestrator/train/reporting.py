@@ -37,6 +37,11 @@ class StepOutcome:
         return max(r.leave for r in self.ranks)
 
     @property
+    def save(self) -> bool:
+        """Some rank was asked to have a checkpoint written."""
+        return any(r.save for r in self.ranks)
+
+    @property
     def replicated_step(self) -> int:
         """The newest step that all ranks' vaults hold all copies of; -1: none; -2: some rank has no vault yet."""
         return min(r.replicated_step for r in self.ranks)

@@ -1,5 +1,6 @@
 """The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory."""
 
+import json
 import os
 import threading
 import time
@@ -100,6 +101,16 @@ class Snapshots:
         except OSError as error:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
         return time.perf_counter() - started
+
+    def keep_report(self, step: int, report: dict[str, Any]) -> None:
+        """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
+        if self._cell is None or self._channel is None or self.problem is not None:
+            return
+        frame = {"do": "report", "generation": self._access.generation, "rank": self._rank, "step": step, "copy": False}
+        try:
+            self._channel.send(frame, json.dumps(report, separators=(",", ":")).encode())
+        except OSError as error:
+            self.problem = f"the vault at {self._access.address} is gone: {error}"
 
     def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
         """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""

@@ -75,6 +75,10 @@ class StandaloneSession:
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO
 
+    def save_asked(self) -> bool:
+        """Nobody asks."""
+        return False
+
     @property
     def vault(self) -> None:
         """Nobody keeps state for us: there is no driver."""

@@ -222,24 +222,49 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
         Outbox.take = take  # type: ignore[method-assign]
 
 
-class HeldSession:
-    """A session whose steps take `PACE_S` longer, and that stands still, at a step boundary, while a file
-    `hold-GENERATION` lies beside the run's directory, until somebody wants training to be left: whatever a test
-    prepares meanwhile, no step goes by."""
+def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real; what comes out of the vaults is not what went in: one weight is another."""
+    import torch
 
-    PACE_S = 0.05
+    from orchestrator.train import checkpointing
+    from orchestrator.train.worker import run_worker
+    from orchestrator.train.zero_layout import partitions
+
+    publish = checkpointing.publish
+
+    def spoilt(engine: Any, manifest: Any) -> None:
+        if plan.peer_state is not None:
+            with torch.no_grad():
+                partitions(engine)[0].flat.view(-1)[0] += 100.0
+        publish(engine, manifest)
+
+    checkpointing.publish = spoilt
+    try:
+        return run_worker(session, plan)
+    finally:
+        checkpointing.publish = publish
+
+
+class HeldSession:
+    """A session for tests that must not be late, whatever else the machine does. Steps take `PACE_S` longer until
+    there is a file `safe` beside the run's directory. Training stands still, at a step boundary, while there is a file
+    `hold-GENERATION`, until somebody wants it to be left."""
+
+    PACE_S = 0.3
     LONGEST_S = 120.0
 
     def __init__(self, session: Session, run_dir: str) -> None:
         self._session = session
         self._hold = Path(run_dir).parent / f"hold-{session.generation}"
+        self._safe = Path(run_dir).parent / "safe"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def leave(self) -> Leave:
         """As the session's; late."""
-        time.sleep(self.PACE_S)
+        if not self._safe.exists():
+            time.sleep(self.PACE_S)
         deadline = time.monotonic() + self.LONGEST_S
         while self._hold.exists() and self._session.leave() is Leave.NO and time.monotonic() < deadline:
             time.sleep(0.01)

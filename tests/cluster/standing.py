@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,33 +38,32 @@ def standing_cluster(nodes: int) -> Iterator[str]:
 
 
 class Driver:
-    """`convoy run --json` in a process of its own."""
+    """`convoy run --json` in a process of its own, whose output is read as it comes."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         self.started_s = time.time()
         self.seen: list[dict[str, Any]] = []
-        self._errors = (home.parent / f"driver-{time.time_ns()}.txt").open("w+")
-        self.process = subprocess.Popen(
-            [CONVOY, "run", "--json", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, "CONVOY_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        )
+        self._stderr = home.parent / f"driver-{time.time_ns()}.txt"
+        with self._stderr.open("w") as errors:
+            self.process = subprocess.Popen(
+                [CONVOY, "run", "--json", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "CONVOY_HOME": str(home), "OMP_NUM_THREADS": "1"},
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def read_until_step(self, step: int) -> None:
-        """Take what it prints until it has finished a step."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.seen.append(json.loads(line))
-            if self.seen[-1]["kind"] == "step" and self.seen[-1]["step"] >= step:
-                return
-        raise AssertionError(f"it ended before step {step}: {self.errors()}")
+        """Wait until it has finished a step."""
+        while not any(event["step"] >= step for event in self.of("step")):
+            assert self._reader.is_alive(), f"it ended before step {step}: {self.errors()}"
+            time.sleep(0.005)
 
     def end(self) -> int:
-        """Take all it prints; its exit code."""
-        assert self.process.stdout is not None
-        self.seen += [json.loads(line) for line in self.process.stdout]
+        """Wait for its end; its exit code."""
+        self._reader.join()
         return self.process.wait()
 
     def kill(self) -> None:
@@ -73,9 +73,14 @@ class Driver:
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Events of a kind."""
-        return [event for event in self.seen if event["kind"] == kind]
+        return [event for event in list(self.seen) if event["kind"] == kind]
 
     def errors(self) -> str:
         """The end of its stderr."""
-        self._errors.seek(0)
-        return self._errors.read()[-3000:]
+        return self._stderr.read_text()[-3000:]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.endswith("\n"):  # a driver that is killed may leave a part of one
+                self.seen.append(json.loads(line))

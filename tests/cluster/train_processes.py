@@ -57,6 +57,9 @@ class FileSession:
         self.asked += 1
         return Leave.STOP if self.stop_at_step is not None and self.asked >= self.stop_at_step else Leave.NO
 
+    def save_asked(self) -> bool:
+        return False
+
     @property
     def vault(self) -> VaultAccess | None:
         return None

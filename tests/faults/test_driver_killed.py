@@ -1,13 +1,18 @@
 """A driver that is killed while its run trains on a cluster that goes on: another one loses no committed step."""
 
+import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from click.testing import CliRunner
 
+from orchestrator.cli.main import cli
 from orchestrator.domain.events import RunState
 from orchestrator.metrics.json_file import read_json
 from orchestrator.service import run_job
@@ -61,6 +66,26 @@ def losses(home: Path) -> list[float]:
     return [step.loss for step in current_steps(record.layout.steps)]
 
 
+def killed_at(home: Path, step: int, *arguments: str) -> Driver:
+    """A driver that was SIGKILLed at a step."""
+    driver = Driver(home, *arguments)
+    driver.read_until_step(step)
+    driver.kill()
+    return driver
+
+
+def pid_of(driver: Driver, rank: int) -> int:
+    (pid,) = [int(event["pid"]) for event in driver.of("worker.started") if event["rank"] == rank]
+    return pid
+
+
+def wait_until_gone(processes: Callable[[], list[str]], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes() == []
+
+
 def ours(since: set[int]) -> list[str]:
     """Processes of workers and vaults."""
     return [line for line in ray_processes(since) if "ray::Convoy" in line]
@@ -70,9 +95,7 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, undisturbed: list[floa
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
     with standing_cluster(2) as address:
         job = write_job(tmp_path, **JOB, cluster={"address": address})
-        first = Driver(home, str(job))
-        first.read_until_step(60)
-        first.kill()
+        first = killed_at(home, 60, str(job))
         record = RunStore(home).read("last")
         assert record.lost
         second = Driver(home, "--resume", "last")
@@ -92,8 +115,94 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, undisturbed: list[floa
     assert left is not None
     assert (left["kept"], left["storage_step"]) == (False, STEPS)
     assert all("token" not in file.read_text() for file in [record.layout.durability, record.layout.state])
-    deadline = time.monotonic() + 5.0
-    while ray_processes(pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray_processes(pids) == []
+    wait_until_gone(lambda: ray_processes(pids), 5.0)
+    assert shared_memory() == shm
+
+
+def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
+    tmp_path: Path, undisturbed: list[float]
+) -> None:
+    pids, home = all_pids(), tmp_path / "runs"
+    with standing_cluster(2) as address:
+        first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": address})))
+        first.read_until_step(40)
+        stopped = pid_of(first, 1)
+        os.kill(stopped, signal.SIGSTOP)
+        first.kill()
+        second = Driver(home, "--resume", "last")
+        second.read_until_step(1)
+        # Whoever ended it: it was gone before the first step of the next gang.
+        assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
+        assert second.end() == 0, second.errors()
+        assert second.of("vaults.adopted")[0]["step"] >= first.of("step")[-1]["step"] - 2
+        assert ours(pids) == []
+    assert losses(home) == undisturbed
+
+
+def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(tmp_path: Path, undisturbed: list[float]) -> None:
+    pids, home = all_pids(), tmp_path / "runs"
+    with standing_cluster(2) as address:
+        recovery = {**JOB["recovery"], "max_failures": 0}
+        job = write_job(tmp_path, **{**JOB, "recovery": recovery}, cluster={"address": address})
+        first = Driver(home, str(job))
+        first.read_until_step(40)
+        os.kill(pid_of(first, 0), signal.SIGKILL)
+        assert first.end() == 1
+        (kept,) = first.of("vaults.kept")
+        assert kept["step"] >= first.of("step")[-1]["step"] - 1
+        assert "convoy run --resume" in first.errors()
+        assert len(ours(pids)) == 2  # the vaults
+        shown = CliRunner().invoke(cli, ["durability", "last", "--home", str(home)]).output
+        assert "`convoy run --resume` goes on from there" in shown
+        second = killed_at(home, kept["step"] + 20, "--resume", "last")
+        assert second.of("vaults.adopted")[0]["step"] == kept["step"]
+        assert second.of("vaults.adopted")[0]["workers_ended"] == 0
+        third = Driver(home, "--resume", "last")
+        assert third.end() == 0, third.errors()
+        assert third.of("vaults.adopted")[0]["step"] >= kept["step"] + 19
+        assert ours(pids) == []
+    assert losses(home) == undisturbed
+
+
+def test_vaults_that_nobody_asks_for_end_by_themselves(tmp_path: Path) -> None:
+    pids, home = all_pids(), tmp_path / "runs"
+    with standing_cluster(2) as address:
+        killed_at(home, 20, str(write_job(tmp_path, **JOB, cluster={"address": address})))
+        killed_s = time.monotonic()
+        wait_until_gone(lambda: [line for line in ours(pids) if "Worker" in line], 10.0)
+        assert len(ours(pids)) == 2
+        wait_until_gone(lambda: ours(pids), 45.0)
+        assert time.monotonic() - killed_s > 25.0
+
+
+def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[float]) -> None:
+    pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
+    checkpoint = {"memory_interval_steps": 1, "interval_steps": 25}
+    with standing_cluster(2) as address:
+        job = write_job(tmp_path, **{**JOB, "checkpoint": checkpoint}, cluster={"address": address})
+        first = Driver(home, str(job))
+        first.read_until_step(60)
+    # The head is gone, and every other node with it.
+    first.kill()
+    wait_until_gone(lambda: ray_processes(pids), 10.0)
+    record = RunStore(home).read("last")
+    with standing_cluster(2) as address:
+        spec = record.layout.spec.read_text()
+        lines = [f"  address: {address}" if line.startswith("  address:") else line for line in spec.splitlines()]
+        record.layout.spec.write_text("\n".join(lines) + "\n")
+        second = Driver(home, "--resume", "last")
+        assert second.end() == 0, second.errors()
+    assert second.of("vaults.adopted") == []
+    resumed = second.of("run.created")[0]["resumed_from_step"]
+    assert resumed >= 50
+    assert second.of("step")[0]["step"] == resumed + 1
+    # Workers may have gone on, up to a checkpoint, when their driver could write nothing down any more.
+    steps = current_steps(record.layout.steps)
+    assert [step.loss for step in steps] == [undisturbed[step.step - 1] for step in steps]
+    assert steps[-1].step == STEPS
+    missing = resumed - first.of("step")[-1]["step"]
+    told = any("were lost with the driver" in event["message"] for event in second.of("warning"))
+    assert told == (missing > 0)
+    assert prove(record).ok == (missing <= 0)
+    wait_until_gone(lambda: ray_processes(pids), 5.0)
     assert shared_memory() == shm

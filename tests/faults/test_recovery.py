@@ -157,6 +157,52 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
     assert ray_processes(pids) == []
 
 
+VERIFIED = {"interval_steps": 5, "memory_interval_steps": 1, "verify_restore": True}
+
+
+def test_a_restore_that_is_verified_makes_a_step_again(tmp_path: Path) -> None:
+    undisturbed = train(tmp_path, Recording())
+    struck = Strike(13, 1, kill_worker)
+    outcome = train(tmp_path, struck, checkpoint=VERIFIED)
+    assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
+    (finished,) = struck.of(EventKind.RECOVERED)
+    assert finished["steps_recomputed"] >= 1
+    assert struck.of(EventKind.CHECKPOINT_REJECTED) == []
+    assert curve(outcome) == curve(undisturbed)
+
+
+def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(tmp_path: Path) -> None:
+    undisturbed = train(tmp_path, Recording())
+    struck = Strike(13, 1, kill_worker)
+    job = load_job(write_job(tmp_path, **{**JOB, "checkpoint": VERIFIED}))
+    entry = f"{ENTRIES}:restores_something_else"
+    outcome = run_job(job, tmp_path / "runs", [struck], threading.Event(), entry)
+    assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
+    (rejected,) = struck.of(EventKind.CHECKPOINT_REJECTED)
+    assert rejected["path"] == "vaults"
+    assert "is not what was saved" in rejected["reason"]
+    assert [started["source"] for started in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "storage"]
+    assert curve(outcome) == curve(undisturbed)
+
+
+def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
+    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 400})
+    struck = Strike(300, 1, kill_worker)
+    resources = {"workers": 2, "standby": 1}
+    outcome = train(
+        tmp_path,
+        struck,
+        train={**JOB["train"], "steps": 400},
+        resources=resources,
+        checkpoint={"memory_interval_steps": 1},
+    )
+    assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
+    (finished,) = struck.of(EventKind.RECOVERED)
+    assert finished["world_size"] == 2
+    assert finished["seconds"] < 4  # a new process alone needs more
+    assert curve(outcome) == curve(undisturbed)
+
+
 def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
     struck = Strike(12, 1, kill_worker)
     outcome = train(tmp_path, struck, checkpoint={"interval_steps": 5, "memory": False})

@@ -71,7 +71,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
     assert storage.sizes("c") == {"f": 3}, "no temporary file is left"
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "/etc"])
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "", "..hidden", "/etc"])
 def test_names_do_not_reach_out_of_their_place(tmp_path: Path, name: str) -> None:
     storage = LocalStorage(tmp_path / "here")
     for call in (

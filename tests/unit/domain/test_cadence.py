@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.domain.cadence import Cadence, steps_between, young_daly_s
+from orchestrator.domain.cadence import Cadence, checkpoint_interval_s, steps_between, young_daly_s
 
 pytestmark = pytest.mark.unit
 
@@ -28,3 +28,11 @@ def test_one_write_that_was_held_up_changes_nothing() -> None:
 
 def test_young_and_daly() -> None:
     assert young_daly_s(2.0, 3600.0) == pytest.approx(120.0)
+
+
+def test_checkpoints_come_more_often_where_workers_fail_more_often() -> None:
+    calm, rough = (checkpoint_interval_s(1.0, 10.0, 3600.0, failures) for failures in (0, 9))
+    assert calm == pytest.approx((2 * 2.0 * 7200) ** 0.5)
+    assert rough == pytest.approx((2 * 2.0 * 720) ** 0.5)
+    assert checkpoint_interval_s(0.001, 0.0, 0.0, 99) == 30.0
+    assert checkpoint_interval_s(0.001, 300.0, 0.0, 99) == 600.0

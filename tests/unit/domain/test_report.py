@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
 
 pytestmark = pytest.mark.unit
 
@@ -13,7 +13,9 @@ REPORT = StepReport(
     tflops_per_s=None, mfu=0.4, world_size=2, micro_batch=2, accumulation=1,
     ranks=(
         RankReport(0, 2, 50, PhaseTimes(0.0, 0.1, 0.2, 0.1), RankMemory(10, 20)),
-        RankReport(1, 2, 50, PhaseTimes(0.0, 0.1, 0.2, 0.1, 0.05), RankMemory(10, 20, 1, 2, 3)),
+        RankReport(
+            1, 2, 50, PhaseTimes(0.0, 0.1, 0.2, 0.1, 0.05), RankMemory(10, 20, 1, 2, 3), CollectiveTimes(0, 0.01, 0.02)
+        ),
     ),
 )  # fmt: skip
 
@@ -24,6 +26,13 @@ def test_a_report_survives_json() -> None:
 
 def test_an_older_reader_ignores_what_is_new() -> None:
     assert StepReport.from_json({**REPORT.to_json(), "added_later": 1}) == REPORT
+
+
+def test_a_report_from_before_waits_were_measured_is_read() -> None:
+    value = REPORT.to_json()
+    for item in value["ranks"]:
+        del item["waits"]
+    assert StepReport.from_json(value).ranks[1].waits == CollectiveTimes()
 
 
 @pytest.mark.parametrize("field", ["loss", "ranks", "step"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave
 from orchestrator.gang import outbox as module
 from orchestrator.gang.files import Files, FileServer
@@ -16,7 +17,7 @@ from orchestrator.gang.worker_actor import describe, worker_environment
 
 pytestmark = pytest.mark.unit
 
-LEASE = Lease(0, 0, "start")
+LEASE = Lease(0, 0, Phase.START)
 
 
 def session(tmp_path: Path) -> tuple[RaySession, Outbox]:
@@ -51,8 +52,40 @@ def test_what_a_session_says(tmp_path: Path) -> None:
     items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)
     assert items[1] == Published("key", "value")
-    assert worker.lease == Lease(1, 0, "build")
+    worker.beat(3, Phase.FORWARD)
+    worker.beat(3, Phase.BACKWARD)
+    lease = worker.lease
+    assert (lease.rank, lease.step, lease.phase, lease.beat) == (1, 3, Phase.BACKWARD, 1)
+    assert lease.still_s >= 0
     assert worker.lookup("key", 0.0) == "value"
+
+
+def test_beats_say_how_far_it_is(tmp_path: Path) -> None:
+    worker, _ = session(tmp_path)
+    assert (worker.lease.rank, worker.lease.step, worker.lease.phase) == (1, 0, Phase.START)
+    worker.beat(7, Phase.DATA)
+    first = worker.lease
+    worker.beat(7, Phase.FORWARD)
+    second = worker.lease
+    worker.beat(8, Phase.DATA)
+    assert [(lease.step, lease.beat) for lease in (first, second, worker.lease)] == [(7, 0), (7, 1), (8, 0)]
+    time.sleep(0.02)
+    assert worker.lease.still_s >= 0.02
+
+
+def test_a_lost_answer_comes_again() -> None:
+    outbox = Outbox()
+    outbox.put(Published("a", "1"))
+    lost = outbox.take(LEASE, 0.0, lambda: True, 0)
+    assert lost.items == (Published("a", "1"),)
+    outbox.put(Published("b", "2"))
+    later = Lease(0, 3, Phase.FORWARD)
+    again = outbox.take(later, 0.0, lambda: True, 0)
+    assert (again.items, again.number, again.lease) == (lost.items, lost.number, later)
+    arrived = outbox.take(LEASE, 0.0, lambda: True, again.number)
+    assert (arrived.items, arrived.number) == ((Published("b", "2"),), again.number + 1)
+    empty = outbox.take(LEASE, 0.0, lambda: True, arrived.number)
+    assert (empty.items, empty.number) == ((), arrived.number)
 
 
 def test_lookup_waits_and_gives_up(tmp_path: Path) -> None:

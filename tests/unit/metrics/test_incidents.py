@@ -43,6 +43,23 @@ def test_the_page_tells_the_whole_story(tmp_path: Path) -> None:
     assert "line a\nline b" in text
 
 
+def test_a_hang_shows_the_culprits_stack(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = IncidentRecorder(layout)
+    tell(
+        recorder, EventKind.WORKER_HUNG, 99.5, rank=2, node="10.0.0.7", step=18, phase="forward", seconds=12.5,
+        reason="it is in forward of step 18, the others are in exchange of step 18",
+        stacks="incidents/incident-001-stacks", stack='training thread (1)\n  File "mine.py", line 3, in stuck',
+    )  # fmt: skip
+    begin(recorder)
+    text = layout.incident(1).read_text()
+    assert "| -0.50 | worker 2 hangs: no progress for 12.5 s, it is in forward of step 18, the others" in text
+    assert '## Stack of worker 2\n\n```\ntraining thread (1)\n  File "mine.py", line 3, in stuck\n```' in text
+    assert "`incidents/incident-001-stacks/rank-N.txt`" in text
+    begin(recorder)
+    assert "Stack of" not in layout.incident(1).read_text()  # it belongs to one incident
+
+
 def test_a_rollback_has_a_page_of_its_own_kind(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     recorder = IncidentRecorder(layout)

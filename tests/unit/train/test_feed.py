@@ -99,6 +99,7 @@ def test_facts_of_a_rank_survive_the_exchange_exactly() -> None:
         phases=PhaseTimes(0.1, 0.2, 0.3, 0.4, 0.0, 0.5),
         memory=RankMemory(rss_bytes=2**50 + 1, peak_rss_bytes=2**50 + 3, allocated_bytes=0, reserved_bytes=7),
         leave=Leave.REGROUP,
+        save=True,
         replicated_step=-2,
         step_s=1.5,
     )

@@ -1,0 +1,176 @@
+"""When a gang counts as hung, and who is named."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.domain.hang import (
+    CHECKPOINT_FLOOR_S,
+    EXPORT_S,
+    FIRST_S,
+    OUTSIDE_S,
+    SILENT_S,
+    STEP_FLOOR_S,
+    STEP_PHASES,
+    STOPPED_S,
+    Pace,
+    Phase,
+    Pulse,
+    State,
+    bound_s,
+    judge_pulses,
+    name_culprits,
+    step_bound_s,
+)
+
+pytestmark = pytest.mark.unit
+
+PACE = Pace((0.1, 0.2, 0.1), (), first_over=True)
+WAITING = Pulse(0, 7, 5, Phase.EXCHANGE, still_s=0.1, quiet_s=0.2)
+
+
+def gang(*changes: dict[str, object]) -> list[Pulse]:
+    """Three ranks in the same collective, with changes by rank."""
+    pulses = [replace(WAITING, rank=rank) for rank in range(3)]
+    return [replace(pulse, **change) for pulse, change in zip(pulses, [*changes, {}, {}, {}], strict=False)]  # type: ignore[arg-type]
+
+
+def still(seconds: float, pulses: list[Pulse]) -> list[Pulse]:
+    return [replace(pulse, still_s=seconds) for pulse in pulses]
+
+
+seconds = st.floats(0.0, 1e5)
+pulse = st.builds(
+    Pulse,
+    rank=st.integers(0, 7),
+    step=st.integers(0, 50),
+    beat=st.integers(0, 20),
+    phase=st.sampled_from(Phase),
+    still_s=seconds,
+    quiet_s=seconds,
+    looked=st.booleans(),
+    stopped_s=seconds,
+    waits=st.sampled_from([None, True, False]),
+)
+gangs = st.lists(pulse, min_size=1, max_size=8, unique_by=lambda item: item.rank)
+paces = st.builds(
+    Pace,
+    st.lists(st.floats(0.0, 1e4), max_size=50).map(tuple),
+    st.lists(st.floats(0.0, 1e4), max_size=5).map(tuple),
+    st.booleans(),
+)
+asked = st.none() | st.floats(0.1, 1e5)
+
+
+@given(paces, asked)
+def test_a_bound_is_never_below_what_steps_take(pace: Pace, asked_s: float | None) -> None:
+    step_s = step_bound_s(pace, asked_s)
+    if asked_s is not None:
+        assert step_s == asked_s
+    else:
+        assert step_s >= max(STEP_FLOOR_S, 2.0 * max(pace.steps_s, default=0.0))
+    for phase in Phase:
+        assert bound_s(phase, pace, asked_s) >= step_s
+        if phase not in STEP_PHASES and phase is not Phase.CHECKPOINT:
+            assert bound_s(phase, pace, asked_s) >= OUTSIDE_S
+
+
+def test_the_bound_follows_the_steps() -> None:
+    assert step_bound_s(Pace((0.1,) * 50), None) == STEP_FLOOR_S
+    assert step_bound_s(Pace((30.0,) * 50), None) == 150.0
+    assert step_bound_s(Pace((30.0,) * 49 + (100.0,)), None) == 200.0
+
+
+def test_what_is_no_step_has_more_time() -> None:
+    assert bound_s(Phase.FORWARD, Pace(), None) == FIRST_S
+    assert bound_s(Phase.FORWARD, Pace((1.0,)), None) == 60.0  # the first step of a later gang
+    assert bound_s(Phase.FORWARD, PACE, None) == STEP_FLOOR_S
+    assert bound_s(Phase.CHECKPOINT, PACE, None) == OUTSIDE_S
+    assert bound_s(Phase.CHECKPOINT, replace(PACE, checkpoints_s=(1.0,)), None) == CHECKPOINT_FLOOR_S
+    assert bound_s(Phase.CHECKPOINT, replace(PACE, checkpoints_s=(60.0, 1.0)), None) == 600.0
+    assert bound_s(Phase.EXPORT, PACE, 5.0) == EXPORT_S
+
+
+@given(gangs, st.floats(0.0, 9.9), paces, st.integers(0, 7))
+def test_whoever_still_makes_a_beat_saves_all(pulses: list[Pulse], moved_s: float, pace: Pace, which: int) -> None:
+    index = which % len(pulses)
+    pulses[index] = replace(pulses[index], still_s=min(moved_s, STOPPED_S - 0.1))
+    assert judge_pulses(pulses, 1e6, pace, None).state is not State.HUNG
+
+
+@given(gangs, paces, asked)
+def test_a_step_that_was_just_reported_saves_all(pulses: list[Pulse], pace: Pace, asked_s: float | None) -> None:
+    assert judge_pulses(pulses, 0.0, pace, asked_s).state is State.FINE
+
+
+@given(gangs, paces, asked)
+def test_silence_alone_proves_nothing(pulses: list[Pulse], pace: Pace, asked_s: float | None) -> None:
+    silent = [replace(pulse, quiet_s=SILENT_S + pulse.quiet_s, looked=False) for pulse in pulses]
+    assert judge_pulses(silent, 1e6, pace, asked_s).state is State.FINE
+
+
+@given(gangs, seconds, paces, asked)
+def test_culprits_are_members(pulses: list[Pulse], since_s: float, pace: Pace, asked_s: float | None) -> None:
+    finding = judge_pulses(pulses, since_s, pace, asked_s)
+    assert set(finding.culprits) <= {pulse.rank for pulse in pulses}
+    if finding.state is State.HUNG:
+        assert finding.reason
+        assert finding.still_s >= min(STOPPED_S if asked_s is None else asked_s, step_bound_s(pace, asked_s))
+    else:
+        assert not finding.culprits
+
+
+def test_stacks_are_taken_before_anything_is_done() -> None:
+    pulses = gang({"beat": 3, "phase": Phase.BACKWARD})
+    assert judge_pulses(still(4.0, pulses), 4.0, PACE, None).state is State.FINE
+    assert judge_pulses(still(5.0, pulses), 5.0, PACE, None).state is State.SUSPICIOUS
+    assert judge_pulses(still(9.9, pulses), 9.9, PACE, None).state is State.SUSPICIOUS
+    finding = judge_pulses(still(10.0, pulses), 10.0, PACE, None)
+    assert (finding.state, finding.culprits) == (State.HUNG, (0,))
+    assert finding.reason == "it is in backward of step 7, the others are in exchange of step 7"
+
+
+def test_the_slowest_phase_sets_the_bound() -> None:
+    pulses = gang({"phase": Phase.CHECKPOINT})
+    assert judge_pulses(still(100.0, pulses), 100.0, PACE, None).state is State.FINE
+
+
+def test_a_stopped_process_is_known_sooner() -> None:
+    stopped = {"quiet_s": 5.0, "looked": True, "stopped_s": 1.5}
+    pulses = still(5.0, gang({}, stopped))
+    finding = judge_pulses(pulses, 5.0, PACE, None)
+    assert (finding.state, finding.culprits) == (State.HUNG, (1,))
+    assert judge_pulses(pulses, 5.0, PACE, 60.0).state is State.FINE  # the spec wants more patience
+    assert judge_pulses(pulses, 0.5, PACE, None).state is State.FINE  # steps are made all the same
+    once = still(5.0, gang({}, {**stopped, "stopped_s": 0.0}))
+    assert judge_pulses(once, 5.0, PACE, None).state is not State.HUNG  # seen stopped a single time: a burst
+    moments = still(3.4, gang({}, {"quiet_s": 3.4, "looked": True, "stopped_s": 1.5}))
+    assert judge_pulses(moments, 3.4, PACE, None).state is State.FINE
+
+
+def test_whoever_does_not_answer_is_waited_for() -> None:
+    pulses = still(10.0, gang({}, {}, {"quiet_s": 11.0}))
+    finding = judge_pulses(pulses, 10.0, PACE, None)
+    assert finding.culprits == (2,)
+    assert "does not answer" in finding.reason
+
+
+def test_at_the_same_place_stacks_tell() -> None:
+    inside = {"beat": 2, "phase": Phase.FORWARD, "waits": True}
+    culprits, reason = name_culprits(gang(inside, {**inside, "waits": False}, inside))
+    assert culprits == (1,)
+    assert reason == "it is in forward of step 7 and in no collective, the others wait in forward of step 7"
+
+
+def test_the_one_that_is_ahead_of_a_majority_is_odd() -> None:
+    behind = {"beat": 2, "phase": Phase.FORWARD, "waits": True}
+    culprits, _ = name_culprits(gang(behind, {"waits": True}, behind))
+    assert culprits == (1,)
+
+
+def test_nobody_is_named_where_all_are_alike() -> None:
+    assert name_culprits(gang()) == ((), "all workers are in exchange of step 7")
+    assert name_culprits(gang({"waits": False}, {"waits": False}, {"waits": False}))[0] == ()
+    assert name_culprits(gang(*[{"waits": True}] * 3))[0] == ()
