@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.catalog import verify_checkpoint
-from tests.cluster.zero_gang import Gang, Setup, restore_and_train, train_and_save
+from tests.cluster.zero_gang import Gang, Setup, restore_and_train, states_after_training_on, train_and_save
 
 pytestmark = pytest.mark.cluster
 
@@ -152,3 +152,11 @@ def test_before_the_first_step_there_are_no_moments(gang: Gang, reference: list[
         restored = gang.run(workers, restore_and_train, setup, str(checkpoint), 3)[0][1]
         assert restored == pytest.approx(losses, rel=1e-5)
     assert losses == pytest.approx(reference[:3], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_known_of_an_engine_holds_while_it_trains(gang: Gang, stage: int, precision: str) -> None:
+    setup = Setup(stage, precision, frozen=stage == 1)
+    for known, anew in gang.run(2, states_after_training_on, setup):
+        assert known == anew

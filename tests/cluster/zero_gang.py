@@ -234,3 +234,25 @@ def restore_and_train(setup: Setup, checkpoint: str, steps: int) -> tuple[Any, l
     losses = train(engine, progress.step, steps)
     destroy_engine(engine)
     return progress, losses, seen
+
+
+def states_after_training_on(setup: Setup) -> tuple[Any, Any]:
+    """A digest of the state after four steps, looked up by what was learned of the engine after one, and anew."""
+    import torch
+
+    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.zero_state import CapturedState, EngineState, capture
+
+    def digest(state: CapturedState) -> Any:
+        flats = [(flat.kind, flat.fragments, flat.tensor.numel(), flat.tensor.double().sum()) for flat in state.flats]
+        return repr((flats, state.tensors, state.tied, state.groups, state.counters, state.loss_scaler, state.rng))
+
+    engine = build(setup)
+    train(engine, 0, 1)
+    known = EngineState(engine)
+    train(engine, 1, 3)
+    # A module may put another tensor into the place of its buffer.
+    engine.module.steps_seen = engine.module.steps_seen + torch.ones(3, dtype=torch.int64)
+    found = digest(known.capture()), digest(capture(engine))
+    destroy_engine(engine)
+    return found
