@@ -62,8 +62,8 @@ def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **cha
 
 
 PACED = f"{ENTRIES}:train_held"
-"""Steps of 50 ms at least: whatever the machine is busy with, state reaches the vaults within a few."""
-SIXTY = {"steps": 60, "global_batch": BATCH, "lr": 1e-3}
+"""Steps of a third of a second: whatever the machine is busy with, state reaches the vaults within a few."""
+SIXTY = {"steps": 30, "global_batch": BATCH, "lr": 1e-3}
 
 
 def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(tmp_path: 
 
 
 def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 400})
+    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 80})
     struck = StrikeWhenProtected(7, 2, kill_worker)
     outcome = train(
         tmp_path,
         struck,
         PACED,
-        train={**JOB["train"], "steps": 400},
+        train={**JOB["train"], "steps": 80},
         resources={"workers": {"min": 1, "max": 3}},
         cluster={"nodes": 3},
     )
@@ -194,20 +194,20 @@ def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(tmp_path: Pa
 
 
 def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 400})
+    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 80})
     before: set[int] = set()
 
     def note_and_kill(pid: int) -> None:
         before.update(all_pids())
         kill_worker(pid)
 
-    struck = StrikeWhenProtected(300, 1, note_and_kill)  # by then the spares have imported everything
+    struck = StrikeWhenProtected(50, 1, note_and_kill)  # by then the spares have imported everything
     resources = {"workers": 2, "standby": 1}
     outcome = train(
         tmp_path,
         struck,
         PACED,
-        train={**JOB["train"], "steps": 400},
+        train={**JOB["train"], "steps": 80},
         resources=resources,
         checkpoint={"memory_interval_steps": 1},
     )
