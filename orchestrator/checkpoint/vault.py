@@ -21,6 +21,8 @@ from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""
+RETRY_S = 1.0
+"""From a copy that did not arrive to the next attempt, where there is nothing else to do."""
 _COPY_BYTES = 1 << 20
 _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""
@@ -61,6 +63,8 @@ class Vault:
         self._writer = ShardWriterThread()
         self._reports = Reports()
         self._peers: dict[int, tuple[str, ...]] = {}
+        self._late: dict[CellKey, tuple[int, float]] = {}
+        """Steps whose copies did not arrive, and when to try again. The replicating thread's own."""
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
         self.last_problem = ""
@@ -270,12 +274,18 @@ class Vault:
     # Replication --------------------------------------------------------------------------------------------------
 
     def _replicate(self) -> None:
-        while (item := self._filled.get()) is not None:
+        while True:
+            self._try_again()
+            try:
+                item = self._filled.get(timeout=RETRY_S if self._late else None)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
             if isinstance(item, ShardOrder):
                 self._order(item)
                 continue
             key, step, report = item
-            held = self._cells.get(key)
             peers = self._peers.get(key.generation)
             if peers is None:
                 continue
@@ -283,11 +293,29 @@ class Vault:
                 for peer in peers:
                     self._send_report(peer, key, step, report)
                 continue
-            if held is None:
-                continue
-            arrived = [self._copy(peer, key, held, step) for peer in peers]
-            if all(arrived):
-                held.cell.replicated_step = step
+            self._replicate_step(key, step, peers)
+
+    def _replicate_step(self, key: CellKey, step: int, peers: tuple[str, ...]) -> None:
+        """Copy a step to all peers. Where that fails it is tried again: the workers take no other snapshot until it has
+        arrived, so one that never did would leave them without any."""
+        self._late.pop(key, None)
+        held = self._cells.get(key)
+        if held is None or held.cell.slot_of(step) is None:
+            return
+        arrived = [self._copy(peer, key, held, step) for peer in peers]  # to each, whatever comes of the others
+        if all(arrived):
+            held.cell.replicated_step = step
+        else:
+            self._late[key] = step, time.monotonic() + RETRY_S
+
+    def _try_again(self) -> None:
+        """Copies that did not arrive, of the generation that is; those of others have other peers by now, or none."""
+        now_s = time.monotonic()
+        for key, (step, due_s) in list(self._late.items()):
+            if key.generation < self._newest:
+                del self._late[key]
+            elif due_s <= now_s:
+                self._replicate_step(key, step, self._peers.get(key.generation, ()))
 
     def _order(self, order: ShardOrder) -> None:
         """Copy a slot for the writer. In this thread: the slot is written again only when a later step is replicated,

@@ -119,6 +119,30 @@ def test_a_peer_that_is_gone_leaves_the_step_unreplicated(vaults: list[Vault]) -
     assert held(here) == {(1, True), (2, True)}
 
 
+def test_a_copy_that_did_not_arrive_is_sent_again(vaults: list[Vault]) -> None:
+    """The workers take no other snapshot before it has: without, one lost connection would end protection for good."""
+    here, peer = vaults
+    worker = channel(here)
+    cell = create(worker)
+    gone = Vault("127.0.0.1", TOKEN, lambda: 1 << 30)
+    gone.close()
+    channel(here).ask({"do": "peers", "generation": 3, "addresses": [gone.address]})
+    data = fill(cell, 1)
+    worker.send({"do": "filled", **key(1)})
+    eventually(lambda: "copy of rank 1, step 1" in here.last_problem)
+    channel(here).ask({"do": "peers", "generation": 3, "addresses": [peer.address]})
+    report = {"do": "report", "generation": 3, "rank": 1, "step": 2, "copy": False}
+    deadline = time.monotonic() + 5.0
+    while cell.replicated_step != 1:  # while there is always something else to do
+        worker.send(report, b"{}")
+        time.sleep(0.01)
+        assert time.monotonic() < deadline
+    assert held(peer) == {(1, False)}
+    reader = channel(peer)
+    reader.ask({"do": "read", **key(1), "offset": 0, "length": SIZE.payload_bytes})
+    assert reader.take(SIZE.payload_bytes) == data
+
+
 def test_what_is_asked_wrongly_is_refused(vaults: list[Vault]) -> None:
     here = vaults[0]
     with pytest.raises(WireError, match="wrong token"):
