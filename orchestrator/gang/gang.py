@@ -327,6 +327,7 @@ class Gang:
         if cause is not None:
             self.pacer.failures += 1
             self._unblock(listener)
+        self._forget_vaults()
         listener.drain()
         if cause is not None:
             cause = root_cause([member.failure for member in self.members if member.failure is not None])
@@ -347,6 +348,13 @@ class Gang:
             self._step = max(self._step, listener.last.step)
         stopped = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
         return GangOutcome(results, cause, stopped, self._step, regroup)
+
+    def _forget_vaults(self) -> None:
+        """Nobody is to wait for the vaults of nodes that are gone or silent."""
+        for member in self.members:
+            ending = member.failure.ending if member.failure is not None else None
+            if self.vaults is not None and ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
+                self.vaults.lose(member.hello.node_id)
 
     def _unblock(self, listener: Listener) -> None:
         """Get everybody who lives out of the collective that cannot end; who does not come out is ended."""

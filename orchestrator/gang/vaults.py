@@ -19,6 +19,7 @@ from orchestrator.gang.vault_actor import VaultActor, VaultHello
 
 ASK_TIMEOUT_S = 1.0
 START_TIMEOUT_S = 60.0
+REFUSAL_S = 0.2
 WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
 
@@ -171,6 +172,20 @@ class Vaults:
         """End the vaults of nodes that have no part in the run any more."""
         for node_id in set(self._actors) - set(keep):
             self.lose(node_id)
+
+    def refuses(self, node_id: str) -> bool:
+        """Whether a node's vault, which was there, refuses connections at once: its process is gone. Silence is not
+        that."""
+        hello = self._known.get(node_id)
+        if hello is None:
+            return False
+        try:
+            Channel.connect(hello.address, self._token, REFUSAL_S).close()
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def answers(self, node_id: str) -> bool | None:
         """Whether a node's vault answers within `ASK_TIMEOUT_S`; None where there is none that ever did."""

@@ -30,6 +30,7 @@ class Watch:
             for member in self._gang.members:
                 member.renewed_s += gap_s
         self._silence(now_s)
+        self._gone()
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
@@ -57,6 +58,21 @@ class Watch:
                 if member.hello.node_id == node_id and not member.over:
                     member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
             if vaults is not None:
+                vaults.lose(node_id)
+
+    def _gone(self) -> None:
+        """Give up members of nodes that are gone: some workers' collectives failed, and the vault of a node whose
+        workers say nothing about it refuses connections. Two signals that need no timeout."""
+        gang, vaults = self._gang, self._gang.vaults
+        if vaults is None or not any(member.failure is not None for member in gang.members):
+            return
+        waiting = [member for member in gang.members if not member.over and member.run_ref is not None]
+        for node_id in dict.fromkeys(member.hello.node_id for member in waiting):
+            if vaults.refuses(node_id):
+                for member in waiting:
+                    if member.hello.node_id == node_id:
+                        what = "its node is gone: nothing listens there any more, and others' collectives failed:"
+                        member.take_silence(what, time.monotonic())
                 vaults.lose(node_id)
 
     def _old_states(self) -> None:

@@ -52,6 +52,7 @@ class Snapshots:
         self._channel: Channel | None = None
         self._targets: dict[int, list[torch.Tensor]] = {}
         self._asking: threading.Thread | None = None
+        self._clock = time.thread_time if engine.device.type == "cpu" else time.perf_counter
         self.problem: str | None = None
         """Why there are no snapshots; None where there are, or will be."""
 
@@ -77,9 +78,11 @@ class Snapshots:
         self._asking.start()
 
     def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
-        """Copy the state after `step` into the older slot and tell the vault; seconds. `position`: first sample of the
+        """Copy the state after `step` into the older slot and tell the vault; the seconds it cost: of this thread's CPU
+        where the state lies in host memory (where others share the cores the clock would count their work too), by
+        the clock where it comes from a device. `position`: first sample of the
         next step. Call it where `replicated_step` is not NO_VAULT on any rank."""
-        started = time.perf_counter()
+        started = self._clock()
         cell = self._cell
         assert cell is not None
         assert self._state is not None
@@ -100,7 +103,7 @@ class Snapshots:
             )
         except OSError as error:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
-        return time.perf_counter() - started
+        return self._clock() - started
 
     def keep_report(self, step: int, report: dict[str, Any]) -> None:
         """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
