@@ -118,8 +118,7 @@ class RunState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RECOVERING = "recovering"
-    WAITING = "waiting"
-    """For workers, of which there are too few; state is kept."""
+    WAITING = "waiting"  # for workers, of which there are too few; state is kept
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"

@@ -34,9 +34,9 @@ def test_an_empty_home_says_how_to_start(tmp_path: Path) -> None:
 def test_runs_are_listed(recorded: Recorded) -> None:
     good, bad = recorded("good"), recorded("bad", fails_at=8)
     lines = convoy(good.root.parent, "runs").output.splitlines()
-    assert lines[0].split() == ["RUN", "STATE", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED"]
+    assert lines[0].split() == ["RUN", "STATE", "WORKERS", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED"]
     row = next(line for line in lines if good.run_id in line)
-    assert row.split()[1:6] == ["succeeded", "10/10", "4.0000", "4.5000", "2,000"]
+    assert row.split()[1:7] == ["succeeded", "2", "10/10", "4.0000", "4.5000", "2,000"]
     values = {value["id"]: value for value in json.loads(convoy(good.root.parent, "runs", "--json").output)}
     assert values[bad.run_id]["state"] == "failed"
     assert values[bad.run_id]["step"] == 7
