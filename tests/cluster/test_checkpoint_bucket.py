@@ -321,7 +321,7 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
 ) -> None:
     changes: dict[str, Any] = {
         "train": {"steps": 9, "global_batch": 4, "lr": 1e-3},
-        "checkpoint": {"interval_steps": 3, "keep_last": 3, "storage": place},
+        "checkpoint": {"interval_steps": 3, "keep_last": 3, "storage": place, "memory": False},
     }
     job, seen = load_job(write_job(tmp_path, **changes)), Cutting(link, 4, 6)
     outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())
@@ -367,7 +367,8 @@ def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Pa
         outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())
         assert (outcome.state, outcome.step) == (RunState.SUCCEEDED, 3)
         failed = seen.of(EventKind.CHECKPOINT_FAILED)
-        assert [(fields["step"], fields["fault"]) for fields in failed] == [(2, "full"), (3, "full")]
+        # The vaults may still be at step 2 when the workers find out about step 3.
+        assert sorted((fields["step"], fields["fault"]) for fields in failed) == [(2, "full"), (3, "full")]
         assert "No space left on device" in failed[0]["reason"]
         assert seen.of(EventKind.CHECKPOINT_SAVED) == seen.of(EventKind.EXPORTED) == []
         assert any("not exported" in fields["message"] for fields in seen.of(EventKind.WARNING))

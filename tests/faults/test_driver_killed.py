@@ -194,7 +194,7 @@ def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[fl
         assert second.end() == 0, second.errors()
     assert second.of("vaults.adopted") == []
     resumed = second.of("run.created")[0]["resumed_from_step"]
-    assert resumed >= 50
+    assert resumed >= 25  # that of step 50 may still have been on its way
     assert second.of("step")[0]["step"] == resumed + 1
     # Workers may have gone on, up to a checkpoint, when their driver could write nothing down any more.
     steps = current_steps(record.layout.steps)
