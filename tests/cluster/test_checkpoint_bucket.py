@@ -361,7 +361,7 @@ def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Pa
     if (mounted := subprocess.run(mount, capture_output=True)).returncode != 0:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.decode().strip()}")
     try:
-        changes = {"checkpoint": {"interval_steps": 2, "storage": str(disk)}}
+        changes = {"checkpoint": {"interval_steps": 2, "storage": str(disk), "memory": False}}
         seen = Recording()
         job = load_job(write_job(tmp_path, **changes))
         outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())

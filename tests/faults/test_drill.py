@@ -37,7 +37,10 @@ def a_job(directory: Path, **resources: object) -> Path:
 
 @pytest.mark.parametrize("fault", ["silence-node", "corrupt-shard"])
 def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
-    ended = drill(tmp_path, a_job(tmp_path, workers={"min": 1, "max": 3}), "--fault", fault)
+    # Storage is looked at only where memory holds nothing.
+    memory = "false" if fault == "corrupt-shard" else "true"
+    arguments = ("--fault", fault, "--set", f"checkpoint.memory={memory}")
+    ended = drill(tmp_path, a_job(tmp_path, workers={"min": 1, "max": 3}), *arguments)
     assert ended.returncode == 0, ended.stderr[-3000:]
     card = json.loads(ended.stdout)
     assert card["survived"] is True
