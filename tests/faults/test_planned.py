@@ -280,9 +280,6 @@ def test_below_the_minimum_it_waits_and_a_new_node_lets_it_go_on(
     (waiting,) = watcher.of(EventKind.WAITING)
     assert (waiting["have"], waiting["need"]) == (1, 2)
     assert "waiting" in seen[0]
-    assert watcher.sizes == [2]
-    assert watcher.of(EventKind.RECOVERY_STARTED) == []
-    assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["waiting"] > 0
 
 
 def test_waiting_can_be_stopped(tmp_path: Path, foreign: ForeignCluster) -> None:
