@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,11 @@ class Manifest:
         rest["groups"] = tuple(GroupEntry(**g) for g in body["groups"])
         rest["shards"] = tuple(ShardEntry(**s) for s in body["shards"])
         return cls(**rest)
+
+
+def installed_versions() -> dict[str, str]:
+    """Of what wrote a checkpoint, for `Manifest.versions`."""
+    return {name: metadata.version(name) for name in ("convoy-train", "torch", "deepspeed", "transformers")}
 
 
 def _checksum(body: dict[str, Any]) -> str:

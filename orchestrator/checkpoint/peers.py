@@ -1,7 +1,6 @@
 """Read a state that lies in vaults: this host's through shared memory, others' over the network."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +66,6 @@ class PeerReader(IntervalReader):
 
     def __init__(self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None) -> None:
         """`own_vault`: address of this node's vault, whose process is `vault_pid`: read without the network."""
-        self._token = token
         opened: list[ShardSource] = []
         indexes: list[CellIndex] = []
         small: list[dict[str, Any]] = []
@@ -77,9 +75,7 @@ class PeerReader(IntervalReader):
                 opened.append(source)
                 indexes.append(index)
                 small.append(body)
-            # A rank whose partition is all padding may have no moments.
-            moments = any(body["manifest"]["moments"] for body in small)
-            manifest = _manifest(indexes[0], {**small[0]["manifest"], "moments": moments})
+            manifest = manifest_of_state(indexes[0], [body["manifest"] for body in small])
         except BaseException:
             for source in opened:
                 source.close()
@@ -158,7 +154,7 @@ def _open(
 
 def descriptor_path(pid: int, descriptor: int) -> str:
     """Another process's open file, of the same user on the same host."""
-    return f"/proc/{os.getpid() if pid == 0 else pid}/fd/{descriptor}"
+    return f"/proc/{pid}/fd/{descriptor}"
 
 
 def _nearest_first(vaults: Sequence[str], own: str | None) -> list[str]:
@@ -169,6 +165,11 @@ def _lost(address: str, error: OSError) -> CheckpointError:
     return CheckpointError(f"the vault at {address} cannot be reached: {error}")
 
 
-def _manifest(index: CellIndex, small: dict[str, Any]) -> Manifest:
-    fields = {**small, "groups": tuple(GroupEntry(**group) for group in small["groups"])}
+def manifest_of_state(index: CellIndex, small: Sequence[dict[str, Any]]) -> Manifest:
+    """The manifest, without shards, of a state: `index` of rank 0, and what is small of every rank, rank 0 first."""
+    fields = {
+        **small[0],
+        "groups": tuple(GroupEntry(**group) for group in small[0]["groups"]),
+        "moments": any(body["moments"] for body in small),  # a rank whose partition is all padding may have none
+    }
     return Manifest(tensors=index.tensors, tied=index.tied, shards=(), **fields)

@@ -12,19 +12,17 @@ import queue
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.checkpoint.durable import abandon, write_shard
-from orchestrator.checkpoint.manifest import GroupEntry, Manifest, ShardEntry
-from orchestrator.checkpoint.peers import CellIndex
+from orchestrator.checkpoint.manifest import Manifest, ShardEntry, installed_versions
+from orchestrator.checkpoint.peers import CellIndex, manifest_of_state
 from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.errors import ConvoyError
 
 NICENESS = 10
 KEPT_ANSWERS = 32
-_VERSIONED = ("convoy-train", "torch", "deepspeed", "transformers")
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,8 @@ def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> di
     except (ConvoyError, OSError, ValueError) as error:
         return {"rank": order.rank, "error": str(error), "fault": "other"}
     answer = {"rank": order.rank, "entry": asdict(entry), "seconds": time.monotonic() - started_s}
-    answer["moments"] = small["manifest"]["moments"]
+    answer["small"] = {**small["manifest"], "extra": {**small["manifest"]["extra"], **order.extra}}
     if order.rank == 0:
-        answer["small"] = {**small["manifest"], "extra": {**small["manifest"]["extra"], **order.extra}}
         answer["index"] = index.decode()
     return answer
 
@@ -122,17 +119,11 @@ def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> di
 def manifest_of(answers: Collection[dict[str, Any]], now_s: float, spec_hash: str | None) -> Manifest:
     """The manifest of a step all of whose shards are written. Raises CheckpointError where an answer is damaged."""
     by_rank = sorted(answers, key=lambda answer: int(answer["rank"]))
-    first = by_rank[0]
-    index = CellIndex.from_bytes(str(first["index"]).encode(), "the vault of rank 0")
-    fields = dict(first["small"])
-    fields["groups"] = tuple(GroupEntry(**group) for group in fields["groups"])
-    fields["moments"] = any(answer["moments"] for answer in by_rank)
-    return Manifest(
-        tensors=index.tensors,
-        tied=index.tied,
+    index = CellIndex.from_bytes(str(by_rank[0]["index"]).encode(), "the vault of rank 0")
+    return replace(
+        manifest_of_state(index, [answer["small"] for answer in by_rank]),
         shards=tuple(ShardEntry(**answer["entry"]) for answer in by_rank),
         spec_hash=spec_hash,
-        versions={name: metadata.version(name) for name in _VERSIONED},
+        versions=installed_versions(),
         saved_at_s=now_s,
-        **fields,
     )

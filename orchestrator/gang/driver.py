@@ -212,7 +212,7 @@ class GangDriver:
         if self._vaults is not None:
             keep = spec.checkpoint
             rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-            self._gang.saves = Saves(self._vaults.endpoints, rule, spec_hash(spec))
+            self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm)

@@ -1,7 +1,6 @@
 """Workers that start in the background while the gang trains, to take the places that are empty."""
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,6 @@ import ray
 
 from orchestrator.gang.member import Member
 from orchestrator.gang.worker_actor import Hello
-
-PATIENCE_S = 60.0
-"""How long a worker that has a place may take to start before another is tried."""
 
 
 @dataclass(eq=False)
@@ -23,7 +19,6 @@ class _Recruit:
     group: Any
     hello_ref: Any
     warm_ref: Any
-    since_s: float
     hello: Hello | None = None
     warm: bool = False
 
@@ -49,7 +44,7 @@ class Recruits:
     def call(self, group: Any) -> None:
         """Have a worker started in a place, as soon as the place has a node."""
         actor = self._start(group)
-        recruit = _Recruit(actor, group, actor.hello.remote(), actor.warm.remote(self._warm), time.monotonic())
+        recruit = _Recruit(actor, group, actor.hello.remote(), actor.warm.remote(self._warm))
         self._coming.append(recruit)
 
     def send_away(self, count: int) -> None:

@@ -12,6 +12,7 @@ from orchestrator.checkpoint.catalog import directory_name, retain
 from orchestrator.checkpoint.durable import commit
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.storage import Fault, StorageError, open_storage
+from orchestrator.checkpoint.survey import VaultContact
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.checkpoint.writing import manifest_of
 from orchestrator.domain.cadence import checkpoint_interval_s
@@ -69,9 +70,9 @@ class Pacer:
 class Saves:
     """`begin` is told of each; `finished` gives the events of those that came to an end. Never blocks the driver."""
 
-    def __init__(self, endpoints: Callable[[], tuple[list[str], str]], rule: Rule, spec_hash: str | None) -> None:
-        """`endpoints`: addresses of the vaults, and their token."""
-        self._endpoints, self._rule, self._spec_hash = endpoints, rule, spec_hash
+    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule, spec_hash: str | None) -> None:
+        """`contacts`: how to reach the vaults there are now."""
+        self._contacts, self._rule, self._spec_hash = contacts, rule, spec_hash
         self._pending: queue.Queue[_Save] = queue.Queue()
         self._ended: queue.Queue[Event] = queue.Queue()
         self._open = 0
@@ -165,10 +166,12 @@ class Saves:
             time.sleep(POLL_S)
 
     def _ask_all(self, save: _Save) -> list[dict[str, Any]]:
-        addresses, token = self._endpoints()
         shards: list[dict[str, Any]] = []
-        for address in addresses:
-            with contextlib.suppress(OSError), contextlib.closing(Channel.connect(address, token, ASK_TIMEOUT_S)) as to:
+        for vault in self._contacts():
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(Channel.connect(vault.address, vault.token, ASK_TIMEOUT_S)) as to,
+            ):
                 answer, _ = to.ask({"do": "written", "generation": save.generation, "step": save.step})
                 shards += answer["shards"]
         return shards

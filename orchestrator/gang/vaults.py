@@ -18,7 +18,6 @@ from orchestrator.gang.adoption import Found, vault_name
 from orchestrator.gang.vault_actor import VaultActor, VaultHello
 
 ASK_TIMEOUT_S = 1.0
-START_TIMEOUT_S = 60.0
 REFUSAL_S = 0.2
 WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
@@ -116,14 +115,6 @@ class Vaults:
         return VaultAccess(
             address=hello.address, pid=hello.pid, token=self._token, generation=generation, attempt=self._attempt
         )
-
-    def endpoints(self) -> tuple[list[str], str]:
-        """Addresses of all vaults, and the token: for connections of one's own."""
-        return [hello.address for hello in self._known.values()], self._token
-
-    def node_of(self, address: str) -> str | None:
-        """The node whose vault has an address."""
-        return next((node_id for node_id, hello in self._known.items() if hello.address == address), None)
 
     def assign(
         self,

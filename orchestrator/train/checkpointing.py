@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -31,6 +30,7 @@ from orchestrator.checkpoint.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
+    installed_versions,
     sync_directory,
     write_durably,
 )
@@ -47,7 +47,6 @@ from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero_state import CapturedState, capture, to_storage
 
-_VERSIONED = ("convoy-train", "torch", "deepspeed", "transformers")
 T = TypeVar("T")
 
 
@@ -270,7 +269,7 @@ def _manifest(state: CapturedState, progress: Progress, parts: list[dict[str, An
         lr_scheduler=state.lr_scheduler,
         extra=progress.extra,
         spec_hash=spec_hash,
-        versions={name: metadata.version(name) for name in _VERSIONED},
+        versions=installed_versions(),
         saved_at_s=time.time(),
     )
     expected: Counter[str] = Counter()

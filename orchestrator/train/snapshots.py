@@ -96,40 +96,28 @@ class Snapshots:
             for chunk, target in zip(self._chunks, targets, strict=True):
                 target.copy_(state.flats[chunk.flat].tensor.detach()[chunk.first : chunk.last])
         cell.finish(slot, step, _small(state, step, position, extra).to_bytes())
-        try:
-            assert self._channel is not None
-            self._channel.send(
-                {"do": "filled", "generation": self._access.generation, "rank": self._rank, "step": step}
-            )
-        except OSError as error:
-            self.problem = f"the vault at {self._access.address} is gone: {error}"
+        self._tell("filled", step)
         return self._clock() - started
 
     def keep_report(self, step: int, report: dict[str, Any]) -> None:
         """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
         if self._cell is None or self._channel is None or self.problem is not None:
             return
-        frame = {"do": "report", "generation": self._access.generation, "rank": self._rank, "step": step, "copy": False}
-        try:
-            self._channel.send(frame, json.dumps(report, separators=(",", ":")).encode())
-        except OSError as error:
-            self.problem = f"the vault at {self._access.address} is gone: {error}"
+        self._tell("report", step, {"copy": False}, json.dumps(report, separators=(",", ":")).encode())
 
     def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
         """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""
-        order = {
-            "do": "store", "generation": self._access.generation, "rank": self._rank, "step": step, "place": place,
-            "name": name, "tag": f"-{self._access.attempt}{self._access.generation}", "extra": extra,
-        }  # fmt: skip
+        tag = f"-{self._access.attempt}{self._access.generation}"
+        self._tell("store", step, {"place": place, "name": name, "tag": tag, "extra": extra})
+
+    def _tell(self, what: str, step: int, more: dict[str, Any] | None = None, payload: bytes = b"") -> None:
+        """Say something of a step to the vault, which does not answer; a vault that is gone is a `problem`."""
+        frame = {"do": what, "generation": self._access.generation, "rank": self._rank, "step": step, **(more or {})}
         try:
             assert self._channel is not None
-            self._channel.send(order)
+            self._channel.send(frame, payload)
         except OSError as error:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
-
-    def holds(self, step: int) -> bool:
-        """Whether this node's vault has `step` whole."""
-        return self._cell is not None and self._cell.slot_of(step) is not None
 
     def close(self) -> None:
         """Let go of the shared memory; the vault keeps it."""
