@@ -279,7 +279,13 @@ def test_below_the_minimum_it_waits_and_a_new_node_lets_it_go_on(
     nothing_lost(outcome, undisturbed)
     (waiting,) = watcher.of(EventKind.WAITING)
     assert (waiting["have"], waiting["need"]) == (1, 2)
+    assert waiting["step"] == watcher.of(EventKind.RESIZED)[-1]["step"]
     assert "waiting" in seen[0]
+    # Nor does it lie on one node's memory alone.
+    assert waiting["step"] in [saved["step"] for saved in watcher.of(EventKind.CHECKPOINT_SAVED)]
+    assert watcher.sizes == [2]
+    assert watcher.of(EventKind.RECOVERY_STARTED) == []
+    assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["waiting"] > 0
 
 
 def test_waiting_can_be_stopped(tmp_path: Path, foreign: ForeignCluster) -> None:
