@@ -188,7 +188,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         if adopted:
             origin = training.newest()
             run.step = origin.step
-            run.keeping.tell_missing(origin.step)
+        run.keeping.tell_missing(origin.step)
         ended = training.carry(workers, origin)
         return ended
     finally:

@@ -104,18 +104,21 @@ def newest_valid(
     return None
 
 
-def retain(where: Path | Storage, rule: Rule, trusted: Collection[int] = ()) -> list[str]:
+def retain(
+    where: Path | Storage, rule: Rule, trusted: Collection[int] = (), writing: Collection[int] = ()
+) -> list[str]:
     """Remove the checkpoints that `rule` does not keep, and return the places that went.
 
     The newest valid one is never removed: where none of those kept is valid, the newest older one that is stays
     too. `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished
-    ones older than the newest finished one go as well. Raises StorageError.
+    ones older than the newest finished one go as well, but for the steps that somebody is still `writing`. Raises
+    StorageError.
     """
     storage = _storage(where)
     found = list_checkpoints(storage)
     valid = next((entry.step for entry in found if _holds(entry, trusted, storage)), None)
     going = which_to_remove([Candidate.of(entry.step, entry.manifest) for entry in found], rule, valid)
-    gone = [entry for entry in found if entry.step in going]
+    gone = [entry for entry in found if entry.step in going and not (entry.manifest is None and entry.step in writing)]
     for entry in gone:
         storage.remove(entry.name, MANIFEST)
     return [entry.place for entry in gone]

@@ -75,12 +75,13 @@ class Saves:
         self._contacts, self._rule, self._spec_hash = contacts, rule, spec_hash
         self._pending: queue.Queue[_Save] = queue.Queue()
         self._ended: queue.Queue[Event] = queue.Queue()
-        self._open = 0
+        self._open: list[int] = []
+        """Steps of those that were begun and whose event has not been fetched."""
         self._thread: threading.Thread | None = None
 
     def begin(self, generation: int, fields: dict[str, Any]) -> None:
         """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
-        self._open += 1
+        self._open.append(int(fields["step"]))
         self._pending.put(
             _Save(
                 generation,
@@ -99,7 +100,7 @@ class Saves:
     @property
     def busy(self) -> bool:
         """Vaults are writing, or have written and their event has not been fetched."""
-        return self._open > 0
+        return bool(self._open)
 
     def finished(self) -> list[Event]:
         """Events of the checkpoints that have come to an end since the last call."""
@@ -107,7 +108,7 @@ class Saves:
         with contextlib.suppress(queue.Empty):
             while True:
                 events.append(self._ended.get_nowait())
-                self._open -= 1
+                self._open.remove(int(events[-1].fields["step"]))
         return events
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -134,7 +135,7 @@ class Saves:
             manifest = manifest_of(shards, time.time(), self._spec_hash)
             commit(storage, name, manifest)
             with contextlib.suppress(StorageError):  # old ones can go another time
-                retain(storage, self._rule, trusted=(save.step,))
+                retain(storage, self._rule, trusted=(save.step,), writing=tuple(self._open))
         except CheckpointError as error:
             fault = error.fault if isinstance(error, StorageError) else Fault.OTHER
             fields = {"step": save.step, "place": save.place, "reason": error.message, "fault": fault.value}

@@ -19,15 +19,21 @@ class Retention:
     def __init__(self, layout: RunLayout, spec: CheckpointSpec) -> None:
         self._layout = layout
         self._spec = spec
+        self._writing: set[int] = set()
+        """Steps that the vaults are writing."""
 
     def on_event(self, event: Event) -> None:
         """A checkpoint was saved: it is complete, so older ones may go. A disk that fails is left to the next one."""
+        if event.kind is EventKind.CHECKPOINT_STARTED:
+            self._writing.add(int(event.fields["step"]))
+        elif event.kind in (EventKind.CHECKPOINT_SAVED, EventKind.CHECKPOINT_FAILED):
+            self._writing.discard(int(event.fields["step"]))
         if event.kind is not EventKind.CHECKPOINT_SAVED or self._spec.storage is not None:
             return
         try:
             step = int(event.fields["step"])
             rule = Rule(self._spec.keep_last, self._spec.keep_every, self._spec.keep_best)
-            retain(self._layout.checkpoints, rule, trusted=(step,))
+            retain(self._layout.checkpoints, rule, trusted=(step,), writing=self._writing)
         except StorageError:
             return
 

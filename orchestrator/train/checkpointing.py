@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -98,9 +98,10 @@ def save_checkpoint(
     rule: Rule,
     storage: Storage | None = None,
     spec_hash: str | None = None,
+    writing: Collection[int] = (),
 ) -> SavedCheckpoint:
     """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule`
-    does not keep.
+    does not keep, nor those of steps that somebody is still `writing`.
 
     Collective, at an accumulation boundary. Without a storage where the file system is not shared, old checkpoints
     are the driver's to remove. Raises CheckpointError, on every rank alike, where any rank failed: a StorageError
@@ -133,7 +134,7 @@ def save_checkpoint(
     finally:
         _tidy(place, saved)
     if dist.get_rank() == 0 and (place.shared or place.storage is not None):
-        _retire(session, place, rule, step)
+        _retire(session, place, rule, step, writing)
     return SavedCheckpoint(place.final, answers[0]["bytes"], time.perf_counter() - started_s)
 
 
@@ -314,9 +315,9 @@ def _tidy(place: _Place, saved: bool) -> None:
         shutil.rmtree(place.work, ignore_errors=True)
 
 
-def _retire(session: Session, place: _Place, rule: Rule, step: int) -> None:
+def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Collection[int]) -> None:
     try:
-        retain(place.storage or place.parent, rule, trusted=(step,))
+        retain(place.storage or place.parent, rule, trusted=(step,), writing=writing)
     except CheckpointError as error:
         session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
 

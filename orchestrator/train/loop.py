@@ -217,7 +217,14 @@ class TrainLoop:
         rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
         try:
             saved = save_checkpoint(
-                context.engine, context.session, context.plan.run_dir, outcome.step, progress, rule, self._storage
+                context.engine,
+                context.session,
+                context.plan.run_dir,
+                outcome.step,
+                progress,
+                rule,
+                self._storage,
+                writing=self._protection.stored,
             )
         except StorageError as error:
             self._unsaved = error.message

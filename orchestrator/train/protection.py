@@ -32,6 +32,8 @@ class Protection:
         """Step of the last snapshot."""
         self._spent_s = 0.0
         self._told = False
+        self.stored: set[int] = set()
+        """Steps that the vaults were told to write as checkpoints; they may be at it yet."""
         self._snapshots: Snapshots | None = None
         vault, session = context.session.vault, context.session
         if vault is not None and checkpoint.memory:
@@ -75,6 +77,7 @@ class Protection:
         if not self._held(outcome, reaches):
             return False
         assert self._snapshots is not None
+        self.stored.add(outcome.step)
         self._snapshots.store(outcome.step, place, directory_name(outcome.step), extra)
         return True
 

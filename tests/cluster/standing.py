@@ -61,6 +61,12 @@ class Driver:
             assert self._reader.is_alive(), f"it ended before step {step}: {self.errors()}"
             time.sleep(0.005)
 
+    def read_until_saved(self, step: int) -> None:
+        """Wait until a checkpoint of that step or a later one is complete: it is written in the background."""
+        while not any(event["step"] >= step for event in self.of("checkpoint.saved")):
+            assert self._reader.is_alive(), f"it ended before a checkpoint of step {step}: {self.errors()}"
+            time.sleep(0.005)
+
     def end(self) -> int:
         """Wait for its end; its exit code."""
         self._reader.join()

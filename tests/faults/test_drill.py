@@ -56,13 +56,13 @@ def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp_path: Path) -> None:
     """Three runs: undisturbed, disturbed, and undisturbed without the samples that the second left out."""
-    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "nan")
+    from_storage = ("--set", "checkpoint.memory=false")  # memory would hold a step that depends on the machine's pace
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "nan", *from_storage)
     assert ended.returncode == 0, ended.stderr[-3000:]
     card = json.loads(ended.stdout)
     assert (card["survived"], card["max_loss_difference"], card["samples_left_out"]) == (True, 0.0, 12)
     (result,) = card["faults"]
-    assert (result["fault"], result["step"]) == ("nan", 15)
-    assert result["steps_recomputed"] <= 3
+    assert (result["fault"], result["step"], result["steps_recomputed"]) == ("nan", 15, 3)
     assert 0 <= result["detection_s"] < result["first_step_s"] < 60
     runs = [path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists()]
     assert len(runs) == 3

@@ -91,6 +91,14 @@ def test_retention_leaves_a_directory_newer_than_all_that_are_finished(tmp_path:
     assert steps(tmp_path) == [4, 3]
 
 
+def test_retention_leaves_what_somebody_is_still_writing(tmp_path: Path) -> None:
+    older, slow, _ = write(tmp_path, 1, 2, 3)
+    (older / MANIFEST).unlink()
+    (slow / MANIFEST).unlink()
+    assert retain(tmp_path, Rule(1), trusted=(3,), writing=(2,)) == [str(older)]
+    assert steps(tmp_path) == [3, 2]
+
+
 def test_a_step_just_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1, 2)
     monkeypatch.setattr(catalog, "verify_checkpoint", lambda *which: pytest.fail(f"read {which}"))
