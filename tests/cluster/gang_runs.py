@@ -15,10 +15,13 @@ from typing import Any
 import psutil
 import yaml
 
+from orchestrator.data.dataset import TokenDataset
+from orchestrator.data.verify import final_lineage, verify_run
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
+from orchestrator.store.history import read_steps
 
 ENTRIES = "tests.cluster.entries"
 
@@ -113,6 +116,14 @@ def run(directory: Path, entry: str, stop_early: bool = False, **changes: Any) -
     job = load_job(write_job(directory, **changes))
     outcome = run_job(job, directory / "runs", [recording], stop, f"{ENTRIES}:{entry}")
     return outcome, recording
+
+
+def curve(outcome: RunOutcome, batch: int) -> list[float]:
+    """Losses of the final lineage, after the proof that its data is exact. `batch`: samples of a global one."""
+    steps = list(read_steps(outcome.run_dir / "steps.jsonl"))
+    data = Path(json.loads((outcome.run_dir / "data.json").read_text())["directory"])
+    assert verify_run(steps, TokenDataset.open(data), batch).ok
+    return [step.loss for step in final_lineage(steps, batch)[0]]
 
 
 def state_of(outcome: RunOutcome) -> dict[str, Any]:

@@ -18,16 +18,9 @@ from orchestrator.domain.events import EventKind, RunState
 from orchestrator.gang.cluster import start_local, sweep_stale
 from orchestrator.gang.files import TRANSPORT_VARIABLE
 from orchestrator.gang.joining import connect
-from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, run, shared_memory, state_of
+from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
 
 HOLD_A_CLUSTER = """

@@ -1,22 +1,14 @@
 """Runs on a local cluster of two nodes: what arrives at the driver, and what is left afterwards."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.events import EventKind, RunState
-from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, run, shared_memory, state_of
+from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
 
 def test_two_nodes_run_an_entry_point(tmp_path: Path, temporary_directory: Path) -> None:

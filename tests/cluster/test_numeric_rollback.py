@@ -1,7 +1,6 @@
 """Whole runs that meet a loss that is no number: what is decided, what is left out, and that nothing else shows."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,16 @@ from orchestrator.store.skips import read_skips
 from tests.cluster.gang_runs import (
     Recording,
     all_pids,
-    own_temporary_directory,
     ray_processes,
     shared_memory,
     write_job,
 )
 from tests.cluster.train_processes import TrainProcesses, train_plan
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 BATCH = 12
 STEPS = 16
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
 
 
 def train(directory: Path, recording: Recording, arranged: Arranged, **recovery: Any) -> RunOutcome:

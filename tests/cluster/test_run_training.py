@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,11 @@ from tests.cluster.gang_runs import (
     Strike,
     all_pids,
     kill_worker,
-    own_temporary_directory,
     ray_processes,
     write_job,
 )
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
 
 class StopAt(Recording):

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tests.cluster.gang_runs import (
 )
 from tests.cluster.standing import Driver, standing_cluster
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 STEPS = 240
 JOB: dict[str, Any] = {
@@ -39,13 +39,6 @@ JOB: dict[str, Any] = {
     "checkpoint": {"memory_interval_steps": 1},
     "recovery": {"memory_kept_s": 30},
 }
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import final_lineage, verify_run
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.gang.vaults import Vaults
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
@@ -30,14 +28,14 @@ from tests.cluster.gang_runs import (
     Recording,
     Strike,
     all_pids,
+    curve,
     kill_worker,
-    own_temporary_directory,
     ray_processes,
     shared_memory,
     write_job,
 )
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 BATCH = 12
 PAUSE_S = 20.0
@@ -53,24 +51,9 @@ JOB: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
-
-
 def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **changes: Any) -> RunOutcome:
     job = load_job(write_job(directory, **{**JOB, **changes}))
     return run_job(job, directory / "runs", [recording], threading.Event(), entry)
-
-
-def curve(outcome: RunOutcome) -> list[float]:
-    """Losses of the final lineage, after the proof that its data is exact."""
-    steps = list(read_steps(outcome.run_dir / "steps.jsonl"))
-    data = Path(json.loads((outcome.run_dir / "data.json").read_text())["directory"])
-    assert verify_run(steps, TokenDataset.open(data), BATCH).ok
-    return [step.loss for step in final_lineage(steps, BATCH)[0]]
 
 
 def stop_process(pid: int) -> None:
@@ -87,7 +70,7 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path) -> None:
     struck = Strike(12, 1, stop_process)
     outcome = train(tmp_path, struck)
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
     (hung,) = struck.of(EventKind.WORKER_HUNG)
     assert hung["rank"] == 1
     assert "stopped" in hung["reason"]
@@ -122,7 +105,7 @@ def test_a_worker_that_stands_still_during_a_recovery_prolongs_it(tmp_path: Path
     undisturbed, struck = train(tmp_path, Recording()), StopTheNext(12, 1, kill_worker)
     outcome = train(tmp_path, struck)
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 2)
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
     assert [fields["rank"] for fields in struck.of(EventKind.WORKER_HUNG)] == [1]
     assert [fields["source"] for fields in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "vaults"]
     assert (outcome.run_dir / "incidents" / "incident-002-stacks" / "rank-1.txt").exists()
@@ -132,7 +115,7 @@ def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path) ->
     undisturbed, recording = train(tmp_path, Recording()), Recording()
     outcome = train(tmp_path, recording, f"{ENTRIES}:hang_in_python")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
     (hung,) = recording.of(EventKind.WORKER_HUNG)
     assert (hung["rank"], hung["step"], hung["phase"]) == (1, 12, "optimizer")
     assert "in no collective, the others wait in exchange of step 12" in hung["reason"]
@@ -147,7 +130,7 @@ def test_where_all_stand_still_all_are_replaced(tmp_path: Path) -> None:
     undisturbed, recording = train(tmp_path, Recording()), Recording()
     outcome = train(tmp_path, recording, f"{ENTRIES}:everybody_hangs")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
     (hung,) = recording.of(EventKind.WORKER_HUNG)
     assert (hung["rank"], hung["step"], hung["phase"]) == (None, 12, "forward")
     assert all("a_lock_nobody_gives_back" in stacks(outcome, rank) for rank in range(2))

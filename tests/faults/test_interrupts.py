@@ -6,21 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.gang_runs import all_pids, own_temporary_directory, ray_processes, shared_memory, write_job
+from tests.cluster.gang_runs import all_pids, ray_processes, shared_memory, write_job
 
-pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 
 class Convoy:

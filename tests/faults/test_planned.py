@@ -33,7 +33,7 @@ from tests.cluster.gang_runs import (
     write_job,
 )
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 BATCH, STEPS = 12, 60
 JOB: dict[str, Any] = {
@@ -44,13 +44,6 @@ JOB: dict[str, Any] = {
     "checkpoint": {"memory_interval_steps": 1, "at_end": False},
     "recovery": {"hang_timeout_s": 120.0},  # training is held on purpose
 }
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
 
 
 @pytest.fixture(scope="module")

@@ -3,33 +3,29 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import final_lineage, verify_run
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
-from orchestrator.store.history import read_steps
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
     Strike,
     StrikeWhenProtected,
     all_pids,
+    curve,
     kill_worker,
-    own_temporary_directory,
     ray_processes,
     shared_memory,
     write_job,
 )
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 BATCH = 12
 JOB: dict[str, Any] = {
@@ -39,13 +35,6 @@ JOB: dict[str, Any] = {
     "cluster": {"nodes": 2},
     "checkpoint": {"interval_steps": 5},
 }
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(tmp_path: Path) -> Iterator[Path]:
-    """See `own_temporary_directory`. After `tmp_path`, which is made under the usual one."""
-    with own_temporary_directory() as directory:
-        yield directory
 
 
 def kill_node(pid: int) -> None:
@@ -88,21 +77,13 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
 
-def curve(outcome: RunOutcome) -> list[float]:
-    """Losses of the final lineage, after the proof that its data is exact."""
-    steps = list(read_steps(outcome.run_dir / "steps.jsonl"))
-    data = Path(json.loads((outcome.run_dir / "data.json").read_text())["directory"])
-    assert verify_run(steps, TokenDataset.open(data), BATCH).ok
-    return [step.loss for step in final_lineage(steps, BATCH)[0]]
-
-
 def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(tmp_path: Path) -> None:
     pids, shm = all_pids(), shared_memory()
     undisturbed = train(tmp_path, Recording(), train=SIXTY)
     struck = StrikeWhenProtected(12, 1, kill_worker)
     outcome = train(tmp_path, struck, PACED, train=SIXTY, checkpoint={"memory_interval_steps": 1})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
     (started,) = struck.of(EventKind.RECOVERY_STARTED)
     assert (started["rank"], started["source"]) == (1, "vaults")
     assert started["from_step"] >= started["step"] - 2
@@ -138,7 +119,7 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path
     assert sizes[0] == 3
     assert sizes[-1] == 3
     assert next(step.step for step in struck.steps if step.step > resized["step"]) == resized["step"] + 1
-    assert curve(outcome) == pytest.approx(curve(undisturbed), rel=1e-5)
+    assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
 
 
 def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
@@ -162,7 +143,7 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
     (finished,) = struck.of(EventKind.RECOVERED)
     assert finished["world_size"] == 2
     assert finished["steps_recomputed"] <= 1
-    assert curve(outcome) == pytest.approx(curve(undisturbed), rel=1e-5)
+    assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
     assert ray_processes(pids) == []
 
 
@@ -177,7 +158,7 @@ def test_a_restore_that_is_verified_makes_a_step_again(tmp_path: Path) -> None:
     (finished,) = struck.of(EventKind.RECOVERED)
     assert finished["steps_recomputed"] >= 1
     assert struck.of(EventKind.CHECKPOINT_REJECTED) == []
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
 
 
 def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(tmp_path: Path) -> None:
@@ -190,7 +171,7 @@ def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(tmp_path: Pa
     assert rejected["path"] == "vaults"
     assert "is not what was saved" in rejected["reason"]
     assert [started["source"] for started in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "storage"]
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
 
 
 def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
@@ -216,7 +197,7 @@ def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
     assert finished["world_size"] == 2
     replacement = struck.of(EventKind.WORKER_STARTED)[-2:]
     assert {fields["pid"] for fields in replacement} <= before  # none was started for it
-    assert curve(outcome) == curve(undisturbed)
+    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
 
 
 def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
