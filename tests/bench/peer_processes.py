@@ -43,8 +43,9 @@ def run_state(
     command = [sys.executable, *(launcher if what != "convert" else []), *script]
     # The launcher leaves a folder in the directory for temporary files.
     env = environment({"TMPDIR": str(directory.parent), **extensions_copy(directory.parent)})
-    arguments = ["--stage", str(stage), "--model", model, *options]
-    return run([*command, *arguments], env, watch_memory=what == "convert", timeout_s=timeout_s)
+    # The script ends itself first, with its stacks: they say where it hung.
+    arguments = ["--stage", str(stage), "--model", model, "--limit-s", str(timeout_s), *options]
+    return run([*command, *arguments], env, watch_memory=what == "convert", timeout_s=timeout_s + 30)
 
 
 def end_processes(pids: Iterable[int]) -> None:

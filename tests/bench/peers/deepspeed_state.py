@@ -9,10 +9,12 @@ Each prints one JSON line (rank 0).
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -122,7 +124,8 @@ def stall(args: argparse.Namespace) -> dict:
     figures |= {"async_save_kept_stager_s": [], "background_kept_stager_s": []}
     group = torch.distributed.new_group(backend="gloo")
     kept = new_stager()
-    for _ in range(args.rounds):
+    for index in range(args.rounds):
+        print(f"round {index} after {time.process_time():.0f} s of CPU time", file=sys.stderr, flush=True)
         figures["save_checkpoint_s"].append(timed_save(engine, args.directory / "deepspeed"))
         for stager, suffix in ((None, ""), (kept, "_kept_stager")):
             stalled, background = timed_async_save(state, args.directory / "dcp", group, stager)
@@ -222,7 +225,9 @@ def main() -> None:
     parser.add_argument("--model", type=json.loads, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--universal", action="store_true")
+    parser.add_argument("--limit-s", type=float, required=True, help="print every thread's stack and end after this")
     args, _ = parser.parse_known_args()
+    faulthandler.dump_traceback_later(args.limit_s, exit=True)
     result = {"stall": stall, "save": save, "convert": convert, "load": load}[args.what](args)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(result), flush=True)
