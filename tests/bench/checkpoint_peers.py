@@ -23,7 +23,7 @@ MODEL_110M = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 32000, "
 WORKERS = 2
 STAGES = (1, 3)
 ROUNDS = 3
-TIMEOUT_S = 420.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)

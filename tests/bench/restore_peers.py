@@ -20,7 +20,7 @@ from tests.bench.peer_processes import run_state, say
 
 SAVED_AT = 2
 LOADED_AT = 3
-TIMEOUT_S = 420.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
