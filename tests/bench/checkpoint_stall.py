@@ -33,7 +33,7 @@ class StallCourse(Course):
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
         if len(self.of(EventKind.CHECKPOINT_STARTED)) >= CHECKPOINTS and report.step % EVERY_STEPS == EVERY_STEPS - 1:
-            self.stop.set()
+            self.over.set()
 
 
 def stalls(scratch: Path, model: dict[str, int] | None = None) -> list[float]:

@@ -50,13 +50,13 @@ def train(
     timer.start()
     try:
         job = load_job(write_job(directory, name="bench", **sections))
-        outcome = run_job(job, directory / "runs", [observer], observer.stop)
+        outcome = run_job(job, directory / "runs", [observer], observer.over)
     finally:
         timer.cancel()
         end_processes(observer.stopped_pids)
     if observer.expired:
         raise RuntimeError(f"not done within {limit_s:.0f} s: {observer.last_words()}")
-    if not observer.stop.is_set():
+    if not observer.over.is_set():
         raise RuntimeError(f"the run ended before its benchmark: {outcome.state}: {outcome.reason}")
     return outcome
 
@@ -66,7 +66,7 @@ class Course(Recording):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stop = threading.Event()
+        self.over = threading.Event()
         self.expired = False
         self.pids: dict[int, int] = {}
         """Of the present gang, by rank."""
@@ -89,7 +89,7 @@ class Course(Recording):
     def expire(self) -> None:
         """The time is over."""
         self.expired = True
-        self.stop.set()
+        self.over.set()
 
     def steady(self, report: StepReport, workers: int) -> bool:
         """Whether the gang is full, has trained for a while, and its state lies in the vaults."""
@@ -183,7 +183,7 @@ class Striker(Course):
             if self._left:
                 self._strike(self._left.pop(0))
             else:
-                self.stop.set()
+                self.over.set()
 
     def _take(self, report: StepReport) -> None:
         """The first new step is there."""
@@ -198,7 +198,7 @@ class Striker(Course):
         )
         say(f"{fault}: {parts.seconds:.2f} s, {self.struck[-1].steps_recomputed} steps recomputed")
         if not self._left:
-            self.stop.set()
+            self.over.set()
         elif fault in ("node", "silent"):
             end_processes(self.stopped_pids)
             self.stopped_pids.clear()

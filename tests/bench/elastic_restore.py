@@ -59,7 +59,7 @@ class GrowCourse(Course):
         super().on_step(report)
         if report.world_size == LOADED_AT:
             self._ended.set()
-            self.stop.set()
+            self.over.set()
         elif not self._asked and self.steady(report, SAVED_AT):
             self._asked = True
             threading.Thread(target=self._cluster.add, name="add-node", daemon=True).start()

@@ -56,7 +56,7 @@ class Survivor(Course):
     def expire(self) -> None:
         """As far as it came is a result too, if it came further than the first look."""
         if len(self.held) > FIRST:
-            self.stop.set()
+            self.over.set()
         else:
             super().expire()
 
@@ -73,7 +73,7 @@ class Survivor(Course):
         process = psutil.Process(self._pid)
         self.held.append(Held(self._recoveries, own_bytes(self._pid), process.num_threads(), process.num_fds()))
         if self._recoveries >= LAST:
-            self.stop.set()
+            self.over.set()
             return
         self._waits = True
         send(signal.SIGKILL, [pid for pid in self.pids.values() if pid != self._pid])

@@ -77,7 +77,7 @@ class Joiner(Course):
         self.joins.append(Join(pause_s, lost, first.time_s - self._arrived_s))
         say(f"a node joined: training paused {pause_s:.2f} s")
         if len(self.joins) == self._times:
-            self.stop.set()
+            self.over.set()
         else:
             send(signal.SIGKILL, node_of(self.pids[max(self.pids)]))
 

@@ -37,7 +37,7 @@ class StepsCourse(Course):
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
         if len(self.steps) >= WARM_UP_STEPS + STEPS:
-            self.stop.set()
+            self.over.set()
 
     def measured(self) -> Steps:
         """Raises StatisticsError where there are no steps."""
