@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Arranged
@@ -153,7 +153,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     """Cluster, data, plan, gang; the final state, its reason and the exit code."""
     from orchestrator.gang.driver import GangDriver
 
-    origin = run.newest_checkpoint() if resume_from is not None else Origin()
+    origin, problem = _stored_origin(run) if resume_from is not None else (Origin(), None)
     if resume_from is not None and run.spec.checkpoint.verify_restore:
         for report in current_steps(resume_from.steps):
             run.remember(report)
@@ -177,6 +177,8 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         size = driver.connect()
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
+        if problem is not None and not driver.survey():
+            raise problem
         workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
         if workers is None:
             return stopped()
@@ -194,6 +196,16 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     finally:
         run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)
         driver.close()
+
+
+def _stored_origin(run: Run) -> tuple[Origin, CheckpointError | None]:
+    """What storage has to go on from; or why it has nothing, where vaults that outlived their driver may have it."""
+    try:
+        return run.newest_checkpoint(), None
+    except CheckpointError as error:
+        if run.spec.cluster.address is None or not run.spec.checkpoint.memory:
+            raise
+        return Origin(), error
 
 
 def _prepare(run: Run, driver: Any) -> PreparedData | None:

@@ -11,6 +11,11 @@ LEAVE_BEFORE_S = 5.0
 of it has to be copied."""
 
 
+def leave_before_s(step_s: float) -> float:
+    """How long before a node goes its workers leave training, where a step takes `step_s`."""
+    return LEAVE_BEFORE_S + 2 * step_s
+
+
 @dataclass(frozen=True)
 class GangShape:
     """What a planned change depends on."""
@@ -43,7 +48,7 @@ def planned_leave(shape: GangShape) -> Leave:
     if shape.doomed:
         if shape.members - shape.doomed + shape.ready >= shape.minimum:
             return Leave.REGROUP
-        over = shape.notice_s is not None and shape.notice_s <= LEAVE_BEFORE_S + 2 * shape.step_s
+        over = shape.notice_s is not None and shape.notice_s <= leave_before_s(shape.step_s)
         return Leave.PARK if over else Leave.NO
     if shape.members > shape.target:
         return Leave.REGROUP
@@ -76,9 +81,10 @@ def lineup(staying: int, ready: int, doomed: int, minimum: int, target: int) -> 
     return found if found.size >= minimum else None
 
 
-def going(draining: Mapping[str, float | None], now_s: float) -> Collection[str]:
-    """Nodes whose notice is as good as over: nobody is to begin anything there."""
-    return {node for node, at_s in draining.items() if at_s is not None and at_s - now_s <= LEAVE_BEFORE_S}
+def going(draining: Mapping[str, float | None], now_s: float, step_s: float) -> Collection[str]:
+    """Nodes whose notice is as good as over, where a step takes `step_s`: nobody is to begin anything there."""
+    before_s = leave_before_s(step_s)
+    return {node for node, at_s in draining.items() if at_s is not None and at_s - now_s <= before_s}
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
 VAULT_TIMEOUT_S = 30.0
 """From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
-SAVES_S = 20.0
-"""How long the end of a run waits for checkpoints that are being written."""
+SAVES_S, STOP_SAVES_S = 60.0, 1.0
+"""How long the end of a run, and of one that is stopped, waits for checkpoints that are being written: a newer one was
+written, in the foreground, before it came to that."""
 CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
 
@@ -121,6 +122,8 @@ class Gang:
         self.seek_more: Callable[[], None] = lambda: None
         self._server: FileAccess | None = None
         self._step = 0
+        self._step_s = 0.0
+        """Of the last step."""
         self._oom_kills_before = oom_kills()
 
     def warm(self, entries: tuple[str, ...]) -> None:
@@ -188,7 +191,7 @@ class Gang:
     @property
     def doomed(self) -> list[Member]:
         """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
-        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time())
+        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time(), self._step_s)
         return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
 
     @property
@@ -341,11 +344,11 @@ class Gang:
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
-            listener.tell(self.saves.wait(SAVES_S) if self.saves is not None else [])
+            listener.tell(self.saves.end(STOP_SAVES_S if stopping else SAVES_S) if self.saves is not None else [])
             self._end(action)
         self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
         if listener.last is not None:
-            self._step = max(self._step, listener.last.step)
+            self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
         stopped = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
         return GangOutcome(results, cause, stopped, self._step, regroup)
 

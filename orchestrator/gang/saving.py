@@ -77,11 +77,14 @@ class Saves:
         self._ended: queue.Queue[Event] = queue.Queue()
         self._open: list[int] = []
         """Steps of those that were begun and whose event has not been fetched."""
+        self._place = ""
+        """Where the last one was to go."""
         self._thread: threading.Thread | None = None
 
     def begin(self, generation: int, fields: dict[str, Any]) -> None:
         """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
         self._open.append(int(fields["step"]))
+        self._place = str(fields["place"])
         self._pending.put(
             _Save(
                 generation,
@@ -107,17 +110,22 @@ class Saves:
         events = []
         with contextlib.suppress(queue.Empty):
             while True:
-                events.append(self._ended.get_nowait())
-                self._open.remove(int(events[-1].fields["step"]))
+                event = self._ended.get_nowait()
+                if int(event.fields["step"]) in self._open:  # else it was given up
+                    self._open.remove(int(event.fields["step"]))
+                    events.append(event)
         return events
 
-    def wait(self, timeout_s: float) -> list[Event]:
-        """As `finished`, when all have come to an end, or the time is over."""
+    def end(self, timeout_s: float) -> list[Event]:
+        """As `finished`, when all have come to an end, or the time is over: what is not written by then never will
+        be, as the vaults end with the run, and has failed."""
         deadline, events = time.monotonic() + timeout_s, self.finished()
         while self._open and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)
             events += self.finished()
-        return events
+        left, self._open = self._open, []
+        reason = f"the run ended before it was written, {timeout_s:g} s were not enough"
+        return events + [_failed(step, self._place, reason, Fault.OTHER, 0.0) for step in left]
 
     def _run(self) -> None:
         while True:
@@ -138,8 +146,7 @@ class Saves:
                 retain(storage, self._rule, trusted=(save.step,), writing=tuple(self._open))
         except CheckpointError as error:
             fault = error.fault if isinstance(error, StorageError) else Fault.OTHER
-            fields = {"step": save.step, "place": save.place, "reason": error.message, "fault": fault.value}
-            return Event(EventKind.CHECKPOINT_FAILED, time.time(), {**fields, "seconds": save.stall_s})
+            return _failed(save.step, save.place, error.message, fault, save.stall_s)
         fields = {
             "step": save.step,
             "path": storage.place(name),
@@ -176,3 +183,8 @@ class Saves:
                 answer, _ = to.ask({"do": "written", "generation": save.generation, "step": save.step})
                 shards += answer["shards"]
         return shards
+
+
+def _failed(step: int, place: str, reason: str, fault: Fault, seconds: float) -> Event:
+    fields = {"step": step, "place": place, "reason": reason, "fault": fault.value, "seconds": seconds}
+    return Event(EventKind.CHECKPOINT_FAILED, time.time(), fields)
