@@ -179,7 +179,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         if problem is not None and not driver.survey():
             raise problem
-        workers = driver.start_workers(_imports(run.spec) if entry == TRAIN_ENTRY else ())
+        workers = driver.start_workers(*(_warm(run.spec) if entry == TRAIN_ENTRY else ((), ())))
         if workers is None:
             return stopped()
         data = _prepare(run, driver)
@@ -223,8 +223,9 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
     return data
 
 
-def _imports(spec: JobSpec) -> tuple[str, ...]:
-    """What workers import while the data is being prepared."""
+def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What workers import while the data is being prepared; and what those who come later, or wait, do besides."""
     name = spec.model.architecture
     model = (f"transformers.models.{name}.modeling_{name}",) if name is not None else ("transformers",)
-    return ("torch", "torch.distributed", "deepspeed", *model, "orchestrator.train.loop", "orchestrator.data.dataset")
+    base = ("torch", "torch.distributed", "deepspeed", *model, "orchestrator.train.loop", "orchestrator.data.dataset")
+    return base, (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",)

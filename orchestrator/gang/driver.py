@@ -179,8 +179,9 @@ class GangDriver:
         kept_s = self._spec.recovery.memory_kept_s
         return Vaults(self._require_cluster().local, self._run_id, kept_s)
 
-    def start_workers(self, warm: tuple[str, ...]) -> int | None:
-        """Reserve and start as many workers as fit; they import `warm` meanwhile. None where stopped.
+    def start_workers(self, warm: tuple[str, ...], later: tuple[str, ...]) -> int | None:
+        """Reserve and start as many workers as fit; they import `warm` meanwhile, and those who come to a gang that
+        trains do what `later` names too. None where stopped.
 
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
@@ -215,7 +216,7 @@ class GangDriver:
             self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
-        self._gang.warm(warm)
+        self._gang.warm(warm, later)
         return len(found)
 
     @property

@@ -126,11 +126,11 @@ class Gang:
         """Of the last step."""
         self._oom_kills_before = oom_kills()
 
-    def warm(self, entries: tuple[str, ...]) -> None:
-        """Let the workers import while the driver does something else; those who come later do too."""
+    def warm(self, entries: tuple[str, ...], later: tuple[str, ...]) -> None:
+        """Let the workers import while the driver does something else; those who come `later` have time for more."""
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
-        self.recruits = Recruits(self._start, entries)
-        self.spares = Spares(self._start_spare, self.standby, entries)
+        self.recruits = Recruits(self._start, (*entries, *later))
+        self.spares = Spares(self._start_spare, self.standby, (*entries, *later))
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""

@@ -141,7 +141,7 @@ class WorkerActor:
         """Import modules before they are needed; a `module:function` is called. Seconds. Failures wait for `run`."""
         started = time.monotonic()
         for entry in entries:
-            with contextlib.suppress(ImportError, AttributeError):
+            with contextlib.suppress(Exception):
                 found = resolve(entry)
                 if callable(found):
                     found()

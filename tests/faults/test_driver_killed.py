@@ -12,6 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.cli.main import cli
 from orchestrator.domain.events import RunState
 from orchestrator.metrics.json_file import read_json
@@ -91,8 +92,12 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, undisturbed: list[floa
         first = killed_at(home, 60, str(job))
         record = RunStore(home).read("last")
         assert record.lost
+        damaged = record.layout.checkpoint(10)  # that storage has nothing whole must not end what memory can go on with
+        damaged.mkdir(parents=True)
+        (damaged / MANIFEST).write_text("{")
         second = Driver(home, "--resume", "last")
         assert second.end() == 0, second.errors()
+        assert [event["path"] for event in second.of("checkpoint.rejected")] == [str(damaged)]
         (adopted,) = second.of("vaults.adopted")
         assert adopted["vaults"] == 2
         assert adopted["step"] >= first.of("step")[-1]["step"] - 1
