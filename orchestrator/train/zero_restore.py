@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -165,7 +166,7 @@ def _read(reader: IntervalReader, name: str, kind: Kind, start: int, target: tor
 def _update_model_weights(engine: Any, moments: bool) -> None:
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer | BF16_Optimizer):
-        optimizer.update_lp_params()
+        _gather_weights(optimizer)
         optimizer._hp_optimizer_states_linked = False
         if moments:
             optimizer._lazy_init_hp_params_optimizer_state()
@@ -186,6 +187,22 @@ def _update_model_weights(engine: Any, moments: bool) -> None:
             for parameter, master in pairs:
                 if parameter is not master:
                     parameter.data.copy_(master.data)
+
+
+def _gather_weights(optimizer: Any) -> None:
+    """As DeepSpeed's `update_lp_params`, piece by piece: gloo holds all that one collective gathers a second time, and
+    that would be the whole model."""
+    if isinstance(optimizer, BF16_Optimizer):
+        groups, masters = optimizer.bf16_partitioned_groups, optimizer.fp32_groups_flat_partition
+    else:
+        groups, masters = optimizer.parallel_partitioned_bit16_groups, optimizer.single_partition_of_fp32_groups
+    for parts, master, process_group in zip(groups, masters, optimizer.real_dp_process_group, strict=True):
+        rank = dist.get_rank(group=process_group)
+        parts[rank].data.copy_(master.data)
+        elements = max(1, _STAGING_ELEMENTS // len(parts))
+        for first in range(0, parts[rank].numel() if len(parts) > 1 else 0, elements):
+            pieces = [part.detach()[first : first + elements] for part in parts]
+            dist.all_gather(pieces, pieces[rank], group=process_group)
 
 
 def _identity(entry: TensorEntry | None) -> tuple[tuple[int, ...], Kind] | None:
