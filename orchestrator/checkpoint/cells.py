@@ -4,13 +4,15 @@ The memory is a memfd: it has no name in /dev/shm, is not bound by that mount's 
 gone with the last process that holds it, whatever way that ends. Another process of the same user maps it through
 `/proc/<pid>/fd/<n>`.
 
-Layout: a page with four int64 (magic, newest step whose copies lie where they should, step of slot 0, of slot 1;
--1 where there is none), then the slots. A slot: length of the small state (int64), the small state (JSON), and,
+Layout: a page with six int64 (magic, newest step whose copies lie where they should, step of slot 0, of slot 1; -1
+where there is none; a number that no other cell has; microseconds of CPU that its vault has spent on copies), then the
+slots. A slot: length of the small state (int64), the small state (JSON), and,
 from a page boundary on, the payload. A slot's step is written last, and taken back first.
 """
 
 import mmap
 import os
+import secrets
 import struct
 from dataclasses import dataclass
 from typing import Self
@@ -20,7 +22,7 @@ SLOTS = 2
 NONE = -1
 _MAGIC = 0x434F4E564F59
 _INT = struct.Struct("<q")
-_REPLICATED, _STEPS = 8, 16
+_REPLICATED, _STEPS, _SERIAL, _SPENT = 8, 16, 32, 40
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Cell:
             raise
         for offset in (_REPLICATED, _STEPS, _STEPS + _INT.size):
             cell._put(offset, NONE)
+        cell._put(_SERIAL, secrets.randbits(62))
         cell._put(0, _MAGIC)
         return cell
 
@@ -85,6 +88,20 @@ class Cell:
             cell.close()
             raise ValueError(f"{path} is no cell")
         return cell
+
+    @property
+    def serial(self) -> int:
+        """Tells it from every other cell."""
+        return self._get(_SERIAL)
+
+    @property
+    def spent_us(self) -> int:
+        """CPU time that the vault has spent on copies, its own and its peers', since it began; microseconds."""
+        return self._get(_SPENT)
+
+    @spent_us.setter
+    def spent_us(self, microseconds: int) -> None:
+        self._put(_SPENT, microseconds)
 
     @property
     def replicated_step(self) -> int:

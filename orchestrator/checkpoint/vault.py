@@ -10,17 +10,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.copies import Copies
 from orchestrator.checkpoint.fencing import end_writers
+from orchestrator.checkpoint.held import CellKey, Held
+from orchestrator.checkpoint.peers import descriptor_path
 from orchestrator.checkpoint.reports import Reports
 from orchestrator.checkpoint.wire import Channel, Server, WireError
 from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
 
-PEER_TIMEOUT_S = 30.0
-"""How long a peer may take for one frame."""
 RETRY_S = 1.0
 """From a copy that did not arrive to the next attempt, where there is nothing else to do."""
 _COPY_BYTES = 1 << 20
@@ -28,34 +28,18 @@ _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""
 
 
-@dataclass(frozen=True)
-class CellKey:
-    """Whose state: a rank of one generation of the gang."""
-
-    generation: int
-    rank: int
-
-
-@dataclass
-class Held:
-    """A cell and what is needed to read it."""
-
-    cell: Cell
-    world_size: int
-    index: bytes
-    """The `ShardIndex` of every slot's payload, as its file would be."""
-    own: bool
-    """Written by a worker of this node; else a peer's copy."""
-    writer: int = 0
-    """Pid of that worker."""
-
-
 class Vault:
     """Everything one node holds for a run. `serve` gives it a port; every method may be called from any thread."""
 
-    def __init__(self, host: str, token: str, memory_left: Callable[[], int]) -> None:
-        """`memory_left` says how many bytes this host could still give; a cell that would not fit is refused."""
-        self._token, self._memory_left = token, memory_left
+    def __init__(self, host: str, token: str, memory_left: Callable[[], int], shares: bool = False) -> None:
+        """`memory_left` says how many bytes this host could still give; a cell that would not fit is refused.
+
+        `shares`: peers on this very host get hold of a cell's memory itself, in place of copies of it: several nodes
+        on one machine lose all of it together anyway, and each alone, whatever way it ends, leaves it to the others.
+        """
+        self._memory_left = memory_left
+        self._spent_s = 0.0
+        """CPU time of copies, sent and received."""
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
         self._filled: queue.Queue[tuple[CellKey, int, bytes | None] | ShardOrder | None] = queue.Queue()
@@ -65,10 +49,6 @@ class Vault:
         self._peers: dict[int, tuple[str, ...]] = {}
         self._late: dict[CellKey, tuple[int, float]] = {}
         """Steps whose copies did not arrive, and when to try again. The replicating thread's own."""
-        self._channels: dict[str, Channel] = {}
-        self._told: set[tuple[str, CellKey]] = set()
-        self.last_problem = ""
-        """Why a copy did not arrive, the last time one did not."""
         self.asked_s = time.monotonic()
         """When a driver last asked for something."""
         self._newest = 0
@@ -77,7 +57,13 @@ class Vault:
         """Generations before this one are over: nothing of theirs is taken any more."""
         self._server = Server(host, token, self._handle)
         self.address = self._server.address
+        self._copies = Copies(self.address, token, shares)
         threading.Thread(target=self._replicate, name="vault-replicate", daemon=True).start()
+
+    @property
+    def last_problem(self) -> str:
+        """Why a copy did not arrive, the last time one did not."""
+        return self._copies.last_problem
 
     def close(self) -> None:
         """Hang up, and give all memory back."""
@@ -100,6 +86,7 @@ class Vault:
             "written": self._on_written,
             "peers": self._on_peers,
             "copy": self._on_copy,
+            "share": self._on_share,
             "inventory": self._on_inventory,
             "describe": self._on_describe,
             "read": self._on_read,
@@ -166,19 +153,34 @@ class Vault:
         index = channel.take(frame["index_bytes"])
         key = _key(frame)
         held = self._cells.get(key)
-        if held is None:
+        if held is None or held.shared:
             try:
                 self._require_current(frame)
                 held = self._make(frame, index, own=False)
             except OSError as error:
                 channel.send({"error": str(error)})
                 raise WireError("refused") from error  # the payload is on its way: hang up
-        slot = int(frame["slot"])
+        slot, started_s = int(frame["slot"]), time.thread_time()
         payload = held.cell.begin(slot)
         state = channel.take(frame["state_bytes"])
         channel.take_into(payload)
         held.cell.finish(slot, int(frame["step"]), state)
+        self._spend(started_s)
         channel.send({})
+
+    def _on_share(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """A peer of this host has filled a slot of memory that we hold, or are to hold, too."""
+        index, key = channel.take(frame["index_bytes"]), _key(frame)
+        held = self._cells.get(key)
+        if held is None or held.cell.serial != int(frame["serial"]):
+            try:
+                self._require_current(frame)
+                held = self._join(frame, index)
+            except (OSError, ValueError) as error:
+                channel.send({"error": str(error)})
+                return
+        known = held.cell.slot_of(int(frame["step"])) is not None
+        channel.send({} if known else {"error": f"step {frame['step']} is not there any more"})
 
     def _on_inventory(self, channel: Channel, _: dict[str, Any]) -> None:
         """Everything whole that lies here."""
@@ -197,9 +199,14 @@ class Vault:
             for slot in range(SLOTS)
             if (step := held.cell.step(slot)) >= 0
         ]
-        memory_bytes = sum(held.cell.size.total_bytes for held in cells.values())
+        memory_bytes = sum(held.cell.size.total_bytes for held in cells.values() if not held.shared)
         channel.send(
-            {"held": found, "memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
+            {
+                "held": found,
+                "memory_bytes": memory_bytes,
+                "problem": self.last_problem,
+                "generation": self._newest,
+            }
         )
 
     def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
@@ -228,7 +235,7 @@ class Vault:
         with self._lock:
             gone = [key for key in self._cells if key.generation < before]
             cells = [self._cells.pop(key) for key in gone]
-            self._told = {(peer, key) for peer, key in self._told if key not in gone}
+            self._copies.forget(gone)
             self._peers = {generation: to for generation, to in self._peers.items() if generation >= before}
         for held in cells:
             held.cell.close()
@@ -265,11 +272,28 @@ class Vault:
         key = _key(frame)
         writer = int(frame.get("pid", 0)) if own else 0
         held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own, writer)
+        return self._hold(key, held)
+
+    def _join(self, frame: dict[str, Any], index: bytes) -> Held:
+        """Hold memory of another vault of this host. Raises OSError, ValueError where it cannot be reached."""
+        size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
+        cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size)
+        if cell.serial != int(frame["serial"]) or not index:
+            cell.close()
+            raise ValueError("that is another cell")
+        return self._hold(_key(frame), Held(cell, int(frame["world_size"]), index, own=False, shared=True))
+
+    def _hold(self, key: CellKey, held: Held) -> Held:
         with self._lock:
             before, self._cells[key] = self._cells.get(key), held
         if before is not None:
             before.cell.close()
         return held
+
+    def _spend(self, since_s: float) -> None:
+        """Count CPU time of this thread."""
+        with self._lock:
+            self._spent_s += time.thread_time() - since_s
 
     # Replication --------------------------------------------------------------------------------------------------
 
@@ -291,7 +315,7 @@ class Vault:
                 continue
             if report is not None:
                 for peer in peers:
-                    self._send_report(peer, key, step, report)
+                    self._copies.report(peer, key, step, report)
                 continue
             self._replicate_step(key, step, peers)
 
@@ -302,8 +326,11 @@ class Vault:
         held = self._cells.get(key)
         if held is None or held.cell.slot_of(step) is None:
             return
-        arrived = [self._copy(peer, key, held, step) for peer in peers]  # to each, whatever comes of the others
+        started_s = time.thread_time()
+        arrived = [self._copies.bring(peer, key, held, step) for peer in peers]  # to each, whatever comes of the others
+        self._spend(started_s)
         if all(arrived):
+            held.cell.spent_us = int(self._spent_s * 1e6)
             held.cell.replicated_step = step
         else:
             self._late[key] = step, time.monotonic() + RETRY_S
@@ -328,50 +355,6 @@ class Vault:
             self._writer.refuse(order, f"no memory to copy the {held.cell.size.payload_bytes >> 20} MiB of a shard")
         else:
             self._writer.order(order, held.cell.payload(slot), held.cell.state(slot), held.index)
-
-    def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """Send a slot to a peer's vault and wait for its word; False where that fails."""
-        slot = held.cell.slot_of(step)
-        if slot is None:
-            return False
-        try:
-            channel = self._channel(peer)
-            state, size = held.cell.state(slot), held.cell.size
-            index = b"" if (peer, key) in self._told else held.index
-            header = {
-                "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
-                "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
-                "state_bytes": len(state), "index_bytes": len(index),
-            }  # fmt: skip
-            position = held.cell.payload_position(slot)
-            channel.send_file(header, index + state, held.cell.descriptor, position, size.payload_bytes)
-            channel.answer()
-        except OSError as error:
-            self.last_problem = f"copy of rank {key.rank}, step {step}, to {peer}: {error}"
-            self._hang_up(peer)
-            self._told.discard((peer, key))
-            return False
-        self._told.add((peer, key))
-        return True
-
-    def _send_report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
-        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
-        try:
-            self._channel(peer).send(frame, data)
-        except OSError as error:
-            self.last_problem = f"report of step {step}, to {peer}: {error}"
-            self._hang_up(peer)
-
-    def _channel(self, peer: str) -> Channel:
-        channel = self._channels.get(peer)
-        if channel is None:
-            channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
-        return channel
-
-    def _hang_up(self, peer: str) -> None:
-        channel = self._channels.pop(peer, None)
-        if channel is not None:
-            channel.close()
 
 
 def _key(frame: dict[str, Any]) -> CellKey:

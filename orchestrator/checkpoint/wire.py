@@ -24,6 +24,10 @@ class WireError(ConnectionError):
     """The other side hung up, refuses us, or speaks another language."""
 
 
+class RefusedError(WireError):
+    """The other side answered, and said no. The connection is as good as before."""
+
+
 class Channel:
     """One end of a connection. For one thread at a time."""
 
@@ -101,7 +105,7 @@ class Channel:
             done += received
 
     def ask(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> tuple[dict[str, Any], int]:
-        """Send a frame and receive the answer. Raises WireError with the other side's words where it refuses."""
+        """Send a frame and receive the answer. Raises RefusedError with the other side's words where it refuses."""
         self.send(header, payload)
         return self.answer()
 
@@ -109,7 +113,7 @@ class Channel:
         """The answer to a frame sent before; see `ask`."""
         header, count = self.receive()
         if "error" in header:
-            raise WireError(str(header["error"]))
+            raise RefusedError(str(header["error"]))
         return header, count
 
     def close(self) -> None:

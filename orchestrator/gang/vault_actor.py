@@ -28,6 +28,9 @@ class VaultHello:
 class VaultActor:
     """Runs a `Vault`; everything but the greeting goes through its own port."""
 
+    shares = True
+    """See `Vault`."""
+
     def __init__(self, token: str, fate_share: bool, kept_s: float | None) -> None:
         """`fate_share`: the process dies with its raylet. `kept_s`: it ends by itself once no driver has asked it
         anything for that long; None: it does not."""
@@ -36,7 +39,7 @@ class VaultActor:
         if fate_share:
             die_with_parent()
         self._token = token
-        self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left)
+        self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left, self.shares)
         if kept_s is not None:
             threading.Thread(target=self._end_alone, args=(kept_s,), name="vault-end", daemon=True).start()
 

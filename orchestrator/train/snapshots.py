@@ -53,6 +53,7 @@ class Snapshots:
         self._targets: dict[int, list[torch.Tensor]] = {}
         self._asking: threading.Thread | None = None
         self._clock = time.thread_time if engine.device.type == "cpu" else time.perf_counter
+        self._copied_us = 0
         self.problem: str | None = None
         """Why there are no snapshots; None where there are, or will be."""
 
@@ -80,8 +81,9 @@ class Snapshots:
     def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
         """Copy the state after `step` into the older slot and tell the vault; the seconds it cost: of this thread's CPU
         where the state lies in host memory (where others share the cores the clock would count their work too), by
-        the clock where it comes from a device. `position`: first sample of the
-        next step. Call it where `replicated_step` is not NO_VAULT on any rank."""
+        the clock where it comes from a device; and this node's share of what its vault spent since on copies, which
+        takes cores from training. `position`: first sample of the next step. Call it where `replicated_step` is not
+        NO_VAULT on any rank."""
         started = self._clock()
         cell = self._cell
         assert cell is not None
@@ -97,7 +99,9 @@ class Snapshots:
                 target.copy_(state.flats[chunk.flat].tensor.detach()[chunk.first : chunk.last])
         cell.finish(slot, step, _small(state, step, position, extra).to_bytes())
         self._tell("filled", step)
-        return self._clock() - started
+        before_us, self._copied_us = self._copied_us, cell.spent_us
+        copied_us = self._copied_us - before_us if before_us else 0  # the vault may be older than this gang
+        return self._clock() - started + copied_us / 1e6 / (os.cpu_count() or 1)
 
     def keep_report(self, step: int, report: dict[str, Any]) -> None:
         """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""

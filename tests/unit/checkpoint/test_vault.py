@@ -199,3 +199,64 @@ def test_memory_goes_with_the_process_that_is_killed() -> None:
         Cell.attach(path, SIZE)
     assert cell.step(0) == 1  # whoever still maps it is not hurt
     cell.close()
+
+
+def sharing(count: int) -> list[Vault]:
+    return [Vault("127.0.0.1", TOKEN, lambda: 1 << 30, shares=True) for _ in range(count)]
+
+
+def test_on_one_machine_a_peer_holds_the_memory_itself() -> None:
+    own, peer = sharing(2)
+    to = channel(own)
+    cell = create(to)
+    to.ask({"do": "peers", "generation": 3, "addresses": [peer.address]})
+    for step in (1, 2, 3):
+        fill(cell, step)
+        to.send({"do": "filled", **key(step)})
+        eventually(lambda step=step: cell.replicated_step == step)  # type: ignore[misc]
+        assert (step, False) in held(peer)
+    answer, _ = channel(peer).ask({"do": "inventory"})
+    assert answer["memory_bytes"] == 0  # none of its own
+    data = fill(cell, 4)  # nobody has told the peer: it lies there all the same
+    assert (4, False) in held(peer)
+    own.close()
+    cell.close()
+    reader = channel(peer)
+    header, count = reader.ask({"do": "read", **key(4), "offset": 5, "length": 100})
+    assert (header, reader.take(count)) == ({}, data[5:105])
+    peer.close()
+
+
+def test_a_peer_that_cannot_get_hold_of_the_memory_gets_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, peer = sharing(2)
+    monkeypatch.setattr("orchestrator.checkpoint.vault.descriptor_path", lambda pid, number: f"/proc/0/fd/{number}")
+    to = channel(own)
+    cell = create(to)
+    to.ask({"do": "peers", "generation": 3, "addresses": [peer.address]})
+    for step in (1, 2):
+        fill(cell, step)
+        to.send({"do": "filled", **key(step)})
+        eventually(lambda step=step: cell.replicated_step == step)  # type: ignore[misc]
+    assert held(peer) == {(1, False), (2, False)}
+    answer, _ = channel(peer).ask({"do": "inventory"})
+    assert answer["memory_bytes"] == SIZE.total_bytes
+    assert cell.spent_us > 0
+    for each in (own, peer):
+        each.close()
+
+
+def test_a_peer_that_is_gone_holds_nothing() -> None:
+    """However cheap it is to share: a step counts only where the peer has said that it is there."""
+    own, peer = sharing(2)
+    to = channel(own)
+    cell = create(to)
+    to.ask({"do": "peers", "generation": 3, "addresses": [peer.address]})
+    fill(cell, 1)
+    to.send({"do": "filled", **key(1)})
+    eventually(lambda: cell.replicated_step == 1)
+    peer.close()
+    fill(cell, 2)
+    to.send({"do": "filled", **key(2)})
+    eventually(lambda: "copy of rank 1, step 2" in own.last_problem)
+    assert cell.replicated_step == 1
+    own.close()

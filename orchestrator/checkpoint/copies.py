@@ -1,0 +1,111 @@
+"""How a vault's states come to its peers: over the network, or, on one machine, by letting them hold the memory too.
+
+For the one thread of a vault that replicates.
+"""
+
+import os
+
+from orchestrator.checkpoint.held import CellKey, Held
+from orchestrator.checkpoint.wire import Channel, RefusedError
+
+PEER_TIMEOUT_S = 30.0
+"""How long a peer may take for one frame."""
+
+
+class Copies:
+    """Connections to peers, and what they have heard of already."""
+
+    def __init__(self, address: str, token: str, shares: bool) -> None:
+        """`address`: of the vault itself. `shares`: see `Vault`."""
+        self._address, self._token, self._shares = address, token, shares
+        self._channels: dict[str, Channel] = {}
+        self._told: set[tuple[str, CellKey]] = set()
+        """Who has the index of what."""
+        self._apart: set[str] = set()
+        """Peers that could not get hold of memory of ours, whatever their address says."""
+        self.last_problem = ""
+        """Why a copy did not arrive, the last time one did not."""
+
+    def forget(self, keys: list[CellKey]) -> None:
+        """These cells are gone."""
+        self._told = {(peer, key) for peer, key in self._told if key not in keys}
+
+    def bring(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
+        """See to it that a peer holds a step, and has said so; whether it has."""
+        if self._shares and peer not in self._apart and _host(peer) == _host(self._address):
+            shared = self._share(peer, key, held, step)
+            if shared is not None:
+                return shared
+        return self._copy(peer, key, held, step)
+
+    def _share(self, peer: str, key: CellKey, held: Held, step: int) -> bool | None:
+        """Let a peer of this host hold the memory; None where it cannot, and needs a copy."""
+        index = b"" if (peer, key) in self._told else held.index
+        size = held.cell.size
+        header = {
+            "do": "share", "generation": key.generation, "rank": key.rank, "world_size": held.world_size, "step": step,
+            "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "index_bytes": len(index),
+            "pid": os.getpid(), "descriptor": held.cell.descriptor, "serial": held.cell.serial,
+        }  # fmt: skip
+        try:
+            self._channel(peer).ask(header, index)
+        except RefusedError:
+            if index:  # not even the first time
+                self._apart.add(peer)
+            self._told.discard((peer, key))
+            return None
+        except OSError as error:
+            return self._failed(peer, key, step, error)
+        self._told.add((peer, key))
+        return True
+
+    def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
+        """Send a slot to a peer's vault and wait for its word; False where that fails."""
+        slot = held.cell.slot_of(step)
+        if slot is None:
+            return False
+        try:
+            channel = self._channel(peer)
+            state, size = held.cell.state(slot), held.cell.size
+            index = b"" if (peer, key) in self._told else held.index
+            header = {
+                "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
+                "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
+                "state_bytes": len(state), "index_bytes": len(index),
+            }  # fmt: skip
+            position = held.cell.payload_position(slot)
+            channel.send_file(header, index + state, held.cell.descriptor, position, size.payload_bytes)
+            channel.answer()
+        except OSError as error:
+            return self._failed(peer, key, step, error)
+        self._told.add((peer, key))
+        return True
+
+    def _failed(self, peer: str, key: CellKey, step: int, error: OSError) -> bool:
+        self.last_problem = f"copy of rank {key.rank}, step {step}, to {peer}: {error}"
+        self._hang_up(peer)
+        self._told.discard((peer, key))
+        return False
+
+    def report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
+        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
+        try:
+            self._channel(peer).send(frame, data)
+        except OSError as error:
+            self.last_problem = f"report of step {step}, to {peer}: {error}"
+            self._hang_up(peer)
+
+    def _channel(self, peer: str) -> Channel:
+        channel = self._channels.get(peer)
+        if channel is None:
+            channel = self._channels[peer] = Channel.connect(peer, self._token, PEER_TIMEOUT_S)
+        return channel
+
+    def _hang_up(self, peer: str) -> None:
+        channel = self._channels.pop(peer, None)
+        if channel is not None:
+            channel.close()
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
