@@ -1,0 +1,188 @@
+"""Soak: a hundred random faults in one run of a tiny model; lost nodes are replaced, as an autoscaled cloud does.
+
+`make soak`, or `python -m tests.faults.soak --times 100`. Prints a scorecard; `--write` puts it into
+docs/reliability.md. Ends with 1 where the run did not survive, or not in time.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.numeric import Arranged, Injection
+from orchestrator.domain.report import StepReport
+from orchestrator.domain.scorecard import Fault, Scorecard, strike_steps
+from orchestrator.drill import ON_NODES, Injector, _planned, _score
+from orchestrator.service import run_job
+from orchestrator.spec.load import LoadedJob, load_job
+from orchestrator.store.skips import read_skips
+from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
+from tests.bench.measure import exit_on_sigterm
+from tests.bench.peer_processes import end_processes, say, with_environment
+from tests.cluster.gang_runs import write_job
+
+NODES, LEAST = 3, 2
+"""Nodes beside the head, a worker each; with how many of them the next fault may come."""
+STEPS_BETWEEN = 20
+LIMIT_S = 2400.0
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- soak begin -->", "<!-- soak end -->"
+
+
+def job_of(directory: Path, steps: int, **changes: Any) -> LoadedJob:
+    """The tiny model, with budgets that a hundred faults do not use up."""
+    sections = {
+        "train": {"steps": steps, "global_batch": 12, "lr": 1e-3},
+        "zero": {"stage": 1},
+        "resources": {"workers": {"min": 1, "max": NODES}},
+        "checkpoint": {"interval_steps": 100, "keep_last": 3},
+        "recovery": {"max_failures": 1_000_000, "max_rollbacks": 1_000_000, "hang_timeout_s": 5},
+        **changes,
+    }
+    return load_job(write_job(directory, name="soak", **sections))
+
+
+class Soaker(Injector):
+    """Strikes again as soon as enough workers are there and their state lies in the vaults; replaces lost nodes."""
+
+    def __init__(
+        self, home: Path, planned: Sequence[tuple[int, Fault]], draw: random.Random, cluster: HeadAndNodes, marker: str
+    ) -> None:
+        """`marker`: the TMPDIR of the cluster's processes."""
+        super().__init__(home, planned, draw)
+        self._cluster, self._marker, self._replaced = cluster, marker, 0
+        self._adding: list[threading.Thread] = []
+
+    def on_step(self, report: StepReport) -> None:
+        strikes = self._struck_s is None and bool(self._planned)
+        if strikes and (report.world_size < LEAST or report.protected_step is None):
+            self._furthest = max(self._furthest, report.step)
+            return
+        super().on_step(report)
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if event.kind is EventKind.RECOVERY_STARTED:
+            say(f"{event.time_s:.0f} fault {len(self.results)}: {event.fields['cause'][:100]}")
+        if event.kind in (EventKind.RECOVERED, EventKind.RESIZED):
+            self._replace()
+
+    def _replace(self) -> None:
+        """A new node for each that was lost or is about to go; what stands still on lost ones is ended."""
+        lost = sum(1 for result in self.results if result.fault in ON_NODES and result.detection_s is not None)
+        for _ in range(lost - self._replaced):
+            self._adding.append(threading.Thread(target=self._add, name="add-node", daemon=True))
+            self._adding[-1].start()
+        self._replaced = max(self._replaced, lost)
+
+    def _add(self) -> None:
+        for pid in with_environment("TMPDIR", self._marker):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.name() == "raylet" and process.status() == psutil.STATUS_STOPPED:
+                    end_processes([*(child.pid for child in process.children(recursive=True)), pid])
+        self._cluster.add()
+
+
+def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
+    """The undisturbed run, the struck one, and the undisturbed one without what that left out. Raises RuntimeError
+    where it takes too long."""
+    stop, began_s = threading.Event(), time.monotonic()
+    timer = threading.Timer(limit_s, stop.set)
+    timer.daemon = True
+    timer.start()
+    calm = job_of(directory, times * STEPS_BETWEEN, resources={"workers": NODES}, cluster={"nodes": NODES})
+    home = directory / "runs"
+    undisturbed = run_job(calm, home, [], stop)
+    say(f"undisturbed: {undisturbed.state}, {time.monotonic() - began_s:.0f} s")
+    draw = random.Random(seed)
+    with head_and_nodes(NODES) as cluster:
+        job = job_of(directory, times * STEPS_BETWEEN, cluster={"address": cluster.address})
+        planned = _planned(job, Fault.RANDOM, strike_steps(undisturbed.step, times), draw)
+        numeric = tuple(Injection("nan", step + 1, 0) for step, fault in planned if fault is Fault.NAN)
+        strikes = [each for each in planned if each[1] is not Fault.NAN]
+        soaker = Soaker(home, strikes, draw, cluster, os.environ["TMPDIR"])
+        outcome = run_job(job, home, [soaker], stop, arranged=Arranged(injections=numeric))
+    say(f"struck: {outcome.state} {outcome.reason or ''}, {time.monotonic() - began_s:.0f} s")
+    left_out = read_skips(RunLayout(outcome.run_dir))
+    if left_out and not stop.is_set():
+        given = tuple(replace(skip, from_step=0, fault=None) for skip in left_out)
+        undisturbed = run_job(calm, home, [], stop, arranged=Arranged(skips=given))
+    timer.cancel()
+    if stop.is_set():
+        raise RuntimeError(f"not done within {limit_s:.0f} s: {len(soaker.results)} of {times} faults")
+    return _score(job, undisturbed, outcome, soaker, times)
+
+
+def text(card: Scorecard, seconds: float) -> str:
+    """By fault: how many, and what they cost."""
+    lines = [
+        "| fault | times | detected | next step, median (worst) | steps made again, at most |",
+        "|---|---|---|---|---|",
+    ]
+    for fault, times in sorted(Counter(result.fault for result in card.faults).items()):
+        of = [result for result in card.faults if result.fault == fault]
+        seen = [result.detection_s for result in of if result.detection_s is not None]
+        back = [result.first_step_s for result in of if result.first_step_s is not None]
+        again = [result.steps_recomputed for result in of if result.steps_recomputed is not None]
+        detected = f"{statistics.median(seen):.1f} s" if seen else "-"
+        next_step = f"{statistics.median(back):.1f} s ({max(back):.1f})" if back else "-"
+        lines.append(f"| {fault} | {times} | {detected} | {next_step} | {max(again, default='-')} |")
+    difference = "none to compare" if card.max_loss_difference is None else f"{card.max_loss_difference:.1e}"
+    recovered = sum(result.recovered for result in card.faults)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} got over, in {seconds / 60:.0f} "
+            f"minutes; finished: {'yes' if card.finished else f'no: {card.reason}'}; data exactly once: "
+            f"{'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left out and recorded; "
+            f"largest loss difference {difference} (allowed {card.tolerance:g}). "
+            f"{'SURVIVED' if card.survived else 'DID NOT SURVIVE'}",
+        ]
+    )
+
+
+def write(command: str, found: str) -> None:
+    """Into docs/reliability.md, in place of the last one."""
+    document = DOCUMENT.read_text()
+    head, rest = document.split(BEGIN, 1)
+    DOCUMENT.write_text(
+        f"{head}{BEGIN}\n`{command}`, {time.strftime('%Y-%m-%d')}:\n\n{found}\n{END}{rest.split(END, 1)[1]}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak")
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds")
+    parser.add_argument("--write", action="store_true", help="put the scorecard into docs/reliability.md")
+    args = parser.parse_args()
+    exit_on_sigterm()
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="convoy-soak-") as directory:
+        card = soak(Path(directory), args.times, args.seed, args.limit)
+    found = text(card, time.monotonic() - began_s)
+    print(found, flush=True)
+    if args.write:
+        write(f"python -m tests.faults.soak --times {args.times} --seed {args.seed}", found)
+    return 0 if card.survived else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
