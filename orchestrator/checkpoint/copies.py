@@ -6,7 +6,7 @@ For the one thread of a vault that replicates.
 import os
 
 from orchestrator.checkpoint.held import CellKey, Held
-from orchestrator.checkpoint.wire import Channel, RefusedError
+from orchestrator.checkpoint.wire import Channel, RefusedError, WireError
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""
@@ -21,14 +21,17 @@ class Copies:
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
         """Who has the index of what."""
+        self._holders: dict[tuple[str, CellKey], int] = {}
+        """Who holds which memory of ours."""
         self._apart: set[str] = set()
         """Peers that could not get hold of memory of ours, whatever their address says."""
         self.last_problem = ""
         """Why a copy did not arrive, the last time one did not."""
 
     def forget(self, keys: list[CellKey]) -> None:
-        """These cells are gone."""
-        self._told = {(peer, key) for peer, key in self._told if key not in keys}
+        """These cells are gone. May be called from any thread: who has to be told once more for that is told."""
+        self._told = {(peer, key) for peer, key in list(self._told) if key not in keys}
+        self._holders = {each: serial for each, serial in list(self._holders.items()) if each[1] not in keys}
 
     def bring(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
         """See to it that a peer holds a step, and has said so; whether it has."""
@@ -39,7 +42,12 @@ class Copies:
         return self._copy(peer, key, held, step)
 
     def _share(self, peer: str, key: CellKey, held: Held, step: int) -> bool | None:
-        """Let a peer of this host hold the memory; None where it cannot, and needs a copy."""
+        """Let a peer of this host hold the memory; None where it cannot, and needs a copy.
+
+        It holds it as long as its process lives, which its end of the connection tells: nobody has to be woken up."""
+        if self._holders.get((peer, key)) == held.cell.serial:
+            gone = self._channel(peer).hung_up
+            return self._failed(peer, key, step, WireError("it is gone")) if gone else True
         index = b"" if (peer, key) in self._told else held.index
         size = held.cell.size
         header = {
@@ -57,6 +65,7 @@ class Copies:
         except OSError as error:
             return self._failed(peer, key, step, error)
         self._told.add((peer, key))
+        self._holders[peer, key] = held.cell.serial
         return True
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
@@ -103,6 +112,7 @@ class Copies:
 
     def _hang_up(self, peer: str) -> None:
         channel = self._channels.pop(peer, None)
+        self._holders = {each: serial for each, serial in list(self._holders.items()) if each[0] != peer}
         if channel is not None:
             channel.close()
 

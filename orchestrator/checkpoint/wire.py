@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -115,6 +116,13 @@ class Channel:
         if "error" in header:
             raise RefusedError(str(header["error"]))
         return header, count
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other side has hung up, where nothing is to come from it."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Hang up."""
