@@ -72,16 +72,18 @@ def pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pauses]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of the job when nothing happens to it."""
+    directory = tmp_path_factory.mktemp("undisturbed")
     with own_temporary_directory():
-        return curve(train(tmp_path_factory.mktemp("undisturbed"), Striker()))
+        return curve(train(directory, Striker()))
 
 
 @pytest.fixture(scope="module")
 def without_batch(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of the job when it never had the samples of `NAN_STEP`."""
+    directory = tmp_path_factory.mktemp("without")
     left_out = Arranged(skips=(Skip((NAN_STEP - 1) * BATCH, BATCH, 0, 0.0, None),))
     with own_temporary_directory():
-        return curve(train(tmp_path_factory.mktemp("without"), Striker(), left_out))
+        return curve(train(directory, Striker(), left_out))
 
 
 @pytest.mark.parametrize(("fault", "phase"), cells())
