@@ -178,7 +178,8 @@ class Gang:
 
     def replace_lost(self) -> None:
         """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
-        for lost in [member for member in self.members if not member.lives]:
+        taken = [member.group for member in self.members if member.lives]
+        for lost in [member for member in self.members if not member.lives and member.group not in taken]:
             spare = self.spares.take(lost.hello.node_id)
             if spare is not None:
                 self.members.append(Member(spare[0], spare[1], lost.group))
