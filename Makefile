@@ -10,12 +10,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart install dev test lint unit cluster bench docs constraints clean help
+.PHONY: quickstart install dev test lint unit cluster soak bench docs constraints clean help
 
 help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
 	@echo "make test         lint, types, import contracts and all tests"
 	@echo "make unit         unit and contract tests only (under a minute)"
+	@echo "make soak         the fault matrix's other cells (half an hour)"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
 	@echo "make clean        remove .venv, caches and build products (never runs/)"
@@ -51,13 +52,17 @@ lint: dev
 	$(BIN)/lint-imports
 
 unit: dev
-	$(BIN)/python -m pytest -q -m "unit or contract"
+	$(BIN)/python -m pytest -q -m "(unit or contract) and not soak"
 
 cluster: dev
-	$(BIN)/python -m pytest -q -m "cluster or faults or gpu"
+	$(BIN)/python -m pytest -q -m "(cluster or faults or gpu) and not soak"
 
 test: lint
 	$(BIN)/python -m pytest
+
+# What takes too long for every day, one after the other.
+soak: dev
+	$(BIN)/python -m pytest -q -m soak tests/faults/test_matrix.py
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)

@@ -146,7 +146,8 @@ class Session(Protocol):
 
     @property
     def vault(self) -> VaultAccess | None:
-        """This node's vault; None where there is none."""
+        """This node's vault; None where there is none. Between two steps it may become another one: see `use_vault` of
+        the worker's agent."""
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         """What to call, again and again from another thread, to get the training thread out of a collective whose

@@ -241,7 +241,9 @@ class GangDriver:
             if self.planned.look(gang.members):
                 self.seek()
             gang.recruits.look()
-            roll.look(gang.members)
+            if roll.look(gang.members):  # who waited is lost too: that place is to be taken as well
+                gang.replace_lost()
+                self.seek()
             now_s, request, recruits = time.monotonic(), self.request, gang.recruits
             line = lineup(len(gang.staying), recruits.ready, len(gang.doomed), request.minimum, request.maximum)
             if line is not None:

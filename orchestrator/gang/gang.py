@@ -39,6 +39,7 @@ from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
 from orchestrator.gang.saving import Pacer, Saves
 from orchestrator.gang.spares import Spares
+from orchestrator.gang.vault_care import VaultCare, protect
 from orchestrator.gang.vaults import Vaults
 from orchestrator.gang.watch import Watch
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
@@ -46,8 +47,6 @@ from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAcces
 START_TIMEOUT_S = 120.0
 INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
-VAULT_TIMEOUT_S = 30.0
-"""From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
 """How long the end of a run, and of one that is stopped, waits for checkpoints that are being written: a newer one was
 written, in the foreground, before it came to that."""
@@ -118,6 +117,7 @@ class Gang:
         self.saves: Saves | None = None
         """Checkpoints that the vaults write."""
         self.hangs = HangWatch(local, vaults)
+        self.vault_care = VaultCare(self)
         self.planned = planned
         self.seek_more: Callable[[], None] = lambda: None
         self._server: FileAccess | None = None
@@ -178,7 +178,8 @@ class Gang:
 
     def replace_lost(self) -> None:
         """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
-        for lost in [member for member in self.members if not member.lives]:
+        taken = [member.group for member in self.members if member.lives]
+        for lost in [member for member in self.members if not member.lives and member.group not in taken]:
             spare = self.spares.take(lost.hello.node_id)
             if spare is not None:
                 self.members.append(Member(spare[0], spare[1], lost.group))
@@ -214,7 +215,7 @@ class Gang:
     ) -> GangOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        self._protect(observers, stopped)
+        protect(self, observers, stopped)
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
@@ -292,25 +293,11 @@ class Gang:
             formed.append(members[index])
         self.members = formed
         if self.vaults is not None:
+            self.vaults.bury(self.node_ids())
             self.vaults.start(self.node_ids())
 
     def node_ids(self) -> list[str]:
         return list(dict.fromkeys(member.hello.node_id for member in self.members))
-
-    def _protect(self, observers: Sequence[Observer], stopped: Callable[[], bool]) -> None:
-        """Give every member its node's vault, and every vault its peers. Who has none trains on unprotected."""
-        if self.vaults is None:
-            return
-        expected = [node_id for node_id in self.node_ids() if node_id not in self.planned.draining]
-        for node_id in self.vaults.wait(expected, VAULT_TIMEOUT_S, stopped):
-            message = f"no vault on node {node_id[:8]}: its workers' state is not kept in memory until workers change"
-            for observer in observers:
-                observer.on_event(Event(EventKind.WARNING, time.time(), {"message": message}))
-        self.shield()
-        now_s = time.monotonic()
-        for member in self.members:
-            vault = self.vaults.access(member.hello.node_id, self.generation)
-            member.begin(replace(member.assignment, vault=vault), now_s)
 
     def _facts(self, stop_since_s: float | None) -> GangFacts:
         return GangFacts(
@@ -410,7 +397,9 @@ class _BoundFileServer(FileServer):
 
 def _actor_class() -> Any:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
-    methods = {name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "interrupt", "stacks")}
+    methods = {
+        name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "use_vault", "interrupt", "stacks")
+    }
     grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
     return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
         type("ConvoyWorker", (WorkerActor,), grouped)

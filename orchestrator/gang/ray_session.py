@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,10 @@ class RaySession:
     @property
     def vault(self) -> VaultAccess | None:
         return self._assignment.vault
+
+    def use_vault(self, vault: VaultAccess) -> None:
+        """Agent: the vault that `vault` names from now on."""
+        self._assignment = replace(self._assignment, vault=vault)
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         self._unblock = unblock

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ ASK_TIMEOUT_S = 1.0
 REFUSAL_S = 0.2
 WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
+BURY_S = 0.3
 
 
 class Vaults:
@@ -81,19 +83,41 @@ class Vaults:
         return [VaultContact(node_id, hello.address, self._token) for node_id, hello in list(self._known.items())]
 
     def wait(self, node_ids: Collection[str], timeout_s: float, stopped: Callable[[], bool]) -> list[str]:
-        """Wait for the vaults of these nodes, those that cannot come excepted; the nodes whose are still to come."""
+        """Wait for the vaults of these nodes, those that cannot come excepted; the nodes whose are still to come. Looks
+        once where there is no time."""
         deadline = time.monotonic() + timeout_s
         waiting = {self._pending[node_id]: node_id for node_id in node_ids if node_id in self._pending}
-        while waiting and time.monotonic() < deadline and not stopped():
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_S)
+        late: list[str] = []
+        while waiting:
+            left_s = deadline - time.monotonic()
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, min(WAIT_S, left_s)))
             for ref in ready:
                 node_id = waiting.pop(ref)
                 del self._pending[node_id]
                 try:
                     self._known[node_id] = ray.get(ref)
+                except ray.exceptions.ActorUnavailableError:  # for now: it is slow, not gone
+                    self._pending[node_id] = self._actors[node_id].hello.remote()
+                    late.append(node_id)
                 except ray.exceptions.RayError:
                     self.lose(node_id)
-        return sorted(waiting.values())
+            if (left_s <= 0 and not ready) or stopped():
+                break
+        return sorted([*waiting.values(), *late])
+
+    def ended_alone(self, node_id: str, answer: Any) -> bool:
+        """Whether a node's vault has ended while its node lives: Ray says so, in `answer` to a call that has been
+        answered, its port refuses connections, and the raylet's does not. Slow ones have not ended."""
+        return _says_ended(answer) and self.refuses(node_id) and not raylet_refuses(node_id)
+
+    def bury(self, node_ids: Collection[str]) -> None:
+        """Forget the vaults of these nodes that have ended alone: others can be started there. Waits `BURY_S` at most
+        for Ray's word."""
+        asked = {self._actors[node_id].hello.remote(): node_id for node_id in node_ids if self.refuses(node_id)}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=BURY_S) if asked else ([], [])
+        for answer in ready:
+            if self.ended_alone(asked[answer], answer):
+                self.lose(asked[answer])
 
     def lose(self, node_id: str) -> None:
         """Forget a node's vault: it is gone. Its memory, if the process still lives, is given back."""
@@ -227,11 +251,40 @@ class Vaults:
 
 
 def node_answers(vaults: Vaults | None, node_id: str) -> bool:
-    """Whether something on a node answers besides its workers: its vault, or, without one, its raylet, as Ray says."""
+    """Whether something on a node answers besides its workers: its vault, or, without one, its raylet, as Ray says. A
+    vault whose port refuses has ended, and says nothing about its node."""
     answers = vaults.answers(node_id) if vaults is not None else None
-    if answers is not None:
-        return answers
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    if vaults is None or answers is None:
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    return answers or (vaults.refuses(node_id) and not raylet_refuses(node_id))
+
+
+def raylet_refuses(node_id: str) -> bool:
+    """Whether a node's raylet is gone: it refuses connections at once, or Ray knows. Silence is not that."""
+    node = next((node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]), None)
+    if node is None:
+        return True
+    try:
+        where = node["NodeManagerAddress"], int(node["NodeManagerPort"])
+        socket.create_connection(where, timeout=REFUSAL_S).close()
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _says_ended(answer: Any) -> bool:
+    """Whether Ray answered a call of an actor with the actor's end. That it cannot be reached now is not that."""
+    try:
+        ray.get(answer)
+    except ray.exceptions.ActorUnavailableError:
+        return False
+    except ray.exceptions.RayActorError:
+        return True
+    except ray.exceptions.RayError:
+        return False
+    return False
 
 
 def _actor_class() -> Any:

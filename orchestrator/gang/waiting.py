@@ -17,9 +17,9 @@ class RollCall:
         self._asked: dict[int, tuple[Member, Any]] = {}
         self._asked_s = time.monotonic()
 
-    def look(self, members: list[Member]) -> None:
-        """Take in who has answered or died, and ask again in a while. Does not wait."""
-        now_s = time.monotonic()
+    def look(self, members: list[Member]) -> bool:
+        """Take in who has answered or died, and ask again in a while; whether somebody has died. Does not wait."""
+        now_s, died = time.monotonic(), False
         for key, (member, ref) in list(self._asked.items()):
             ready, _ = ray.wait([ref], timeout=0)
             if not ready:
@@ -29,8 +29,10 @@ class RollCall:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
                 member.take_death(error, now_s, oom_kills=0)
+                died = True
         if now_s - self._asked_s >= CHECK_S:
             self._asked_s = now_s
             for member in members:
                 if member.lives and id(member) not in self._asked:
                     self._asked[id(member)] = (member, member.actor.hello.remote())
+        return died

@@ -7,7 +7,7 @@ from orchestrator.gang.decide import Quiet, silent_nodes
 from orchestrator.gang.hangs import PAUSE_S
 from orchestrator.gang.listening import Listener
 from orchestrator.gang.regroup import Regroup
-from orchestrator.gang.vaults import node_answers
+from orchestrator.gang.vaults import node_answers, raylet_refuses
 
 PROBES = 2
 """Unanswered ones in a row before a silent node is given up."""
@@ -38,6 +38,8 @@ class Watch:
             self._gang.ask_to_save()
         if self._listener.last is not None:
             self._gang.spares.keep(self._gang.node_ids())
+        if self._listener.last is not None:
+            self._listener.tell(self._gang.vault_care.round(now_s))
         self._regroup.round(now_s, self._listener.last)
 
     def _silence(self, now_s: float) -> None:
@@ -61,14 +63,15 @@ class Watch:
                 vaults.lose(node_id)
 
     def _gone(self) -> None:
-        """Give up members of nodes that are gone: some workers' collectives failed, and the vault of a node whose
-        workers say nothing about it refuses connections. Two signals that need no timeout."""
+        """Give up members of nodes that are gone: some workers' collectives failed, and on a node whose workers say
+        nothing about it both the vault and the raylet refuse connections. Signals that need no timeout. The vault alone
+        would not do: it may have ended by itself."""
         gang, vaults = self._gang, self._gang.vaults
         if vaults is None or not any(member.failure is not None for member in gang.members):
             return
         waiting = [member for member in gang.members if not member.over and member.run_ref is not None]
         for node_id in dict.fromkeys(member.hello.node_id for member in waiting):
-            if vaults.refuses(node_id):
+            if vaults.refuses(node_id) and raylet_refuses(node_id):
                 for member in waiting:
                     if member.hello.node_id == node_id:
                         what = "its node is gone: nothing listens there any more, and others' collectives failed:"

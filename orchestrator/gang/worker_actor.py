@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.hang import Phase
-from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
+from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.outbox import Batch, Lease, Outbox
@@ -201,6 +201,13 @@ class WorkerActor:
         session = self._session
         if session is not None and session.generation == generation:
             session.request_save()
+
+    def use_vault(self, generation: int, vault: VaultAccess) -> None:
+        """Agent: keep the state in this vault from the next step boundary on: the one before has ended, or is late."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            allow_to_trace(vault.pid)
+            session.use_vault(vault)
 
     def interrupt(self, generation: int, patience_s: float) -> bool:
         """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""

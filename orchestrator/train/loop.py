@@ -159,6 +159,7 @@ class TrainLoop:
     def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
         seconds, waited = self._clock.seconds(), self._clock.waited()
         snapshot_s = self._protection.spent_s()
+        self._protection.follow()
         phases = PhaseTimes(wait_s, seconds["forward"], seconds["backward"], seconds["optimizer"], 0.0, snapshot_s)
         return RankStep(
             loss_sum=loss_sum,

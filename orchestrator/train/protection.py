@@ -10,6 +10,7 @@ from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.cadence import Cadence
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.report import StepReport
+from orchestrator.domain.session import VaultAccess
 from orchestrator.train.context import TrainContext
 from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
@@ -30,20 +31,42 @@ class Protection:
         self._cadence = Cadence(checkpoint.overhead_budget, checkpoint.memory_interval_steps)
         self._last: int | None = None
         """Step of the last snapshot."""
+        self._anew = False
+        """Some rank had no vault since then."""
         self._spent_s = 0.0
         self._told = False
         self.stored: set[int] = set()
         """Steps that the vaults were told to write as checkpoints; they may be at it yet."""
         self._snapshots: Snapshots | None = None
-        vault, session = context.session.vault, context.session
-        if vault is not None and checkpoint.memory:
-            self._snapshots = Snapshots(context.engine, vault, session.rank, session.world_size)
+        self._vault: VaultAccess | None = None
+        self.follow()
+        if self._snapshots is not None:
             self._snapshots.prepare()
+
+    def follow(self) -> None:
+        """Go over to the vault that the session names now, where that is another one: a vault that ended is replaced.
+
+        Called before the ranks exchange their facts: this rank says NO_VAULT then, and all begin anew.
+        """
+        context, vault = self._context, self._context.session.vault
+        if vault is None or vault == self._vault or not context.spec.checkpoint.memory:
+            return
+        if self._snapshots is not None:
+            if self._snapshots.asking:
+                return  # not yet: its thread would outlive it
+            self._snapshots.close()
+        session = context.session
+        self._vault, self._told = vault, False
+        self._snapshots = Snapshots(context.engine, vault, session.rank, session.world_size)
 
     @property
     def replicated_step(self) -> int:
-        """See `RankStep.replicated_step`."""
-        return NO_VAULT if self._snapshots is None else self._snapshots.replicated_step
+        """See `RankStep.replicated_step`. Where all begin anew, not before what this rank has kept has arrived at the
+        peers: a vault reads what it sends."""
+        snapshots = self._snapshots
+        if snapshots is None or (self._anew and not snapshots.settled):
+            return NO_VAULT
+        return snapshots.replicated_step
 
     def spent_s(self) -> float:
         """Seconds the last snapshot took, once."""
@@ -52,15 +75,18 @@ class Protection:
 
     def after_step(self, outcome: StepOutcome) -> bool:
         """Take a snapshot where one is due; whether the vaults hold this very step now. Collective."""
-        if self._snapshots is None:
+        if not self._context.spec.checkpoint.memory:
             return False
         self._tell_problem()
         self._cadence.measure(
             max(rank.step_s for rank in outcome.ranks), max(rank.phases.snapshot_s for rank in outcome.ranks)
         )
+        if outcome.replicated_step == NO_VAULT:
+            self._last, self._anew = None, True
         if outcome.leave.regroup:
             return self._held(outcome)
-        self._snapshots.prepare()
+        if self._snapshots is not None:
+            self._snapshots.prepare()
         if outcome.replicated_step == NO_VAULT or not self._room(outcome.replicated_step):
             return False
         if self._last is not None and outcome.step - self._last < self._cadence.steps:
@@ -98,10 +124,8 @@ class Protection:
     def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
         """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
         not `able` to or it takes too long. Collective."""
-        snapshots, device = self._snapshots, self._context.device
         for _ in range(HAND_OVER_ROUNDS):
-            replicated_step = NO_VAULT if snapshots is None or not able else snapshots.replicated_step
-            replicated_step = global_min(replicated_step, device)
+            replicated_step = global_min(self.replicated_step if able else NO_VAULT, self._context.device)
             if replicated_step == NO_VAULT:
                 return False
             if self._last == outcome.step:
@@ -116,7 +140,7 @@ class Protection:
         assert self._snapshots is not None
         position = self._order.advance(outcome.first_position, 1)
         self._spent_s += self._snapshots.take(outcome.step, position, self._extra())
-        self._last = outcome.step
+        self._last, self._anew = outcome.step, False
 
     def _tell_problem(self) -> None:
         problem = self._snapshots.problem if self._snapshots is not None else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.checkpoint.cells import Cell, CellSize
+from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.dtypes import storage_dtype
 from orchestrator.checkpoint.intervals import Range
 from orchestrator.checkpoint.peers import CellIndex, SmallState, descriptor_path
@@ -62,6 +62,17 @@ class Snapshots:
         """See `RankStep.replicated_step`."""
         cell = self._cell
         return NO_VAULT if cell is None or self.problem is not None else cell.replicated_step
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is on its way to the peers: the last snapshot has arrived, or there is none."""
+        cell = self._cell
+        return cell is None or cell.replicated_step >= max(cell.step(slot) for slot in range(SLOTS))
+
+    @property
+    def asking(self) -> bool:
+        """The vault has not answered yet."""
+        return self._asking is not None and self._asking.is_alive()
 
     def prepare(self) -> None:
         """Ask the vault for memory, once it is known how much: before the first update Adam has no moments."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,14 @@ def standing_cluster(nodes: int) -> Iterator[str]:
 class Driver:
     """`convoy run --json` in a process of its own, whose output is read as it comes."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, program: Sequence[str] = (CONVOY,)) -> None:
+        """`program`: what to run in place of `convoy`."""
         self.started_s = time.time()
         self.seen: list[dict[str, Any]] = []
         self._stderr = home.parent / f"driver-{time.time_ns()}.txt"
         with self._stderr.open("w") as errors:
             self.process = subprocess.Popen(
-                [CONVOY, "run", "--json", *arguments],
+                [*program, "run", "--json", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

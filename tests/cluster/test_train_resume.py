@@ -1,11 +1,14 @@
 """Stopping, checkpoints and resuming in real processes."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint.vault import Vault
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import TrainProcesses, train_plan
 
@@ -60,6 +63,23 @@ def test_a_stop_ends_every_rank_after_the_same_step(
     rest = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "rest", 2, resume_from=path), 2)
     assert rest.losses == whole.losses[5:]
     assert all(result.finished for result in rest.results)
+
+
+def test_a_rank_without_a_vault_does_not_leave_the_others_waiting_for_it(
+    train_processes: TrainProcesses, make_spec: Callable[..., JobSpec], prepared_lines: Path, tmp_path: Path
+) -> None:
+    """Asked to leave for the gang to be formed anew, all save to storage: the vaults cannot hold the step whole."""
+    spec = make_spec(steps=8, stage=1)
+    vault = Vault("127.0.0.1", "a token", lambda: 1 << 30)
+    try:
+        access = VaultAccess(vault.address, os.getpid(), "a token", 1)
+        plan = train_plan(spec, prepared_lines, tmp_path / "cut", 2)
+        cut = train_processes.run(plan, 2, stop_at_step=5, wish=Leave.REGROUP, vaults=(access, None))
+    finally:
+        vault.close()
+    assert [(result.step, result.regroup) for result in cut.results] == [(5, True)] * 2
+    (saved,) = [fields for kind, fields in cut.events if kind is EventKind.CHECKPOINT_SAVED]
+    assert saved["step"] == 5
 
 
 def test_an_export_and_a_sample_end_the_run(

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -30,12 +30,14 @@ IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transf
 
 @dataclass
 class FileSession:
-    """A `Session` over a shared directory. `stop_at_step`: asked to stop while this step is under way."""
+    """A `Session` over a shared directory. `stop_at_step`: asked to leave while this step is under way."""
 
     rank: int
     world_size: int
     directory: Path
     stop_at_step: int | None = None
+    wish: Leave = Leave.STOP
+    vault: VaultAccess | None = None
     local_rank: int = 0
     node_ip: str = "127.0.0.1"
     asked: int = 0
@@ -55,14 +57,10 @@ class FileSession:
     def leave(self) -> Leave:
         # Asked once a step.
         self.asked += 1
-        return Leave.STOP if self.stop_at_step is not None and self.asked >= self.stop_at_step else Leave.NO
+        return self.wish if self.stop_at_step is not None and self.asked >= self.stop_at_step else Leave.NO
 
     def save_asked(self) -> bool:
         return False
-
-    @property
-    def vault(self) -> VaultAccess | None:
-        return None
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         pass
@@ -143,16 +141,23 @@ class TrainProcesses:
             self._processes.append(process)
             self._pipes.append(ours)
 
-    def run(self, plan: TrainPlan, world_size: int, stop_at_step: int | None = None) -> Outcome:
+    def run(
+        self,
+        plan: TrainPlan,
+        world_size: int,
+        stop_at_step: int | None = None,
+        wish: Leave = Leave.STOP,
+        vaults: Sequence[VaultAccess | None] = (),
+    ) -> Outcome:
         """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
         self._cases += 1
         directory = self._scratch / f"case-{self._cases}"
         directory.mkdir(parents=True)
         pipes = self._pipes[:world_size]
         for rank, pipe in enumerate(pipes):
-            pipe.send(
-                (plan, FileSession(rank, world_size, directory, stop_at_step if rank == world_size - 1 else None))
-            )
+            vault = vaults[rank] if vaults else None
+            stop = stop_at_step if rank == world_size - 1 else None
+            pipe.send((plan, FileSession(rank, world_size, directory, stop, wish, vault)))
         answers = self._answers(pipes)
         failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:

@@ -1,0 +1,121 @@
+"""Vaults for the members of a gang: at its start, and when one comes late or ends alone while its node lives."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from orchestrator.domain.events import Event, EventKind, Observer
+
+VAULT_TIMEOUT_S = 30.0
+"""From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
+LOOK_S = 1.0
+AGAIN_S = 10.0
+"""From one start of a vault on a node to the next; twice as long each time."""
+LONGEST_S = 600.0
+
+
+def protect(gang: Any, observers: Sequence[Observer], stopped: Callable[[], bool]) -> None:
+    """Give every member its node's vault, and every vault its peers. Who has none trains on unprotected, until one
+    comes."""
+    vaults = gang.vaults
+    if vaults is None:
+        return
+    expected = [node_id for node_id in gang.node_ids() if node_id not in gang.planned.draining]
+    for node_id in vaults.wait(expected, VAULT_TIMEOUT_S, stopped):
+        message = f"no vault on node {node_id[:8]} yet: its workers' state is not kept in memory until it comes"
+        for observer in observers:
+            observer.on_event(_warning(message))
+    gang.shield()
+    now_s = time.monotonic()
+    for member in gang.members:
+        vault = vaults.access(member.hello.node_id, gang.generation)
+        member.begin(replace(member.assignment, vault=vault), now_s)
+
+
+@dataclass
+class _Starts:
+    """Of vaults on one node, in place of others."""
+
+    count: int
+    last_s: float
+
+
+class VaultCare:
+    """For a run. `round` is for a gang that trains: every member's entry point is running. It never waits for long."""
+
+    def __init__(self, gang: Any) -> None:
+        self._gang = gang
+        self._looked_s = 0.0
+        self._asked: dict[str, tuple[Any, Any]] = {}
+        """By node: its vault's actor, and what Ray is going to answer to a call of it."""
+        self._starts: dict[str, _Starts] = {}
+
+    def round(self, now_s: float) -> list[Event]:
+        """Replace vaults that have ended, and have members use those that have come; what is to be told."""
+        gang, vaults = self._gang, self._gang.vaults
+        if vaults is None or now_s - self._looked_s < LOOK_S or any(member.over for member in gang.members):
+            return []
+        self._looked_s, told = now_s, []
+        node_ids = [node_id for node_id in gang.node_ids() if node_id not in gang.planned.draining]
+        for node_id in node_ids:
+            if self._has_ended(node_id):
+                told.append(_warning(self._ended(node_id)))
+                vaults.lose(node_id)
+            if vaults.actor(node_id) is None and self._may_start(node_id, now_s):
+                vaults.start([node_id])
+        vaults.wait(node_ids, 0.0, lambda: False)
+        self._hand_over(node_ids)
+        return told
+
+    def _has_ended(self, node_id: str) -> bool:
+        """By Ray's answer to the call of the look before, and by what listens on the node; makes the next call."""
+        vaults = self._gang.vaults
+        actor, (asked, answer) = vaults.actor(node_id), self._asked.pop(node_id, (None, None))
+        if actor is None:
+            return False
+        if asked is not actor:
+            self._asked[node_id] = actor, actor.hello.remote()
+            return False
+        if not ray.wait([answer], timeout=0)[0]:
+            self._asked[node_id] = actor, answer
+            return False
+        if vaults.ended_alone(node_id, answer):
+            return True
+        self._asked[node_id] = actor, actor.hello.remote()
+        return False
+
+    def _ended(self, node_id: str) -> str:
+        access = self._gang.vaults.access(node_id, 0)
+        return (
+            f"the vault on node {node_id[:8]} (process {access.pid}) has ended while its node lives: another is "
+            "started, until then the state of its workers is not kept in memory"
+        )
+
+    def _may_start(self, node_id: str, now_s: float) -> bool:
+        """A vault that ends again and again is started ever more rarely."""
+        starts = self._starts.get(node_id, _Starts(0, now_s - AGAIN_S))
+        if now_s - starts.last_s < min(LONGEST_S, AGAIN_S * 2 ** (starts.count - 1)):
+            return False
+        self._starts[node_id] = _Starts(starts.count + 1, now_s)
+        return True
+
+    def _hand_over(self, node_ids: Sequence[str]) -> None:
+        """Tell members whose vault is another now, once it has its peers and is its peers' peer."""
+        gang = self._gang
+        found = []
+        for member in gang.members:
+            access = gang.vaults.access(member.hello.node_id, gang.generation)
+            if access is not None and access != member.assignment.vault and member.hello.node_id in node_ids:
+                found.append((member, access))
+        if found:
+            gang.shield()
+        for member, access in found:
+            member.assignment = replace(member.assignment, vault=access)
+            member.actor.use_vault.remote(gang.generation, access)
+
+
+def _warning(message: str) -> Event:
+    return Event(EventKind.WARNING, time.time(), {"message": message})

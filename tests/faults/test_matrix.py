@@ -1,0 +1,150 @@
+"""The fault matrix: every fault in every phase of a run's life. The curve is the undisturbed one, nothing is left.
+
+Phases are hit for real: a process stands still at the point (see `pauses`) while the fault strikes, and goes on after.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.numeric import Arranged, Injection, Skip
+from tests.cluster.gang_runs import all_pids, own_temporary_directory, shared_memory
+from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
+from tests.cluster.standing import standing_cluster
+from tests.faults.striking import (
+    BATCH,
+    NAN_STEP,
+    STRIKE_STEP,
+    THREE,
+    Striker,
+    curve,
+    driver_is_killed,
+    nothing_is_left,
+    strike,
+    train,
+)
+
+pytestmark = pytest.mark.faults
+
+FAULTS = ("kill-worker", "kill-node", "silence-node", "hang-rank", "nan", "corrupt-shard", "kill-driver")
+PHASES = ("step", "snapshot", "replication", "durable", "waiting", "restore")
+"""`waiting`, `restore`: in the middle of the recovery from a killed worker, before and after the new gang is formed."""
+IMPOSSIBLE = {
+    ("nan", "snapshot"): "the thread that copies the state is the one that computes losses",
+    ("nan", "waiting"): "nobody computes a loss before the gang is formed: `restore` has the next one",
+}
+QUICK = {
+    ("kill-worker", "snapshot"),
+    ("kill-worker", "waiting"),
+    ("kill-node", "replication"),
+    ("kill-node", "restore"),
+    ("silence-node", "durable"),
+    ("hang-rank", "step"),
+    ("nan", "restore"),
+    ("corrupt-shard", "durable"),
+    ("kill-driver", "replication"),
+}
+"""These run in every `make test`: every fault, every phase. The others run in `make soak`."""
+
+
+def cells() -> Iterator[Any]:
+    """Parameters of the matrix."""
+    for fault in FAULTS:
+        for phase in PHASES:
+            marks = [] if (fault, phase) in QUICK else [pytest.mark.soak]
+            if (fault, phase) in IMPOSSIBLE:
+                marks.append(pytest.mark.skip(reason=IMPOSSIBLE[fault, phase]))
+            yield pytest.param(fault, phase, marks=marks, id=f"{fault}-{phase}")
+
+
+@pytest.fixture(autouse=True)
+def pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pauses]:
+    """After `tmp_path`, which is made under the usual directory for temporary files."""
+    with own_temporary_directory() as directory:
+        monkeypatch.setenv(VARIABLE, str(directory / "pauses"))
+        let_runs_pause(monkeypatch.setattr)
+        yield Pauses(directory / "pauses")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of the job when nothing happens to it."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with own_temporary_directory():
+        return curve(train(directory, Striker()))
+
+
+@pytest.fixture(scope="module")
+def without_batch(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of the job when it never had the samples of `NAN_STEP`."""
+    directory = tmp_path_factory.mktemp("without")
+    left_out = Arranged(skips=(Skip((NAN_STEP - 1) * BATCH, BATCH, 0, 0.0, None),))
+    with own_temporary_directory():
+        return curve(train(directory, Striker(), left_out))
+
+
+@pytest.mark.parametrize(("fault", "phase"), cells())
+def test_the_curve_does_not_show_it(
+    fault: str, phase: str, tmp_path: Path, pauses: Pauses, request: pytest.FixtureRequest
+) -> None:
+    pids, shm = all_pids(), shared_memory()
+    if fault == "kill-driver":
+        killed_driver(phase, tmp_path, pauses, request.getfixturevalue("undisturbed"))
+    elif fault == "nan":
+        numeric(phase, tmp_path, pauses, request.getfixturevalue("without_batch"))
+    else:
+        struck(fault, phase, tmp_path, pauses, request.getfixturevalue("undisturbed"))
+    nothing_is_left(pids, shm)
+
+
+def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed: list[float]) -> None:
+    """A fault that comes from outside: it strikes while a process stands still in the phase."""
+    on_node = fault in ("kill-node", "silence-node")
+    victim = 2 if on_node else 1
+    with Striker(pauses, lambda striker, rank: strike(fault, striker, rank)) as striker:
+        if phase == "waiting":
+            striker.plan(Point.STEP, STRIKE_STEP, victim, first="kill-worker")
+            striker.strike_at(EventKind.RECOVERY_STARTED, 1 if on_node else 0)
+        elif phase == "restore":
+            striker.plan(Point.STEP, STRIKE_STEP, victim, first="kill-worker")
+            striker.then(Point.RESTORE, 0, 1 if on_node else 0)
+        else:
+            striker.plan(Point(phase), STRIKE_STEP, victim)
+        outcome = train(directory, striker, **(THREE if on_node else {}))
+    assert (outcome.state, outcome.reason, striker.struck) == (RunState.SUCCEEDED, None, 1), striker.story()
+    expected = undisturbed
+    if {step.world_size for step in striker.steps} != {2}:
+        expected = pytest.approx(undisturbed, rel=1e-5)
+    assert curve(outcome) == expected
+    incidents = len(striker.of(EventKind.RECOVERY_STARTED))
+    # Who is lost before the others have noticed the first loss is got over together with it.
+    assert incidents == 1 if phase not in ("waiting", "restore") else incidents in (1, 2), striker.story()
+    assert len(striker.of(EventKind.WORKER_HUNG)) == (fault == "hang-rank"), striker.story()
+    assert bool(striker.of(EventKind.CHECKPOINT_REJECTED)) == (fault == "corrupt-shard"), striker.story()
+
+
+def numeric(phase: str, directory: Path, pauses: Pauses, without_batch: list[float]) -> None:
+    """A loss that is no number, in the step after the one whose state is just being copied or written."""
+    with Striker(pauses, lambda striker, rank: None) as striker:
+        if phase in ("replication", "durable"):
+            striker.plan(Point(phase), NAN_STEP - 1, 1, hold=False, until=EventKind.RECOVERY_STARTED)
+        elif phase == "restore":
+            striker.plan(Point.BEGIN, NAN_STEP, 1, first="kill-worker")
+        outcome = train(directory, striker, Arranged(injections=(Injection("nan", NAN_STEP, 0),)))
+    assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None), striker.story()
+    assert curve(outcome) == without_batch
+    assert len(striker.of(EventKind.FAULT_INJECTED)) == 1
+    assert len(striker.of(EventKind.NUMERIC_FAULT)) == 1
+    started = striker.of(EventKind.RECOVERY_STARTED)
+    assert len(started) == (2 if phase == "restore" else 1), striker.story()
+    if phase == "restore":  # no step was made between the two
+        assert len(striker.of(EventKind.RECOVERED)) == 1, striker.story()
+
+
+def killed_driver(phase: str, directory: Path, pauses: Pauses, undisturbed: list[float]) -> None:
+    """On a cluster that outlives it; another driver goes on."""
+    with standing_cluster(2) as address:
+        assert driver_is_killed(phase, directory, pauses, address) == undisturbed
