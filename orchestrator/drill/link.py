@@ -36,7 +36,7 @@ class Link:
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RD)  # wakes its thread, and tells the other side nothing yet
             connection.close()
 
     def mend(self) -> None:
@@ -93,7 +93,8 @@ class Link:
             while data := source.recv(1 << 16):
                 sink.sendall(data)
         with self._lock:
-            self._open -= {source, sink}
-        for connection in (source, sink):
+            ended = self._open & {source, sink}  # not those that were cut: they are to be reset
+            self._open -= ended
+        for connection in ended:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
