@@ -16,7 +16,26 @@ if TYPE_CHECKING:
     from orchestrator.domain.scorecard import FaultResult, Scorecard
 
 
-@click.command()
+FAULTS = """\b
+Faults:
+  kill-worker    SIGKILL to a worker
+  kill-node      SIGKILL to every process of a node
+  silence-node   SIGSTOP to every process of a node: a machine that hangs
+  partition      the network link of a node goes down; for root: nodes get network namespaces
+  drain-node     a node is announced to go, and goes 20 s later
+  corrupt-shard  a bit of the newest checkpoint is flipped, then a worker is killed
+  disk-full      no space where checkpoints go (ENOSPC) until one has failed; for root: a small file system
+  bucket-down    the way to the bucket is cut until a checkpoint has failed; s3:// at an http:// endpoint
+  nan            a worker's loss is multiplied by NaN
+  oom            a worker gets no more memory for a step
+  hang-rank      SIGSTOP to a worker
+  slow-rank      a worker is slowed down, until it is named
+  kill-driver    SIGKILL to the run's driver; another one resumes it from storage
+  random         any of these but slow-rank that the job and this machine permit
+"""
+
+
+@click.command(epilog=FAULTS)
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option(
     "--fault",
@@ -47,23 +66,7 @@ def drill(
 
     The job runs twice: once undisturbed, once with faults spread over its steps. Where a fault made the job leave
     samples out, it runs a third time, undisturbed and without them, to compare with. Progress goes to stderr, the
-    scorecard to stdout. Faults are real:
-
-    \b
-      kill-worker    SIGKILL to a worker
-      kill-node      SIGKILL to every process of a node
-      silence-node   SIGSTOP to every process of a node: a machine that hangs
-      partition      the network link of a node goes down; for root: nodes get network namespaces
-      drain-node     a node is announced to go, and goes 20 s later
-      corrupt-shard  a bit of the newest checkpoint is flipped, then a worker is killed
-      disk-full      no space where checkpoints go (ENOSPC) until one has failed; for root: a small file system
-      bucket-down    the way to the bucket is cut until a checkpoint has failed; s3:// at an http:// endpoint
-      nan            a worker's loss is multiplied by NaN
-      oom            a worker gets no more memory for a step
-      hang-rank      SIGSTOP to a worker
-      slow-rank      a worker is slowed down, until it is named
-      kill-driver    SIGKILL to the run's driver; another one resumes it from storage
-      random         any of these but slow-rank that the job and this machine permit
+    scorecard to stdout. Faults are real; they are listed below.
 
     `detected` is the time to the event that tells of the fault, `next step` that to the end of the first step after it
     was got over; for disk-full and bucket-down, to the next checkpoint that is saved.
