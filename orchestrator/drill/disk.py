@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from orchestrator.domain.errors import UsageError
@@ -19,6 +20,7 @@ MOUNTS = Path("/proc/self/mounts")
 ROOM = "50%"
 """Of the machine's memory: the kernel's own default."""
 TRIES = 20
+LOOK_S = 0.02
 
 
 class Disk:
@@ -26,11 +28,37 @@ class Disk:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._emptied: threading.Event | None = None
+        self._lock = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
         _call("mount", "-t", "tmpfs", "-o", f"size={ROOM},mode=0755", f"{SOURCE}-{os.getpid()}", str(directory))
 
     def fill(self) -> None:
-        """No room from now on."""
+        """No room from now on: what is freed meanwhile, old checkpoints for one, is taken again within `LOOK_S`."""
+        self._shrink()
+        self._emptied = threading.Event()
+        threading.Thread(target=self._keep_full, args=(self._emptied,), name="drill-disk", daemon=True).start()
+
+    def empty(self) -> None:
+        """Room again."""
+        with self._lock:
+            emptied, self._emptied = self._emptied, None
+            if emptied is not None:
+                emptied.set()
+            _call("mount", "-o", f"remount,size={ROOM}", str(self.directory))
+
+    def close(self) -> None:
+        """Move what it holds below the mount, and unmount it."""
+        self.empty()
+        settle(self.directory)
+
+    def _keep_full(self, emptied: threading.Event) -> None:
+        while not emptied.wait(LOOK_S):
+            with self._lock:
+                if not emptied.is_set() and os.statvfs(self.directory).f_bfree:
+                    self._shrink()
+
+    def _shrink(self) -> None:
         for left in reversed(range(TRIES)):
             there = os.statvfs(self.directory)
             used_bytes = (there.f_blocks - there.f_bfree) * there.f_frsize
@@ -40,14 +68,6 @@ class Disk:
             except UsageError:  # somebody has written since we looked
                 if not left:
                     raise
-
-    def empty(self) -> None:
-        """Room again."""
-        _call("mount", "-o", f"remount,size={ROOM}", str(self.directory))
-
-    def close(self) -> None:
-        """Move what it holds below the mount, and unmount it."""
-        settle(self.directory)
 
 
 def settle(directory: Path) -> None:

@@ -77,6 +77,8 @@ class Injector:
         self.tally.on_event(event)
         if event.kind is EventKind.RUN_CREATED:
             self._pids.clear()
+            if self._means.network is not None:  # another driver's cluster has nodes at the same places
+                self._means.network.mend()
             self._layout = RunLayout(self._home / str(fields["run_id"]))
             if self._means.fills_disk and self._disk is None:
                 self._disk = Disk(Path(self._place(self._layout)))

@@ -43,6 +43,11 @@ class Network:
         index = [node.address for node in self.nodes].index(address)
         _ip("link", "set", f"{self._prefix}n{index}", "down")
 
+    def mend(self) -> None:
+        """Put all links up again: another cluster begins."""
+        for index in range(1, len(self.nodes)):
+            _ip("link", "set", f"{self._prefix}n{index}", "up")
+
     def close(self) -> None:
         """Remove all of it. Processes in the namespaces keep what they hold, and reach nobody. Idempotent."""
         remove(os.getpid())

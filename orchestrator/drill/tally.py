@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from orchestrator.checkpoint.storage import Fault as StorageFault
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scorecard import Fault, FaultResult
@@ -9,6 +10,8 @@ from orchestrator.drill.plan import ON_STORAGE
 
 LOSES_NOBODY = (*ON_STORAGE, Fault.SLOW_RANK, Fault.KILL_DRIVER)
 """The gang is not formed anew for them by a driver that lives on: the end of a recovery is not theirs."""
+SAYS = {Fault.DISK_FULL: StorageFault.FULL.value, Fault.BUCKET_DOWN: StorageFault.UNREACHABLE.value}
+"""`fault` of the event that tells of it."""
 
 
 class Tally:
@@ -102,8 +105,8 @@ class Tally:
 
 def _tells_of(event: Event, fault: Fault, rank: int | None) -> bool:
     """Whether it is the event by which a fault without a recovery is known."""
-    if fault in ON_STORAGE:
-        return event.kind is EventKind.CHECKPOINT_FAILED
+    if fault in ON_STORAGE:  # a checkpoint may fail for another reason, with a lost vault for one
+        return event.kind is EventKind.CHECKPOINT_FAILED and event.fields["fault"] == SAYS[fault]
     if fault is Fault.KILL_DRIVER:
         return event.kind is EventKind.RUN_CREATED
     if fault is Fault.DRAIN_NODE:

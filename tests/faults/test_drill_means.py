@@ -76,16 +76,21 @@ def test_a_full_disk_is_one_and_its_files_stay(tmp_path: Path) -> None:
     directory = tmp_path / "with a blank"
     there = disk.Disk(directory)
     storage = LocalStorage(directory)
+    storage.put("zero", "file", [b"there"], 5)
     storage.put("one", "file", [bytes(100_000)], 100_000)
     there.fill()
     with pytest.raises(StorageError, match="No space left on device") as raised:
         storage.put("two", "file", [bytes(100_000)], 100_000)
     assert raised.value.fault is Fault.FULL
+    storage.remove("one", "file")  # as retention does: nobody is helped by that
+    time.sleep(0.3)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.put("two", "file", [bytes(100_000)], 100_000)
     there.empty()
     storage.put("three", "file", [b"more"], 4)
     there.close()
     assert not os.path.ismount(directory)
-    assert {name: storage.sizes(name) for name in ("one", "three")} == {"one": {"file": 100_000}, "three": {"file": 4}}
+    assert {name: storage.sizes(name) for name in ("zero", "three")} == {"zero": {"file": 5}, "three": {"file": 4}}
     assert [path.name for path in tmp_path.iterdir()] == [directory.name]
 
 
@@ -113,6 +118,8 @@ def test_a_node_that_is_cut_off_is_neither_reached_nor_refused() -> None:
         net.cut(second)
         assert pings(first)
         assert not pings(second)
+        net.mend()
+        assert pings(second)
     finally:
         net.close()
     assert not any(Path(str(node.namespace)).exists() for node in net.nodes[1:])

@@ -25,7 +25,7 @@ from orchestrator.drill.plan import (
     plan,
 )
 from orchestrator.drill.shards import corrupt_newest
-from orchestrator.drill.tally import Tally
+from orchestrator.drill.tally import SAYS, Tally
 from orchestrator.spec.load import LoadedJob, load_job
 from tests.cluster.entries import a_step
 from tests.cluster.gang_runs import write_job
@@ -171,7 +171,9 @@ def test_failing_storage_is_over_when_a_checkpoint_is_saved_again(fault: Fault) 
     score.tell(EventKind.CHECKPOINT_SAVED, 100.1, step=6)  # it was under way
     score.step(8, 101)
     assert (score.tally.open, score.tally.known) == (fault, False)
-    score.tell(EventKind.CHECKPOINT_FAILED, 102, step=8, fault="full")
+    score.tell(EventKind.CHECKPOINT_FAILED, 101.5, step=7, fault="other")  # for another reason
+    assert not score.tally.known
+    score.tell(EventKind.CHECKPOINT_FAILED, 102, step=8, fault=SAYS[fault])
     score.step(9, 103)
     assert score.tally.known
     score.tell(EventKind.CHECKPOINT_SAVED, 104, step=10)
