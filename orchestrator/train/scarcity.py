@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,12 @@ from orchestrator.train.context import TrainContext
 LARGEST_BYTES = 16 << 20
 """Below what glibc takes from the kernel directly (`MALLOC_MMAP_THRESHOLD_`): that is refused anyway."""
 SMALLEST_BYTES = 32 << 10
-"""Free pieces below this are left: other threads of the process, Ray's among them, end it where they get nothing."""
+"""Free pieces below this are left."""
+SPARED = 64
+"""Pieces of that size that are left apart from each other: other threads of the process, Ray's among them, end it where
+they get nothing."""
+TELL_S = 0.3
+"""For the driver to hear of it before: a process that has no memory may not live to tell. It is in `detected`."""
 
 
 class Scarcity:
@@ -34,6 +40,7 @@ class Scarcity:
             return
         session, device = self._context.session, self._context.device
         session.report_event(EventKind.FAULT_INJECTED, {"fault": "oom", "step": step, "rank": session.rank})
+        time.sleep(TELL_S)
         with _device_full(device) if device.type == "cuda" else _address_space_full():
             yield
 
@@ -43,6 +50,7 @@ def _address_space_full() -> Iterator[None]:
     """RLIMIT_AS is set to what the process has, and what its allocator has free is used up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     held: list[torch.Tensor] = []
+    spared = [torch.empty(SMALLEST_BYTES, dtype=torch.uint8) for _ in range(2 * SPARED)]
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
@@ -50,6 +58,7 @@ def _address_space_full() -> Iterator[None]:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE"), hard))
         _use_up(held, torch.device("cpu"))
+        del spared[::2]
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
