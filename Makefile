@@ -16,7 +16,7 @@ help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
 	@echo "make test         lint, types, import contracts and all tests"
 	@echo "make unit         unit and contract tests only (under a minute)"
-	@echo "make soak         the fault matrix's other cells (half an hour)"
+	@echo "make soak         the fault matrix's other cells, and a hundred random faults in one run"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
 	@echo "make clean        remove .venv, caches and build products (never runs/)"
@@ -63,6 +63,7 @@ test: lint
 # What takes too long for every day, one after the other.
 soak: dev
 	$(BIN)/python -m pytest -q -m soak tests/faults/test_matrix.py
+	$(BIN)/python -m tests.faults.soak --times 100
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)

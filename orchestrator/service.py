@@ -11,10 +11,10 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
+from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import Arranged
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.json_file import read_json, write_json
@@ -65,7 +65,7 @@ def run_job(
     layout.spec.write_text(dump_job(job.spec))
     write_json(layout.data, {"job_dir": str(run.job_dir)})
     if arranged is not None:
-        run.injections = arranged.injections
+        run.injections, run.nodes = arranged.injections, arranged.nodes
         write_skips(layout, arranged.skips)
     return _carry(run, observers, entry, resume_from=None)
 
@@ -76,8 +76,10 @@ def resume_run(
     observers: Sequence[Observer],
     stop: threading.Event,
     entry: str = TRAIN_ENTRY,
+    arranged: Arranged | None = None,
 ) -> RunOutcome:
-    """Go on with a run from its newest valid checkpoint, or from the start where it has none.
+    """Go on with a run from its newest valid checkpoint, or from the start where it has none. What is left out of it
+    was decided before: of `arranged` that does not count.
 
     Raises UsageError where it already succeeded or somebody drives it, CheckpointError where checkpoints exist and
     none of them is whole.
@@ -94,6 +96,8 @@ def resume_run(
         job = load_job(record.layout.spec)
         facts = read_json(record.layout.data) or {}
         run = Run(job.spec, Path(str(facts.get("job_dir") or record.layout.root)), record.layout, store, stop)
+        if arranged is not None:
+            run.injections, run.nodes = arranged.injections, arranged.nodes
     except BaseException as error:
         store.set_state(record.layout, RunState.FAILED, f"could not be resumed: {error}")
         raise
@@ -169,9 +173,8 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     )
     run.enter(RunState.PREPARING)
     require_storage(run.layout, run.spec.checkpoint.storage)
-    driver = GangDriver(
-        run.spec, dict(os.environ), run.stop.is_set, ScaleFiles(run.layout), run.emit, run.layout.run_id
-    )
+    desk, run_id = ScaleFiles(run.layout), run.layout.run_id
+    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, desk, run.emit, run_id, run.nodes)
     ended: tuple[RunState, str | None, int] | None = None
     try:
         size = driver.connect()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.prepare import PreparedData, cache_directory
+from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Injection, NumericFault, Refusal
@@ -78,6 +79,8 @@ class Run:
     """What the last steps gave, where restores are verified."""
     injections: tuple[Injection, ...] = ()
     """Those that have not come to pass."""
+    nodes: tuple[NodeAddress, ...] = ()
+    """Where a local cluster's nodes are; empty: all on loopback."""
 
     def __post_init__(self) -> None:
         self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
@@ -242,6 +245,8 @@ class Training:
             self._rolled_back += 1
             return self._recover(outcome.failure, answer)
         lost_nobody, out_of_memory = outcome.lost_nobody, outcome.out_of_memory
+        # A process that runs out of memory may not live to tell that it was made to.
+        run.injections = tuple(i for i in run.injections if i.kind != "oom" or i.step > self._furthest + 1)
         if outcome.restore_mismatch:
             lost_nobody = False
             self._distrust(plan, outcome.failure.message)
@@ -362,6 +367,9 @@ class RunProgress:
         """Take one event."""
         if event.kind is EventKind.CHECKPOINT_SAVED:
             self._run.saved_step = int(event.fields["step"])
+        elif event.kind is EventKind.FAULT_INJECTED:
+            came = (event.fields["fault"], event.fields["step"], event.fields["rank"])
+            self._run.injections = tuple(i for i in self._run.injections if (i.kind, i.step, i.rank) != came)
         elif event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
             self._running = True
             self._run.enter(RunState.RUNNING)

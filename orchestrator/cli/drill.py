@@ -16,7 +16,26 @@ if TYPE_CHECKING:
     from orchestrator.domain.scorecard import FaultResult, Scorecard
 
 
-@click.command()
+FAULTS = """\b
+Faults:
+  kill-worker    SIGKILL to a worker
+  kill-node      SIGKILL to every process of a node
+  silence-node   SIGSTOP to every process of a node: a machine that hangs
+  partition      the network link of a node goes down; for root: nodes get network namespaces
+  drain-node     a node is announced to go, and goes 20 s later
+  corrupt-shard  a bit of the newest checkpoint is flipped, then a worker is killed
+  disk-full      no space where checkpoints go (ENOSPC) until one has failed; for root: a small file system
+  bucket-down    the way to the bucket is cut until a checkpoint has failed; s3:// at an http:// endpoint
+  nan            a worker's loss is multiplied by NaN
+  oom            a worker gets no more memory for a step
+  hang-rank      SIGSTOP to a worker
+  slow-rank      a worker is slowed down, until it is named
+  kill-driver    SIGKILL to the run's driver; another one resumes it from storage
+  random         any of these but slow-rank that the job and this machine permit
+"""
+
+
+@click.command(epilog=FAULTS)
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option(
     "--fault",
@@ -45,10 +64,12 @@ def drill(
 ) -> None:
     """Does my job survive? Run it on a local cluster, break it for real, and compare.
 
-    The job runs twice: once undisturbed, once with faults spread over its steps. Faults are real: processes
-    are killed, stopped or slowed down, bytes of checkpoints are changed, a loss is multiplied by NaN. Where a fault
-    made the job leave samples out, it runs a third time, undisturbed and without them, to compare with. Progress goes
-    to stderr, the scorecard to stdout.
+    The job runs twice: once undisturbed, once with faults spread over its steps. Where a fault made the job leave
+    samples out, it runs a third time, undisturbed and without them, to compare with. Progress goes to stderr, the
+    scorecard to stdout. Faults are real; they are listed below.
+
+    `detected` is the time to the event that tells of the fault, `next step` that to the end of the first step after it
+    was got over; for disk-full and bucket-down, to the next checkpoint that is saved.
 
     \b
     Examples:
@@ -56,6 +77,7 @@ def drill(
       convoy drill job.yaml --fault kill-node --set resources.workers='{min: 2, max: 4}'
       convoy drill job.yaml --fault nan
       convoy drill job.yaml --fault hang-rank --set resources.workers=3
+      convoy drill job.yaml --fault disk-full --set checkpoint.interval_steps=10
       convoy drill job.yaml --fault random --times 5 --json
 
     Exit codes: 0 it survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.
@@ -64,15 +86,20 @@ def drill(
 
     loaded = load_job(job, overrides)
     from orchestrator.cli.plain import PlainDisplay
-    from orchestrator.drill import drill as carry_out
+    from orchestrator.drill.course import drill as carry_out
 
     interrupt = Interrupt()
     with interrupt.installed():
-        card = carry_out(loaded, home, Fault(fault), times, seed, [PlainDisplay(sys.stderr)], interrupt.stop)
+        display = PlainDisplay(sys.stderr)
+        card = carry_out(loaded, home, Fault(fault), times, seed, [display], interrupt.stop, _tell)
     if card is None:
         ctx.exit(interrupt.exit_code)
     click.echo(json.dumps(card.to_json(), indent=2) if as_json else text(card))
     ctx.exit(0 if card.survived else 1)
+
+
+def _tell(message: str) -> None:
+    click.echo(message, err=True)
 
 
 def text(card: "Scorecard") -> str:
@@ -100,6 +127,5 @@ def _line(result: "FaultResult") -> str:
     seconds = [render.duration(value) for value in (result.detection_s, result.first_step_s)]
     again = "-" if result.steps_recomputed is None else str(result.steps_recomputed)
     workers = f"{result.workers_before} -> {'-' if result.workers_after is None else result.workers_after}"
-    return (
-        f"{result.fault:<14} {result.step:>6} {result.rank:>4} {seconds[0]:>9} {seconds[1]:>10} {again:>10}  {workers}"
-    )
+    rank = "-" if result.rank is None else str(result.rank)
+    return f"{result.fault:<14} {result.step:>6} {rank:>4} {seconds[0]:>9} {seconds[1]:>10} {again:>10}  {workers}"

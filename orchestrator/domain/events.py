@@ -54,7 +54,7 @@ class EventKind(StrEnum):
     first_position, count (of its batch), action (rollback, stop, give_up, continue), from_step, skipped_first,
     skipped_count (these null but for a rollback)."""
     FAULT_INJECTED = "fault.injected"
-    """fault (nan, spike), step, rank. A numeric fault that a drill made on purpose."""
+    """fault (nan, spike, oom), step, rank. A fault that a worker makes on purpose, for a drill."""
     SCALE = "scale"
     """id, by, asked_s (Unix), workers, state (accepted, done, refused), message, step (the first with as many)."""
     NODE_DRAINING = "node.draining"

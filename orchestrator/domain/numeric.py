@@ -259,23 +259,14 @@ def skip_range(fault: NumericFault, start: int, around: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Injection:
-    """A numeric fault made on purpose, for a drill: at that step that rank's loss is turned into another number."""
+    """A fault that a worker makes on purpose, for a drill, at one step of one rank: `nan` and `spike` turn its loss
+    into another number, `oom` takes the memory away that the step needs."""
 
-    kind: Literal["nan", "spike"]
+    kind: Literal["nan", "spike", "oom"]
     step: int
     rank: int
 
     @property
     def factor(self) -> float:
         """What the loss is multiplied by."""
-        return math.nan if self.kind == "nan" else SPIKE_FACTOR
-
-
-@dataclass(frozen=True)
-class Arranged:
-    """What a drill arranges in a run beforehand."""
-
-    injections: tuple[Injection, ...] = ()
-    """Numeric faults to make, each once, however often the run starts again."""
-    skips: tuple[Skip, ...] = ()
-    """Samples to leave out from the start."""
+        return {"nan": math.nan, "spike": SPIKE_FACTOR, "oom": 1.0}[self.kind]

@@ -30,8 +30,22 @@ class Fault(StrEnum):
     """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
     DRAIN_NODE = "drain-node"
     """A node is announced to go, as by a spot notice or `ray drain-node`, and killed when the notice is over."""
+    PARTITION = "partition"
+    """The network link of a node goes down. Its processes live on, on the other side. For root: each node of the local
+    cluster gets a network namespace."""
+    OOM = "oom"
+    """For one step a worker gets no more memory (RLIMIT_AS; on a GPU PyTorch's limit): the micro batch is halved."""
+    DISK_FULL = "disk-full"
+    """The file system of the checkpoints is full (ENOSPC), until a checkpoint has failed for it. For root: it is a
+    small one, mounted there for the run."""
+    BUCKET_DOWN = "bucket-down"
+    """The way to the bucket of the checkpoints is cut, connections reset and refused, until a checkpoint has failed
+    for it. For an http:// endpoint of S3, behind a proxy of the drill's own."""
+    KILL_DRIVER = "kill-driver"
+    """SIGKILL to the run's driver, and with it, on a local cluster, to all of the cluster. Another driver resumes the
+    run from storage."""
     RANDOM = "random"
-    """Any of the above but `slow-rank`, drawn anew each time."""
+    """Any of the above but `slow-rank` that the job and this machine permit, drawn anew each time."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +55,13 @@ class FaultResult:
     fault: str
     step: int
     """The last step reported before it."""
-    rank: int
+    rank: int | None
+    """Of the worker that it hit, or whose node; None where it hit storage or the driver."""
     detection_s: float | None
-    """From the fault to the driver's knowing."""
+    """From the fault to the run's knowing: to the event that tells of it."""
     first_step_s: float | None
-    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost."""
+    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost.
+    For a fault of storage, to the next checkpoint that is saved whole."""
     steps_recomputed: int | None
     workers_before: int
     workers_after: int | None

@@ -95,7 +95,7 @@ class TrainPlan:
     skips: tuple[tuple[int, int], ...] = ()
     """(first position, positions) of samples that are left out, whole batches."""
     injections: tuple[Injection, ...] = ()
-    """Numeric faults to make on purpose, each once."""
+    """Faults to make on purpose, each once."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.placement import NodeCapacity, Request, can_ever_fit
 from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
@@ -145,11 +146,13 @@ def start_local(
     gpus: int = 0,
     env: Mapping[str, str] | None = None,
     sign: str | None = None,
+    places: Sequence[NodeAddress] = (),
 ) -> Cluster:
-    """Start a GCS and `nodes` raylets on loopback, each offering `resources`, and connect to them as driver.
+    """Start a GCS and `nodes` raylets, each offering `resources`, and connect to them as driver.
 
-    `gpus` of this machine are dealt out evenly. `env` is added to the environment of every worker. The processes
-    die with the calling thread. Raises ClusterError where they do not come up.
+    `gpus` of this machine are dealt out evenly. `env` is added to the environment of every worker. All listen on
+    loopback, unless `places` has another address for each. The processes die with the calling thread. Raises
+    ClusterError where they do not come up.
     """
     started = time.monotonic()
     sweep_stale(Path(tempfile.gettempdir()))
@@ -157,8 +160,8 @@ def start_local(
     cluster = Cluster("", local=True, seconds=0.0, files=files, _lock=lock)
     try:
         cluster._offered, cluster._env = dict(resources), {**os.environ, **LOCAL_ENV, **(env or {})}
-        _start_processes(cluster, files, _local_nodes(range(nodes), resources), gpus)
-        attach(cluster.address, loopback=True)
+        _start_processes(cluster, files, _local_nodes(range(nodes), resources, places), gpus)
+        attach(cluster.address, loopback=not places)
         cluster.seconds = time.monotonic() - started
         return cluster
     except BaseException as error:
@@ -232,13 +235,14 @@ def _make_directory(nodes: int, sign: str | None) -> tuple[ClusterFiles, int]:
     return files, lock
 
 
-def _local_nodes(indices: range, resources: Mapping[str, float]) -> list[LocalNode]:
+def _local_nodes(indices: range, resources: Mapping[str, float], places: Sequence[NodeAddress] = ()) -> list[LocalNode]:
     nodes = []
     for index in indices:
-        offered = {f"node:{LOOPBACK}": 1.0, **resources, "object_store_memory": float(OBJECT_STORE_BYTES)}
+        place = places[index] if places else NodeAddress(LOOPBACK, "lo", None)
+        offered = {f"node:{place.address}": 1.0, **resources, "object_store_memory": float(OBJECT_STORE_BYTES)}
         if index == 0:
             offered["node:__internal_head__"] = 1.0
-        nodes.append(LocalNode(index, secrets.token_hex(28), offered, OBJECT_STORE_BYTES))
+        nodes.append(LocalNode(index, secrets.token_hex(28), offered, OBJECT_STORE_BYTES, place))
     return nodes
 
 
@@ -249,10 +253,10 @@ def _start_processes(cluster: Cluster, files: ClusterFiles, nodes: list[LocalNod
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     ray_files, env = _ray_files(services), cluster._env
-    head_id = nodes[0].node_id
-    cluster.processes.append(start_bound(gcs_command(ray_files, files, head_id), env))
+    head_id, head = nodes[0].node_id, nodes[0].place.address
+    cluster.processes.append(start_bound(gcs_command(ray_files, files, head_id, head), env))
     deadline = time.monotonic() + START_TIMEOUT_S
-    cluster.address = f"{LOOPBACK}:{_wait_for_port(files.gcs_port(head_id), cluster.processes[0], deadline)}"
+    cluster.address = f"{head}:{_wait_for_port(files.gcs_port(head_id), cluster.processes[0], deadline)}"
     client = GcsClient(address=cluster.address)
     # What `ray.init` and workers look up; Ray's own launcher of a head node writes the same.
     usage_lib.put_cluster_metadata(client, ray_init_cluster=False)
@@ -273,7 +277,10 @@ def _start_raylet(cluster: Cluster, ray_files: RayFiles, node: LocalNode, client
     for path in files.agent_ports(node.node_id):
         path.write_text(str(UNUSED_PORT))
     command = raylet_command(ray_files, files, node, cluster.address, client.cluster_id.hex())
-    cluster.processes.append(start_bound(command, env))
+    place = node.place
+    if place.address != LOOPBACK:  # gloo and NCCL would go by the host's name, which is of no address in a namespace
+        env = {**env, "GLOO_SOCKET_IFNAME": place.interface, "NCCL_SOCKET_IFNAME": place.interface}
+    cluster.processes.append(start_bound(command, env, place.namespace))
 
 
 def _ray_files(services: Any) -> RayFiles:

@@ -1,5 +1,9 @@
-"""Nodes that are about to go: asking the cluster about them, and telling it (as a drill does)."""
+"""Nodes that are about to go: asking the cluster about them, and telling it (as a drill does).
 
+`python -m orchestrator.gang.draining ADDRESS NODE_ID NOTICE_S MESSAGE` tells it, for who is no part of the cluster.
+"""
+
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -69,3 +73,7 @@ def _client(address: str) -> Any:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     return GcsClient(address=address)
+
+
+if __name__ == "__main__":
+    drain(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])

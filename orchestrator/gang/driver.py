@@ -12,6 +12,7 @@ from orchestrator.checkpoint.durability import VaultReport
 from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.survey import Surveyor
+from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
@@ -80,8 +81,11 @@ class GangDriver:
         desk: ScaleDesk,
         emit: Emit,
         run_id: str,
+        places: Sequence[NodeAddress] = (),
     ) -> None:
-        """`env` is the driver's environment; at the `desk` other processes ask for another number of workers."""
+        """`env` is the driver's environment; at the `desk` other processes ask for another number of workers. `places`:
+        of a local cluster's nodes, where they are not on loopback."""
+        self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = Planned(spec, request_of(spec.resources), desk, emit)
         self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
@@ -99,7 +103,7 @@ class GangDriver:
             self._cluster = connect(cluster.address)
         else:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
-            self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env)
+            self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places)
         nodes = self._cluster.nodes()
         self.planned.begin(self._cluster.address, self._cannot_hold)
         return ClusterSize(

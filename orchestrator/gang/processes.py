@@ -11,31 +11,43 @@ from collections.abc import Iterator, Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
+CLONE_NEWNET = 0x40000000
 _SIGACTION_BYTES = 256  # more than `struct sigaction` needs on any Linux
 
 
-def start_bound(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_bound(
+    command: Sequence[str], env: Mapping[str, str], namespace: str | None = None, talks: bool = False
+) -> subprocess.Popen[bytes]:
     """Start a process that the kernel kills when the calling **thread** ends, whatever way that ends.
 
-    It ignores Ctrl-C, which a terminal sends to the whole foreground group: we decide when it stops.
+    It ignores Ctrl-C, which a terminal sends to the whole foreground group: we decide when it stops. `namespace`: file
+    of a network namespace that it runs in. `talks`: its stdin and stdout are pipes, its stderr is ours; else all are
+    closed to it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
+    network = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC) if namespace is not None else None
 
     def bind() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if network is not None and libc.setns(network, CLONE_NEWNET) != 0:
+            os._exit(1)
         if os.getppid() != parent:  # the parent died between fork and prctl
             os._exit(1)
 
-    return subprocess.Popen(
-        list(command),
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=bind,  # noqa: PLW1509  # only system calls: safe beside threads
-    )
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=dict(env),
+            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if talks else subprocess.DEVNULL,
+            stderr=None if talks else subprocess.DEVNULL,
+            preexec_fn=bind,  # noqa: PLW1509  # only system calls: safe beside threads
+        )
+    finally:
+        if network is not None:
+            os.close(network)
 
 
 def die_with_parent() -> None:

@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.domain.arranged import NodeAddress
+
 LOOPBACK = "127.0.0.1"
 """With this address Ray's servers listen on loopback only."""
 
@@ -84,9 +86,10 @@ class LocalNode:
     node_id: str
     resources: dict[str, float]
     object_store_bytes: int
+    place: NodeAddress
 
 
-def gcs_command(ray: RayFiles, files: ClusterFiles, head_id: str) -> list[str]:
+def gcs_command(ray: RayFiles, files: ClusterFiles, head_id: str, address: str) -> list[str]:
     """Arguments that start the GCS; it writes the port it chose to `files.gcs_port`."""
     return [
         ray.gcs,
@@ -94,7 +97,7 @@ def gcs_command(ray: RayFiles, files: ClusterFiles, head_id: str) -> list[str]:
         "--config_list=e30=",  # base64 of {}
         "--gcs_server_port=0",
         f"--metrics-agent-port={UNUSED_PORT}",
-        f"--node-ip-address={LOOPBACK}",
+        f"--node-ip-address={address}",
         f"--session-name={files.session_name}",
         f"--ray-commit={ray.commit}",
         f"--session-dir={files.session}",
@@ -118,7 +121,7 @@ def raylet_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str
         "--max_worker_port=0",
         "--node_manager_port=0",
         f"--node_id={node.node_id}",
-        f"--node_ip_address={LOOPBACK}",
+        f"--node_ip_address={node.place.address}",
         f"--maximum_startup_concurrency={max(2, int(node.resources.get('CPU', 1)))}",
         f"--static_resource_list={resources}",
         f"--python_worker_command={worker}",
@@ -155,7 +158,7 @@ def _worker_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: st
         sys.executable,
         ray.worker_setup,
         ray.worker,
-        f"--node-ip-address={LOOPBACK}",
+        f"--node-ip-address={node.place.address}",
         "--node-manager-port=RAY_NODE_MANAGER_PORT_PLACEHOLDER",
         f"--object-store-name={files.store_socket(node.index)}",
         f"--raylet-name={files.raylet_socket(node.index)}",

@@ -1,6 +1,7 @@
 """The driver's side of the vaults: one actor on each node that has workers, asked over their own ports."""
 
 import contextlib
+import errno
 import secrets
 import socket
 import time
@@ -23,6 +24,8 @@ REFUSAL_S = 0.2
 WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
 BURY_S = 0.3
+UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+"""What the kernel says of a way that is cut, be it at this end."""
 
 
 class Vaults:
@@ -198,8 +201,8 @@ class Vaults:
             Channel.connect(hello.address, self._token, REFUSAL_S).close()
         except TimeoutError:
             return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno not in UNREACHABLE
         return False
 
     def answers(self, node_id: str) -> bool | None:

@@ -24,6 +24,7 @@ from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
 from orchestrator.train.protection import Protection
 from orchestrator.train.reporting import StepOutcome, step_report
+from orchestrator.train.scarcity import Scarcity
 from orchestrator.train.schedule import learning_rate
 from orchestrator.train.timing import phase_clock
 from orchestrator.train.waiting import CollectiveClock
@@ -59,6 +60,7 @@ class TrainLoop:
         self._clock = phase_clock(context.device, self._collectives)
         self._order = order_from(context, start)
         self._watch = NumericWatch(context, start, self._order)
+        self._scarcity = Scarcity(context)
         self._protection = Protection(context, self._order, self._watch.extra)
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
@@ -137,20 +139,21 @@ class TrainLoop:
         lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
         loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
-        for micro_step, micro_batch in enumerate(batch.micro_batches):
-            self._seed(step, micro_step)
-            on_device = micro_batch.to(context.device)
-            beat(step, Phase.FORWARD)
-            with clock.phase("forward"):
-                loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
-            loss_sum += loss.detach()
-            beat(step, Phase.BACKWARD)
-            with clock.phase("backward"):
-                self._stepper.backward(loss, global_targets)
-            del loss
-            beat(step, Phase.OPTIMIZER)
-            with clock.phase("optimizer"):
-                self._stepper.step()
+        with self._scarcity.at(step):
+            for micro_step, micro_batch in enumerate(batch.micro_batches):
+                self._seed(step, micro_step)
+                on_device = micro_batch.to(context.device)
+                beat(step, Phase.FORWARD)
+                with clock.phase("forward"):
+                    loss = self._watch.disturbed(batch.step, micro_step, context.task.loss(engine, on_device))
+                loss_sum += loss.detach()
+                beat(step, Phase.BACKWARD)
+                with clock.phase("backward"):
+                    self._stepper.backward(loss, global_targets)
+                del loss
+                beat(step, Phase.OPTIMIZER)
+                with clock.phase("optimizer"):
+                    self._stepper.step()
         facts = self._facts(batch, wait_s, float(loss_sum), started)
         beat(step, Phase.EXCHANGE)
         ranks = exchange(facts, context.device)

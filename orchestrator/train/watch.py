@@ -40,7 +40,8 @@ class NumericWatch:
         self._bound = SpikeBound(spike.deviations, spike.window) if spike is not None else None
         kept = start.extra.get(LOSSES, []) if self._bound is not None else []
         self._losses: deque[float] = deque(kept, maxlen=spike.window if spike is not None else 0)
-        self._injections = [each for each in context.plan.injections if each.rank == context.session.rank]
+        mine = [each for each in context.plan.injections if each.rank == context.session.rank]
+        self._injections = [each for each in mine if each.kind != "oom"]  # see `scarcity`
 
     def check(self, outcome: StepOutcome) -> None:
         """Raises TrainingDivergedError at a fault, the same on every rank, unless `recovery.on_nan` is `continue`."""

@@ -167,7 +167,9 @@ def _pausing_snapshots(rank: int) -> Iterator[None]:
 
 
 class PausingVaultActor(VaultActor):
-    """A vault whose copies and shards may pause."""
+    """A vault whose copies and shards may pause: so there are copies, on one machine too."""
+
+    shares = False
 
     def __init__(self, token: str, fate_share: bool, kept_s: float | None) -> None:
         _make_copies_pause()

@@ -26,6 +26,7 @@ from orchestrator.cli.checkpoint import checkpoint
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import StepReport
+from orchestrator.drill.shards import corrupt_newest
 from orchestrator.service import resume_run, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import Recording, own_temporary_directory, write_job
@@ -98,6 +99,15 @@ def test_a_checkpoint_goes_there_and_back(place: str, server: S3Server) -> None:
     assert len(server.requests("GET")) - before <= 8, "a manifest, two indexes, 48 MiB in pieces of 16"
     assert retain(storage, Rule(1, keep_best=1), trusted=(3,)) == [f"{place}/step-00000001"]
     assert [found.step for found in list_checkpoints(storage)] == [3, 2]
+
+
+def test_what_a_drill_damages_is_found(place: str) -> None:
+    write(open_storage(place), 1)
+    write(open_storage(place), 2)
+    assert corrupt_newest(place)
+    with pytest.raises(CheckpointError):
+        verify_checkpoint(f"{place}/step-00000002")
+    verify_checkpoint(f"{place}/step-00000001")
 
 
 def test_what_rots_in_a_bucket_is_found_and_passed_over(place: str) -> None:

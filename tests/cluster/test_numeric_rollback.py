@@ -9,9 +9,10 @@ import pytest
 
 from orchestrator.checkpoint.manifest import read_manifest
 from orchestrator.data.verify import Proof
+from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import Arranged, FaultKind, Injection, NumericFault, Skip
+from orchestrator.domain.numeric import FaultKind, Injection, NumericFault, Skip
 from orchestrator.metrics.json_file import read_json
 from orchestrator.service import RunOutcome, resume_run, run_job
 from orchestrator.spec.load import load_job

@@ -21,12 +21,15 @@ from typing import Any
 
 import psutil
 
+from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import Arranged, Injection
+from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scorecard import Fault, Scorecard, strike_steps
-from orchestrator.drill import ON_NODES, Injector, _planned, _score
+from orchestrator.drill.course import _score
+from orchestrator.drill.injector import Injector, Means
+from orchestrator.drill.plan import ON_NODES
 from orchestrator.service import run_job
 from orchestrator.spec.load import LoadedJob, load_job
 from orchestrator.store.skips import read_skips
@@ -38,9 +41,22 @@ from tests.cluster.gang_runs import write_job
 NODES, LEAST = 3, 2
 """Nodes beside the head, a worker each; with how many of them the next fault may come."""
 STEPS_BETWEEN = 20
+FAULTS = (
+    Fault.KILL_WORKER,
+    Fault.KILL_NODE,
+    Fault.SILENCE_NODE,
+    Fault.DRAIN_NODE,
+    Fault.HANG_RANK,
+    Fault.CORRUPT_SHARD,
+    Fault.NAN,
+)
 LIMIT_S = 2400.0
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- soak begin -->", "<!-- soak end -->"
+
+
+def _never() -> None:
+    raise AssertionError("this run's driver is not killed")
 
 
 def job_of(directory: Path, steps: int, **changes: Any) -> LoadedJob:
@@ -63,27 +79,26 @@ class Soaker(Injector):
         self, home: Path, planned: Sequence[tuple[int, Fault]], draw: random.Random, cluster: HeadAndNodes, marker: str
     ) -> None:
         """`marker`: the TMPDIR of the cluster's processes."""
-        super().__init__(home, planned, draw)
+        super().__init__(home, planned, draw, Means(os.environ, _never))
         self._cluster, self._marker, self._replaced = cluster, marker, 0
         self._adding: list[threading.Thread] = []
 
     def on_step(self, report: StepReport) -> None:
-        strikes = self._struck_s is None and bool(self._planned)
-        if strikes and (report.world_size < LEAST or report.protected_step is None):
-            self._furthest = max(self._furthest, report.step)
+        if self.tally.open is None and (report.world_size < LEAST or report.protected_step is None):
+            self.tally.on_step(report)
             return
         super().on_step(report)
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
         if event.kind is EventKind.RECOVERY_STARTED:
-            say(f"{event.time_s:.0f} fault {len(self.results)}: {event.fields['cause'][:100]}")
+            say(f"{event.time_s:.0f} fault {len(self.tally.results)}: {event.fields['cause'][:100]}")
         if event.kind in (EventKind.RECOVERED, EventKind.RESIZED):
             self._replace()
 
     def _replace(self) -> None:
         """A new node for each that was lost or is about to go; what stands still on lost ones is ended."""
-        lost = sum(1 for result in self.results if result.fault in ON_NODES and result.detection_s is not None)
+        lost = sum(1 for result in self.tally.results if result.fault in ON_NODES and result.detection_s is not None)
         for _ in range(lost - self._replaced):
             self._adding.append(threading.Thread(target=self._add, name="add-node", daemon=True))
             self._adding[-1].start()
@@ -112,7 +127,7 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
     draw = random.Random(seed)
     with head_and_nodes(NODES) as cluster:
         job = job_of(directory, times * STEPS_BETWEEN, cluster={"address": cluster.address})
-        planned = _planned(job, Fault.RANDOM, strike_steps(undisturbed.step, times), draw)
+        planned = [(step, draw.choice(FAULTS)) for step in strike_steps(undisturbed.step, times)]
         numeric = tuple(Injection("nan", step + 1, 0) for step, fault in planned if fault is Fault.NAN)
         strikes = [each for each in planned if each[1] is not Fault.NAN]
         soaker = Soaker(home, strikes, draw, cluster, os.environ["TMPDIR"])
@@ -124,8 +139,8 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
         undisturbed = run_job(calm, home, [], stop, arranged=Arranged(skips=given))
     timer.cancel()
     if stop.is_set():
-        raise RuntimeError(f"not done within {limit_s:.0f} s: {len(soaker.results)} of {times} faults")
-    return _score(job, undisturbed, outcome, soaker, times)
+        raise RuntimeError(f"not done within {limit_s:.0f} s: {len(soaker.tally.results)} of {times} faults")
+    return _score(job, undisturbed, outcome, soaker.tally.results, times)
 
 
 def text(card: Scorecard, seconds: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Self
 import psutil
 
 from orchestrator.checkpoint.catalog import list_checkpoints
+from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.numeric import Arranged
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import current_steps
