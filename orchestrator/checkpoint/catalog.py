@@ -26,6 +26,8 @@ class Found:
     """Directory or URL."""
     manifest: Manifest | None
     problem: str | None
+    finished: bool = True
+    """It has a manifest, readable or not: it was a checkpoint once. Else its writing came to no end."""
 
     @property
     def name(self) -> str:
@@ -57,7 +59,7 @@ def _look(storage: Storage, step: int, name: str) -> Found:
     except CheckpointError as error:
         if silent(error):
             raise
-        return Found(step, place, None, error.message)
+        return Found(step, place, None, error.message, MANIFEST in storage.sizes(name))
     for shard in manifest.shards:
         size = sizes.get(shard.file)
         if size != shard.size_bytes:

@@ -27,7 +27,7 @@ def resume_point(
     layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
 ) -> Found | None:
     """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
-    no checkpoint at all. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of a
+    no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of a
     step before this one.
 
     Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
@@ -46,8 +46,9 @@ def resume_point(
         rejected.append(f"{place.rpartition('/')[2]}: {reason}")
         tell(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
 
-    found = newest_valid(open_storage(layout.checkpoint_place(storage)), reject, objection)
-    if found is None and rejected:
+    place = open_storage(layout.checkpoint_place(storage))
+    found = newest_valid(place, reject, objection)
+    if found is None and any(entry.finished for entry in list_checkpoints(place)):
         raise CheckpointError(
             f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
             hint="start it anew with `convoy run`, or put a copy of a checkpoint back",

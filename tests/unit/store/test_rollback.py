@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.checkpoint.catalog import list_checkpoints
+from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.domain.errors import CheckpointError, DataError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
@@ -162,6 +163,19 @@ def test_all_checkpoints_bad_is_an_error(layout: RunLayout) -> None:
     flip_byte(layout.checkpoint(10) / "shard-00000.bin", 3)
     with pytest.raises(CheckpointError, match="no whole checkpoint: step-00000010"):
         resume_point(layout, None, BATCH, Told())
+
+
+def test_what_was_never_finished_is_no_checkpoint_that_could_be_bad(layout: RunLayout) -> None:
+    """A driver that was killed while its first ones were written: the run begins anew, as it would without them."""
+    saved(layout, 10)
+    (layout.checkpoint(10) / MANIFEST).unlink()
+    told = Told()
+    assert resume_point(layout, None, BATCH, told) is None
+    assert "never finished" in told.of(EventKind.CHECKPOINT_REJECTED)[0]["reason"]
+    saved(layout, 8)
+    (layout.checkpoint(8) / MANIFEST).write_text("{")
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        resume_point(layout, None, BATCH, told)
 
 
 def test_the_peers_memory_is_gone_back_to_where_it_is_newer(layout: RunLayout) -> None:
