@@ -27,8 +27,8 @@ def resume_point(
     layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
 ) -> Found | None:
     """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
-    no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of a
-    step before this one.
+    no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
+    samples of a global batch; `below`: of a step before this one.
 
     Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
     storage does not answer: to begin anew is not what was asked for then.
