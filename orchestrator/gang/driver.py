@@ -21,6 +21,7 @@ from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.changes import Wait, lineup, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
+from orchestrator.gang.draining import DrainWatch
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
     NodeCapacity,
@@ -105,7 +106,7 @@ class GangDriver:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
             self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places)
         nodes = self._cluster.nodes()
-        self.planned.begin(self._cluster.address, self._cannot_hold)
+        self.planned.begin(DrainWatch(self._cluster.address), self._cannot_hold)
         return ClusterSize(
             address=self._cluster.address,
             nodes=len(nodes),
@@ -242,7 +243,7 @@ class GangDriver:
         gang.replace_lost()
         self.seek()
         while not self._stopped():
-            if self.planned.look(gang.members):
+            if self.planned.look(gang.members, time.monotonic()):
                 self.seek()
             gang.recruits.look()
             if roll.look(gang.members):  # who waited is lost too: that place is to be taken as well

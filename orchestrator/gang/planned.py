@@ -1,5 +1,6 @@
 """Planned changes of a gang: the number of workers that is wanted now, and the nodes that are about to go."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,23 +45,22 @@ class Planned:
         self._watch: DrainWatch | None = None
         self._can_hold: Callable[[Request], ConvoyError | None] = lambda _: None
         self._pending: ScaleRequest | None = None
-        self._looked_s = 0.0
+        self._looked_s = -math.inf
         standing = desk.standing()
         if standing is not None:
             self._aim(standing)
 
-    def begin(self, address: str, can_hold: Callable[[Request], ConvoyError | None]) -> None:
+    def begin(self, watch: DrainWatch, can_hold: Callable[[Request], ConvoyError | None]) -> None:
         """The cluster is there. `can_hold` says why it could never hold what a request would make of it."""
-        self._watch, self._can_hold = DrainWatch(address), can_hold
+        self._watch, self._can_hold = watch, can_hold
 
     def close(self) -> None:
         """Look no more. Idempotent."""
         if self._watch is not None:
             self._watch.close()
 
-    def look(self, members: Sequence["Member"]) -> bool:
-        """See what there is to know, a few times a second at most; whether anything has changed."""
-        now_s = time.monotonic()
+    def look(self, members: Sequence["Member"], now_s: float) -> bool:
+        """See what there is to know, a few times a second at most; whether anything has changed. `now_s` only grows."""
         if now_s - self._looked_s < LOOK_S:
             return False
         self._looked_s = now_s

@@ -27,7 +27,7 @@ class Regroup:
     def round(self, now_s: float, last: StepReport | None) -> None:
         """`last`: the newest report of this generation; `now_s`: on the monotonic clock."""
         gang, planned = self._gang, self._planned
-        changed = planned.look(gang.members)
+        changed = planned.look(gang.members, now_s)
         if changed or (self._missing and now_s - self._sought_s >= SEEK_S):
             self._sought_s = now_s
             self._seek()
