@@ -161,6 +161,8 @@ class _Eyes:
         """All is well: stacks that were taken are of no interest."""
         self._open_s: float | None = None
         self._asked: dict[Any, int] = {}
+        self._itself: dict[int, Any] = {}
+        """Of `_asked`, what is asked of the processes themselves, by rank."""
         self.taken: dict[int, Stacks] = {}
 
     def paused(self, gap_s: float) -> None:
@@ -186,22 +188,31 @@ class _Eyes:
         return replace(pulse, looked=True, stopped_s=now_s - since_s)
 
     def open(self, members: dict[int, Member], pulses: Sequence[Pulse], now_s: float) -> None:
-        """Ask for everybody's stacks, once."""
-        if self._open_s is not None:
+        """Ask for everybody's stacks, once; from outside, too, where a process that was asked itself falls silent."""
+        if self._open_s is None:
+            self._open_s = now_s
+            for pulse in pulses:
+                self._ask(members[pulse.rank], pulse)
             return
-        self._open_s = now_s
         for pulse in pulses:
-            member = members[pulse.rank]
-            vault = self._vaults.actor(member.hello.node_id) if self._vaults is not None else None
-            if pulse.heard:
-                self._asked[member.actor.stacks.remote()] = pulse.rank
-            elif vault is not None:
-                self._asked[vault.stacks.remote(member.hello.pid)] = pulse.rank
-            elif self._is_here(member):
-                self.taken[pulse.rank] = foreign_stacks(member.hello.pid)
-            else:
-                text = "no stacks: its agent does not answer, and nothing of ours is on its node (checkpoint.memory)"
-                self.taken[pulse.rank] = Stacks(text)
+            pending = self._itself.get(pulse.rank)
+            if pending is not None and not pulse.heard:
+                del self._itself[pulse.rank]
+                if self._asked.pop(pending, None) is not None:
+                    self._ask(members[pulse.rank], pulse)
+
+    def _ask(self, member: Member, pulse: Pulse) -> None:
+        vault = self._vaults.actor(member.hello.node_id) if self._vaults is not None else None
+        if pulse.heard:
+            self._itself[pulse.rank] = member.actor.stacks.remote()
+            self._asked[self._itself[pulse.rank]] = pulse.rank
+        elif vault is not None:
+            self._asked[vault.stacks.remote(member.hello.pid)] = pulse.rank
+        elif self._is_here(member):
+            self.taken[pulse.rank] = foreign_stacks(member.hello.pid)
+        else:
+            text = "no stacks: its agent does not answer, and nothing of ours is on its node (checkpoint.memory)"
+            self.taken[pulse.rank] = Stacks(text)
 
     def ready(self, now_s: float) -> bool:
         """Whether all stacks had arrived when pulses were last looked at, or were waited for long enough."""

@@ -281,3 +281,16 @@ def train_held(session: Session, plan: TrainPlan) -> TrainResult:
     from orchestrator.train.worker import run_worker
 
     return run_worker(HeldSession(session, plan.run_dir), plan)
+
+
+class PacedSession(HeldSession):
+    """Steps of a model that is not quite as tiny."""
+
+    PACE_S = 0.1
+
+
+def train_paced(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real; ten steps take a second."""
+    from orchestrator.train.worker import run_worker
+
+    return run_worker(PacedSession(session, plan.run_dir), plan)

@@ -36,11 +36,12 @@ from orchestrator.store.skips import read_skips
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.bench.measure import exit_on_sigterm
 from tests.bench.peer_processes import end_processes, say, with_environment
-from tests.cluster.gang_runs import write_job
+from tests.cluster.gang_runs import ENTRIES, write_job
 
 NODES, LEAST = 3, 2
 """Nodes beside the head, a worker each; with how many of them the next fault may come."""
-STEPS_BETWEEN = 20
+STEPS_BETWEEN, TAIL = 30, 300
+"""Between two faults, and after the last one: at `train_paced`'s pace a lost node is replaced within a hundred."""
 FAULTS = (
     Fault.KILL_WORKER,
     Fault.KILL_NODE,
@@ -120,18 +121,20 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
     timer = threading.Timer(limit_s, stop.set)
     timer.daemon = True
     timer.start()
-    calm = job_of(directory, times * STEPS_BETWEEN, resources={"workers": NODES}, cluster={"nodes": NODES})
+    steps = times * STEPS_BETWEEN + TAIL
+    calm = job_of(directory, steps, resources={"workers": NODES}, cluster={"nodes": NODES})
     home = directory / "runs"
     undisturbed = run_job(calm, home, [], stop)
     say(f"undisturbed: {undisturbed.state}, {time.monotonic() - began_s:.0f} s")
     draw = random.Random(seed)
     with head_and_nodes(NODES) as cluster:
-        job = job_of(directory, times * STEPS_BETWEEN, cluster={"address": cluster.address})
-        planned = [(step, draw.choice(FAULTS)) for step in strike_steps(undisturbed.step, times)]
+        job = job_of(directory, steps, cluster={"address": cluster.address})
+        planned = [(step, draw.choice(FAULTS)) for step in strike_steps(steps - TAIL, times)]
         numeric = tuple(Injection("nan", step + 1, 0) for step, fault in planned if fault is Fault.NAN)
         strikes = [each for each in planned if each[1] is not Fault.NAN]
         soaker = Soaker(home, strikes, draw, cluster, os.environ["TMPDIR"])
-        outcome = run_job(job, home, [soaker], stop, arranged=Arranged(injections=numeric))
+        arranged = Arranged(injections=numeric)
+        outcome = run_job(job, home, [soaker], stop, f"{ENTRIES}:train_paced", arranged=arranged)
     say(f"struck: {outcome.state} {outcome.reason or ''}, {time.monotonic() - began_s:.0f} s")
     left_out = read_skips(RunLayout(outcome.run_dir))
     if left_out and not stop.is_set():
