@@ -77,12 +77,13 @@ def resume_run(
     stop: threading.Event,
     entry: str = TRAIN_ENTRY,
     arranged: Arranged | None = None,
+    overrides: Sequence[str] = (),
 ) -> RunOutcome:
     """Go on with a run from its newest valid checkpoint, or from the start where it has none. What is left out of it
-    was decided before: of `arranged` that does not count.
+    was decided before: of `arranged` that does not count. `overrides` (KEY=VALUE) become part of the run's spec.
 
     Raises UsageError where it already succeeded or somebody drives it, CheckpointError where checkpoints exist and
-    none of them is whole.
+    none of them is whole, SpecError where an override does not fit the spec.
     """
     store = RunStore(home)
     record = store.read(str(run_dir.absolute()))
@@ -93,7 +94,11 @@ def resume_run(
         )
     store.claim(record.layout)
     try:
-        job = load_job(record.layout.spec)
+        job = load_job(record.layout.spec, overrides)
+        if overrides:
+            fresh = record.layout.spec.with_suffix(".new")
+            fresh.write_text(dump_job(job.spec))
+            fresh.replace(record.layout.spec)
         facts = read_json(record.layout.data) or {}
         run = Run(job.spec, Path(str(facts.get("job_dir") or record.layout.root)), record.layout, store, stop)
         if arranged is not None:

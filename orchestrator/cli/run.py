@@ -69,6 +69,7 @@ def run(
       convoy run jobs/quickstart.yaml
       convoy run job.yaml --set train.lr=1e-3 --set resources.workers=2
       convoy run --resume last
+      convoy run --resume last --set cluster.address=10.0.0.6:6379
       convoy run job.yaml --json > events.jsonl
 
     Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong;
@@ -80,17 +81,22 @@ def run(
     ctx.exit(code)
 
 
+MAY_CHANGE = "cluster.address"
+"""What a run may be gone on with another value of: where it trains, not what."""
 Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
 
 
 def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path) -> Start:
     """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
+    from orchestrator.spec.load import load_job
+
     if resume is not None:
-        if job is not None or overrides:
-            given = "a job file" if job is not None else "--set"
+        fixed = [override for override in overrides if override.partition("=")[0].strip() != MAY_CHANGE]
+        if job is not None or fixed:
+            given = "a job file" if job is not None else f"--set {fixed[0].partition('=')[0]}"
             raise UsageError(
                 f"--resume and {given} do not go together: a run goes on with the spec it began with",
-                hint=f"convoy run --resume {resume}",
+                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be another one",
             )
         from orchestrator.store.runs import RunStore
 
@@ -99,11 +105,11 @@ def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | N
             raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed once it has stopped")
         if record.state is RunState.SUCCEEDED:
             raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
-        return lambda observers, stop: _resume(record.directory, home, observers, stop)
+        if overrides:
+            load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
+        return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides)
     if job is None:
         raise UsageError("which job? Give a job file, or --resume RUN", hint="convoy run jobs/quickstart.yaml")
-    from orchestrator.spec.load import load_job
-
     loaded = load_job(job, overrides)
     return lambda observers, stop: _run_job(loaded, home, observers, stop)
 
@@ -114,10 +120,12 @@ def _run_job(loaded: "LoadedJob", home: Path, observers: list[Observer], stop: t
     return run_job(loaded, home, observers, stop)
 
 
-def _resume(directory: Path, home: Path, observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+def _resume(
+    directory: Path, home: Path, observers: list[Observer], stop: threading.Event, overrides: tuple[str, ...]
+) -> "RunOutcome":
     from orchestrator.service import resume_run
 
-    return resume_run(directory, home, observers, stop)
+    return resume_run(directory, home, observers, stop, overrides=overrides)
 
 
 def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:

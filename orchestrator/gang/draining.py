@@ -1,4 +1,5 @@
-"""Nodes that are about to go: asking the cluster about them, and telling it (as a drill does).
+"""Nodes that are about to go: asking the cluster's head about them, and telling it (as a drill does). Who asks once a
+second is also the first to know that the head does not answer.
 
 `python -m orchestrator.gang.draining ADDRESS NODE_ID NOTICE_S MESSAGE` tells it, for who is no part of the cluster.
 """
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.domain.errors import ClusterError
+from orchestrator.gang.head import listens
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 5.0
@@ -30,6 +32,7 @@ class DrainWatch:
         """`address`: of the GCS. Call `close` in the end."""
         self._address = address
         self._found: dict[str, float | None] = {}
+        self._silent_since_s: float | None = None
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="drain-watch", daemon=True).start()
 
@@ -37,6 +40,13 @@ class DrainWatch:
     def draining(self) -> Mapping[str, float | None]:
         """By node id when it goes (Unix seconds; None where nobody says). Nodes that have gone stay."""
         return self._found
+
+    @property
+    def silent_s(self) -> float:
+        """How long the head has neither answered nor taken a connection; 0 while it does either. One that is only slow
+        is not silent."""
+        since_s = self._silent_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def close(self) -> None:
         """Ask no more."""
@@ -51,8 +61,13 @@ class DrainWatch:
                 client = client or _client(self._address)
                 found = client.get_draining_nodes(timeout=TIMEOUT_S)
             except (RayError, OSError, RuntimeError):
+                if listens(self._address):
+                    self._silent_since_s = None
+                elif self._silent_since_s is None:
+                    self._silent_since_s = time.monotonic()
                 self._ended.wait(INTERVAL_S)  # what was known holds
                 continue
+            self._silent_since_s = None
             # Replaced, never changed: whoever reads it needs no lock.
             self._found = {**self._found, **{node: ms / 1000 if ms else None for node, ms in found.items()}}
 

@@ -22,6 +22,7 @@ from orchestrator.gang.changes import Wait, lineup, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.draining import DrainWatch
+from orchestrator.gang.head import Head
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
     NodeCapacity,
@@ -94,6 +95,7 @@ class GangDriver:
         self._gang: Any = None
         self._vaults: Any = None
         self._surveyor: Surveyor | None = None
+        self._head: Head | None = None
         self._generation = 0
         """The newest of the run's drivers before this one."""
 
@@ -106,7 +108,9 @@ class GangDriver:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
             self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places)
         nodes = self._cluster.nodes()
-        self.planned.begin(DrainWatch(self._cluster.address), self._cannot_hold)
+        watch = DrainWatch(self._cluster.address)
+        self._head = Head(self._cluster.address, watch, self._cluster.local, self._emit)
+        self.planned.begin(watch, self._cannot_hold)
         return ClusterSize(
             address=self._cluster.address,
             nodes=len(nodes),
@@ -147,7 +151,7 @@ class GangDriver:
     @property
     def memory_kept_s(self) -> float:
         """How long the vaults keep what they have without a driver; 0 where they end with it."""
-        outlive = self._spec.checkpoint.memory and not self._require_cluster().local
+        outlive = self._spec.checkpoint.memory and not self._require_cluster().local and not self._headless
         return self._spec.recovery.memory_kept_s if outlive else 0.0
 
     def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
@@ -211,7 +215,7 @@ class GangDriver:
             found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._run_id
         )
         self._gang.generation = self._generation
-        self._gang.seek_more = self.seek
+        self._gang.seek_more, self._gang.head = self.seek, self._head
         self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
         self._gang.standby = spec.resources.standby
         self._gang.replicas = spec.checkpoint.replicas
@@ -239,6 +243,7 @@ class GangDriver:
         from orchestrator.gang.waiting import RollCall
 
         gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
+        self._await_head()
         roll, told, enough_since_s = RollCall(), False, float("inf")
         gang.replace_lost()
         self.seek()
@@ -272,6 +277,17 @@ class GangDriver:
         if told:
             waits(None)
         return int(gang.reform(line))
+
+    def _await_head(self) -> None:
+        """Nobody can be started without it. Raises ClusterError where it does not come back; what was to be written has
+        been by then, as far as there was time."""
+        head, saves = self._head, self._gang.saves
+        if head is None:
+            return
+        if head.silent and saves is not None:
+            for event in saves.end(head.left_s):
+                self._emit(event.kind, dict(event.fields))
+        head.require(self._stopped)
 
     def _check_patience(self, wait: Wait) -> None:
         """Raises ClusterError where a gang has waited as long as the spec lets it."""
@@ -362,13 +378,19 @@ class GangDriver:
         vaults, self._vaults = self._vaults, None
         if cluster is None:
             return
+        # Without its head nobody can end what runs on a cluster, and Ray does so soon.
+        ends_others = not cluster.local and not self._headless
         try:
-            if gang is not None and not cluster.local:
+            if gang is not None and ends_others:
                 gang.kill()
-            if vaults is not None and not cluster.local:
+            if vaults is not None and ends_others:
                 vaults.close()
         finally:
             cluster.close()
+
+    @property
+    def _headless(self) -> bool:
+        return self._head is not None and self._head.lost
 
     def _require_cluster(self) -> Cluster:
         if self._cluster is None:

@@ -30,6 +30,7 @@ from orchestrator.gang.decide import (
 )
 from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import HangWatch
+from orchestrator.gang.head import Head
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills
 from orchestrator.gang.placement import Request
@@ -120,6 +121,7 @@ class Gang:
         self.vault_care = VaultCare(self)
         self.planned = planned
         self.seek_more: Callable[[], None] = lambda: None
+        self.head: Head | None = None
         self._server: FileAccess | None = None
         self._step = 0
         self._step_s = 0.0

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from orchestrator.domain.session import Leave
 from orchestrator.gang.decide import Quiet, silent_nodes
 from orchestrator.gang.hangs import PAUSE_S
 from orchestrator.gang.listening import Listener
@@ -20,7 +21,7 @@ class Watch:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._unanswered: dict[str, int] = {}
-        self._forgotten = self._retired = False
+        self._forgotten = self._retired = self._parked = False
         self._regroup = Regroup(gang, gang.planned, gang.seek_more)
 
     def round(self, now_s: float) -> None:
@@ -36,11 +37,24 @@ class Watch:
         self._old_states()
         if self._listener.last is not None and self._gang.pacer.due(now_s):
             self._gang.ask_to_save()
+        if self._headless():
+            return
         if self._listener.last is not None:
             self._gang.spares.keep(self._gang.node_ids())
         if self._listener.last is not None:
             self._listener.tell(self._gang.vault_care.round(now_s))
         self._regroup.round(now_s, self._listener.last)
+
+    def _headless(self) -> bool:
+        """Whether the cluster's head is silent. Whoever would be started in the meantime has to wait; a gang that would
+        be ended by Ray before long leaves, with its state in storage."""
+        head = self._gang.head
+        if head is None:
+            return False
+        if head.round() and not self._parked:
+            self._parked = True
+            self._gang.ask_to_leave(Leave.PARK)
+        return bool(head.silent)
 
     def _silence(self, now_s: float) -> None:
         """Give up members of nodes that are silent altogether: the worker, and another process beside it."""

@@ -36,6 +36,11 @@ class HeadAndNodes:
         )
         self.address = self._answer()
 
+    @property
+    def pid(self) -> int:
+        """The GCS's and the raylets' parent."""
+        return self._process.pid
+
     def add(self) -> None:
         """A node joins; returns when the cluster knows it."""
         assert self._process.stdin is not None

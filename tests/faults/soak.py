@@ -51,7 +51,7 @@ FAULTS = (
     Fault.CORRUPT_SHARD,
     Fault.NAN,
 )
-LIMIT_S = 2400.0
+LIMIT_S = 3000.0
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- soak begin -->", "<!-- soak end -->"
 
@@ -122,7 +122,7 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
     timer.daemon = True
     timer.start()
     steps = times * STEPS_BETWEEN + TAIL
-    calm = job_of(directory, steps, resources={"workers": NODES}, cluster={"nodes": NODES})
+    calm = job_of(directory, steps, resources={"workers": 1})  # the curve does not depend on how many there are
     home = directory / "runs"
     undisturbed = run_job(calm, home, [], stop)
     say(f"undisturbed: {undisturbed.state}, {time.monotonic() - began_s:.0f} s")

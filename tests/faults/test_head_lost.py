@@ -1,0 +1,82 @@
+"""A cluster whose head dies for good while its driver and its nodes live: nothing is lost, and it is said why."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.domain.events import RunState
+from orchestrator.gang.head import END_S, PARK_S
+from orchestrator.service import run_job
+from orchestrator.spec.load import load_job
+from orchestrator.store.history import current_steps
+from orchestrator.store.proof import prove
+from orchestrator.store.runs import RunStore
+from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
+from tests.cluster.gang_runs import all_pids, ray_processes, shared_memory, write_job
+from tests.cluster.standing import Driver, standing_cluster
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
+
+STEPS = 300
+JOB: dict[str, Any] = {
+    "train": {"steps": STEPS, "global_batch": 12, "lr": 1e-3},
+    "zero": {"stage": 1},
+    "resources": {"workers": 2},
+    "checkpoint": {"memory_interval_steps": 1, "interval_steps": 1000},
+}
+PACED = """
+import functools
+from orchestrator import service
+service.run_job = functools.partial(service.run_job, entry="tests.cluster.entries:train_paced")
+from orchestrator.cli.main import main
+main()
+"""
+
+
+def kill_head(cluster: HeadAndNodes) -> None:
+    """The GCS and the raylet beside it, as when that machine loses its power."""
+    children = psutil.Process(cluster.pid).children()
+    (gcs,) = [child for child in children if child.name() == "gcs_server"]
+    raylets = [child for child in children if child.name() == "raylet"]
+    for process in (gcs, min(raylets, key=lambda raylet: raylet.create_time())):
+        process.send_signal(signal.SIGKILL)
+
+
+def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path) -> None:
+    pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
+    undisturbed = run_job(load_job(write_job(tmp_path, **JOB)), home, [], threading.Event())
+    assert undisturbed.state is RunState.SUCCEEDED
+    with head_and_nodes(2) as cluster:
+        job = write_job(tmp_path, **JOB, cluster={"address": cluster.address})
+        first = Driver(home, str(job), program=(sys.executable, "-c", PACED))
+        first.read_until_step(30)
+        kill_head(cluster)
+        killed_s = time.time()
+        assert first.end() == 1, first.errors()
+        assert END_S <= time.time() - killed_s <= END_S + 12.0
+    (told,) = [event for event in first.of("warning") if "head of the cluster" in event["message"]]
+    assert cluster.address in told["message"]
+    assert told["time_s"] - killed_s < 12.0
+    (saved,) = first.of("checkpoint.saved")
+    assert PARK_S <= saved["time_s"] - killed_s <= PARK_S + 12.0
+    assert saved["step"] == first.of("step")[-1]["step"]  # every step that was made
+    assert "the head of the cluster at" in first.errors()
+    assert "--set cluster.address=HOST:PORT" in first.errors()
+    record = RunStore(home).read("last")
+    assert record.state is RunState.FAILED
+    with standing_cluster(2) as address:
+        second = Driver(home, "--resume", "last", "--set", f"cluster.address={address}")
+        assert second.end() == 0, second.errors()
+    assert second.of("step")[0]["step"] == saved["step"] + 1
+    assert f"address: {address}" in record.layout.spec.read_text()
+    losses = [step.loss for step in current_steps(record.layout.steps)]
+    assert losses == [step.loss for step in current_steps(undisturbed.run_dir / "steps.jsonl")]
+    assert prove(RunStore(home).read("last")).ok
+    assert ray_processes(pids) == []
+    assert shared_memory() == shm
