@@ -58,7 +58,7 @@ cluster: dev
 	$(BIN)/python -m pytest -q -m "(cluster or faults or gpu) and not soak"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25 --durations-min=10
 
 # What takes too long for every day, one after the other.
 soak: dev

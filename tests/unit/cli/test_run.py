@@ -17,11 +17,13 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.spec.errors import SpecError
+from orchestrator.spec.load import dump_job, load_job
 from orchestrator.store.runs import RunStore
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 
 
 def invoke(*arguments: str) -> BaseException | None:
@@ -46,6 +48,21 @@ def test_a_resumed_run_keeps_its_spec(extra: list[str]) -> None:
     error = invoke("--resume", "last", *extra)
     assert isinstance(error, UsageError)
     assert "do not go together" in error.message
+
+
+def test_only_where_it_trains_may_be_another_one(recorded: Callable[..., RunLayout]) -> None:
+    layout = recorded()
+    home = str(layout.root.parent)
+    RunStore(layout.root.parent).set_state(layout, RunState.FAILED, "why not")
+    before = dump_job(load_job(QUICKSTART).spec)
+    layout.spec.write_text(before)
+    both = invoke("--resume", "last", "--home", home, "--set", "cluster.address=h:1", "--set", "train.lr=1")
+    assert isinstance(both, UsageError)
+    assert "--set train.lr" in both.message
+    assert "cluster.address" in (both.hint or "")
+    wrong = invoke("--resume", "last", "--home", home, "--set", "cluster.address=no address")
+    assert isinstance(wrong, SpecError)
+    assert layout.spec.read_text() == before
 
 
 def test_what_cannot_be_resumed_says_why(recorded: Callable[..., RunLayout]) -> None:
