@@ -16,12 +16,20 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
 
 
-def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape) -> Any:
-    """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group."""
+def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Any:
+    """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group.
+
+    `restored`: a saved state replaces all of its weights, optimizer state and buffers before they are used.
+    """
     deepspeed = import_deepspeed(shape.device)
     config = deepspeed_config(spec, shape)
-    # BF16_Optimizer prints the memory it uses, whatever the log level.
-    with _no_operator_probe(deepspeed), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_operator_probe(deepspeed))
+        stack.enter_context(_short_parameters())
+        # BF16_Optimizer prints the memory it uses, whatever the log level.
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if restored:
+            stack.enter_context(_nothing_sent(deepspeed))
         engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
     if _is_unfused(engine.optimizer):
         # Its allocating update also counted as step 1, which would spoil Adam's bias correction.
@@ -144,6 +152,40 @@ def _reset_stage3_state() -> None:
     parameter_offload.FWD_MODULE_STACK.clear()
     # The module counter is a mutable default argument.
     parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+
+
+@contextlib.contextmanager
+def _nothing_sent(deepspeed: Any) -> Iterator[None]:
+    """Keep DeepSpeed from sending weights around that are about to be replaced: rank 0's to all others, at stage 3
+    twice; and at stage 3 from gathering every parameter to hang a hook on it, which does not depend on its numbers.
+
+    Of the collectives in `deepspeed.initialize` these two carry nothing but weights, and what waits for others is not
+    among them; it is a good half of the time that a recovery takes to build an engine.
+    """
+    names = ("broadcast", "all_gather_into_tensor")
+    before = {name: getattr(deepspeed.comm, name) for name in names}
+    for name in names:
+        setattr(deepspeed.comm, name, _send_nothing)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(deepspeed.comm, name, function)
+
+
+def _send_nothing(*_: Any, **__: Any) -> None:
+    """In place of a collective."""
+
+
+@contextlib.contextmanager
+def _short_parameters() -> Iterator[None]:
+    """Stage 3 formats all that it is given, every parameter's numbers too, for a message that it does not print."""
+    before = nn.Parameter.__repr__
+    nn.Parameter.__repr__ = object.__repr__  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        nn.Parameter.__repr__ = before  # type: ignore[assignment, method-assign]
 
 
 @contextlib.contextmanager

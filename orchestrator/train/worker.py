@@ -91,7 +91,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
                 "parameters": size.parameters,
             },
         )
-    engine = build_engine(spec, model, shape)
+    engine = build_engine(spec, model, shape, restored=plan.peer_state is not None or plan.resume_from is not None)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
