@@ -17,7 +17,6 @@ from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.metrics.incidents import IncidentRecorder
-from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.recorder import RunRecorder
 from orchestrator.metrics.stragglers import StragglerRecorder
@@ -30,6 +29,7 @@ from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
 from orchestrator.store.skips import write_skips
 from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Training, stopped, tell
+from orchestrator.whole_files import read_json, write_json, write_text
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
 
@@ -96,9 +96,7 @@ def resume_run(
     try:
         job = load_job(record.layout.spec, overrides)
         if overrides:
-            fresh = record.layout.spec.with_suffix(".new")
-            fresh.write_text(dump_job(job.spec))
-            fresh.replace(record.layout.spec)
+            write_text(record.layout.spec, dump_job(job.spec))
         facts = read_json(record.layout.data) or {}
         run = Run(job.spec, Path(str(facts.get("job_dir") or record.layout.root)), record.layout, store, stop)
         if arranged is not None:

@@ -17,7 +17,6 @@ from orchestrator.domain.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, 
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
 from orchestrator.keeping import Keeping
-from orchestrator.metrics.json_file import read_json
 from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.spec.job import JobSpec
@@ -25,6 +24,7 @@ from orchestrator.store.progress import read_progress
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
+from orchestrator.whole_files import read_json
 
 INTERRUPTED = 130
 KEPT_RECORDS = 256

@@ -138,16 +138,6 @@ def _checksum(body: dict[str, Any]) -> str:
     return digest(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file, and have it on the device before it appears under `path`. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def sync_directory(path: Path) -> None:
     """Have the directory's entries on the device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -12,8 +12,8 @@ from orchestrator.cli import render
 from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.cli.runs import table
 from orchestrator.domain.errors import UsageError
-from orchestrator.metrics.json_file import read_json
 from orchestrator.store.runs import RunRecord, RunStore
+from orchestrator.whole_files import read_json
 
 WATCH_S = 1.0
 STALE_S = 10.0

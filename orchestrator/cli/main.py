@@ -120,9 +120,6 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _say_error(error: ConvoyError) -> None:
-    traceback_text = getattr(error, "traceback_text", None)
-    if traceback_text:
-        print(traceback_text.rstrip(), file=sys.stderr)
     if isinstance(error, SpecError):  # every line begins with file:line:column, for people and for editors
         print(error.message, file=sys.stderr)
     else:

@@ -152,7 +152,7 @@ def _candidates(record: "RunRecord", step: int | None) -> list["Found"]:
 
 def _data_directory(record: "RunRecord") -> Path:
     """The prepared data of a run: the tokenizer and the vocabulary are there."""
-    from orchestrator.metrics.json_file import read_json
+    from orchestrator.whole_files import read_json
 
     facts = read_json(record.layout.data)
     if facts is None or "directory" not in facts:

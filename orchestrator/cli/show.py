@@ -9,9 +9,9 @@ from orchestrator.cli.summary import command
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
-from orchestrator.metrics.json_file import read_json
 from orchestrator.store.history import current_steps, read_events
 from orchestrator.store.runs import RunRecord
+from orchestrator.whole_files import read_json
 
 
 def facts(record: RunRecord) -> dict[str, Any]:

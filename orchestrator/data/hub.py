@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.data.readers import Bad, Item, NoText, pieces, text_of
 from orchestrator.data.sources import Source
-from orchestrator.data.tokenstore import write_json
 from orchestrator.domain.errors import DataError
+from orchestrator.whole_files import write_json
 
 HUB_TIMEOUT_S = 4.0
 

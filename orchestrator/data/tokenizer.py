@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from orchestrator.data.encode import TokenizerText
-from orchestrator.data.tokenstore import write_json, write_text
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.model import TokenizerTrainSpec
+from orchestrator.whole_files import write_json, write_text
 
 EOS, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from orchestrator.data.encode import EncodedBlock
+from orchestrator.whole_files import write_json
 
 JOURNAL_FILE = "journal.jsonl"
 COMPLETE_FILE = "tokens.json"
@@ -200,18 +201,3 @@ class TokenStore:
         except FileNotFoundError:
             return False
         return zlib.crc32(data) == entry.tokens_crc and documents >= entry.documents
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that it is there whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -16,9 +16,9 @@ from orchestrator.data.manifest import (
     StreamCounts,
 )
 from orchestrator.data.tokenise import TokenCounts
-from orchestrator.data.tokenstore import write_json
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.job import JobSpec
+from orchestrator.whole_files import write_json
 
 DOCUMENTS_AT_ONCE = 1 << 20
 

@@ -17,14 +17,5 @@ class ClusterError(ConvoyError):
     """The cluster cannot be reached, or cannot hold what was asked for."""
 
 
-class WorkerError(ConvoyError):
-    """A worker raised. `traceback_text` is the worker's own, whole."""
-
-    def __init__(self, rank: int, message: str, traceback_text: str, hint: str | None = None) -> None:
-        super().__init__(message, hint)
-        self.rank = rank
-        self.traceback_text = traceback_text
-
-
 class CheckpointError(ConvoyError):
     """A checkpoint is missing, incomplete, or does not match the model."""

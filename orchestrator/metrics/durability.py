@@ -13,7 +13,7 @@ from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics import catalog
-from orchestrator.metrics.json_file import write_json
+from orchestrator.whole_files import write_json
 
 COMPUTED = (
     catalog.STEPS_AT_RISK,

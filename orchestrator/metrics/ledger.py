@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
-from orchestrator.metrics.json_file import read_json, write_json
+from orchestrator.whole_files import read_json, write_json
 
 KEPT_CHECKPOINTS = 16
 KEPT_STEPS = 64

@@ -7,11 +7,11 @@ from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.verify import Mismatch, Proof, verify_run
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
-from orchestrator.metrics.json_file import read_json
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import read_steps
 from orchestrator.store.runs import RunRecord
 from orchestrator.store.skips import read_skips
+from orchestrator.whole_files import read_json
 
 
 def prove(record: RunRecord) -> Proof:

@@ -16,9 +16,9 @@ from typing import Any
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.layout import RunLayout
-from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.store.driver import Driver
 from orchestrator.store.progress import Progress, read_progress
+from orchestrator.whole_files import read_json, write_json
 
 FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 LOST = "lost"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest, ScaleState
-from orchestrator.metrics.json_file import read_json, write_json
 from orchestrator.store.driver import Driver
 from orchestrator.store.runs import RunRecord, read_record
+from orchestrator.whole_files import read_json, write_json
 
 POLL_S = 0.2
 

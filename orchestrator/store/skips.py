@@ -6,7 +6,7 @@ from orchestrator.data.skips import BatchOrder
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Skip
-from orchestrator.metrics.json_file import read_json, write_json
+from orchestrator.whole_files import read_json, write_json
 
 
 def read_skips(layout: RunLayout) -> tuple[Skip, ...]:

@@ -32,7 +32,6 @@ from orchestrator.checkpoint.manifest import (
     ShardEntry,
     installed_versions,
     sync_directory,
-    write_durably,
 )
 from orchestrator.checkpoint.peers import PeerReader
 from orchestrator.checkpoint.reader import CheckpointReader, IntervalReader
@@ -46,6 +45,7 @@ from orchestrator.train.exchange import exchange_json
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero_state import CapturedState, capture, to_storage
+from orchestrator.whole_files import write_bytes
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
                 elements[flat.kind.value] += f.length
         index = writer.finish(state.rng)
     data_bytes = index.to_bytes()
-    write_durably(place.work / f"{stem}.json", data_bytes)
+    write_bytes(place.work / f"{stem}.json", data_bytes)
     if not place.shared:
         for file in (f"{stem}.bin", f"{stem}.json"):
             session.store(place.work / file, f"{place.final}/{file}")
@@ -287,7 +287,7 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     if place.storage is not None:
         commit(place.storage, place.name, manifest)
         return manifest
-    write_durably(place.work / MANIFEST, manifest.to_bytes())
+    write_bytes(place.work / MANIFEST, manifest.to_bytes())
     if not place.shared:
         session.store(place.work / MANIFEST, f"{place.final}/{MANIFEST}")
         return manifest

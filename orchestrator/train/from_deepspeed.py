@@ -19,7 +19,6 @@ from orchestrator.checkpoint.manifest import (
     ShardEntry,
     TensorEntry,
     sync_directory,
-    write_durably,
 )
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.shard import Piece, ShardWriter, digest
@@ -36,6 +35,7 @@ from orchestrator.train.universal import (
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import HYPERPARAMETERS
 from orchestrator.train.zero_state import LOSS_SCALE_FIELDS, to_storage
+from orchestrator.whole_files import write_bytes
 
 _SHARD = "shard-00000"
 
@@ -81,7 +81,7 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
         work.mkdir(parents=True)
         tensors, filled = _write_shard(saved, work)
         manifest = _manifest(saved, step, position, tensors, _shard_entry(work))
-        write_durably(work / MANIFEST, manifest.to_bytes())
+        write_bytes(work / MANIFEST, manifest.to_bytes())
         with CheckpointReader(work) as reader:
             reader.require_whole()
         sync_directory(work)
@@ -205,7 +205,7 @@ def _write_shard(saved: _Saved, work: Path) -> tuple[dict[str, TensorEntry], lis
                 writer.write(Piece(name, entry.kind, start, dtype_name(piece.dtype), to_storage(piece)))
                 start += piece.numel()
         index = writer.finish({})
-    write_durably(work / f"{_SHARD}.json", index.to_bytes())
+    write_bytes(work / f"{_SHARD}.json", index.to_bytes())
     return tensors, list(dict.fromkeys(filled))
 
 

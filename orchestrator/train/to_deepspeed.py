@@ -20,7 +20,7 @@ import torch
 
 from orchestrator.checkpoint.dtypes import storage_dtype
 from orchestrator.checkpoint.intervals import MOMENTS, Kind
-from orchestrator.checkpoint.manifest import GroupEntry, Manifest, TensorEntry, write_durably
+from orchestrator.checkpoint.manifest import GroupEntry, Manifest, TensorEntry
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.train.engine import import_deepspeed
@@ -36,6 +36,7 @@ from orchestrator.train.universal import (
 )
 from orchestrator.train.zero_restore import HYPERPARAMETERS
 from orchestrator.train.zero_state import LOSS_SCALE_FIELDS
+from orchestrator.whole_files import write_bytes
 
 Adam = Literal["torch", "deepspeed"]
 """Whose Adam will load the state: torch's counts its steps in a tensor, DeepSpeed's own in an integer."""
@@ -73,7 +74,7 @@ def to_deepspeed(checkpoint: Path | str, dest: Path, adam: Adam = "torch") -> Co
             _write(reader, _Target(work, adam))
             size_bytes = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
             work.rename(final)
-            write_durably(dest / LATEST, final.name.encode())
+            write_bytes(dest / LATEST, final.name.encode())
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
             raise CheckpointError(
                 f"{dest} cannot be written: {error}", hint="three times the size of the weights in fp32 is needed"

@@ -13,13 +13,13 @@ from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import FaultKind, Injection, NumericFault, Skip
-from orchestrator.metrics.json_file import read_json
 from orchestrator.service import RunOutcome, resume_run, run_job
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import current_steps
 from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
+from orchestrator.whole_files import read_json
 from tests.cluster.gang_runs import (
     Recording,
     all_pids,

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.cli.main import cli
 from orchestrator.domain.events import RunState
-from orchestrator.metrics.json_file import read_json
 from orchestrator.service import run_job
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import current_steps
 from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
+from orchestrator.whole_files import read_json
 from tests.cluster.gang_runs import (
     all_pids,
     own_temporary_directory,

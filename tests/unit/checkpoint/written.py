@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from orchestrator.checkpoint.catalog import directory_name
 from orchestrator.checkpoint.intervals import MOMENTS, Kind, even_slice
-from orchestrator.checkpoint.manifest import MANIFEST, GroupEntry, Manifest, ShardEntry, TensorEntry, write_durably
+from orchestrator.checkpoint.manifest import MANIFEST, GroupEntry, Manifest, ShardEntry, TensorEntry
 from orchestrator.checkpoint.shard import CHUNK_BYTES, Piece, ShardIndex, ShardWriter, digest
+from orchestrator.whole_files import write_bytes
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -56,13 +57,13 @@ def write_checkpoint(
         shards=tuple(shards),
         counters={"global_steps": step, "global_samples": step * 12, "skipped_steps": 0},
     )
-    write_durably(directory / MANIFEST, manifest.to_bytes())
+    write_bytes(directory / MANIFEST, manifest.to_bytes())
     return directory
 
 
 def _entry(directory: Path, rank: int, index: ShardIndex) -> ShardEntry:
     name = f"shard-{rank:05d}.json"
-    write_durably(directory / name, index.to_bytes())
+    write_bytes(directory / name, index.to_bytes())
     return ShardEntry(f"shard-{rank:05d}.bin", name, index.size_bytes, digest(index.to_bytes()))
 
 

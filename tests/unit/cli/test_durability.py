@@ -13,8 +13,8 @@ from orchestrator.cli.main import cli
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.layout import RunLayout
-from orchestrator.metrics.json_file import write_json
 from orchestrator.store.runs import RunStore
+from orchestrator.whole_files import write_json
 
 pytestmark = pytest.mark.unit
 NODES = {"a" * 56: "10.0.0.1:7", "b" * 56: "10.0.0.2:7"}

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from orchestrator.cli import main as main_module
 from orchestrator.cli.main import COMMANDS, cli
-from orchestrator.domain.errors import UsageError, WorkerError
+from orchestrator.domain.errors import UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -92,13 +92,6 @@ def test_an_error_for_people_has_no_traceback(
     monkeypatch.delenv("CONVOY_TRACEBACK", raising=False)
     assert ended(monkeypatch, UsageError("no such run", hint="look again")) == 2
     assert capsys.readouterr().err == "error: no such run\nhint: look again\n"
-
-
-def test_a_workers_error_shows_its_own_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ended(monkeypatch, WorkerError(2, "worker 2: boom", "Traceback\n  at x\nboom")) == 1
-    assert capsys.readouterr().err.startswith("Traceback\n  at x\nboom\nerror: worker 2: boom")
 
 
 def test_a_bug_is_told_shortly_and_kept_whole(

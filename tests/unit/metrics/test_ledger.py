@@ -7,8 +7,8 @@ import pytest
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
-from orchestrator.metrics.json_file import read_json
 from orchestrator.metrics.ledger import Category, Ledger, LedgerRecorder
+from orchestrator.whole_files import read_json
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]

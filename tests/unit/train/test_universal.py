@@ -12,12 +12,13 @@ import torch
 
 from orchestrator.checkpoint.catalog import verify_checkpoint
 from orchestrator.checkpoint.intervals import Kind
-from orchestrator.checkpoint.manifest import MANIFEST, GroupEntry, Manifest, read_manifest, write_durably
+from orchestrator.checkpoint.manifest import MANIFEST, GroupEntry, Manifest, read_manifest
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.train.from_deepspeed import from_deepspeed
 from orchestrator.train.to_deepspeed import loading_notes, to_deepspeed
 from orchestrator.train.universal import load_file
+from orchestrator.whole_files import write_bytes
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -30,7 +31,7 @@ DECAYS = tuple(
 
 
 def rewrite(directory: Path, manifest: Manifest) -> None:
-    write_durably(directory / MANIFEST, manifest.to_bytes())
+    write_bytes(directory / MANIFEST, manifest.to_bytes())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small JSON files that several processes read while one writes: replaced whole, never seen half-written."""
+"""Small files that others read while one writes: replaced whole, never seen half-written. Under all layers."""
 
 import json
 import os
@@ -16,16 +16,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: dict[str, Any], durable: bool = True) -> None:
-    """Replace a file by a JSON object: whoever reads it sees the old or the new one whole.
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """As `write_bytes`, of JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n", durable)
+
+
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """As `write_bytes`, of text in UTF-8."""
+    write_bytes(path, text.encode(), durable)
+
+
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replace a file: whoever reads it sees the old or the new one whole.
 
     `durable`: after a crash of the host too, at the price of waiting for the disk. Raises OSError.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

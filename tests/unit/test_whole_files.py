@@ -1,0 +1,50 @@
+"""Files that are replaced whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.whole_files import read_json, write_bytes, write_json, write_text
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, {"name": "Zoë", "nested": {"steps": [1, 2]}})
+    assert read_json(path) == {"name": "Zoë", "nested": {"steps": [1, 2]}}
+    write_text(path, "größer")
+    assert path.read_text(encoding="utf-8") == "größer"
+    assert read_json(path) is None
+    assert read_json(tmp_path / "none") is None
+    write_text(path, "[]")
+    assert read_json(path) is None  # no object
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "data"
+    write_bytes(path, b"old", durable)
+    with path.open("rb") as reader:
+        write_bytes(path, b"new", durable)
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data"
+    write_bytes(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
