@@ -107,3 +107,10 @@ class ZeroSpec(SpecModel):
 
     deepspeed: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed through to DeepSpeed's config. A key that the spec itself decides is an error."""
+
+
+def stated_steps(steps: int | None, tokens: int | None, global_batch: int, sequence_length: int) -> int | None:
+    """Optimizer steps of a training whose length the spec states by itself, rounded up; None where data tells it."""
+    if steps is not None:
+        return steps
+    return None if tokens is None else max(1, -(-tokens // (global_batch * sequence_length)))
