@@ -62,7 +62,7 @@ test: lint
 
 # What takes too long for every day, one after the other.
 soak: dev
-	$(BIN)/python -m pytest -q -m soak tests/faults/test_matrix.py
+	$(BIN)/python -m pytest -q -m soak tests/faults
 	$(BIN)/python -m tests.faults.soak --times 100
 
 bench: $(VENV)/.installed-bench

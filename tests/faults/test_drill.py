@@ -64,7 +64,7 @@ def a_job(directory: Path, **resources: object) -> Path:
     )
 
 
-@pytest.mark.parametrize("fault", ["silence-node", "corrupt-shard"])
+@pytest.mark.parametrize("fault", ["silence-node", pytest.param("corrupt-shard", marks=pytest.mark.soak)])
 def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
     # Storage is looked at only where memory holds nothing.
     memory = "false" if fault == "corrupt-shard" else "true"
@@ -85,6 +85,7 @@ def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
     assert ("checkpoint.rejected" in events) == (fault == "corrupt-shard")
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp_path: Path) -> None:
     """Three runs: undisturbed, disturbed, and undisturbed without the samples that the second left out."""
     from_storage = ("--set", "checkpoint.memory=false")  # memory would hold a step that depends on the machine's pace
@@ -100,6 +101,7 @@ def test_a_loss_that_is_no_number_is_compared_with_a_run_without_its_samples(tmp
     assert sum("fault.injected" in (path / "events.jsonl").read_text() for path in runs) == 1
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 def test_a_worker_that_hangs_is_given_up_and_replaced(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "hang-rank")
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -140,6 +142,7 @@ def test_what_does_not_survive_is_said(tmp_path: Path) -> None:
     assert card["faults"][0]["first_step_s"] is None
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     card, result = survived(drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "oom"))
     assert (result["fault"], result["step"], result["workers_after"]) == ("oom", 15, 2)
