@@ -24,6 +24,8 @@ from tests.cluster.standing import Driver, standing_cluster
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
 STEPS = 300
+LATE_S = 20.0
+"""How long after its time a busy machine may do something."""
 JOB: dict[str, Any] = {
     "train": {"steps": STEPS, "global_batch": 12, "lr": 1e-3},
     "zero": {"stage": 1},
@@ -48,6 +50,7 @@ def kill_head(cluster: HeadAndNodes) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.timeout(600)
 def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path) -> None:
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
     undisturbed = run_job(load_job(write_job(tmp_path, **JOB)), home, [], threading.Event())
@@ -59,12 +62,12 @@ def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path)
         kill_head(cluster)
         killed_s = time.time()
         assert first.end() == 1, first.errors()
-        assert END_S <= time.time() - killed_s <= END_S + 12.0
+        assert END_S <= time.time() - killed_s <= END_S + LATE_S
     (told,) = [event for event in first.of("warning") if "head of the cluster" in event["message"]]
     assert cluster.address in told["message"]
-    assert told["time_s"] - killed_s < 12.0
+    assert told["time_s"] - killed_s < LATE_S
     (saved,) = first.of("checkpoint.saved")
-    assert PARK_S <= saved["time_s"] - killed_s <= PARK_S + 12.0
+    assert PARK_S <= saved["time_s"] - killed_s <= PARK_S + LATE_S
     assert saved["step"] == first.of("step")[-1]["step"]  # every step that was made
     assert "the head of the cluster at" in first.errors()
     assert "--set cluster.address=HOST:PORT" in first.errors()
