@@ -23,7 +23,7 @@ from tests.bench.peer_processes import say
 from tests.bench.recovery_peers import recoveries
 
 FAULTS = (*["worker"] * 3, *["node"] * 5, "silent")
-LIMIT_S = 235.0
+LIMIT_S = 420.0
 
 
 @dataclass(frozen=True)
