@@ -97,6 +97,11 @@ class TrainPlan:
     injections: tuple[Injection, ...] = ()
     """Faults to make on purpose, each once."""
 
+    @property
+    def restores(self) -> bool:
+        """A saved state is put into the engine before the first step."""
+        return self.peer_state is not None or self.resume_from is not None
+
 
 @dataclass(frozen=True)
 class TrainResult:

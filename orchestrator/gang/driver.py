@@ -211,11 +211,12 @@ class GangDriver:
             return None
         if self._vaults is None and spec.checkpoint.memory:
             self._vaults = self._new_vaults()
+        assert self._head is not None  # connected
         self._gang = Gang(
-            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._run_id
+            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._head, self._run_id
         )
         self._gang.generation = self._generation
-        self._gang.seek_more, self._gang.head = self.seek, self._head
+        self._gang.seek_more = self.seek
         self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
         self._gang.standby = spec.resources.standby
         self._gang.replicas = spec.checkpoint.replicas
@@ -243,7 +244,7 @@ class GangDriver:
         from orchestrator.gang.waiting import RollCall
 
         gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
-        self._await_head()
+        gang.head.outlast(gang.saves, self._stopped)
         roll, told, enough_since_s = RollCall(), False, float("inf")
         gang.replace_lost()
         self.seek()
@@ -277,17 +278,6 @@ class GangDriver:
         if told:
             waits(None)
         return int(gang.reform(line))
-
-    def _await_head(self) -> None:
-        """Nobody can be started without it. Raises ClusterError where it does not come back; what was to be written has
-        been by then, as far as there was time."""
-        head, saves = self._head, self._gang.saves
-        if head is None:
-            return
-        if head.silent and saves is not None:
-            for event in saves.end(head.left_s):
-                self._emit(event.kind, dict(event.fields))
-        head.require(self._stopped)
 
     def _check_patience(self, wait: Wait) -> None:
         """Raises ClusterError where a gang has waited as long as the spec lets it."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.gang.processes import die_with_parent
+
 CHUNK_BYTES = 4 * 1024 * 1024
 TRANSPORT_VARIABLE = "CONVOY_FILE_TRANSPORT"
 """`remote` in a worker's environment: never use the driver's paths, even where they are visible."""
@@ -111,6 +113,14 @@ class FileServer:
         if ".." in path.parts or not any(resolved == root or root in resolved.parents for root in roots):
             raise PermissionError(f"{path} is outside the run's and the data's directories")
         return resolved
+
+
+class BoundFileServer(FileServer):
+    """The file server of a local cluster: its process dies with its raylet."""
+
+    def __init__(self, roots: tuple[str, ...], writable: str) -> None:
+        die_with_parent()
+        super().__init__(roots, writable)
 
 
 class Files:

@@ -28,7 +28,7 @@ from orchestrator.gang.decide import (
     numeric_fault,
     root_cause,
 )
-from orchestrator.gang.files import FileServer, remove_host_cache, write_marker
+from orchestrator.gang.files import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.head import Head
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
@@ -36,7 +36,6 @@ from orchestrator.gang.member import Member, assignments, first_line, oom_kills
 from orchestrator.gang.placement import Request
 from orchestrator.gang.places import Places
 from orchestrator.gang.planned import Planned
-from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.recruits import Recruits
 from orchestrator.gang.saving import Pacer, Saves
 from orchestrator.gang.spares import Spares
@@ -99,6 +98,7 @@ class Gang:
         local: bool,
         vaults: Vaults | None,
         planned: Planned,
+        head: Head,
         run_id: str,
     ) -> None:
         """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
@@ -119,9 +119,8 @@ class Gang:
         """Checkpoints that the vaults write."""
         self.hangs = HangWatch(local, vaults)
         self.vault_care = VaultCare(self)
-        self.planned = planned
+        self.planned, self.head = planned, head
         self.seek_more: Callable[[], None] = lambda: None
-        self.head: Head | None = None
         self._server: FileAccess | None = None
         self._step = 0
         self._step_s = 0.0
@@ -381,20 +380,12 @@ class Gang:
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
-        server_class = ray.remote(num_cpus=0, max_concurrency=4)(_BoundFileServer if self._local else FileServer)
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(BoundFileServer if self._local else FileServer)
         server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
             roots, plan.run_dir
         )
         self._server = FileAccess(server, str(marker), word, self._run_id)
         return self._server
-
-
-class _BoundFileServer(FileServer):
-    """The file server of a local cluster: its process dies with its raylet."""
-
-    def __init__(self, roots: tuple[str, ...], writable: str) -> None:
-        die_with_parent()
-        super().__init__(roots, writable)
 
 
 def _actor_class() -> Any:

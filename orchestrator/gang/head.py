@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind
+from orchestrator.gang.saving import Saves
 
 TELL_S = 3.0
 PARK_S = 15.0
@@ -96,6 +97,13 @@ class Head:
             self._told = True
             self._emit(EventKind.WARNING, {"message": self._message()})
         return now in (Course.PARK, Course.END)
+
+    def outlast(self, saves: Saves | None, stopped: Callable[[], bool]) -> None:
+        """As `require`, after seeing the checkpoints that are being written to their end, as far as there is time."""
+        if self.silent and saves is not None:
+            for event in saves.end(self.left_s):
+                self._emit(event.kind, dict(event.fields))
+        self.require(stopped)
 
     def require(self, stopped: Callable[[], bool]) -> None:
         """Return when it takes connections, at once where it does, or when `stopped`. Raises ClusterError where it has

@@ -49,8 +49,6 @@ class Watch:
         """Whether the cluster's head is silent. Whoever would be started in the meantime has to wait; a gang that would
         be ended by Ray before long leaves, with its state in storage."""
         head = self._gang.head
-        if head is None:
-            return False
         if head.round() and not self._parked:
             self._parked = True
             self._gang.ask_to_leave(Leave.PARK)

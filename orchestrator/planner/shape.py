@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from orchestrator.spec.train import TrainSpec, stated_steps
+from orchestrator.spec.train import TrainSpec, steps_for_tokens
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ def total_steps(train: TrainSpec, train_samples: int, sequence_length: int) -> i
 
     Raises ValueError where none of the three is set.
     """
-    stated = stated_steps(train.steps, train.tokens, train.global_batch, sequence_length)
-    if stated is not None:
-        return stated
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return steps_for_tokens(train.tokens, train.global_batch, sequence_length)
     if train.epochs is not None:
         return max(1, math.ceil(train.epochs * train_samples / train.global_batch))
     raise ValueError("one of train.steps, train.tokens and train.epochs must be set")

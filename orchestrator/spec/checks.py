@@ -7,7 +7,7 @@ from orchestrator.spec import check_data, check_model, check_recovery, check_res
 from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.hints import listing
-from orchestrator.spec.train import stated_steps
+from orchestrator.spec.train import steps_for_tokens
 from orchestrator.spec.view import Unavailable, View
 from orchestrator.spec.yaml_source import MAX_PROBLEMS
 
@@ -32,7 +32,7 @@ def total_steps(view: View) -> int | None:
         return int(steps)
     if tokens is None:
         return None
-    return stated_steps(None, int(tokens), int(view.get("train.global_batch")), int(view.get("data.sequence_length")))
+    return steps_for_tokens(int(tokens), int(view.get("train.global_batch")), int(view.get("data.sequence_length")))
 
 
 def warmup_fits(view: View) -> Iterator[Problem]:

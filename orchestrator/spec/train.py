@@ -109,8 +109,6 @@ class ZeroSpec(SpecModel):
     """Passed through to DeepSpeed's config. A key that the spec itself decides is an error."""
 
 
-def stated_steps(steps: int | None, tokens: int | None, global_batch: int, sequence_length: int) -> int | None:
-    """Optimizer steps of a training whose length the spec states by itself, rounded up; None where data tells it."""
-    if steps is not None:
-        return steps
-    return None if tokens is None else max(1, -(-tokens // (global_batch * sequence_length)))
+def steps_for_tokens(tokens: int, global_batch: int, sequence_length: int) -> int:
+    """Optimizer steps that use at least that many tokens."""
+    return max(1, -(-tokens // (global_batch * sequence_length)))

@@ -23,13 +23,9 @@ def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: 
     """
     deepspeed = import_deepspeed(shape.device)
     config = deepspeed_config(spec, shape)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_no_operator_probe(deepspeed))
-        stack.enter_context(_short_parameters())
-        # BF16_Optimizer prints the memory it uses, whatever the log level.
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        if restored:
-            stack.enter_context(_nothing_sent(deepspeed))
+    sending = _nothing_sent(deepspeed) if restored else contextlib.nullcontext()
+    # BF16_Optimizer prints the memory it uses, whatever the log level.
+    with _no_operator_probe(deepspeed), sending, _short_parameters(), contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
     if _is_unfused(engine.optimizer):
         # Its allocating update also counted as step 1, which would spoil Adam's bias correction.

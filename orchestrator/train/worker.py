@@ -91,7 +91,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
                 "parameters": size.parameters,
             },
         )
-    engine = build_engine(spec, model, shape, restored=plan.peer_state is not None or plan.resume_from is not None)
+    engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
@@ -122,7 +122,7 @@ def _train(context: "TrainContext") -> TrainResult:
 
     session, plan = context.session, context.plan
     start = Progress(step=0, position=0)
-    if plan.peer_state is not None or plan.resume_from is not None:
+    if plan.restores:
         _phase(session, Phase.RESTORE)
         start = _restore(context)
     _phase(session, Phase.TRAIN)
