@@ -62,7 +62,8 @@ class CellIndex:
 
 
 class PeerReader(IntervalReader):
-    """The state of one step, out of the vaults that hold it. Raises CheckpointError where a vault cannot be reached."""
+    """The state of one step, out of the vaults that hold it. Raises CheckpointError where none that holds a
+    shard can be reached; reading goes on from another where one goes meanwhile."""
 
     def __init__(self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None) -> None:
         """`own_vault`: address of this node's vault, whose process is `vault_pid`: read without the network."""
@@ -105,22 +106,43 @@ class _LocalShard:
 
 
 class _RemoteShard:
-    """A payload behind a connection."""
+    """A payload behind a connection; where that breaks off, the same one behind another: nodes also go while they are
+    read."""
 
-    def __init__(self, channel: Channel, key: dict[str, int], where: str) -> None:
-        self._channel, self._key, self._where = channel, key, where
+    def __init__(self, channel: Channel, where: str, others: Sequence[str], key: dict[str, int], token: str) -> None:
+        """`others`: addresses of vaults that hold the same."""
+        self._channel, self._where, self._others = channel, where, list(others)
+        self._key, self._token = key, token
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        try:
-            _, count = self._channel.ask({"do": "read", **self._key, "offset": offset, "length": len(out)})
-            if count != len(out):
-                raise CheckpointError(f"the vault at {self._where} sent {count} bytes, expected {len(out)}")
-            self._channel.take_into(out)
-        except OSError as error:
-            raise _lost(self._where, error) from error
+        while True:
+            try:
+                return self._read(offset, out)
+            except OSError as error:
+                self._turn_away(error)
 
     def close(self) -> None:
         self._channel.close()
+
+    def _read(self, offset: int, out: memoryview) -> None:
+        _, count = self._channel.ask({"do": "read", **self._key, "offset": offset, "length": len(out)})
+        if count != len(out):
+            raise CheckpointError(f"the vault at {self._where} sent {count} bytes, expected {len(out)}")
+        self._channel.take_into(out)
+
+    def _turn_away(self, error: OSError) -> None:
+        """Go on with another vault. Raises CheckpointError where none is left."""
+        self._channel.close()
+        while self._others:
+            address = self._others.pop(0)
+            try:
+                self._channel = Channel.connect(address, self._token, READ_TIMEOUT_S)
+            except OSError as lost:
+                error = lost
+                continue
+            self._where = address
+            return
+        raise _lost(self._where, error) from error
 
 
 def _open(
@@ -128,7 +150,8 @@ def _open(
 ) -> tuple[ShardSource, CellIndex, dict[str, Any]]:
     key = {"generation": state.generation, "rank": place.rank, "step": state.step}
     last: CheckpointError | None = None
-    for address in _nearest_first(place.vaults, own_vault):
+    addresses = _nearest_first(place.vaults, own_vault)
+    for number, address in enumerate(addresses, 1):
         try:
             channel = Channel.connect(address, token, READ_TIMEOUT_S)
         except OSError as error:
@@ -148,7 +171,7 @@ def _open(
             size = CellSize(answer["payload_bytes"], answer["slot_state_bytes"])
             path = descriptor_path(vault_pid, answer["descriptor"])
             return _LocalShard(Cell.attach(path, size), answer["slot"]), index, small
-        return _RemoteShard(channel, key, address), index, small
+        return _RemoteShard(channel, address, addresses[number:], key, token), index, small
     raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
 
 

@@ -81,6 +81,12 @@ def lineup(staying: int, ready: int, doomed: int, minimum: int, target: int) -> 
     return found if found.size >= minimum else None
 
 
+def replaced_later(staying: int, coming: int, minimum: int, target: int) -> bool:
+    """Whether whoever is missing is to be replaced only when training goes on without them: a process that starts
+    takes seconds of CPU time, which the others' recovery would miss where it starts on a host of theirs."""
+    return staying >= minimum and staying + coming < target
+
+
 def going(draining: Mapping[str, float | None], now_s: float, step_s: float) -> Collection[str]:
     """Nodes whose notice is as good as over, where a step takes `step_s`: nobody is to begin anything there."""
     before_s = leave_before_s(step_s)

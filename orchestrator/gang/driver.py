@@ -18,7 +18,7 @@ from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import TrainPlan
-from orchestrator.gang.changes import Wait, lineup, worth_telling
+from orchestrator.gang.changes import Wait, lineup, replaced_later, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.draining import DrainWatch
@@ -35,7 +35,7 @@ from orchestrator.gang.placement import (
     reserve,
 )
 from orchestrator.gang.planned import Emit, Planned
-from orchestrator.gang.regroup import seek
+from orchestrator.gang.regroup import leave_lost_nodes, seek
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.planner.memory import ModelShape
 from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
@@ -247,7 +247,9 @@ class GangDriver:
         gang.head.outlast(gang.saves, self._stopped)
         roll, told, enough_since_s = RollCall(), False, float("inf")
         gang.replace_lost()
-        self.seek()
+        leave_lost_nodes(gang)
+        if not replaced_later(len(gang.staying), gang.recruits.coming, self.request.minimum, self.request.maximum):
+            self.seek()
         while not self._stopped():
             if self.planned.look(gang.members, time.monotonic()):
                 self.seek()

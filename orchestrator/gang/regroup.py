@@ -7,10 +7,14 @@ from typing import Any
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave
 from orchestrator.gang.changes import GangShape, planned_leave
+from orchestrator.gang.decide import Ending
 from orchestrator.gang.planned import Planned
+from orchestrator.gang.vaults import raylet_refuses
 
 SEEK_S = 5.0
 """How often workers are sought for places that nobody is on the way to: a node may have come that would do."""
+FIRST_SEEK_S = 3.0
+"""The first time no later than this, if the first step of the generation is not there before."""
 
 
 class Regroup:
@@ -20,7 +24,7 @@ class Regroup:
         self._gang, self._planned, self._seek = gang, planned, seek
         self._asked = Leave.NO
         self._arriving_since_s: float | None = None
-        self._sought_s = time.monotonic()
+        self._seek_s, self._stepped = time.monotonic() + FIRST_SEEK_S, False
         # Those who were lent by a node that is about to go train on; everything was arranged before.
         self._known = set(planned.draining)
 
@@ -28,8 +32,11 @@ class Regroup:
         """`last`: the newest report of this generation; `now_s`: on the monotonic clock."""
         gang, planned = self._gang, self._planned
         changed = planned.look(gang.members, now_s)
-        if changed or (self._missing and now_s - self._sought_s >= SEEK_S):
-            self._sought_s = now_s
+        if last is not None and not self._stepped:
+            self._stepped, self._seek_s = True, now_s
+        broken = any(member.failure is not None for member in gang.members)  # it is formed anew before long
+        if changed or (self._missing and now_s >= self._seek_s and not broken):
+            self._seek_s = now_s + SEEK_S
             self._seek()
         if planned.draining.keys() - self._known:
             self._known = set(planned.draining)
@@ -70,6 +77,21 @@ class Regroup:
 
     def _is_doomed(self, member: Any) -> bool:
         return member.hello.node_id in self._planned.draining
+
+
+def leave_lost_nodes(gang: Any) -> None:
+    """Give back the places of those who went with their nodes. Ray would look for room for such a place itself, over
+    and over without a pause, which takes the cluster's head a processor for as long as there is none
+    (https://github.com/ray-project/ray/pull/65007); it waits between two looks for a place that is asked for anew."""
+    theirs = [member.group for member in gang.members if member.lives]
+    gone = [m.group for m in gang.members if m.group not in theirs and m.failure is not None and _went_with_node(m)]
+    gang.places.give_back([group for group in gang.places.empty(()) if group in gone])
+
+
+def _went_with_node(member: Any) -> bool:
+    if member.failure.ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
+        return True
+    return member.failure.ending is Ending.PROCESS_DIED and raylet_refuses(member.hello.node_id)
 
 
 def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:

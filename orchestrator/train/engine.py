@@ -169,7 +169,7 @@ def _nothing_sent(deepspeed: Any) -> Iterator[None]:
             setattr(deepspeed.comm, name, function)
 
 
-def _send_nothing(*_: Any, **__: Any) -> None:
+def _send_nothing(*_: Any, group: Any = None, async_op: bool = False) -> None:
     """In place of a collective."""
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.util.placement_group import placement_group_table
 
 from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.report import StepReport
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import (
@@ -122,10 +124,21 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path
     assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
 
 
+class LooksAtPlaces(StrikeWhenProtected):
+    """What state all of the run's reservations are in, a few steps after the recovery."""
+
+    places: list[str]
+
+    def on_step(self, report: StepReport) -> None:
+        super().on_step(report)
+        if self.of(EventKind.RECOVERED) and report.step == 20:
+            self.places = [str(place["state"]) for place in placement_group_table().values()]
+
+
 def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
     pids = all_pids()
     undisturbed = train(tmp_path, Recording(), zero={"stage": 3}, train=SIXTY)
-    struck = StrikeWhenProtected(7, 2, kill_node)
+    struck = LooksAtPlaces(7, 2, kill_node)
     outcome = train(
         tmp_path,
         struck,
@@ -143,6 +156,9 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
     (finished,) = struck.of(EventKind.RECOVERED)
     assert finished["world_size"] == 2
     assert finished["steps_recomputed"] <= 1
+    # Ray's head would look for room for the lost node's place without a pause.
+    assert struck.places.count("CREATED") == 2
+    assert "RESCHEDULING" not in struck.places
     assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
     assert ray_processes(pids) == []
 

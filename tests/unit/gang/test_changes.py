@@ -15,6 +15,7 @@ from orchestrator.gang.changes import (
     leave_before_s,
     lineup,
     planned_leave,
+    replaced_later,
     worth_telling,
 )
 from orchestrator.gang.decide import ARRIVAL_S
@@ -93,6 +94,13 @@ def test_who_parked_for_a_node_is_not_formed_anew_with_it_once_more() -> None:
 def test_lineup(staying: int, ready: int, doomed: int, expected: Lineup | None) -> None:
     assert lineup(staying, ready, doomed, minimum=2, target=4) == expected
     assert expected is None or 2 <= expected.size <= 4
+
+
+def test_whoever_is_missing_is_replaced_later_where_training_goes_on_without() -> None:
+    assert replaced_later(staying=3, coming=0, minimum=2, target=4)
+    assert not replaced_later(staying=1, coming=0, minimum=2, target=4)
+    assert not replaced_later(staying=3, coming=1, minimum=2, target=4)
+    assert not replaced_later(staying=4, coming=0, minimum=2, target=4)
 
 
 def test_waiting_is_told_once_and_only_where_nodes_are_what_is_missing() -> None:
