@@ -83,3 +83,30 @@ def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path)
     assert prove(RunStore(home).read("last")).ok
     assert ray_processes(pids) == []
     assert shared_memory() == shm
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_head_and_a_worker_that_are_lost_together_leave_a_reason_and_the_last_checkpoint(tmp_path: Path) -> None:
+    """Nobody can be replaced, and no step boundary comes any more."""
+    pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
+    changes = {**JOB, "checkpoint": {"memory_interval_steps": 1, "interval_steps": 10}}
+    with head_and_nodes(2) as cluster:
+        job = write_job(tmp_path, **changes, cluster={"address": cluster.address})
+        first = Driver(home, str(job), program=(sys.executable, "-c", PACED))
+        first.read_until_step(30)
+        kill_head(cluster)
+        psutil.Process(first.of("worker.started")[-1]["pid"]).kill()
+        killed_s = time.time()
+        assert first.end() == 1, first.errors()
+        assert END_S <= time.time() - killed_s <= END_S + LATE_S
+    assert "the head of the cluster at" in first.errors()
+    record = RunStore(home).read("last")
+    assert record.state is RunState.FAILED
+    with standing_cluster(2) as address:
+        second = Driver(home, "--resume", "last", "--set", f"cluster.address={address}")
+        assert second.end() == 0, second.errors()
+    assert second.of("step")[0]["step"] in (21, 31)
+    assert prove(RunStore(home).read("last")).ok
+    assert ray_processes(pids) == []
+    assert shared_memory() == shm
