@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.cluster.gang_runs import (
     all_pids,
     curve,
     kill_worker,
+    own_temporary_directory,
     ray_processes,
     shared_memory,
     write_job,
@@ -54,7 +56,22 @@ def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **cha
 
 PACED = f"{ENTRIES}:train_held"
 """Steps of a third of a second: whatever the machine is busy with, state reaches the vaults within a few."""
-SIXTY = {"steps": 30, "global_batch": BATCH, "lr": 1e-3}
+THIRTY = {"steps": 30, "global_batch": BATCH, "lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[float]]:
+    """Losses of the job's so many steps when nothing happens to it."""
+    known: dict[int, list[float]] = {}
+
+    def losses(steps: int) -> list[float]:
+        if steps not in known:
+            with own_temporary_directory():
+                directory = tmp_path_factory.mktemp("undisturbed")
+                known[steps] = curve(train(directory, Recording(), train={**JOB["train"], "steps": steps}), BATCH)
+        return known[steps]
+
+    return losses
 
 
 def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
@@ -79,13 +96,14 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
 
-def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
     pids, shm = all_pids(), shared_memory()
-    undisturbed = train(tmp_path, Recording(), train=SIXTY)
     struck = StrikeWhenProtected(12, 1, kill_worker)
-    outcome = train(tmp_path, struck, PACED, train=SIXTY, checkpoint={"memory_interval_steps": 1})
+    outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint={"memory_interval_steps": 1})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed(30)
     (started,) = struck.of(EventKind.RECOVERY_STARTED)
     assert (started["rank"], started["source"]) == (1, "vaults")
     assert started["from_step"] >= started["step"] - 2
@@ -102,8 +120,9 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(tmp_path: 
     assert shared_memory() == shm
 
 
-def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 80})
+def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
     struck = StrikeWhenProtected(7, 2, kill_worker)
     outcome = train(
         tmp_path,
@@ -121,7 +140,7 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(tmp_path
     assert sizes[0] == 3
     assert sizes[-1] == 3
     assert next(step.step for step in struck.steps if step.step > resized["step"]) == resized["step"] + 1
-    assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
+    assert curve(outcome, BATCH) == pytest.approx(undisturbed(80), rel=1e-5)
 
 
 class LooksAtPlaces(StrikeWhenProtected):
@@ -135,15 +154,14 @@ class LooksAtPlaces(StrikeWhenProtected):
             self.places = [str(place["state"]) for place in placement_group_table().values()]
 
 
-def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
+def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callable[[int], list[float]]) -> None:
     pids = all_pids()
-    undisturbed = train(tmp_path, Recording(), zero={"stage": 3}, train=SIXTY)
     struck = LooksAtPlaces(7, 2, kill_node)
     outcome = train(
         tmp_path,
         struck,
         PACED,
-        train=SIXTY,
+        train=THIRTY,
         zero={"stage": 3},
         resources={"workers": {"min": 1, "max": 3}},
         cluster={"nodes": 3, "cpus_per_node": 1},
@@ -159,39 +177,40 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path) -> None:
     # Ray's head would look for room for the lost node's place without a pause.
     assert struck.places.count("CREATED") == 2
     assert "RESCHEDULING" not in struck.places
-    assert curve(outcome, BATCH) == pytest.approx(curve(undisturbed, BATCH), rel=1e-5)
+    assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
     assert ray_processes(pids) == []
 
 
 VERIFIED = {"interval_steps": 5, "memory_interval_steps": 1, "verify_restore": True}
 
 
-def test_a_restore_that_is_verified_makes_a_step_again(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train=SIXTY)
+def test_a_restore_that_is_verified_makes_a_step_again(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
     struck = StrikeWhenProtected(13, 1, kill_worker)
-    outcome = train(tmp_path, struck, PACED, train=SIXTY, checkpoint=VERIFIED)
+    outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     (finished,) = struck.of(EventKind.RECOVERED)
     assert finished["steps_recomputed"] >= 1
     assert struck.of(EventKind.CHECKPOINT_REJECTED) == []
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed(30)
 
 
-def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train=SIXTY)
+def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
     struck = StrikeWhenProtected(13, 1, kill_worker)
     entry = f"{ENTRIES}:restores_something_else"
-    outcome = train(tmp_path, struck, entry, train=SIXTY, checkpoint=VERIFIED)
+    outcome = train(tmp_path, struck, entry, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     (rejected,) = struck.of(EventKind.CHECKPOINT_REJECTED)
     assert rejected["path"] == "vaults"
     assert "is not what was saved" in rejected["reason"]
     assert [started["source"] for started in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "storage"]
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed(30)
 
 
-def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
-    undisturbed = train(tmp_path, Recording(), train={**JOB["train"], "steps": 80})
+def test_a_spare_process_takes_the_place_at_once(tmp_path: Path, undisturbed: Callable[[int], list[float]]) -> None:
     before: set[int] = set()
 
     def note_and_kill(pid: int) -> None:
@@ -213,7 +232,7 @@ def test_a_spare_process_takes_the_place_at_once(tmp_path: Path) -> None:
     assert finished["world_size"] == 2
     replacement = struck.of(EventKind.WORKER_STARTED)[-2:]
     assert {fields["pid"] for fields in replacement} <= before  # none was started for it
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed(80)
 
 
 def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
