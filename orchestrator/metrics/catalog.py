@@ -194,7 +194,8 @@ def reference_markdown() -> str:
         "A run serves them at `/metrics` while it lasts, where `metrics.port` (or `CONVOY_METRICS_PORT`) says so; the"
         " address is printed, and is the `metrics.serving` event. The endpoint binds to loopback. Binding to another"
         " address (`metrics.host`) needs a token of at least 16 characters in `CONVOY_METRICS_TOKEN`, and then every"
-        " request needs `Authorization: Bearer TOKEN`. `monitoring/prometheus.yml` scrapes it.",
+        " request needs `Authorization: Bearer TOKEN`. `monitoring/prometheus.yml` scrapes it, `monitoring/alerts.yml`"
+        " has alerts.",
         "",
         "Every metric has the labels `run` (the run's id) and `job` (the job's name); others are listed. Counters"
         " count from the start of the run's driver: they begin again when a run is resumed, as Prometheus expects.",

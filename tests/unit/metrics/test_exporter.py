@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import urllib.error
@@ -159,6 +160,19 @@ def test_the_scrape_config_is_a_config() -> None:
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     assert config["scrape_configs"][0]["honor_labels"] is True
     assert config["scrape_configs"][0]["static_configs"][0]["targets"]
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
+    known = {metric.name for metric in catalog.CATALOG}
+    (name,) = config["rule_files"]
+    (group,) = yaml.safe_load((ROOT / "monitoring" / name).read_text())["groups"]
+    for rule in group["rules"]:
+        used = set(re.findall(r"convoy_\w+", rule["expr"]))
+        assert used, rule["alert"]
+        assert used <= known, rule["alert"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"]["summary"]
 
 
 def test_promtool_accepts_config_and_metrics(report: Make) -> None:
