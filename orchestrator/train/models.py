@@ -116,8 +116,11 @@ def model_config(spec: JobSpec, manifest: DataManifest) -> "PretrainedConfig":
     return config
 
 
-def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
+def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -> "nn.Module":
     """The model in fp32 on the host, the same on every rank: fresh weights are drawn from `train.seed`.
+
+    `restored`: a saved state replaces all weights before they are used. None are drawn or loaded then, which takes
+    seconds for each hundred million; they are NaN, so that one that is missed cannot train on in silence.
 
     It is built plainly, without `zero.Init`: transformers' initialisation does not reach partitioned parameters
     and would start from wrong weights at stage 3 without a word. The process's random state is left as it was.
@@ -126,18 +129,18 @@ def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
 
     config = model_config(spec, manifest)
     model: Any
-    if spec.model.pretrained is not None:
+    if restored:
+        model = _without_weights(config)
+        if spec.model.pretrained is not None:
+            model.config.dtype = torch.float32  # as loading does, whatever the files are in
+    elif spec.model.pretrained is not None:
         from orchestrator.train.pretrained import load_pretrained
 
         model = load_pretrained(spec, config)
     else:
-        assert spec.model.architecture is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.train.seed)
-            try:
-                model = ARCHITECTURES[spec.model.architecture].model_type()(config)
-            except ValueError as error:  # fields that do not fit together
-                raise UsageError(f"model.config: {spec.model.architecture} refuses it: {error}") from error
+            model = _construct(config)
     if spec.train.activation_checkpointing:
         # The non-reentrant kind works with ZeRO-3's hooks and with inputs that need no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -146,6 +149,27 @@ def build_model(spec: JobSpec, manifest: DataManifest) -> "nn.Module":
     model.config.pad_token_id = None
     model.train()
     return model  # type: ignore[no-any-return]
+
+
+def _construct(config: "PretrainedConfig") -> Any:
+    try:
+        return ARCHITECTURES[config.model_type].model_type()(config)
+    except ValueError as error:  # fields that do not fit together
+        raise UsageError(f"model.config: {config.model_type} refuses it: {error}") from error
+
+
+def _without_weights(config: "PretrainedConfig") -> Any:
+    """All that a constructor makes, buffers and ties too, with NaN for weights."""
+    import torch
+    from transformers.initialization import no_init_weights
+
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        model = _construct(config)
+    model.tie_weights()  # is part of what is left out
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    return model
 
 
 def objective_of(config: "PretrainedConfig") -> Objective:

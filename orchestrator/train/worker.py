@@ -75,7 +75,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.train.sizing import model_size
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
-    model = build_model(spec, dataset.manifest)
+    model = build_model(spec, dataset.manifest, restored=plan.restores)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
     task = _task(spec, dataset.manifest, model)

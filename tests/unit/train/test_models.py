@@ -49,6 +49,39 @@ def test_built_from_the_seed_alone(architecture: str) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters(), strict=True))
 
 
+def same_but_for_weights(drawn: Any, bare: Any) -> None:
+    """What a restore does not replace, and what it hangs on."""
+    saved = set(drawn.state_dict())
+    assert set(bare.state_dict()) == saved
+    computed = dict(bare.named_buffers())
+    assert computed.keys() == dict(drawn.named_buffers()).keys()
+    for name, buffer in drawn.named_buffers():
+        assert buffer.dtype == computed[name].dtype, name
+        assert name in saved or torch.equal(buffer, computed[name]), name
+    for (name, one), (other, two) in zip(drawn.named_parameters(), bare.named_parameters(), strict=True):
+        assert (name, one.shape, one.dtype, one.requires_grad) == (other, two.shape, two.dtype, two.requires_grad)
+        assert two.isnan().all(), name
+    assert drawn.training == bare.training
+    assert drawn.config.to_dict() == bare.config.to_dict()
+    assert drawn.config._attn_implementation == bare.config._attn_implementation
+    assert str(drawn) == str(bare)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_nothing_is_drawn_where_weights_are_restored(architecture: str) -> None:
+    drawn = build_model(spec(architecture), manifest_with())
+    torch.manual_seed(1)
+    bare = build_model(spec(architecture), manifest_with(), restored=True)
+    following = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(following, torch.rand(1))
+    same_but_for_weights(drawn, bare)
+    bare.load_state_dict(drawn.state_dict())
+    tokens = {"input_ids": torch.arange(10, 26)[None]}
+    with torch.no_grad():
+        assert torch.equal(drawn.eval()(**tokens).logits, bare.eval()(**tokens).logits)
+
+
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_padding_and_company_do_not_change_a_samples_loss(architecture: str) -> None:
     """What the loss normalisation rests on: the sum over a batch is the sum over its samples, padded or not."""
@@ -131,6 +164,7 @@ def test_pretrained_directory(tmp_path: Path) -> None:
     loaded = build_model(pretrained(tmp_path), manifest_with())
     assert loaded.training
     assert loaded.config.resid_pdrop == 0.0
+    same_but_for_weights(loaded, build_model(pretrained(tmp_path), manifest_with(), restored=True))
     for one, two in zip(original.parameters(), loaded.parameters(), strict=True):
         assert two.dtype == torch.float32
         assert torch.equal(one.float(), two)
