@@ -147,14 +147,19 @@ class LocalSession:
         raise AssertionError("nothing is copied on a shared file system")
 
 
-def build(setup: Setup) -> Any:
-    """A GPT-2 of odd sizes with tied embeddings, a persistent buffer, and two optimizer groups. Collective."""
+def build(setup: Setup, restored: bool = False) -> Any:
+    """A GPT-2 of odd sizes with tied embeddings, a persistent buffer, and two optimizer groups. Collective.
+
+    `restored`: as the product builds it before a restore, without weights and without sending any.
+    """
+    import contextlib
+
     import deepspeed
     import torch
     import torch.distributed as dist
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from orchestrator.train.engine import _no_operator_probe, import_deepspeed
+    from orchestrator.train.engine import _no_operator_probe, _nothing_sent, import_deepspeed
 
     import_deepspeed("cpu")
     sizes: dict[str, Any] = {"n_layer": 2, "n_embd": 30, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 33}
@@ -165,6 +170,10 @@ def build(setup: Setup) -> Any:
     if setup.frozen:
         model.transformer.wpe.weight.requires_grad_(False)
     exec(setup.prepare, {"model": model, "torch": torch})
+    if restored:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},
@@ -182,7 +191,7 @@ def build(setup: Setup) -> Any:
         **({"bf16": {"enabled": True}} if setup.precision == "bf16" else {}),
         **setup.config,
     }
-    with _no_operator_probe(deepspeed):
+    with _no_operator_probe(deepspeed), _nothing_sent(deepspeed) if restored else contextlib.nullcontext():
         return deepspeed.initialize(model=model, config=config, model_parameters=groups)[0]
 
 
@@ -228,7 +237,7 @@ def restore_and_train(setup: Setup, checkpoint: str, steps: int) -> tuple[Any, l
     from orchestrator.train.checkpointing import load_checkpoint
     from orchestrator.train.engine import destroy_engine
 
-    engine = build(setup)
+    engine = build(setup, restored=True)
     progress = load_checkpoint(engine, LocalSession(), checkpoint)  # type: ignore[arg-type]
     seen = engine.module.get_buffer("steps_seen").tolist()
     losses = train(engine, progress.step, steps)
