@@ -89,6 +89,7 @@ class RunView:
             case EventKind.RUN_CREATED:
                 self.run_id = fields.get("run_id")
                 self.resumed_from_step = fields.get("resumed_from_step")
+                self.recent.clear()  # a drill shows several runs, one after the other
             case EventKind.STATE_CHANGED:
                 self.state, self.reason = fields.get("state"), fields.get("reason")
                 if self.state in ("succeeded", "failed", "stopped"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_time_left_follows_the_pace() -> None:
     halfway = next(frame for frame in watching.frames if f"5/{STEPS}" in frame)
     assert "50%" in halfway
     assert "0:05 left" in halfway
+
+
+def test_the_pace_is_that_of_the_run_that_is_shown() -> None:
+    view = RunView()
+    for begun_s in (0.0, 100.0):  # as in a drill
+        for fact in recording(LAYOUT):
+            if isinstance(fact, StepReport):
+                view.on_step(replace(fact, time_s=fact.time_s + begun_s))
+                assert view.step_time_s == pytest.approx(1.0)
+            else:
+                view.on_event(fact)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
