@@ -22,7 +22,7 @@ WORKERS, STANDBY = 2, 2
 FIRST, LAST = 5, 50
 STEPS_BETWEEN = 5
 TINY = {"n_layer": 1, "n_embd": 32, "n_head": 2}
-LIMIT_S = 225.0
+LIMIT_S = 450.0
 MEMORY_BYTES = 32 << 20
 """The constant that memory may grow by between the fifth and the last recovery; threads and descriptors: by none."""
 
