@@ -111,7 +111,8 @@ class _RemoteShard:
 
     def __init__(self, channel: Channel, where: str, others: Sequence[str], key: dict[str, int], token: str) -> None:
         """`others`: addresses of vaults that hold the same."""
-        self._channel, self._where, self._others = channel, where, list(others)
+        self._channel: Channel | None = channel
+        self._where, self._others = where, list(others)
         self._key, self._token = key, token
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -119,30 +120,23 @@ class _RemoteShard:
             try:
                 return self._read(offset, out)
             except OSError as error:
-                self._turn_away(error)
+                self.close()
+                if not self._others:
+                    raise _lost(self._where, error) from error
+                self._where = self._others.pop(0)
 
     def close(self) -> None:
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
     def _read(self, offset: int, out: memoryview) -> None:
+        if self._channel is None:
+            self._channel = Channel.connect(self._where, self._token, READ_TIMEOUT_S)
         _, count = self._channel.ask({"do": "read", **self._key, "offset": offset, "length": len(out)})
         if count != len(out):
             raise CheckpointError(f"the vault at {self._where} sent {count} bytes, expected {len(out)}")
         self._channel.take_into(out)
-
-    def _turn_away(self, error: OSError) -> None:
-        """Go on with another vault. Raises CheckpointError where none is left."""
-        self._channel.close()
-        while self._others:
-            address = self._others.pop(0)
-            try:
-                self._channel = Channel.connect(address, self._token, READ_TIMEOUT_S)
-            except OSError as lost:
-                error = lost
-                continue
-            self._where = address
-            return
-        raise _lost(self._where, error) from error
 
 
 def _open(

@@ -32,7 +32,7 @@ from orchestrator.gang.files import BoundFileServer, FileServer, remove_host_cac
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.head import Head
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
-from orchestrator.gang.member import Member, assignments, first_line, oom_kills
+from orchestrator.gang.member import Member, assignments, first_line, oom_kills, taken_places
 from orchestrator.gang.placement import Request
 from orchestrator.gang.places import Places
 from orchestrator.gang.planned import Planned
@@ -179,7 +179,7 @@ class Gang:
 
     def replace_lost(self) -> None:
         """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
-        taken = [member.group for member in self.members if member.lives]
+        taken = taken_places(self.members)
         for lost in [member for member in self.members if not member.lives and member.group not in taken]:
             spare = self.spares.take(lost.hello.node_id)
             if spare is not None:

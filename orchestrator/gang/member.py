@@ -97,6 +97,16 @@ class Member:
         self.failure = Failure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
 
 
+def taken_places(members: Sequence[Member]) -> list[Any]:
+    """Placement groups of those who live."""
+    return [member.group for member in members if member.lives]
+
+
+def is_broken(members: Sequence[Member]) -> bool:
+    """Whether their generation has lost somebody, or somebody raised: it is formed anew before long."""
+    return any(member.failure is not None for member in members)
+
+
 def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:
     """Ranks for workers, in order: those of a node next to each other, nodes as they first come. Each with the
     worker's place in `hellos`."""

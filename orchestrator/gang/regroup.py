@@ -8,6 +8,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave
 from orchestrator.gang.changes import GangShape, planned_leave
 from orchestrator.gang.decide import Ending
+from orchestrator.gang.member import is_broken, taken_places
 from orchestrator.gang.planned import Planned
 from orchestrator.gang.vaults import raylet_refuses
 
@@ -34,8 +35,7 @@ class Regroup:
         changed = planned.look(gang.members, now_s)
         if last is not None and not self._stepped:
             self._stepped, self._seek_s = True, now_s
-        broken = any(member.failure is not None for member in gang.members)  # it is formed anew before long
-        if changed or (self._missing and now_s >= self._seek_s and not broken):
+        if changed or (self._missing and now_s >= self._seek_s and not is_broken(gang.members)):
             self._seek_s = now_s + SEEK_S
             self._seek()
         if planned.draining.keys() - self._known:
@@ -83,9 +83,8 @@ def leave_lost_nodes(gang: Any) -> None:
     """Give back the places of those who went with their nodes. Ray would look for room for such a place itself, over
     and over without a pause, which takes the cluster's head a processor for as long as there is none
     (https://github.com/ray-project/ray/pull/65007); it waits between two looks for a place that is asked for anew."""
-    theirs = [member.group for member in gang.members if member.lives]
-    gone = [m.group for m in gang.members if m.group not in theirs and m.failure is not None and _went_with_node(m)]
-    gang.places.give_back([group for group in gang.places.empty(()) if group in gone])
+    free = gang.places.empty([*taken_places(gang.members), *gang.recruits.groups])
+    gang.places.give_back([member.group for member in gang.members if member.group in free and _went_with_node(member)])
 
 
 def _went_with_node(member: Any) -> bool:
@@ -100,7 +99,7 @@ def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:
     places, recruits = gang.places, gang.recruits
     lost = places.on(gang.planned.draining.keys())
     recruits.leave(lost)
-    theirs = [member.group for member in gang.members if member.lives]
+    theirs = taken_places(gang.members)
     missing = target - len(gang.staying) - recruits.coming
     recruits.send_away(max(0, -missing))
     empty = [group for group in places.empty([*theirs, *recruits.groups]) if group not in lost]

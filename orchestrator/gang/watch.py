@@ -7,6 +7,7 @@ from orchestrator.domain.session import Leave
 from orchestrator.gang.decide import Quiet, silent_nodes
 from orchestrator.gang.hangs import PAUSE_S
 from orchestrator.gang.listening import Listener
+from orchestrator.gang.member import is_broken
 from orchestrator.gang.regroup import Regroup
 from orchestrator.gang.vaults import node_answers, raylet_refuses
 
@@ -79,7 +80,7 @@ class Watch:
         nothing about it both the vault and the raylet refuse connections. Signals that need no timeout. The vault alone
         would not do: it may have ended by itself."""
         gang, vaults = self._gang, self._gang.vaults
-        if vaults is None or not any(member.failure is not None for member in gang.members):
+        if vaults is None or not is_broken(gang.members):
             return
         waiting = [member for member in gang.members if not member.over and member.run_ref is not None]
         for node_id in dict.fromkeys(member.hello.node_id for member in waiting):

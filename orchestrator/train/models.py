@@ -166,10 +166,17 @@ def _without_weights(config: "PretrainedConfig") -> Any:
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = _construct(config)
     model.tie_weights()  # is part of what is left out
+    erase_weights(model)
+    return model
+
+
+def erase_weights(model: "nn.Module") -> None:
+    """Make NaN of all weights: one that is not restored afterwards cannot train on in silence."""
+    import torch
+
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    return model
 
 
 def objective_of(config: "PretrainedConfig") -> Objective:

@@ -1,5 +1,6 @@
 """Real torch.distributed workers for tests: processes that import once and form groups of any size again and again."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -152,14 +153,13 @@ def build(setup: Setup, restored: bool = False) -> Any:
 
     `restored`: as the product builds it before a restore, without weights and without sending any.
     """
-    import contextlib
-
     import deepspeed
     import torch
     import torch.distributed as dist
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from orchestrator.train.engine import _no_operator_probe, _nothing_sent, import_deepspeed
+    from orchestrator.train.models import erase_weights
 
     import_deepspeed("cpu")
     sizes: dict[str, Any] = {"n_layer": 2, "n_embd": 30, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 33}
@@ -171,9 +171,7 @@ def build(setup: Setup, restored: bool = False) -> Any:
         model.transformer.wpe.weight.requires_grad_(False)
     exec(setup.prepare, {"model": model, "torch": torch})
     if restored:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(float("nan"))
+        erase_weights(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},

@@ -50,6 +50,18 @@ def kill_head(cluster: HeadAndNodes) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+def go_on_elsewhere(home: Path) -> int:
+    """Resume the failed run on another cluster to its end, with its data proved; the first step that it makes there."""
+    record = RunStore(home).read("last")
+    assert record.state is RunState.FAILED
+    with standing_cluster(2) as address:
+        second = Driver(home, "--resume", "last", "--set", f"cluster.address={address}")
+        assert second.end() == 0, second.errors()
+    assert f"address: {address}" in record.layout.spec.read_text()
+    assert prove(RunStore(home).read("last")).ok
+    return int(second.of("step")[0]["step"])
+
+
 @pytest.mark.timeout(600)
 def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path) -> None:
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
@@ -71,16 +83,9 @@ def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path)
     assert saved["step"] == first.of("step")[-1]["step"]  # every step that was made
     assert "the head of the cluster at" in first.errors()
     assert "--set cluster.address=HOST:PORT" in first.errors()
-    record = RunStore(home).read("last")
-    assert record.state is RunState.FAILED
-    with standing_cluster(2) as address:
-        second = Driver(home, "--resume", "last", "--set", f"cluster.address={address}")
-        assert second.end() == 0, second.errors()
-    assert second.of("step")[0]["step"] == saved["step"] + 1
-    assert f"address: {address}" in record.layout.spec.read_text()
-    losses = [step.loss for step in current_steps(record.layout.steps)]
+    assert go_on_elsewhere(home) == saved["step"] + 1
+    losses = [step.loss for step in current_steps(RunStore(home).read("last").layout.steps)]
     assert losses == [step.loss for step in current_steps(undisturbed.run_dir / "steps.jsonl")]
-    assert prove(RunStore(home).read("last")).ok
     assert ray_processes(pids) == []
     assert shared_memory() == shm
 
@@ -101,12 +106,6 @@ def test_a_head_and_a_worker_that_are_lost_together_leave_a_reason_and_the_last_
         assert first.end() == 1, first.errors()
         assert END_S <= time.time() - killed_s <= END_S + LATE_S
     assert "the head of the cluster at" in first.errors()
-    record = RunStore(home).read("last")
-    assert record.state is RunState.FAILED
-    with standing_cluster(2) as address:
-        second = Driver(home, "--resume", "last", "--set", f"cluster.address={address}")
-        assert second.end() == 0, second.errors()
-    assert second.of("step")[0]["step"] in (21, 31)
-    assert prove(RunStore(home).read("last")).ok
+    assert go_on_elsewhere(home) in (21, 31)
     assert ray_processes(pids) == []
     assert shared_memory() == shm

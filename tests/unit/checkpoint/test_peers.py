@@ -32,8 +32,8 @@ def vaults() -> Iterator[list[Vault]]:
         vault.close()
 
 
-def leave_state(vaults: list[Vault]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    """One rank's state of one step in the first vault, and a copy of it in the second."""
+def leave_state(vaults: list[Vault]) -> tuple["np.ndarray[tuple[int], np.dtype[np.float32]]", PeerState]:
+    """One rank's state of one step in the first vault, and a copy of it in the second; its numbers, and where it is."""
     values = np.arange(ELEMENTS, dtype=np.float32)
     shard = ShardIndex(0, values.nbytes, 1 << 20, (), (Interval("w", Kind.MASTER, Range(0, ELEMENTS), 0, "float32"),))
     index = CellIndex(shard, {"w": TensorEntry((ELEMENTS,), "float32", Kind.MASTER, 0)}, {})
@@ -54,12 +54,11 @@ def leave_state(vaults: list[Vault]) -> "np.ndarray[tuple[int], np.dtype[np.floa
     while cell.replicated_step != STEP:
         assert time.monotonic() < deadline, here.last_problem
         time.sleep(0.005)
-    return values
+    return values, PeerState(3, STEP, (ShardPlace(0, (here.address, peer.address)),))
 
 
 def test_reading_goes_on_from_another_vault_where_one_goes(vaults: list[Vault]) -> None:
-    values = leave_state(vaults)
-    state = PeerState(3, STEP, (ShardPlace(0, tuple(vault.address for vault in vaults)),))
+    values, state = leave_state(vaults)
     half, out = ELEMENTS // 2, np.zeros(ELEMENTS, dtype=np.float32)
     with PeerReader(state, TOKEN, None, None) as reader:
         assert reader.rng(0) == {"cpu": "AAA="}
@@ -73,8 +72,7 @@ def test_reading_goes_on_from_another_vault_where_one_goes(vaults: list[Vault]) 
 
 
 def test_a_vault_that_is_gone_already_is_passed_over(vaults: list[Vault]) -> None:
-    values = leave_state(vaults)
-    state = PeerState(3, STEP, (ShardPlace(0, tuple(vault.address for vault in vaults)),))
+    values, state = leave_state(vaults)
     vaults[0].close()
     out = np.zeros(ELEMENTS, dtype=np.float32)
     with PeerReader(state, TOKEN, None, None) as reader:
