@@ -180,12 +180,13 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, desk, run.emit, run_id, run.nodes)
     ended: tuple[RunState, str | None, int] | None = None
     try:
-        size = driver.connect()
+        warm, later = _warm(run.spec) if entry == TRAIN_ENTRY else ((), ())
+        size = driver.connect(warm)
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         if problem is not None and not driver.survey():
             raise problem
-        workers = driver.start_workers(*(_warm(run.spec) if entry == TRAIN_ENTRY else ((), ())))
+        workers = driver.start_workers(warm, later)
         if workers is None:
             return stopped()
         data = _prepare(run, driver)

@@ -23,9 +23,10 @@ from orchestrator.drill.disk import Disk
 from orchestrator.drill.link import Link
 from orchestrator.drill.network import Network
 from orchestrator.drill.plan import ON_NODES, ON_STORAGE, Planned
-from orchestrator.drill.processes import Brake, argument, is_head, raylet_of, send
+from orchestrator.drill.processes import Brake, argument, is_head, send
 from orchestrator.drill.shards import corrupt_newest
 from orchestrator.drill.tally import Tally
+from orchestrator.gang.node_processes import raylet_of
 
 SHORTEST_BURST_S = 0.02
 DRAIN_NOTICE_S = 20.0

@@ -7,6 +7,8 @@ import time
 
 import psutil
 
+from orchestrator.gang.node_processes import descendants
+
 LONGEST_SLOWNESS_S = 60.0
 
 
@@ -40,14 +42,9 @@ class Brake:
 def send(raylet: psutil.Process, number: signal.Signals) -> None:
     """A signal for a node's raylet and every process of it, as far as they are still there."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in [raylet, *raylet.children(recursive=True)]:
+        for process in [raylet, *descendants(raylet.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
                 process.send_signal(number)
-
-
-def raylet_of(pid: int) -> psutil.Process:
-    """The raylet that a worker of a local cluster belongs to."""
-    return next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
 
 
 def is_head(raylet: psutil.Process) -> bool:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.errors import ClusterError
+from orchestrator.gang.fork_server.launch import ForkServer, find_fork_server
+from orchestrator.gang.node_processes import descendants
 from orchestrator.gang.placement import NodeCapacity, Request, can_ever_fit
 from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
 from orchestrator.gang.raylet import (
@@ -28,6 +28,7 @@ from orchestrator.gang.raylet import (
     RayFiles,
     gcs_command,
     raylet_command,
+    worker_command,
 )
 
 NAMESPACE = "convoy"
@@ -60,6 +61,8 @@ class Cluster:
     seconds: float
     """From the request to the connection."""
     files: ClusterFiles | None = None
+    forks: ForkServer | None = None
+    """What local raylets get worker processes from; None if they start each anew."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     worker_pids: set[int] = field(default_factory=set)
     """Processes of ours on local nodes, to be sure that they are gone in the end."""
@@ -124,13 +127,15 @@ class Cluster:
 
     def _end_processes(self) -> None:
         # Workers notice the end of their raylet by themselves, but not at once.
-        self.worker_pids |= _descendants([process.pid for process in self.processes])
+        self.worker_pids |= {process.pid for raylet in self.processes for process in descendants(raylet.pid)}
         # Raylets take many seconds to end on SIGTERM, and have nothing to save.
         for process in reversed(self.processes):
             process.kill()
         for process in self.processes:
             process.wait()
         self.processes.clear()
+        if self.forks is not None:
+            self.forks.close()
         kill_pids(sorted(self.worker_pids), patience_s=1.0)
         self.worker_pids.clear()
         if self.files is not None:
@@ -147,12 +152,14 @@ def start_local(
     env: Mapping[str, str] | None = None,
     sign: str | None = None,
     places: Sequence[NodeAddress] = (),
+    preload: Sequence[str] | None = None,
 ) -> Cluster:
     """Start a GCS and `nodes` raylets, each offering `resources`, and connect to them as driver.
 
     `gpus` of this machine are dealt out evenly. `env` is added to the environment of every worker. All listen on
-    loopback, unless `places` has another address for each. The processes die with the calling thread. Raises
-    ClusterError where they do not come up.
+    loopback, unless `places` has another address for each. The processes die with the calling thread. `preload`:
+    modules that a fork server imports once for all workers; None: workers start as on any other cluster. Raises
+    ClusterError if the processes do not come up.
     """
     started = time.monotonic()
     sweep_stale(Path(tempfile.gettempdir()))
@@ -160,6 +167,8 @@ def start_local(
     cluster = Cluster("", local=True, seconds=0.0, files=files, _lock=lock)
     try:
         cluster._offered, cluster._env = dict(resources), {**os.environ, **LOCAL_ENV, **(env or {})}
+        if preload is not None:
+            cluster.forks = find_fork_server(files.root, preload, os.environ, cluster._env)
         _start_processes(cluster, files, _local_nodes(range(nodes), resources, places), gpus)
         attach(cluster.address, loopback=not places)
         cluster.seconds = time.monotonic() - started
@@ -206,14 +215,6 @@ def sweep_stale(directory: Path) -> None:
                 shutil.rmtree(root, ignore_errors=True)
             finally:
                 os.close(descriptor)
-
-
-def _descendants(pids: list[int]) -> set[int]:
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
-    return found
 
 
 class ConvoyTimeout(Exception):
@@ -276,7 +277,10 @@ def _start_raylet(cluster: Cluster, ray_files: RayFiles, node: LocalNode, client
     assert files is not None
     for path in files.agent_ports(node.node_id):
         path.write_text(str(UNUSED_PORT))
-    command = raylet_command(ray_files, files, node, cluster.address, client.cluster_id.hex())
+    worker = worker_command(ray_files, files, node, cluster.address, client.cluster_id.hex())
+    if cluster.forks is not None:
+        worker = cluster.forks.command(worker)
+    command = raylet_command(ray_files, files, node, cluster.address, client.cluster_id.hex(), worker)
     place = node.place
     if place.address != LOOPBACK:  # gloo and NCCL would go by the host's name, which is of no address in a namespace
         env = {**env, "GLOO_SOCKET_IFNAME": place.interface, "NCCL_SOCKET_IFNAME": place.interface}

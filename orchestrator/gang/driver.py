@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -22,12 +21,13 @@ from orchestrator.gang.changes import Wait, lineup, replaced_later, worth_tellin
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.draining import DrainWatch
+from orchestrator.gang.found import Adopted, ClusterSize, Left
 from orchestrator.gang.head import Head
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
-    NodeCapacity,
     Request,
     explain,
+    fitting_nodes,
     fitting_workers,
     group_on,
     local_resources,
@@ -41,35 +41,6 @@ from orchestrator.planner.memory import ModelShape
 from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import spec_hash
-
-
-@dataclass(frozen=True)
-class ClusterSize:
-    """What a run got hold of."""
-
-    address: str
-    nodes: int
-    cpus: float
-    gpus: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """What a driver before this one left."""
-
-    vaults: int
-    workers_ended: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Left:
-    """What this driver leaves behind."""
-
-    step: int
-    vaults: int
-    kept_s: float
 
 
 class GangDriver:
@@ -99,14 +70,17 @@ class GangDriver:
         self._generation = 0
         """The newest of the run's drivers before this one."""
 
-    def connect(self) -> ClusterSize:
-        """Start the local cluster, or join the one that the spec names. Raises ClusterError."""
+    def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
+        """Start the local cluster, or join the one that the spec names. `preload`: see `start_local`. Raises
+        ClusterError."""
         cluster = self._spec.cluster
         if cluster.address is not None:
             self._cluster = connect(cluster.address)
         else:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
-            self._cluster = start_local(cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places)
+            self._cluster = start_local(
+                cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places, preload=preload
+            )
         nodes = self._cluster.nodes()
         watch = DrainWatch(self._cluster.address)
         self._head = Head(self._cluster.address, watch, self._cluster.local, self._emit)
@@ -157,7 +131,7 @@ class GangDriver:
     def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
         """What the vaults of this gang will take, and a warning where a recovery may not find room. Nothing where the
         run was stopped. Raises ClusterError where it does not fit."""
-        if not self._gang.ready(self._stopped):
+        if not self._arrived():
             return None, None
         by_node = self._gang.workers_by_node
         need = vault_need(self._spec, shape, by_node)
@@ -168,6 +142,17 @@ class GangDriver:
         if each is None or self._require_cluster().local:
             each = least_worker_bytes(self._spec, shape, workers)
         return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
+
+    def _arrived(self) -> bool:
+        """Wait for the worker processes. False if stopped. Raises ClusterError."""
+        cluster = self._require_cluster()
+        if not self._gang.ready(self._stopped):
+            return False
+        if cluster.local:
+            cluster.worker_pids |= self._gang.worker_pids
+        if cluster.forks is not None:
+            cluster.forks.tell_bypassed(self._emit)
+        return True
 
     def leave_vaults(self, stored_step: int) -> Left | None:
         """The run is over without success: leave the vaults behind where another driver could go on from them, and
@@ -337,26 +322,21 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // workers
-        return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
-
-    def _fitting_nodes(self) -> list[NodeCapacity]:
-        nodes = self._require_cluster().nodes()
-        return [node for node in nodes if fitting_workers([node], self.request.bundle, "pack", total=True)]
+        return self._memory_per_node_bytes() // -(-workers // max(1, len(fitting_nodes(cluster.nodes(), self.request))))
 
     def _memory_per_node_bytes(self) -> int:
         """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // max(1, len(cluster.nodes()))
-        return int(min((node.total.get("memory", 0.0) for node in self._fitting_nodes()), default=0.0))
+        return int(
+            min((node.total.get("memory", 0.0) for node in fitting_nodes(cluster.nodes(), self.request)), default=0.0)
+        )
 
     def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
         """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
-        if not self._gang.ready(self._stopped):
+        if not self._arrived():
             return None
-        cluster = self._require_cluster()
-        if cluster.local:
-            cluster.worker_pids |= self._gang.worker_pids
         return self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
 
     def close(self) -> None:

@@ -75,6 +75,11 @@ def fitting_workers(nodes: Sequence[NodeCapacity], bundle: Resources, placement:
     return sum(counts)
 
 
+def fitting_nodes(nodes: Sequence[NodeCapacity], request: Request) -> list[NodeCapacity]:
+    """Nodes that could hold a worker if nothing else ran."""
+    return [node for node in nodes if fitting_workers([node], request.bundle, "pack", total=True)]
+
+
 def choose_workers(request: Request, nodes: Sequence[NodeCapacity], global_batch: int) -> int | None:
     """The number of workers to start: as many as fit, between the bounds; None where fewer than the minimum do.
 

@@ -16,13 +16,17 @@ _SIGACTION_BYTES = 256  # more than `struct sigaction` needs on any Linux
 
 
 def start_bound(
-    command: Sequence[str], env: Mapping[str, str], namespace: str | None = None, talks: bool = False
+    command: Sequence[str],
+    env: Mapping[str, str],
+    namespace: str | None = None,
+    talks: bool = False,
+    passed: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that the kernel kills when the calling **thread** ends, whatever way that ends.
 
     It ignores Ctrl-C, which a terminal sends to the whole foreground group: we decide when it stops. `namespace`: file
     of a network namespace that it runs in. `talks`: its stdin and stdout are pipes, its stderr is ours; else all are
-    closed to it.
+    closed to it. `passed`: descriptors that it inherits under the same numbers.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
@@ -43,6 +47,7 @@ def start_bound(
             stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
             stdout=subprocess.PIPE if talks else subprocess.DEVNULL,
             stderr=None if talks else subprocess.DEVNULL,
+            pass_fds=passed,
             preexec_fn=bind,  # noqa: PLW1509  # only system calls: safe beside threads
         )
     finally:

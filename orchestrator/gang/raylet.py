@@ -107,10 +107,11 @@ def gcs_command(ray: RayFiles, files: ClusterFiles, head_id: str, address: str) 
     ]
 
 
-def raylet_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str, cluster_id: str) -> list[str]:
-    """Arguments that start one node. `gcs` is `host:port`."""
+def raylet_command(
+    ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str, cluster_id: str, worker: list[str]
+) -> list[str]:
+    """Arguments that start one node. `gcs` is `host:port`; `worker`: what the raylet runs for a worker process."""
     keeper = subprocess.list2cmdline([sys.executable, "-I", "-S", "-c", _KEEPER])
-    worker = subprocess.list2cmdline(_worker_command(ray, files, node, gcs, cluster_id))
     resources = ",".join(f"{name},{amount}" for name, amount in node.resources.items())
     command = [
         ray.raylet,
@@ -124,7 +125,7 @@ def raylet_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str
         f"--node_ip_address={node.place.address}",
         f"--maximum_startup_concurrency={max(2, int(node.resources.get('CPU', 1)))}",
         f"--static_resource_list={resources}",
-        f"--python_worker_command={worker}",
+        f"--python_worker_command={subprocess.list2cmdline(worker)}",
         "--java_worker_command=",
         "--cpp_worker_command=",
         f"--native_library_path={ray.native_library}",
@@ -153,7 +154,8 @@ def raylet_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str
     return [*command, "--head"] if node.index == 0 else command
 
 
-def _worker_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str, cluster_id: str) -> list[str]:
+def worker_command(ray: RayFiles, files: ClusterFiles, node: LocalNode, gcs: str, cluster_id: str) -> list[str]:
+    """Arguments that start a worker process of one node, as Ray's own launcher gives them."""
     return [
         sys.executable,
         ray.worker_setup,

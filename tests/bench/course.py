@@ -12,10 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.bench.head_and_nodes import HeadAndNodes
@@ -225,8 +224,8 @@ class Striker(Course):
 
 def node_of(pid: int) -> list[int]:
     """All processes of a worker's node, its raylet first, so that it cannot react."""
-    raylet = next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
-    return [raylet.pid, *(child.pid for child in raylet.children(recursive=True))]
+    raylet = raylet_of(pid)
+    return [raylet.pid, *(child.pid for child in descendants(raylet.pid))]
 
 
 def send(number: signal.Signals, pids: Iterable[int]) -> float:

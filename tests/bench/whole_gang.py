@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from orchestrator.gang.node_processes import descendants, raylet_of
 from tests.bench.course import MODEL_4M, NODES, Striker, Struck, train, where_they_go
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.bench.measure import Row
@@ -59,7 +58,7 @@ class GangStriker(Striker):
             return False
         self._looked_s, before, self._seen_cpu_s = now_s, self._seen_cpu_s, {}
         for pid in self.pids.values():
-            for process in psutil.Process(pid).parent().children():  # type: ignore[union-attr]
+            for process in descendants(raylet_of(pid).pid):
                 if process.pid not in self.pids.values() and "ray::ConvoyWorker" in process.cmdline()[0]:
                     self._seen_cpu_s[process.pid] = sum(process.cpu_times()[:2])
         idle = [pid for pid, cpu_s in self._seen_cpu_s.items() if cpu_s - before.get(pid, 0.0) < IDLE_CPU_S]

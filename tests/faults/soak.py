@@ -30,6 +30,7 @@ from orchestrator.domain.scorecard import Fault, Scorecard, strike_steps
 from orchestrator.drill.course import _score
 from orchestrator.drill.injector import Injector, Means
 from orchestrator.drill.plan import ON_NODES
+from orchestrator.gang.node_processes import descendants
 from orchestrator.service import run_job
 from orchestrator.spec.load import LoadedJob, load_job
 from orchestrator.store.skips import read_skips
@@ -110,7 +111,7 @@ class Soaker(Injector):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if process.name() == "raylet" and process.status() == psutil.STATUS_STOPPED:
-                    end_processes([*(child.pid for child in process.children(recursive=True)), pid])
+                    end_processes([*(child.pid for child in descendants(pid)), pid])
         self._cluster.add()
 
 

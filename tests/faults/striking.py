@@ -15,6 +15,7 @@ import psutil
 from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import current_steps
@@ -104,13 +105,13 @@ class Striker(Recording):
 
     def raylet(self, rank: int) -> psutil.Process:
         """Of a rank's node, which must not be the one that holds the cluster's own state."""
-        found = next(parent for parent in psutil.Process(self.pids[rank]).parents() if parent.name() == "raylet")
+        found = raylet_of(self.pids[rank])
         assert "--head" not in found.cmdline()
         return found
 
     def vaults(self) -> list[psutil.Process]:
         """All processes that are vaults of this cluster."""
-        children = psutil.Process().children(recursive=True)
+        children = descendants(os.getpid())
         return [each for each in children if "ray::ConvoyVault" in " ".join(each.cmdline())]
 
     def story(self) -> str:
@@ -163,7 +164,7 @@ def strike(fault: str, striker: Striker, rank: int) -> None:
     """Do it, to the process or the node of a rank."""
     if fault in ("kill-node", "silence-node"):
         raylet = striker.raylet(rank)
-        for process in [raylet, *raylet.children(recursive=True)]:
+        for process in [raylet, *descendants(raylet.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
                 process.send_signal(signal.SIGKILL if fault == "kill-node" else signal.SIGSTOP)
         return

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.gang.vaults import Vaults
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
@@ -171,8 +172,8 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
         return probes[-1]
 
     def stop_node(pid: int) -> None:
-        raylet = next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
-        stopped.extend(child for child in raylet.children() if " ".join(child.cmdline()).startswith("ray::"))
+        raylet = raylet_of(pid)
+        stopped.extend(child for child in descendants(raylet.pid) if " ".join(child.cmdline()).startswith("ray::"))
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
 

@@ -18,6 +18,7 @@ from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.verify import verify_run
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from orchestrator.store.history import read_steps
@@ -95,7 +96,7 @@ class Watcher(Recording):
         (self.runs / f"hold-{generation}").touch()
 
     def raylet(self, rank: int) -> psutil.Process:
-        return next(parent for parent in psutil.Process(self.pids[rank]).parents() if parent.name() == "raylet")
+        return raylet_of(self.pids[rank])
 
     def rank_elsewhere(self) -> int:
         """A rank that is not on the head node."""
@@ -224,7 +225,7 @@ def test_workers_leave_a_node_before_it_goes(tmp_path: Path, undisturbed: list[f
 
 def kill_all(raylet: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in [raylet, *raylet.children(recursive=True)]:
+        for process in [raylet, *descendants(raylet.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

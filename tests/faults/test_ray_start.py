@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.gang.node_processes import descendants
 from tests.cluster.gang_runs import own_temporary_directory, write_job
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
@@ -80,7 +81,7 @@ class RayNodes:
         """All processes end."""
         for process in self.nodes:
             family = [psutil.Process(process.pid)] if process.poll() is None else []
-            for each in [*family, *(child for parent in family for child in parent.children(recursive=True))]:
+            for each in [*family, *(child for parent in family for child in descendants(parent.pid))]:
                 try:
                     each.kill()
                 except psutil.NoSuchProcess:

@@ -13,6 +13,7 @@ from ray.util.placement_group import placement_group_table
 
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import StepReport
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import (
@@ -43,8 +44,8 @@ JOB: dict[str, Any] = {
 
 def kill_node(pid: int) -> None:
     """The raylet of that worker and every process of it, as when a machine loses its power."""
-    raylet = next(parent for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
-    for process in [raylet, *raylet.children(recursive=True)]:
+    raylet = raylet_of(pid)
+    for process in [raylet, *descendants(raylet.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
             process.kill()
 

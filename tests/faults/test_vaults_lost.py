@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
+from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import (
@@ -64,8 +65,8 @@ class Watching(Recording):
 
     def vault(self, rank: int) -> psutil.Process:
         """Of a rank's node."""
-        raylet = next(parent for parent in psutil.Process(self.pids[rank]).parents() if parent.name() == "raylet")
-        (vault,) = [each for each in raylet.children() if "ray::ConvoyVault" in " ".join(each.cmdline())]
+        raylet = raylet_of(self.pids[rank])
+        (vault,) = [each for each in descendants(raylet.pid) if "ray::ConvoyVault" in " ".join(each.cmdline())]
         return vault
 
     def warnings(self) -> list[str]:

@@ -1,0 +1,87 @@
+"""The driver's side of the fork server: whether there is one, its start and its end."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.events import EventKind
+from orchestrator.gang.processes import start_bound
+
+VARIABLE = "CONVOY_FORK_SERVER"
+"""`0`: workers start without one. A path: the socket of one that runs already."""
+BACKLOG = 1024
+"""Clients that wait while the server imports: as many workers may start at once."""
+END_S = 5.0
+"""How long a killed server may take to be gone."""
+HERE = Path(__file__).parent
+
+
+@dataclass
+class ForkServer:
+    """A server that local raylets get worker processes from."""
+
+    socket: Path
+    status: Path | None = None
+    """What it says of itself; None if it is not ours."""
+    process: subprocess.Popen[bytes] | None = None
+    _told: bool = False
+
+    def command(self, stock: Sequence[str]) -> list[str]:
+        """What a raylet runs for a worker. `stock`: what it would run without this server."""
+        return [sys.executable, "-I", "-S", str(HERE / "client.py"), str(self.socket), *stock]
+
+    def bypassed(self) -> str | None:
+        """Why workers started without it, as far as is known by now; None if they did not."""
+        if self.status is None:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            reason = json.loads(self.status.read_text()).get("refused")
+            return str(reason) if reason is not None else None
+        if self.process is not None and self.process.poll() is not None:
+            return f"its process ended with code {self.process.returncode}"
+        return None
+
+    def tell_bypassed(self, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
+        """Report once, as a warning, that workers do not come from this server."""
+        reason = self.bypassed()
+        if reason is not None and not self._told:
+            self._told = True
+            emit(EventKind.WARNING, {"message": f"worker processes start without the fork server: {reason}"})
+
+    def close(self) -> None:
+        """End it, and every process that it forked. Idempotent."""
+        if self.process is not None:
+            self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_S)
+
+
+def find_fork_server(
+    directory: Path, modules: Sequence[str], driver: Mapping[str, str], worker: Mapping[str, str]
+) -> ForkServer | None:
+    """The server that the driver's environment names, or one that is started now. None if the environment forbids it,
+    or there is nothing to import ahead. `worker`: the environment of workers. Does not wait."""
+    named = driver.get(VARIABLE, "")
+    if named not in ("", "0"):
+        return ForkServer(Path(named))
+    return start_fork_server(directory, modules, worker) if modules and named != "0" else None
+
+
+def start_fork_server(directory: Path, modules: Sequence[str], env: Mapping[str, str]) -> ForkServer:
+    """Start a server for workers whose environment is `env`; it imports `modules` meanwhile. Does not wait.
+
+    `directory` takes its socket. It dies with the calling thread. Raises OSError if it cannot be started.
+    """
+    path, status = directory / "forks", directory / "forks.json"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+        command = [sys.executable, str(HERE / "server.py"), str(listener.fileno()), str(status), *modules]
+        process = start_bound(command, env, passed=(listener.fileno(),))
+    return ForkServer(path, status, process)
