@@ -10,13 +10,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart install dev test lint unit cluster soak bench docs constraints clean help
+.PHONY: quickstart install dev test lint calibrate unit cluster soak bench docs constraints clean help
 
 help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
-	@echo "make test         lint, types, import contracts and all tests"
+	@echo "make test         lint, types, import contracts and all tests (15 minutes on two cores)"
 	@echo "make unit         unit and contract tests only (under a minute)"
-	@echo "make soak         the fault matrix's other cells, and a hundred random faults in one run"
+	@echo "make soak         the tests that take too long for every day, and a hundred random faults in one run"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
 	@echo "make clean        remove .venv, caches and build products (never runs/)"
@@ -51,18 +51,22 @@ lint: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+calibrate: dev
+	@$(BIN)/python -m tests.calibration
+
 unit: dev
-	$(BIN)/python -m pytest -q -m "(unit or contract) and not soak"
+	$(BIN)/python -m pytest -q -n 2 -m "(unit or contract) and not soak"
 
 cluster: dev
-	$(BIN)/python -m pytest -q -m "(cluster or faults or gpu) and not soak"
+	$(BIN)/python -m pytest -q -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
 
-test: lint
-	$(BIN)/python -m pytest --durations=25 --durations-min=10
+test: calibrate lint unit cluster
+	@$(BIN)/python -m tests.calibration
 
 # What takes too long for every day, one after the other.
 soak: dev
-	$(BIN)/python -m pytest -q -m soak tests/faults
+	$(BIN)/python -c "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()"
+	CONVOY_TEST_REQUIRE=cpu_adam $(BIN)/python -m pytest -m soak --durations=25
 	$(BIN)/python -m tests.faults.soak --times 100
 
 bench: $(VENV)/.installed-bench

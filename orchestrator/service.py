@@ -32,6 +32,21 @@ from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Trainin
 from orchestrator.whole_files import read_json, write_json, write_text
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
+ENGINE_MODULES = (
+    "torch",
+    "torch.distributed",
+    "deepspeed",
+    # DeepSpeed imports these when the first engine is built; the first one compiles functions, which takes a second.
+    "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.comm.mori",
+    "orchestrator.train.loop",
+    "orchestrator.train.worker",
+    "orchestrator.data.dataset",
+)
+"""What a worker imports whatever the job is."""
 
 
 @dataclass(frozen=True)
@@ -234,5 +249,4 @@ def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What workers import while the data is being prepared; and what those who come later, or wait, do besides."""
     name = spec.model.architecture
     model = (f"transformers.models.{name}.modeling_{name}",) if name is not None else ("transformers",)
-    base = ("torch", "torch.distributed", "deepspeed", *model, "orchestrator.train.loop", "orchestrator.data.dataset")
-    return base, (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",)
+    return (*ENGINE_MODULES, *model), (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",)

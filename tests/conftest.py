@@ -8,21 +8,36 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.service import ENGINE_MODULES
 from tests.cluster.gang_runs import own_temporary_directory
+from tests.requirements import MISSING, required
 
 PRELOADED = (
-    "torch",
-    "torch.distributed",
-    "deepspeed",
+    *ENGINE_MODULES,
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
-    "orchestrator.train.loop",
-    "orchestrator.train.worker",
     "orchestrator.train.rehearsal",
-    "orchestrator.data.dataset",
 )
 FORKED = ("cluster", "faults", "soak")
 """Markers of tests that start workers."""
+
+
+def pytest_configure() -> None:
+    try:
+        required(os.environ)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot run here, and say why; fail if it was said that it can. See `requirements`."""
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            problem = MISSING[name]()
+            if problem is not None and name in required(os.environ):
+                pytest.fail(f"{name} is required: {problem}", pytrace=False)
+            elif problem is not None:
+                pytest.skip(f"{name}: {problem}")
 
 
 @pytest.fixture(scope="session", autouse=True)

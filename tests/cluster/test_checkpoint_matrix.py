@@ -3,7 +3,6 @@
 Every restore starts from another seed, so what it continues with provably came from the checkpoint.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,11 +106,9 @@ def test_special_state_is_restored(gang: Gang, tmp_path: Path, name: str) -> Non
     assert restore(gang, 3, wide, checkpoint) == pytest.approx(uninterrupted[BEFORE:], rel=1e-5)
 
 
+@pytest.mark.needs("cpu_adam")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_cpu_adam_is_restored(gang: Gang, tmp_path: Path, stage: int) -> None:
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
-    if not list(cache.rglob("cpu_adam.so")):
-        pytest.skip(f"DeepSpeedCPUAdam is not built in {cache}; building it takes a minute or two")
     setup = Setup(stage, zero={"offload_optimizer": {"device": "cpu"}}, optimizer={})
     checkpoint, uninterrupted = save(gang, 2, setup, tmp_path)
     assert restore(gang, 2, setup, checkpoint) == uninterrupted[BEFORE:], "bitwise at the same shape"

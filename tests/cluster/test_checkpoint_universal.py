@@ -4,7 +4,6 @@ Every load starts from another seed. Losses are compared at a tolerance that sho
 of one group that went to another (2e-6 and 1e-5 in these losses).
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,11 +105,9 @@ def test_a_scheduler_of_the_script_goes_on_where_it_was(gang: Gang, tmp_path: Pa
             assert got["losses"] == pytest.approx(expected, rel=EXACT)
 
 
+@pytest.mark.needs("cpu_adam")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_cpu_adam_goes_on(gang: Gang, tmp_path: Path, stage: int) -> None:
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
-    if not list(cache.rglob("cpu_adam.so")):
-        pytest.skip(f"DeepSpeedCPUAdam is not built in {cache}; building it takes a minute or two")
     directory, expected = give(gang, Setup(2), tmp_path, adam="deepspeed")
     setup = Setup(stage, zero={"offload_optimizer": {"device": "cpu"}}, optimizer={}, seed=OTHER_SEED)
     got = gang.run(1, deepspeed_load, setup, str(directory), BEFORE, AFTER, False)[0]

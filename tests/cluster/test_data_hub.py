@@ -19,10 +19,9 @@ from orchestrator.data.prepare import PreparedData, prepare
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.job import JobSpec
 from tests.cluster.hub_server import serve
+from tests.requirements import SHARED
 
 pytestmark = pytest.mark.cluster
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 TEXTS = [f"document {i} of the hub: naïve café, {'word ' * (i % 13)}\n\n  end" for i in range(200)]
 
@@ -178,7 +177,7 @@ def test_a_hub_tokenizer_is_downloaded_once(tmp_path: Path) -> None:
     assert ask(tmp_path, spec, NOBODY)["cached"]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared corpora in {SHARED}")
+@pytest.mark.needs("corpora")
 def test_real_corpora_in_their_formats(tmp_path: Path) -> None:
     sources = [
         {"files": [str(SHARED / "shakespeare.txt")], "weight": 1.0},

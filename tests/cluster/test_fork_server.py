@@ -219,7 +219,7 @@ def test_what_is_no_request_does_no_harm(server: ForkServer, script: Path, tmp_p
     assert facts(out)["preloaded"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@pytest.mark.needs("networks")
 def test_a_worker_is_in_the_network_namespace_of_its_node(server: ForkServer, script: Path, tmp_path: Path) -> None:
     out = tmp_path / "facts.json"
     asked = client(server, script, out, "0", preexec_fn=_unshare_network)

@@ -176,7 +176,7 @@ def test_a_killed_driver_is_followed_by_another(tmp_path: Path) -> None:
     assert ray_processes(pids) == []
 
 
-@pytest.mark.skipif(disk.why_not() is not None, reason=f"no file system can be mounted: {disk.why_not()}")
+@pytest.mark.needs("mounts")
 def test_a_full_disk_stops_no_training(tmp_path: Path) -> None:
     job = a_job(tmp_path, workers=2)
     options = ("--set", "train.steps=160", "--set", "checkpoint.interval_steps=10")
@@ -228,7 +228,7 @@ def test_a_bucket_is_needed_to_be_down(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.skipif(network.why_not() is not None, reason=f"no network namespaces can be made: {network.why_not()}")
+@pytest.mark.needs("networks")
 def test_a_node_that_is_cut_off_is_gone_on_without(tmp_path: Path) -> None:
     """Its processes live on, on the other side; nothing they do counts, and they end with the run."""
     pids, job = all_pids(), a_job(tmp_path, workers={"min": 1, "max": 3})

@@ -18,10 +18,7 @@ from orchestrator.drill.link import HOST, Link
 
 pytestmark = pytest.mark.faults
 
-needs_mounts = pytest.mark.skipif(disk.why_not() is not None, reason=f"no file system can be mounted: {disk.why_not()}")
-needs_network = pytest.mark.skipif(
-    network.why_not() is not None, reason=f"no network namespaces can be made: {network.why_not()}"
-)
+needs_mounts, needs_network = pytest.mark.needs("mounts"), pytest.mark.needs("networks")
 
 
 @pytest.fixture

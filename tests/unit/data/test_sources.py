@@ -77,7 +77,7 @@ def test_what_cannot_be_found_is_said(bench: Bench) -> None:
     assert "is a directory" in message(bench, "empty")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.needs("not_root")
 def test_a_file_without_permission_is_named(bench: Bench) -> None:
     bench.write("a.txt", "text").chmod(0)
     assert "a.txt cannot be read: Permission denied" in message(bench, "a.txt")

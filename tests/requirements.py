@@ -1,0 +1,65 @@
+"""What some tests need beyond Python. A test that needs something marks it: `@pytest.mark.needs("promtool")`.
+
+Without it the test is skipped with the reason. If `CONVOY_TEST_REQUIRE` lists it (names separated by commas), the test
+fails instead.
+"""
+
+import ctypes.util
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.drill import disk, network
+
+VARIABLE = "CONVOY_TEST_REQUIRE"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _promtool() -> str | None:
+    return None if shutil.which("promtool") else "promtool is not installed; it comes with Prometheus"
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "only root may do this"
+
+
+def _not_root() -> str | None:
+    return None if os.geteuid() != 0 else "root may do everything"
+
+
+def _corpora() -> str | None:
+    return None if SHARED.is_dir() else f"no corpora in {SHARED}"
+
+
+def _cpu_adam() -> str | None:
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    if list(cache.rglob("cpu_adam.so")):
+        return None
+    return f"DeepSpeedCPUAdam is not built in {cache}; building it takes a minute or two"
+
+
+def _cuda() -> str | None:
+    return None if ctypes.util.find_library("cuda") else "no CUDA driver"
+
+
+MISSING: Mapping[str, Callable[[], str | None]] = {
+    "promtool": _promtool,
+    "root": _root,
+    "not_root": _not_root,
+    "mounts": disk.why_not,
+    "networks": network.why_not,
+    "corpora": _corpora,
+    "cpu_adam": _cpu_adam,
+    "cuda": _cuda,
+}
+"""By name: why it is not there; None if it is."""
+
+
+def required(env: Mapping[str, str]) -> frozenset[str]:
+    """The names that must not be missing. Raises ValueError for a name that is none."""
+    names = frozenset(name.strip() for name in env.get(VARIABLE, "").split(",") if name.strip())
+    unknown = sorted(names - MISSING.keys())
+    if unknown:
+        raise ValueError(f"{VARIABLE} names {', '.join(unknown)}; there are {', '.join(sorted(MISSING))}")
+    return names
