@@ -58,8 +58,8 @@ def fork_server(request: pytest.FixtureRequest) -> Iterator[None]:
     os.environ[VARIABLE] = str(server.socket)
     yield
     del os.environ[VARIABLE]
-    server.close()
     reason = server.bypassed()
+    server.close()
     shutil.rmtree(directory, ignore_errors=True)
     assert reason is None or "environment" in reason, reason
 

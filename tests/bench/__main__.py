@@ -17,7 +17,7 @@ from tests.bench.peer_figures import Peers
 AGAINST_KEPT = ("recovery", "recovery_zero3", "whole_gang", "checkpoint_stall", "elastic_restore")
 """Their peers take many minutes: what was measured on this machine before is taken, unless --peers is given."""
 BENCHMARKS = (
-    "cli_start", "tokenizing", "throughput", "cold_start", "gpu", *AGAINST_KEPT, "join", "snapshot_cost",
+    "cli_start", "tokenizing", "throughput", "cold_start", "gpu", *AGAINST_KEPT, "join", "replacement", "snapshot_cost",
     "fifty_recoveries",
 )  # fmt: skip
 PEERS_ALONE = ("recovery_peers", "checkpoint_peers", "restore_peers")

@@ -32,19 +32,19 @@ cluster: {{nodes: 1}}
 """
 
 
-def write_job(directory: Path, steps: int, stage: int) -> Path:
-    """Write a job for two workers into `directory` and return its path."""
+def write_job(directory: Path, steps: int, stage: int, workers: int = WORKERS) -> Path:
+    """Write a job into `directory` and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"job-zero{stage}-{steps}.yaml"
+    path = directory / f"job-zero{stage}-{steps}-{workers}.yaml"
     path.write_text(
         JOB.format(
             vocab_size=VOCAB_SIZE,
             sequence_length=SEQUENCE_LENGTH,
             steps=steps,
             global_batch=GLOBAL_BATCH,
-            micro_batch=GLOBAL_BATCH // WORKERS,
+            micro_batch=GLOBAL_BATCH // workers,
             stage=stage,
-            workers=WORKERS,
+            workers=workers,
         )
     )
     return path

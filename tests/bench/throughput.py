@@ -44,9 +44,9 @@ def peer_model() -> str:
     return json.dumps({**MODEL, "vocab_size": VOCAB_SIZE, "n_positions": SEQUENCE_LENGTH})
 
 
-def peer_config(job: Path) -> str:
+def peer_config(job: Path, workers: int = WORKERS) -> str:
     """The DeepSpeed config Convoy itself uses for this job."""
-    shape = EngineShape(world_size=WORKERS, micro_batch=GLOBAL_BATCH // WORKERS, accumulation=1, device="cpu")
+    shape = EngineShape(world_size=workers, micro_batch=GLOBAL_BATCH // workers, accumulation=1, device="cpu")
     config = deepspeed_config(load_job(job).spec, shape)
     config["gradient_clipping"] = 1.0
     config["optimizer"]["params"]["lr"] = 1e-3  # Convoy sets the rate of every step itself

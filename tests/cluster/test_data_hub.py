@@ -177,21 +177,28 @@ def test_a_hub_tokenizer_is_downloaded_once(tmp_path: Path) -> None:
     assert ask(tmp_path, spec, NOBODY)["cached"]
 
 
-@pytest.mark.needs("corpora")
-def test_real_corpora_in_their_formats(tmp_path: Path) -> None:
+HERE = Path(__file__).parents[1] / "data"
+CORPORA = {
+    "small": (HERE / "plays.txt", HERE / "pairs", HERE / "reviews.tsv", 5_000),
+    "large": (SHARED / "shakespeare.txt", SHARED / "multi30k_train", SHARED / "sst2_train.tsv", 1_000_000),
+}
+
+
+@pytest.mark.parametrize("size", ["small", pytest.param("large", marks=pytest.mark.needs("corpora"))])
+def test_corpora_in_their_formats(size: str, tmp_path: Path) -> None:
+    prose, pairs, reviews, least_tokens = CORPORA[size]
     sources = [
-        {"files": [str(SHARED / "shakespeare.txt")], "weight": 1.0},
-        {"files": [str(SHARED / "multi30k_train.*")], "format": "lines", "weight": 2.0},
-        {"files": [str(SHARED / "sst2_*.tsv")], "field": "column:0", "weight": 1.0},
+        {"files": [str(prose)], "weight": 1.0},
+        {"files": [f"{pairs}.*"], "format": "lines", "weight": 2.0},
+        {"files": [str(reviews)], "field": "column:0", "weight": 1.0},
     ]
     spec = job({}, validation={"fraction": 0.01}, tokenizer={"train": {"vocab_size": 1000}})
     spec["data"]["sources"] = sources
     found = prepared(spec, tmp_path)
-    plays, pairs, reviews = found.manifest.sources
+    plays, lines, rows = found.manifest.sources
     assert (plays.documents, plays.bad_records) == (1, 0)
-    assert pairs.documents == sum((SHARED / f"multi30k_train.{code}").read_text().count("\n") for code in ("en", "de"))
-    rows = sum(len((SHARED / f"sst2_{part}.tsv").read_text().strip("\n").split("\n")) for part in ("dev", "train"))
-    assert reviews.records == rows
-    assert reviews.bad_records == 0
-    assert found.manifest.train_tokens + found.manifest.validation_tokens > 1_000_000
+    assert lines.documents == sum(Path(f"{pairs}.{code}").read_text().count("\n") for code in ("en", "de"))
+    assert rows.records == len(reviews.read_text().strip("\n").split("\n"))
+    assert rows.bad_records == 0
+    assert found.manifest.train_tokens + found.manifest.validation_tokens > least_tokens
     assert tokens_of(found, "s0.train").count(found.manifest.eos_id) == 1
