@@ -32,6 +32,7 @@ from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Trainin
 from orchestrator.whole_files import read_json, write_json, write_text
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
+GPU_CHECK = "orchestrator.train.device:check_gpu"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         if problem is not None and not driver.survey():
             raise problem
-        workers = driver.start_workers(*(_warm(run.spec) if entry == TRAIN_ENTRY else ((), ())))
+        workers = driver.start_workers(*(_warm(run.spec) if entry == TRAIN_ENTRY else ((), (), None)))
         if workers is None:
             return stopped()
         data = _prepare(run, driver)
@@ -229,9 +230,12 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
     return data
 
 
-def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What workers import while the data is being prepared; and what those who come later, or wait, do besides."""
+def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
+    """What workers import while the data is being prepared; what those who come later, or wait, do besides, on CPUs
+    only; and what tries their GPUs, if they have any."""
     name = spec.model.architecture
     model = (f"transformers.models.{name}.modeling_{name}",) if name is not None else ("transformers",)
     base = ("torch", "torch.distributed", "deepspeed", *model, "orchestrator.train.loop", "orchestrator.data.dataset")
-    return base, (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",)
+    if spec.resources.gpus_per_worker:
+        return base, (), GPU_CHECK
+    return base, (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",), None

@@ -1,11 +1,18 @@
 """What tests of several folders share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
 from tests.cluster.gang_runs import own_temporary_directory
+
+
+def pytest_configure() -> None:
+    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
+    os.environ[ACCELERATOR_VARIABLE] = CPU
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE
+from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
 
@@ -41,11 +44,20 @@ def _is_unfused(optimizer: Any) -> bool:
 
 
 def import_deepspeed(device: str) -> Any:
-    """DeepSpeed, told which accelerator to use (it would probe and warn) and to log warnings only."""
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """DeepSpeed, told which accelerator to use (it would take any GPU that it finds) and to log warnings only.
+
+    It reads the accelerator's name once, when it is imported. Raises DeviceError if it was imported for another one.
+    """
+    if "deepspeed" not in sys.modules:
+        os.environ[ACCELERATOR_VARIABLE] = device
     import deepspeed
 
+    accelerator = deepspeed.accelerator.get_accelerator().device_name()
+    if accelerator != device:
+        raise DeviceError(
+            f"training is on {device}, but DeepSpeed was imported in this process for {accelerator}",
+            hint=f"set {ACCELERATOR_VARIABLE}={device} before DeepSpeed is imported",
+        )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls torch functions under their old names, thousands of times a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
