@@ -1,5 +1,6 @@
 """A worker's own device, and that of the rank it is to train with."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,21 @@ def test_deepspeed_for_another_accelerator_is_refused() -> None:
     import_deepspeed("cpu")
     with pytest.raises(DeviceError, match="training is on cuda, but DeepSpeed was imported in this process for cpu"):
         import_deepspeed("cuda")
+
+
+def test_deepspeed_finds_free_memory_on_a_gpu_that_is_masked_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.accelerator import cuda_accelerator, real_accelerator
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6")
+    monkeypatch.setattr(cuda_accelerator, "pynvml", SimpleNamespace(nvmlDeviceGetHandleByIndex=None))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (7, 9))
+    accelerator = cuda_accelerator.CUDA_Accelerator()
+    monkeypatch.setattr(real_accelerator, "ds_accelerator", accelerator)
+    with pytest.raises(ValueError, match="invalid literal"):
+        accelerator.available_memory()
+    import_deepspeed("cuda")
+    assert accelerator.available_memory() == 7
 
 
 def test_text_is_generated_on_the_cpu_unless_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
