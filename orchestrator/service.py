@@ -47,6 +47,7 @@ ENGINE_MODULES = (
     "orchestrator.data.dataset",
 )
 """What a worker imports whatever the job is."""
+GPU_CHECK = "orchestrator.train.device:check_gpu"
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,13 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, desk, run.emit, run_id, run.nodes)
     ended: tuple[RunState, str | None, int] | None = None
     try:
-        warm, later = _warm(run.spec) if entry == TRAIN_ENTRY else ((), ())
+        warm, later, check = _warm(run.spec) if entry == TRAIN_ENTRY else ((), (), None)
         size = driver.connect(warm)
         run.emit(EventKind.CLUSTER_READY, vars(size).copy())
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         if problem is not None and not driver.survey():
             raise problem
-        workers = driver.start_workers(warm, later)
+        workers = driver.start_workers(warm, later, check)
         if workers is None:
             return stopped()
         data = _prepare(run, driver)
@@ -245,8 +246,12 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
     return data
 
 
-def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What workers import while the data is being prepared; and what those who come later, or wait, do besides."""
+def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
+    """What workers import while the data is being prepared; what those who come later, or wait, do besides, on CPUs
+    only; and what tries their GPUs, if they have any."""
     name = spec.model.architecture
     model = (f"transformers.models.{name}.modeling_{name}",) if name is not None else ("transformers",)
-    return (*ENGINE_MODULES, *model), (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",)
+    base = (*ENGINE_MODULES, *model)
+    if spec.resources.gpus_per_worker:
+        return base, (), GPU_CHECK
+    return base, (f"orchestrator.train.rehearsal:stage_{spec.zero.stage}",), None

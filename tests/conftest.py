@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
 from orchestrator.service import ENGINE_MODULES
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
@@ -23,6 +24,8 @@ FORKED = ("cluster", "faults", "soak")
 
 
 def pytest_configure() -> None:
+    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
+    os.environ[ACCELERATOR_VARIABLE] = CPU
     try:
         required(os.environ)
     except ValueError as error:

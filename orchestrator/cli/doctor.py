@@ -17,6 +17,7 @@ import click
 from orchestrator.cli import render
 from orchestrator.cli.machine import Check, build_checks, machine_checks, network_checks, package_checks
 from orchestrator.cli.options import home_option, json_option
+from orchestrator.gang.gpus import count_gpus
 
 ENGINE_TIMEOUT_S = 120
 CLUSTER_TIMEOUT_S = 60
@@ -78,7 +79,7 @@ def _all_checks(home: Path, address: str | None, fast: bool, show_waiting: bool)
     if not fast:
         with _waiting("importing torch, DeepSpeed and transformers", show_waiting):
             facts = _run_facts([sys.executable, "-m", "orchestrator.train.facts"], ENGINE_TIMEOUT_S)
-        yield from engine_checks(facts)
+        yield from engine_checks(facts, count_gpus())
         yield from _nvidia()
     yield from network_checks()
     if not fast:
@@ -117,8 +118,9 @@ def _run_facts(command: list[str], timeout_s: float) -> dict[str, Any]:
     return value
 
 
-def engine_checks(facts: dict[str, Any]) -> Iterator[Check]:
-    """What the engine found: importable, devices, operators that could be built."""
+def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
+    """What the engine found: importable, devices, operators that could be built. `present`: GPUs of this machine, as
+    the driver lists them."""
     if "error" in facts:
         yield Check("engine", "import", "missing", facts["error"], "reinstall: pip install -c constraints.txt -e .")
         return
@@ -126,15 +128,7 @@ def engine_checks(facts: dict[str, Any]) -> Iterator[Check]:
         yield Check("engine", name, "missing", error, f"reinstall it: pip install --force-reinstall {name}")
     if "torch" not in facts:
         return
-    devices = facts["cuda"]["devices"]
-    for index, device in enumerate(devices):
-        text = f"{device['name']}, {render.size(device['memory_bytes'])}, compute capability {device['capability']}"
-        text += ", bf16" if device["bf16"] else ", no bf16"
-        text += f", peers {', '.join(map(str, device['peers']))}" if device["peers"] else ""
-        yield Check("engine", f"GPU {index}", "ok", text)
-    if not devices:
-        build = f"built for CUDA {facts['cuda']['version']}" if facts["cuda"]["version"] else "the CPU build"
-        yield Check("engine", "GPU", "info", f"none that torch ({build}) can use: training on the CPU, without fp16")
+    yield from _gpu_checks(facts["cuda"], present)
     if "accelerator" in facts:
         yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads a process")
     uses = {
@@ -148,6 +142,29 @@ def engine_checks(facts: dict[str, Any]) -> Iterator[Check]:
         yield Check(
             "engine", name, "ok" if buildable else "info", f"{'can' if buildable else 'cannot'} be built: {use}"
         )
+
+
+def _gpu_checks(cuda: dict[str, Any], present: int) -> Iterator[Check]:
+    """Each GPU that torch sees, whether it works, and what it takes for a job to use it."""
+    devices = cuda["devices"]
+    for index, device in enumerate(devices):
+        text = f"{device['name']}, {render.size(device['memory_bytes'])}, compute capability {device['capability']}"
+        text += ", bf16" if device["bf16"] else ", no bf16"
+        text += f", peers {', '.join(map(str, device['peers']))}" if device["peers"] else ""
+        if device.get("why"):
+            yield Check("engine", f"GPU {index}", "warning", f"{text}; cannot be used: {device['why']}", device["hint"])
+        else:
+            yield Check("engine", f"GPU {index}", "ok", text)
+    if devices:
+        hidden = f"{len(devices)} of {present} visible to this process; " if present > len(devices) else ""
+        use = "a job trains on GPUs if it has resources.gpus_per_worker: 1, else on the CPU"
+        yield Check("engine", "GPUs", "info", hidden + use)
+    elif present:
+        text = f"{present} in this machine, none can be used: {cuda.get('why') or 'torch sees none'}"
+        yield Check("engine", "GPU", "warning", text, cuda.get("hint"))
+    else:
+        build = f"built for CUDA {cuda['version']}" if cuda["version"] else "the CPU build"
+        yield Check("engine", "GPU", "info", f"none that torch ({build}) can use: training on the CPU, without fp16")
 
 
 def _nvidia() -> Iterator[Check]:

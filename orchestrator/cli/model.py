@@ -70,6 +70,7 @@ def export(run: str, dest: Path, step: int | None, dtype: str, force: bool, home
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step of a run. Default: the newest.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @home_option
 @json_option
 def generate(
@@ -79,12 +80,13 @@ def generate(
     temperature: float,
     seed: int,
     step: int | None,
+    device: str,
     home: Path,
     as_json: bool,
 ) -> None:
     """Generate text with a run's model, or with an exported one.
 
-    The same seed gives the same text. A BERT fills blanks instead: put [MASK] into the prompt.
+    The same seed gives the same text on the same device. A BERT fills blanks instead: put [MASK] into the prompt.
 
     \b
     Examples:
@@ -95,7 +97,7 @@ def generate(
     from orchestrator.train.generate import generate_text
 
     with _model_directory(model, step, home) as (directory, source):
-        made = generate_text(directory, prompt, max_new_tokens, temperature, seed)
+        made = generate_text(directory, prompt, max_new_tokens, temperature, seed, device)
     if as_json:
         value = {
             "model": source,

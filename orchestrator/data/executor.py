@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, Protocol, Self, TypeVar
 
+from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class _Worker:
 
 
 def _start_worker(fn: Callable[[Any], Any]) -> None:
+    os.environ.update(device_environment(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole foreground group; the parent decides
     _Worker.fn = fn
     threading.Thread(target=_exit_with_parent, daemon=True).start()

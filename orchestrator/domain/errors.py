@@ -9,6 +9,10 @@ class UsageError(ConvoyError):
     exit_code = 2
 
 
+class DeviceError(UsageError):
+    """A worker cannot train on the device that the spec promises it."""
+
+
 class DataError(ConvoyError):
     """The corpus cannot be read or does not hold what the spec says."""
 

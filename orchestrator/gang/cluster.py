@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.arranged import NodeAddress
+from orchestrator.domain.device import NO_GPUS, dealt
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.fork_server.launch import ForkServer, find_fork_server
+from orchestrator.gang.gpus import machine_mask_variable
 from orchestrator.gang.node_processes import descendants
 from orchestrator.gang.placement import NodeCapacity, Request, can_ever_fit
 from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
@@ -98,7 +100,7 @@ class Cluster:
         client = GcsClient(address=self.address)
         index = len(self.processes) - 1
         (node,) = _local_nodes(range(index, index + 1), self._offered)
-        _start_raylet(self, _ray_files(services), node, client, self._env)
+        _start_raylet(self, _ray_files(services), node, client, {**self._env, **NO_GPUS})
         try:
             _wait_for_node(client, self.processes[-1:], node.node_id, time.monotonic() + START_TIMEOUT_S)
         except ConvoyTimeout as error:
@@ -148,7 +150,7 @@ class Cluster:
 def start_local(
     nodes: int,
     resources: Mapping[str, float],
-    gpus: int = 0,
+    gpus: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     sign: str | None = None,
     places: Sequence[NodeAddress] = (),
@@ -156,10 +158,10 @@ def start_local(
 ) -> Cluster:
     """Start a GCS and `nodes` raylets, each offering `resources`, and connect to them as driver.
 
-    `gpus` of this machine are dealt out evenly. `env` is added to the environment of every worker. All listen on
-    loopback, unless `places` has another address for each. The processes die with the calling thread. `preload`:
-    modules that a fork server imports once for all workers; None: workers start as on any other cluster. Raises
-    ClusterError if the processes do not come up.
+    `gpus` of this machine, by ordinal or identifier, are dealt out evenly. `env` is added to the environment of every
+    worker. All listen on loopback, unless `places` has another address for each. The processes die with the calling
+    thread. `preload`: modules that a fork server imports once for all workers; None: workers start as on any other
+    cluster. Raises ClusterError if the processes do not come up.
     """
     started = time.monotonic()
     sweep_stale(Path(tempfile.gettempdir()))
@@ -247,7 +249,7 @@ def _local_nodes(indices: range, resources: Mapping[str, float], places: Sequenc
     return nodes
 
 
-def _start_processes(cluster: Cluster, files: ClusterFiles, nodes: list[LocalNode], gpus: int) -> None:
+def _start_processes(cluster: Cluster, files: ClusterFiles, nodes: list[LocalNode], gpus: Sequence[str]) -> None:
     import ray._private.services as services
     from ray._common.usage import usage_lib
     from ray._private import ray_constants
@@ -263,11 +265,12 @@ def _start_processes(cluster: Cluster, files: ClusterFiles, nodes: list[LocalNod
     usage_lib.put_cluster_metadata(client, ray_init_cluster=False)
     client.internal_kv_put(b"session_name", files.session_name.encode(), False, ray_constants.KV_NAMESPACE_SESSION)
     for node in nodes:
-        devices = _share(gpus, len(nodes), node.index)
-        node_env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if gpus else env
-        if devices:
-            node.resources["GPU"] = float(len(devices))
-        _start_raylet(cluster, ray_files, node, client, node_env)
+        share = dealt(gpus, len(nodes), node.index)
+        if share:
+            node.resources["GPU"] = float(len(share))
+        # Ray takes its ids of a node's GPUs from the node's mask.
+        mask = {machine_mask_variable(): ",".join(share)} if share else NO_GPUS if gpus else {}
+        _start_raylet(cluster, ray_files, node, client, {**env, **mask})
     for node in nodes:
         _wait_for_node(client, cluster.processes, node.node_id, deadline)
 
@@ -300,10 +303,6 @@ def _ray_files(services: Any) -> RayFiles:
         worker=str(workers / "default_worker.py"),
         commit=ray.__commit__,
     )
-
-
-def _share(total: int, parts: int, index: int) -> list[int]:
-    return list(range(total * index // parts, total * (index + 1) // parts))
 
 
 def _wait_for_port(path: Path, process: subprocess.Popen[bytes], deadline: float) -> int:

@@ -22,6 +22,7 @@ from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
 from orchestrator.gang.draining import DrainWatch
 from orchestrator.gang.found import Adopted, ClusterSize, Left
+from orchestrator.gang.gpus import gpus_for
 from orchestrator.gang.head import Head
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
@@ -78,8 +79,9 @@ class GangDriver:
             self._cluster = connect(cluster.address)
         else:
             offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
+            gpus = gpus_for(self._spec.resources.gpus_per_worker, self._env, self.planned.warn)
             self._cluster = start_local(
-                cluster.nodes or 1, offered, _gpus(), self._worker_env, places=self._places, preload=preload
+                cluster.nodes or 1, offered, gpus, self._worker_env, places=self._places, preload=preload
             )
         nodes = self._cluster.nodes()
         watch = DrainWatch(self._cluster.address)
@@ -173,11 +175,12 @@ class GangDriver:
         kept_s = self._spec.recovery.memory_kept_s
         return Vaults(self._require_cluster().local, self._run_id, kept_s)
 
-    def start_workers(self, warm: tuple[str, ...], later: tuple[str, ...]) -> int | None:
+    def start_workers(self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None) -> int | None:
         """Reserve and start as many workers as fit; they import `warm` meanwhile, and those who come to a gang that
-        trains do what `later` names too. None where stopped.
+        trains do what `later` names too. Waits for what `check` names, see `DeviceChecks`. None where stopped.
 
-        Raises ClusterError that says what was asked, what there is, and what would fit.
+        Raises ClusterError that says what was asked, what there is, and what would fit; DeviceError where a GPU that
+        was promised cannot be used.
         """
         from orchestrator.gang.gang import Gang
         from orchestrator.gang.saving import Pacer, Saves
@@ -211,8 +214,8 @@ class GangDriver:
             self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
-        self._gang.warm(warm, later)
-        return len(found)
+        self._gang.warm(warm, later, check)
+        return len(found) if self._gang.device_checks.passed(self._stopped) else None
 
     @property
     def request(self) -> Request:
@@ -236,7 +239,7 @@ class GangDriver:
         if not replaced_later(len(gang.staying), gang.recruits.coming, self.request.minimum, self.request.maximum):
             self.seek()
         while not self._stopped():
-            if self.planned.look(gang.members, time.monotonic()):
+            if self.planned.look(gang.members, time.monotonic()) or gang.recruits.pause_ended():
                 self.seek()
             gang.recruits.look()
             if roll.look(gang.members):  # who waited is lost too: that place is to be taken as well
@@ -368,10 +371,3 @@ class GangDriver:
         if self._cluster is None:
             raise RuntimeError("not connected")
         return self._cluster
-
-
-def _gpus() -> int:
-    """NVIDIA GPUs of this machine, without loading a library for it."""
-    from pathlib import Path
-
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,12 +1,14 @@
 """`Executor` of the data package over Ray tasks."""
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
 
+from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
 from orchestrator.gang.processes import die_with_parent
 
@@ -80,6 +82,7 @@ class _Held:
 
 def _apply(shared: list[Any], item: Any) -> Any:
     die_with_parent()
+    os.environ.update(device_environment(0))  # the process may serve a worker later, which sets its own
     key = shared[0].hex()
     if _Held.key != key or _Held.fn is None:
         _Held.fn, _Held.key = ray.get(shared[0]), key

@@ -28,6 +28,7 @@ from orchestrator.gang.decide import (
     numeric_fault,
     root_cause,
 )
+from orchestrator.gang.device_checks import DeviceChecks
 from orchestrator.gang.files import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.head import Head
@@ -127,10 +128,12 @@ class Gang:
         """Of the last step."""
         self._oom_kills_before = oom_kills()
 
-    def warm(self, entries: tuple[str, ...], later: tuple[str, ...]) -> None:
-        """Let the workers import while the driver does something else; those who come `later` have time for more."""
+    def warm(self, entries: tuple[str, ...], later: tuple[str, ...], check: str | None) -> None:
+        """Let the workers import while the driver does something else; those who come `later` have time for more.
+        `check`: see `DeviceChecks`."""
+        self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
-        self.recruits = Recruits(self._start, (*entries, *later))
+        self.recruits = Recruits(self._start, (*entries, *later), check, self.planned.warn)
         self.spares = Spares(self._start_spare, self.standby, (*entries, *later))
 
     def ready(self, stopped: Callable[[], bool]) -> bool:

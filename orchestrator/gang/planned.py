@@ -73,6 +73,10 @@ class Planned:
             self._tell_draining(node_id, members)
         return self._read_request(members) or bool(fresh)
 
+    def warn(self, message: str) -> None:
+        """Tell the observers of something that does not end the run."""
+        self._emit(EventKind.WARNING, {"message": message})
+
     def on_event(self, event: Event) -> None:
         """Steps are what is waited for."""
 

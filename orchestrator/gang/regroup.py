@@ -102,6 +102,7 @@ def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:
     theirs = taken_places(gang.members)
     missing = target - len(gang.staying) - recruits.coming
     recruits.send_away(max(0, -missing))
+    missing = 0 if recruits.paused else missing
     empty = [group for group in places.empty([*theirs, *recruits.groups]) if group not in lost]
     for _ in range(missing):
         group = empty.pop(0) if empty else new_group()

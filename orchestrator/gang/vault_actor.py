@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from orchestrator.checkpoint.vault import Vault
+from orchestrator.domain.device import device_environment
 from orchestrator.gang.processes import die_with_parent
 from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks, is_stopped
 
@@ -38,6 +39,7 @@ class VaultActor:
 
         if fate_share:
             die_with_parent()
+        os.environ.update(device_environment(0))
         self._token = token
         self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left, self.shares)
         if kept_s is not None:

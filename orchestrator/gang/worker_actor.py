@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
+from orchestrator.gang.gpus import show_assigned_gpus
 from orchestrator.gang.outbox import Batch, Lease, Outbox
 from orchestrator.gang.processes import allow_to_trace, die_with_parent
 from orchestrator.gang.ray_session import Assignment, RaySession
@@ -82,17 +84,16 @@ class FileAccess:
 
 
 def worker_environment(cpus: float, gpus: int, driver: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a worker process. What the user set in the driver's environment wins where it is a matter of
-    taste; what would be wrong otherwise does not."""
+    """Variables of a worker process; they replace those of its node. What the user set in the driver's environment
+    wins where it is a matter of taste; the device is the spec's, whatever any environment says."""
     env = {
         "OMP_NUM_THREADS": driver.get("OMP_NUM_THREADS") or str(max(1, int(cpus))),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",
         **{name: driver.get(name, value) for name, value in MALLOC.items()},
+        **device_environment(gpus),
     }
-    if not gpus:
-        env["DS_ACCELERATOR"] = "cpu"
     carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
     env.update({name: driver[name] for name in carried if name in driver})
     return env
@@ -113,6 +114,8 @@ class WorkerActor:
         if fate_share:
             die_with_parent()
         os.environ.update(env)
+        if env.get(ACCELERATOR_VARIABLE) == CUDA:
+            show_assigned_gpus()
         self._outbox = Outbox()
         self._session: RaySession | None = None
         self._running: int | None = None
@@ -136,6 +139,16 @@ class WorkerActor:
             pid=os.getpid(),
             output=str(self._capture.path),
         )
+
+    def check_device(self, entry: str) -> DeviceProblem | None:
+        """Call a function that tells why this process cannot use its GPU, None if it can."""
+        try:
+            found: DeviceProblem | None = resolve(entry)()
+        except Exception as error:  # noqa: BLE001  # torch that does not import, most likely
+            lines = str(error).strip().splitlines() or [""]
+            hint = "Convoy's installation on that node is broken: run `convoy doctor` there"
+            return DeviceProblem(f"{type(error).__name__}: {lines[0]}", hint)
+        return found
 
     def warm(self, entries: tuple[str, ...]) -> float:
         """Import modules before they are needed; a `module:function` is called. Seconds. Failures wait for `run`."""

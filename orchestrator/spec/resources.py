@@ -27,7 +27,10 @@ class ResourcesSpec(SpecModel):
     """CPUs reserved for a worker."""
 
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
-    """GPUs reserved for a worker: 0 or 1."""
+    """GPUs reserved for a worker: 0 or 1. This alone decides what the run trains on. With 0 every worker trains on its
+    CPUs and sees no GPU, even if the machine has some. With 1 every worker trains on a GPU and tests it before data is
+    prepared; a GPU that does not work ends the run with the reason (exit code 2), and no worker falls back to the CPU.
+    A local cluster uses the GPUs that `CUDA_VISIBLE_DEVICES` names, or all of them if it is not set."""
 
     memory_per_worker: str | Annotated[int, Field(ge=1)] | None = None
     """Host memory reserved for a worker: bytes, or `4GiB`, `500MB`."""

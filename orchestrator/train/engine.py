@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
+from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
 
@@ -41,15 +44,32 @@ def _is_unfused(optimizer: Any) -> bool:
 
 
 def import_deepspeed(device: str) -> Any:
-    """DeepSpeed, told which accelerator to use (it would probe and warn) and to log warnings only."""
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """DeepSpeed, told which accelerator to use (it would take any GPU that it finds) and to log warnings only.
+
+    It reads the accelerator's name once, when it is imported. Raises DeviceError if it was imported for another one.
+    """
+    if "deepspeed" not in sys.modules:
+        os.environ[ACCELERATOR_VARIABLE] = device
     import deepspeed
 
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if accelerator.device_name() != device:
+        raise DeviceError(
+            f"training is on {device}, but DeepSpeed was imported in this process for {accelerator.device_name()}",
+            hint=f"set {ACCELERATOR_VARIABLE}={device} before DeepSpeed is imported",
+        )
+    if device == CUDA:
+        # Its own, where pynvml is installed, takes CUDA_VISIBLE_DEVICES for a list of numbers: UUIDs raise ValueError.
+        accelerator.available_memory = free_device_bytes
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls torch functions under their old names, thousands of times a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
+
+
+def free_device_bytes(device_index: int | None = None) -> int:
+    """Memory of a GPU that nobody has taken; default: of the current one."""
+    return int(torch.cuda.mem_get_info(device_index)[0])
 
 
 def parameter_groups(spec: JobSpec, model: nn.Module) -> list[dict[str, Any]]:

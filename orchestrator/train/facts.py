@@ -9,11 +9,15 @@ import os
 import sys
 from typing import Any
 
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, CUDA, DeviceProblem, decide_device, explain_error
+
 
 def engine_facts() -> dict[str, Any]:
-    """Imports the engine. Keys: torch, threads, cuda (version, devices), deepspeed, transformers, accelerator, ops.
+    """Imports the engine. Keys: torch, threads, cuda (version, devices, why, hint), deepspeed, transformers,
+    accelerator, ops.
 
-    A library that does not import has its error under `errors` instead.
+    A library that does not import has its error under `errors` instead. `why` and `hint`: why torch can use no GPU; of
+    each device, why that one cannot be used.
     """
     facts: dict[str, Any] = {"errors": {}}
     try:
@@ -22,9 +26,9 @@ def engine_facts() -> dict[str, Any]:
         facts["errors"]["torch"] = f"{type(error).__name__}: {error}"
         return facts
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "gloo": torch.distributed.is_available()}
-    facts["cuda"] = {"version": torch.version.cuda, "devices": _cuda_devices()}
-    if not facts["cuda"]["devices"]:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    devices, problem = _cuda_devices()
+    facts["cuda"] = {"version": torch.version.cuda, "devices": devices, **_words(problem)}
+    os.environ[ACCELERATOR_VARIABLE] = CUDA if devices else CPU
     try:
         import deepspeed
         from deepspeed.accelerator import get_accelerator
@@ -43,11 +47,19 @@ def engine_facts() -> dict[str, Any]:
     return facts
 
 
-def _cuda_devices() -> list[dict[str, Any]]:
+def _words(problem: DeviceProblem | None) -> dict[str, str | None]:
+    return {"why": problem.why, "hint": problem.hint} if problem is not None else {"why": None, "hint": None}
+
+
+def _cuda_devices() -> tuple[list[dict[str, Any]], DeviceProblem | None]:
+    """Every GPU that torch sees, each tried; or why it sees none."""
     import torch
 
-    if not torch.cuda.is_available():
-        return []
+    from orchestrator.train.device import find_gpus, own_mask, try_gpu
+
+    decided = decide_device(1, own_mask(), 0, find_gpus())
+    if isinstance(decided, DeviceProblem):
+        return [], decided
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -63,9 +75,10 @@ def _cuda_devices() -> list[dict[str, Any]]:
                 "capability": f"{properties.major}.{properties.minor}",
                 "bf16": torch.cuda.is_bf16_supported(),
                 "peers": peers,
+                **_words(explain_error(error, own_mask()) if (error := try_gpu(index)) is not None else None),
             }
         )
-    return found
+    return found, None
 
 
 def _operators() -> dict[str, bool]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.device import CPU, CUDA, DeviceProblem
+from orchestrator.domain.errors import DeviceError, UsageError
+from orchestrator.train.device import usable_device
 from orchestrator.train.models import ARCHITECTURES, objective_of
 
 TOP_K = 50
@@ -31,16 +33,21 @@ class Generated:
 
 
 def generate(model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> str:
-    """The prompt and what the model makes of it; see `generate_text`."""
+    """The prompt and what the model makes of it, on the CPU; see `generate_text`."""
     return generate_text(model_dir, prompt, max_new_tokens, temperature, seed).text
 
 
-def generate_text(model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> Generated:
+def generate_text(
+    model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int, device: str = CPU
+) -> Generated:
     """Continue `prompt` by up to `max_new_tokens` tokens with the model in `model_dir` (an export).
 
     Temperature 0 takes the likeliest token each time; otherwise the seed decides, and the same seed gives the same
     text on the same device. An empty prompt starts a new document. A masked language model fills the mask tokens
-    of the prompt instead. Raises UsageError where there is no model, or a masked one is given nothing to fill.
+    of the prompt instead. `device`: `cpu`, or `cuda` for the first GPU that this process sees.
+
+    Raises UsageError if there is no model, or a masked one is given nothing to fill; DeviceError if the GPU does not
+    work.
     """
     from transformers import AutoConfig
 
@@ -52,8 +59,8 @@ def generate_text(model_dir: Path, prompt: str, max_new_tokens: int, temperature
         raise UsageError(f"a temperature of {temperature} is not possible", hint="0 is greedy, 1 samples as learned")
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
     if objective_of(config) == "masked":
-        return _fill(model_dir, config, prompt)
-    return _continue(model_dir, config, prompt, max_new_tokens, temperature, seed)
+        return _fill(model_dir, config, prompt, _device(device))
+    return _continue(model_dir, config, prompt, max_new_tokens, temperature, seed, _device(device))
 
 
 @contextlib.contextmanager
@@ -73,11 +80,17 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _continue(
-    model_dir: Path, config: Any, prompt: str, max_new_tokens: int, temperature: float, seed: int
+    model_dir: Path,
+    config: Any,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    device: torch.device,
 ) -> Generated:
     from transformers import AutoModelForCausalLM
 
-    tokenizer, device = _tokenizer(model_dir), _device()
+    tokenizer = _tokenizer(model_dir)
     start = [tokenizer.eos_token_id]  # documents are separated by it
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or start
     positions = _positions(config)
@@ -104,10 +117,10 @@ def _continue(
     return Generated(prompt + new_text, new_text, len(new_ids), len(ids) if prompt else 0)
 
 
-def _fill(model_dir: Path, config: Any, prompt: str) -> Generated:
+def _fill(model_dir: Path, config: Any, prompt: str, device: torch.device) -> Generated:
     from transformers import AutoModelForMaskedLM
 
-    tokenizer, device = _tokenizer(model_dir), _device()
+    tokenizer = _tokenizer(model_dir)
     text = prompt.replace(BLANK, tokenizer.mask_token)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     blanks = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
@@ -145,5 +158,8 @@ def _positions(config: Any) -> int | None:
     return None if field is None else getattr(config, field, None)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(wanted: str) -> torch.device:
+    found = usable_device(int(wanted == CUDA), 0)
+    if isinstance(found, DeviceProblem):
+        raise DeviceError(f"no GPU to generate on: {found.why}", hint=f"{found.hint}; or use the CPU")
+    return torch.device(found.type, found.index) if found.type == CUDA else torch.device(found.type)

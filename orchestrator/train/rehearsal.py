@@ -1,8 +1,8 @@
 """What a process does for the first time takes seconds: one that waits to take a place does it while nobody waits.
 
 Modules that are imported when they are first used, tables that are built, code that is traced: all of that is
-behind it once a model has been built, stepped and torn down. On a device it would take memory there for as long as
-the process waits, so it is done on CPUs only.
+behind it once a model has been built, stepped and torn down. On a GPU it would take memory there for as long as the
+process waits, so it is only done by processes that train on CPUs (`service` asks no others).
 """
 
 import torch
@@ -37,8 +37,6 @@ def stage_3() -> None:
 
 
 def _rehearse(stage: int) -> None:
-    if torch.cuda.is_available():
-        return
     from transformers import GPT2Config, GPT2LMHeadModel
 
     spec = JobSpec.model_validate(

@@ -8,41 +8,48 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
+from orchestrator.domain.device import CUDA, Device
+from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
 
 STORE_KEY = "store"
 TIMEOUT = timedelta(minutes=10)
 
 
-def worker_device(session: Session) -> torch.device:
-    """The device this worker trains on. A worker that sees one GPU (Ray shows each its own) uses that one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", session.local_rank % torch.cuda.device_count())
-
-
 def join_process_group(session: Session, device: torch.device, timeout: timedelta = TIMEOUT) -> None:
     """Initialise `torch.distributed` over all workers of the session: gloo on CPUs, NCCL on GPUs.
 
-    Rank 0 lets the kernel choose the store's port and publishes it, so there is no race for a port. Raises
-    TimeoutError where rank 0 does not publish in time.
+    Rank 0 lets the kernel choose the store's port and publishes it, so there is no race for a port. It publishes its
+    kind of device too: ranks of different kinds would wait for each other in two backends. Raises TimeoutError if
+    rank 0 does not publish in time, and DeviceError if its device is of another kind.
     """
     if session.world_size == 1:
         store: Store = HashStore()
     elif session.rank == 0:
         store = _hosted_store(session.node_ip, timeout)
-        session.publish(STORE_KEY, f"{session.node_ip}:{store.port}")
+        session.publish(STORE_KEY, f"{device.type} {session.node_ip}:{store.port}")
     else:
-        host, _, port = session.lookup(STORE_KEY, timeout.total_seconds()).rpartition(":")
+        first, _, place = session.lookup(STORE_KEY, timeout.total_seconds()).partition(" ")
+        _require_same_device(session, device.type, first)
+        host, _, port = place.rpartition(":")
         store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
+    backend = Device(device.type).backend
+    if device.type == CUDA:
         torch.cuda.set_device(device)
     dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size, timeout=timeout)
     # DeepSpeed takes these from the environment only. LOCAL_SIZE makes it assume its own launcher's node layout.
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(session.rank), str(session.world_size)
     os.environ.pop("LOCAL_SIZE", None)
+
+
+def _require_same_device(session: Session, own: str, first: str) -> None:
+    if own != first:
+        raise DeviceError(
+            f"rank {session.rank} on {session.node_ip} trains on {own}, rank 0 on {first}: all ranks of a run need the "
+            "same kind of device",
+            hint="all nodes need the same version of Convoy, and all ranks the same job file",
+        )
 
 
 def _hosted_store(address: str, timeout: timedelta) -> TCPStore:

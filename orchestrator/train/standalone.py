@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.hang import Phase
@@ -185,10 +186,16 @@ def _run(options: argparse.Namespace) -> int:
     from orchestrator.train.worker import run_worker
 
     job = load_job(options.job, options.overrides)
+    gpus = job.spec.resources.gpus_per_worker
+    os.environ.update(device_environment(gpus))  # before anything imports torch
     session = session_from_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: session.stop.set())
     run_dir = options.run_dir.resolve()
+    if gpus:
+        from orchestrator.train.device import worker_device
+
+        worker_device(session, gpus)  # before hours of tokenising
     if session.rank == 0:
         session.observers = _observers(RunLayout(run_dir))
     data_dir = _prepared(job, session, run_dir)

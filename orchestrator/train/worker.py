@@ -29,10 +29,11 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     _phase(session, Phase.IMPORT)
     started = time.perf_counter()
     _set_threads(spec)
-    from orchestrator.train.rendezvous import join_process_group, leave_process_group, worker_device
+    from orchestrator.train.device import worker_device
+    from orchestrator.train.rendezvous import join_process_group, leave_process_group
     from orchestrator.train.unblock import Unblocker
 
-    device = worker_device(session)
+    device = worker_device(session, spec.resources.gpus_per_worker)
     _import_model(spec, device.type)
     _phase(session, Phase.RENDEZVOUS)
     unblock = Unblocker()

@@ -112,7 +112,7 @@ def restore_rng(state: dict[str, str]) -> None:
     raw = {k: torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.uint8) for k, v in state.items()}
     if "cpu" in raw:
         torch.set_rng_state(raw["cpu"])
-    if "cuda" in raw and torch.cuda.is_available():
+    if "cuda" in raw and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # this process trains on one
         torch.cuda.set_rng_state(raw["cuda"])
 
 

@@ -218,6 +218,6 @@ def _scheduler_state(engine: Any) -> dict[str, Any] | None:
 
 def _rng_state() -> dict[str, str]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # this process trains on one
         state["cuda"] = torch.cuda.get_rng_state()
     return {device: base64.b64encode(raw.numpy().tobytes()).decode() for device, raw in state.items()}

@@ -1,6 +1,7 @@
 """Entry points for workers that do not train: small, so that a test of the gang is fast."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
@@ -294,3 +296,9 @@ def train_paced(session: Session, plan: TrainPlan) -> TrainResult:
     from orchestrator.train.worker import run_worker
 
     return run_worker(PacedSession(session, plan.run_dir), plan)
+
+
+def own_masks() -> DeviceProblem:
+    """In place of a check of a GPU: what tells a worker process which device it trains on."""
+    names = ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+    return DeviceProblem(json.dumps({name: os.environ.get(name) for name in names}), "")

@@ -1,11 +1,16 @@
 """A rehearsal: everything that a first step does for the first time, and nothing left of it."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.cluster
+
+SEEMING_CUDA = Path(__file__).parent / "cuda_that_seems_there"
+"""A process that trains on the CPU rehearses there, whatever torch says of GPUs."""
 
 PROGRAM = """
 import os
@@ -24,6 +29,8 @@ print("rehearsed")
 @pytest.mark.parametrize(("stage", "other"), [(0, 3), (1, 2), (3, 0)])
 def test_a_process_can_rehearse_and_then_do_something_else(stage: int, other: int) -> None:
     program = PROGRAM.format(stage=stage, other=other)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SEEMING_CUDA), str(SEEMING_CUDA.parents[2])])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "rehearsed"

@@ -5,6 +5,7 @@ Each case runs `run_worker` in `world_size` of the processes. Nothing of the eng
 """
 
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from orchestrator.domain.device import device_environment
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
 from orchestrator.spec.job import JobSpec
+from tests.cluster.forked import cpu_forkserver
 
+START_TIMEOUT_S = 180.0
 CASE_TIMEOUT_S = 60.0
 IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transformers.models.gpt2.modeling_gpt2"]
 
@@ -122,24 +126,26 @@ class GangFailedError(RuntimeError):
 class TrainProcesses:
     """`size` processes that wait for work."""
 
-    def __init__(self, size: int, scratch: Path) -> None:
+    def __init__(self, size: int, scratch: Path, gpus: int = 0) -> None:
+        """`gpus`: 1 for processes that train on GPUs. They are not forked: the server's processes see none."""
         # Read by the server process that forks the workers, before it imports anything.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED_ONCE)
+        context = multiprocessing.get_context("spawn") if gpus else cpu_forkserver(IMPORTED_ONCE)
         self._scratch = scratch
         self._cases = 0
         self._processes = []
         self._pipes: list[Connection] = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, gpus), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
+        for pipe in self._pipes:
+            assert pipe.poll(START_TIMEOUT_S), f"a process did not start within {START_TIMEOUT_S:.0f} s"
+            pipe.recv()
 
     def run(
         self,
@@ -191,10 +197,14 @@ class TrainProcesses:
                 process.join()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, gpus: int) -> None:
     """A worker process: one gang after another until the pipe closes."""
+    os.environ.update(device_environment(gpus))
+    for module in IMPORTED_ONCE:
+        importlib.import_module(module)
     from orchestrator.train.worker import run_worker
 
+    pipe.send("ready")
     faulthandler.register(signal.SIGUSR1)  # `kill -USR1` shows where a worker hangs
     while True:
         try:

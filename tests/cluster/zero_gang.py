@@ -1,7 +1,6 @@
 """Real torch.distributed workers for tests: processes that import once and form groups of any size again and again."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import traceback
@@ -14,6 +13,7 @@ from typing import Any
 
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.domain.events import EventKind
+from tests.cluster.forked import cpu_forkserver
 
 GROUP_TIMEOUT = timedelta(seconds=20)
 GLOBAL_BATCH = 12
@@ -34,8 +34,7 @@ class Gang:
     def __init__(self, size: int, directory: Path) -> None:
         self._directory = directory
         self._groups = 0
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "deepspeed", "transformers.models.gpt2.modeling_gpt2", __name__])
+        context = cpu_forkserver(["torch", "deepspeed", "transformers.models.gpt2.modeling_gpt2", __name__])
         self._connections: list[Connection] = []
         self.processes = []
         for rank in range(size):
@@ -78,7 +77,6 @@ class Gang:
 
 
 def _serve(connection: Connection, rank: int) -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
     import torch.distributed as dist
 

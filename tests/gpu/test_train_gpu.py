@@ -59,17 +59,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Any:
-    monkeypatch_module.setenv("DS_ACCELERATOR", "cuda")
-    processes = TrainProcesses(1, tmp_path_factory.mktemp("gangs"))
+def process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    processes = TrainProcesses(1, tmp_path_factory.mktemp("gangs"), gpus=1)
     yield processes
     processes.close()
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -89,6 +90,23 @@ def test_a_gpu_is_described() -> None:
     checks = {check.name: check for check in engine_checks(facts)}
     assert checks["GPU 0"].value == "NVIDIA H100, 80.0 GiB, compute capability 9.0, bf16, peers 1"
     assert checks["async_io"].status == "info"
+    assert "gpus_per_worker: 1" in checks["GPUs"].value
+
+
+def test_gpus_that_cannot_be_used_or_are_not_seen_are_told() -> None:
+    device = {"name": "NVIDIA H100", "memory_bytes": 80 * 2**30, "capability": "9.0", "bf16": True, "peers": []}
+    broken = {**device, "why": "the GPU has a memory error that cannot be corrected", "hint": "reset the GPU"}
+    facts: dict[str, Any] = {"errors": {}, "torch": "2.13.0", "cuda": {"version": "12.8", "devices": [device, broken]}}
+    checks = {check.name: check for check in engine_checks(facts, 8)}
+    assert (checks["GPU 0"].status, checks["GPU 1"].status) == ("ok", "warning")
+    assert checks["GPU 1"].value.endswith("cannot be used: the GPU has a memory error that cannot be corrected")
+    assert checks["GPUs"].value.startswith("2 of 8 visible to this process")
+    facts["cuda"] = {"version": None, "devices": [], "why": "torch there is built for CPUs only", "hint": "install it"}
+    (check,) = engine_checks(facts, 2)
+    expected = ("warning", "2 in this machine, none can be used: torch there is built for CPUs only", "install it")
+    assert (check.status, check.value, check.hint) == expected
+    (check,) = engine_checks(facts, 0)
+    assert check.status == "info"
 
 
 def test_a_cluster_that_is_not_there_is_told() -> None:

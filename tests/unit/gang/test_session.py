@@ -109,7 +109,16 @@ def test_environment_of_a_worker() -> None:
     assert (env["OMP_NUM_THREADS"], env["DS_ACCELERATOR"], env["HF_HUB_OFFLINE"]) == ("2", "cpu", "1")
     assert "SECRET" not in env
     assert worker_environment(2.0, 1, {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
-    assert "DS_ACCELERATOR" not in worker_environment(2.0, 1, {})
+
+
+def test_the_device_of_a_worker_is_the_specs_whatever_the_environment_says() -> None:
+    """These values replace the node's, so that a cluster's own environment does not decide either."""
+    there = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "0"}
+    env = worker_environment(1.0, 0, there)
+    assert (env["DS_ACCELERATOR"], env["CUDA_VISIBLE_DEVICES"], env["HIP_VISIBLE_DEVICES"]) == ("cpu", "", "-1")
+    env = worker_environment(1.0, 1, {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "0,1"})
+    assert env["DS_ACCELERATOR"] == "cuda"
+    assert "CUDA_VISIBLE_DEVICES" not in env  # that is for Ray to say
 
 
 def test_an_exception_as_text() -> None:

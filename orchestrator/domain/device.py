@@ -1,0 +1,172 @@
+"""The device that a worker trains on: the spec decides (`resources.gpus_per_worker`), not what a process sees.
+
+Everything here is pure: `train.device` finds out what a process can use, `gang.gpus` what a machine has.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CPU, CUDA = "cpu", "cuda"
+"""Device types as torch names them. GPUs of AMD are `cuda` too: torch's ROCm build keeps the name."""
+
+ACCELERATOR_VARIABLE = "DS_ACCELERATOR"
+"""Read by DeepSpeed once, when it is imported."""
+NVIDIA_MASK, AMD_MASK = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
+"""Read by the driver's library once, at the first call that needs a device."""
+NO_GPUS = {NVIDIA_MASK: "", AMD_MASK: "-1"}
+"""Masks that hide every GPU. ROCm takes an empty one for no mask."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a worker trains on."""
+
+    type: str
+    """`cpu` or `cuda`."""
+    index: int = 0
+    """Among the GPUs that the process sees."""
+
+    @property
+    def backend(self) -> str:
+        """Of the process group."""
+        return "nccl" if self.type == CUDA else "gloo"
+
+
+@dataclass(frozen=True)
+class DeviceProblem:
+    """Why a worker cannot use the GPU that the spec promises, and what to do about it."""
+
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What torch found in a process that is to use a GPU."""
+
+    torch: str
+    """Its version."""
+    built_for: str | None
+    """`CUDA 12.8`, `ROCm 7.0`; None: it was built for CPUs only."""
+    devices: int = 0
+    """GPUs that it sees."""
+    error: str | None = None
+    """What it said when it could not initialise them."""
+
+
+def device_environment(gpus: int) -> dict[str, str]:
+    """Variables of a process that trains on a GPU, or of one that must not touch any.
+
+    For CPUs the GPUs are hidden, whatever the process inherits: Ray leaves the masks alone where it assigns no GPU.
+    Which GPU a worker sees is for Ray to say.
+    """
+    return {ACCELERATOR_VARIABLE: CUDA} if gpus else {ACCELERATOR_VARIABLE: CPU, **NO_GPUS}
+
+
+def visible_gpus(mask: str) -> tuple[str, ...]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, as CUDA reads it: ordinals, or identifiers that begin with
+    `GPU-` or `MIG-`. What follows an entry that is none of these is ignored; a repeated entry hides all of them."""
+    prefix = next((kind for kind in ("GPU-", "MIG-") if mask.strip().startswith(kind)), None)
+    named: list[str] = []
+    for entry in (part.strip() for part in mask.split(",")):
+        if prefix is not None:
+            name = entry if entry.startswith(prefix) else None
+        else:
+            ordinal = re.match(r"\+?(\d+)", entry)
+            name = str(int(ordinal[1])) if ordinal else None
+        if name is None:
+            break
+        if name in named:
+            return ()
+        named.append(name)
+    return tuple(named)
+
+
+def local_gpus(gpus_per_worker: int, mask: str | None, present: int) -> tuple[str, ...]:
+    """The GPUs of this machine that a local cluster may use: none for workers on CPUs, else those of the user's mask,
+    or all of those `present` where there is no mask. 0 present: nobody could count them, the mask is believed."""
+    if not gpus_per_worker:
+        return ()
+    if mask is None:
+        return tuple(str(index) for index in range(present))
+    named = visible_gpus(mask)
+    if present:
+        # CUDA ignores an ordinal that does not exist, and all that follow.
+        beyond = next((i for i, name in enumerate(named) if name.isdecimal() and int(name) >= present), len(named))
+        named = named[:beyond]
+    return named
+
+
+def dealt(gpus: Sequence[str], nodes: int, index: int) -> tuple[str, ...]:
+    """The share of one of `nodes` local nodes."""
+    return tuple(gpus[len(gpus) * index // nodes : len(gpus) * (index + 1) // nodes])
+
+
+def decide_device(gpus: int, mask: str | None, local_rank: int, found: Found | None) -> Device | DeviceProblem:
+    """What a worker trains on; or why it cannot train on what the spec promises.
+
+    `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None where it may see all. `local_rank`:
+    its number among the workers of its host that see the same GPUs. `found` is not looked at where `gpus` is 0.
+    """
+    if not gpus:
+        return Device(CPU)
+    assert found is not None
+    if found.built_for is None:
+        return DeviceProblem(
+            f"torch {found.torch} there is built for CPUs only",
+            "install a CUDA or ROCm build of torch on that node (https://pytorch.org/get-started/locally)",
+        )
+    if mask is not None and not visible_gpus(mask):
+        return DeviceProblem(
+            f"no GPU is visible to its process (the mask is `{mask}`)",
+            f"look at {NVIDIA_MASK} ({AMD_MASK} with ROCm) where the node was started, and at its GPUs in `ray status`",
+        )
+    if found.error is not None:
+        return explain_error(found.error, mask)
+    if not found.devices:
+        return explain_error("torch found no GPU", mask)
+    if local_rank < found.devices:
+        return Device(CUDA, local_rank)
+    if found.devices == 1 and mask is not None:  # each worker was shown its own
+        return Device(CUDA, 0)
+    return DeviceProblem(
+        f"it is worker number {local_rank + 1} of its host, which has {found.devices} for them",
+        f"start no more than {found.devices} there",
+    )
+
+
+_CAUSES = (
+    (r"re-initialize CUDA in forked", "CUDA was used before its process was forked",
+     "this is a defect of Convoy: please report it"),
+    (r"no NVIDIA driver", "no NVIDIA driver answers",
+     "install the driver; in a container, pass the GPUs through (`docker run --gpus all`)"),
+    (r"driver .*(too old|insufficient)|insufficient.* driver", "the NVIDIA driver is too old for this build of torch",
+     "update the driver, or install a build of torch for an older CUDA"),
+    (r"no kernel image|not compatible with the current PyTorch", "this build of torch has no code for that GPU",
+     "install a build of torch for its compute capability"),
+    (r"busy or unavailable", "the GPU is taken by another process",
+     "`nvidia-smi` names the process; `nvidia-smi -q -d COMPUTE` tells whether its mode is exclusive"),
+    (r"\becc\b", "the GPU has a memory error that cannot be corrected",
+     "`nvidia-smi -q -d ECC`; reset the GPU, or leave its node out"),
+    (r"out of memory|alloc(ation)?[ _]failed", "its memory is taken by other processes",
+     "`nvidia-smi` names them; a worker that was killed may take some seconds to give it back"),
+    (r"system not yet initialized|error 802", "the links between GPUs are not set up",
+     "start the fabric manager: `systemctl start nvidia-fabricmanager`"),
+    (r"no CUDA GPUs|no HIP GPUs|no CUDA-capable device|found no GPU|invalid device ordinal",
+     "the GPU that was assigned to it does not exist",
+     "the node offers more GPUs than it has, or its mask names one that is not there: `nvidia-smi -L`, `ray status`"),
+)  # fmt: skip
+
+
+def explain_error(error: str, mask: str | None) -> DeviceProblem:
+    """What an error of torch or of the driver means, by its words.
+
+    The words of the error itself are kept only where no cause is known: the driver tells failures of a gang apart by
+    theirs, and want of memory on a device that is taken is not cured by a smaller batch.
+    """
+    for pattern, why, hint in _CAUSES:
+        if re.search(pattern, error, re.IGNORECASE):
+            shown = "" if mask is None else f" (the mask is `{mask}`)"
+            return DeviceProblem(f"{why}{shown}", hint)
+    return DeviceProblem(f"a small computation on it fails: {error}", "`nvidia-smi` on that node")

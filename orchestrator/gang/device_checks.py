@@ -1,0 +1,69 @@
+"""Whether workers can use the GPUs that they were given: asked first of all, before data is prepared for them."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.errors import ClusterError, DeviceError
+from orchestrator.gang.listening import TICK_S
+from orchestrator.gang.member import first_line
+from orchestrator.gang.worker_actor import Hello
+
+TIMEOUT_S = 180.0
+"""For a worker process to start, to import torch and to try its GPU. A GPU driver that hangs takes for ever."""
+SHOWN = 4
+
+
+class DeviceChecks:
+    """The checks of a run's first workers. Made before they import anything else: an actor's calls keep their order."""
+
+    def __init__(self, actors: Sequence[Any], hello_refs: Sequence[Any], entry: str | None) -> None:
+        """`entry`: what tells why a process cannot use its GPU, as an import string; None: nobody needs one."""
+        self._hello_refs = list(hello_refs)
+        self._refs = [actor.check_device.remote(entry) for actor in actors] if entry is not None else []
+
+    def passed(self, stopped: Callable[[], bool]) -> bool:
+        """Wait for all of them; False if `stopped` meanwhile. Raises DeviceError if a GPU cannot be used, ClusterError
+        if a process ends or does not answer in time."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        waiting = list(self._refs)
+        while waiting:
+            if stopped():
+                return False
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
+            if waiting and time.monotonic() > deadline_s:
+                raise ClusterError(
+                    f"{len(waiting)} of {len(self._refs)} workers did not tell within {TIMEOUT_S:.0f} s whether their "
+                    "GPUs work",
+                    hint="look whether `nvidia-smi` answers on each node: a driver that hangs needs a restart",
+                )
+        try:
+            problems: list[DeviceProblem | None] = ray.get(self._refs)
+            hellos: list[Hello] = ray.get(self._hello_refs) if any(problems) else []
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"a worker process ended while it tried its GPU: {first_line(error)}",
+                hint="see `dmesg` and Ray's logs on its node",
+            ) from error
+        unfit = [(hello, problem) for hello, problem in zip(hellos, problems, strict=False) if problem is not None]
+        if unfit:
+            raise _refusal(unfit, len(self._refs))
+        return True
+
+
+def where(hello: Hello) -> str:
+    """A worker's place, for people."""
+    return f"{hello.host} ({hello.node_ip}, process {hello.pid})"
+
+
+def _refusal(unfit: Sequence[tuple[Hello, DeviceProblem]], workers: int) -> DeviceError:
+    shown = "; ".join(f"on {where(hello)}: {problem.why}" for hello, problem in unfit[:SHOWN])
+    more = f"; and {len(unfit) - SHOWN} more" if len(unfit) > SHOWN else ""
+    number = f"{len(unfit)} of {workers} workers" if workers > 1 else "the worker"
+    return DeviceError(
+        f"resources.gpus_per_worker is 1, but {number} cannot use a GPU: {shown}{more}",
+        hint="; ".join(dict.fromkeys(problem.hint for _, problem in unfit[:SHOWN])),
+    )

@@ -1,0 +1,48 @@
+"""The GPUs of this machine, and those that Ray assigned to a worker process."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.domain.device import AMD_MASK, NVIDIA_MASK, local_gpus
+
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+AMD_DRIVER = Path("/dev/kfd")
+
+
+def count_gpus(listing: Path = NVIDIA_GPUS) -> int:
+    """NVIDIA GPUs of this machine, without loading a library for it. 0 may also mean that a sandbox hides them."""
+    return len(list(listing.glob("*")))
+
+
+def mask_variable(nvidia: bool, amd: bool) -> str:
+    """The variable that Ray and the driver's library mask GPUs with on this machine."""
+    return AMD_MASK if amd and not nvidia else NVIDIA_MASK
+
+
+def machine_mask_variable() -> str:
+    """See `mask_variable`: of this machine."""
+    return mask_variable(NVIDIA_GPUS.exists(), AMD_DRIVER.exists())
+
+
+def gpus_for(gpus_per_worker: int, environ: Mapping[str, str], warn: Callable[[str], None]) -> tuple[str, ...]:
+    """The GPUs of this machine that a local cluster is to use; see `local_gpus`. `environ`: the user's."""
+    variable, present = machine_mask_variable(), count_gpus()
+    mask = environ.get(variable, environ.get(NVIDIA_MASK))  # ROCm reads that too if its own is not set
+    found = local_gpus(gpus_per_worker, mask, present)
+    if gpus_per_worker and present and not found:
+        warn(f"{variable} is `{mask}`: it hides all {present} GPUs of this machine, and the workers need some")
+    return found
+
+
+def show_assigned_gpus() -> None:
+    """Let this worker process see the GPUs that Ray assigned to it, and no others: also where the node's environment
+    tells Ray not to set the mask (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES). To be called before CUDA is used."""
+    import ray
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    manager = get_accelerator_manager_for_resource("GPU")
+    variable = manager.get_visible_accelerator_ids_env_var() if manager is not None else None
+    if variable is not None:  # Apple's GPU has none
+        os.environ[variable] = ",".join(map(str, assigned))
