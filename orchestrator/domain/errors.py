@@ -9,6 +9,10 @@ class UsageError(ConvoyError):
     exit_code = 2
 
 
+class WeightsError(UsageError):
+    """The weights of a pretrained model are missing, damaged, or not those of the model that its config describes."""
+
+
 class DataError(ConvoyError):
     """The corpus cannot be read or does not hold what the spec says."""
 

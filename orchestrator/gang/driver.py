@@ -17,7 +17,7 @@ from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scaling import ScaleDesk
-from orchestrator.domain.session import TrainPlan
+from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.gang.changes import Wait, lineup, replaced_later, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
@@ -188,9 +188,11 @@ class GangDriver:
         kept_s = self._spec.recovery.memory_kept_s
         return Vaults(self._require_cluster().local, self._run_id, kept_s)
 
-    def start_workers(self, warm: tuple[str, ...], later: tuple[str, ...]) -> int | None:
-        """Reserve and start as many workers as fit; they import `warm` meanwhile, and those who come to a gang that
-        trains do what `later` names too. None where stopped.
+    def start_workers(
+        self, warm: tuple[str, ...], later: tuple[str, ...], question: Question | None = None
+    ) -> int | None:
+        """Reserve and start as many workers as fit; they answer the `question`, then import `warm` meanwhile, and those
+        who come to a gang that trains do what `later` names too. None where stopped.
 
         Raises ClusterError that says what was asked, what there is, and what would fit.
         """
@@ -226,8 +228,14 @@ class GangDriver:
             self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
-        self._gang.warm(warm, later)
+        self._gang.warm(warm, later, question)
         return len(found)
+
+    def wait_for_answers(self) -> str | None:
+        """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
+        from orchestrator.gang.asking import wait_for_answers
+
+        return wait_for_answers(self._gang.answers, self._stopped)
 
     @property
     def request(self) -> Request:
