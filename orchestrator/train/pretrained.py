@@ -144,6 +144,7 @@ def hub_tensors(name: str, revision: str | None) -> dict[str, Tensor] | None:
     try:
         found = huggingface_hub.HfApi().get_safetensors_metadata(name, revision=revision)
     except NotASafetensorsRepoError:
+        _weights_of_hub(name, revision or "main")  # raises if there are no others either
         return None
     except SafetensorsParsingError as error:
         raise WeightsError(f"the weights of {name} on the hub are damaged: {_last_line(error)}", _HINT) from error
