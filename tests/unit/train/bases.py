@@ -84,4 +84,4 @@ def as_torch_shards(directory: Path, lost: str = "") -> None:
         file = f"pytorch_model-0000{number}-of-00002.bin"
         torch.save({name: tensors[name] for name in part if name != lost}, directory / file)
         listed |= dict.fromkeys(part, file)
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": listed}))
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
