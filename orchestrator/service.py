@@ -12,9 +12,10 @@ from typing import Any
 from orchestrator import __version__
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
 from orchestrator.domain.arranged import Arranged
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError, WeightsError
 from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.session import Question
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.ledger import LedgerRecorder
@@ -29,6 +30,7 @@ from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
 from orchestrator.store.skips import write_skips
 from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Training, stopped, tell
+from orchestrator.weights.place import anchored, at_value, check_files
 from orchestrator.whole_files import read_json, write_json, write_text
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
@@ -48,6 +50,7 @@ ENGINE_MODULES = (
 )
 """What a worker imports whatever the job is."""
 GPU_CHECK = "orchestrator.train.device:check_gpu"
+BASE_ENTRY = "orchestrator.train.base_check:check_base"
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ def run_job(
     Failures of the run are in the outcome; what is raised is a bug, or a mistake before there was a run. Whatever
     happens, the run's state is final and nothing is left running afterwards. Setting `stop` ends it within 5 s.
     """
+    check_files(job)
+    job_dir = job.path.parent.absolute()
+    spec = anchored(job.spec, job_dir)
     store = RunStore(home)
-    layout = store.create(job.spec.name)
-    run = Run(job.spec, job.path.parent.absolute(), layout, store, stop)
-    layout.spec.write_text(dump_job(job.spec))
+    layout = store.create(spec.name)
+    run = Run(spec, job_dir, layout, store, stop)
+    run.blame = partial(at_value, job)
+    layout.spec.write_text(dump_job(spec))
     write_json(layout.data, {"job_dir": str(run.job_dir)})
     if arranged is not None:
         run.injections, run.nodes = arranged.injections, arranged.nodes
@@ -114,7 +121,9 @@ def resume_run(
         if overrides:
             write_text(record.layout.spec, dump_job(job.spec))
         facts = read_json(record.layout.data) or {}
-        run = Run(job.spec, Path(str(facts.get("job_dir") or record.layout.root)), record.layout, store, stop)
+        job_dir = Path(str(facts.get("job_dir") or record.layout.root))
+        run = Run(anchored(job.spec, job_dir), job_dir, record.layout, store, stop)
+        run.blame = partial(at_value, job)
         if arranged is not None:
             run.injections, run.nodes = arranged.injections, arranged.nodes
     except BaseException as error:
@@ -202,9 +211,12 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         adopted = run.keeping.begin(driver, resume_from is not None, run.observers[0].on_step)  # the recorder
         if problem is not None and not driver.survey():
             raise problem
-        workers = driver.start_workers(warm, later, check)
+        question = _base_question(run) if entry == TRAIN_ENTRY and origin.checkpoint is None and not adopted else None
+        workers = driver.start_workers(warm, later, check, question)
         if workers is None:
             return stopped()
+        if question is not None:
+            _hear_answers(run, driver)
         data = _prepare(run, driver)
         if data is None:
             return stopped()
@@ -231,6 +243,24 @@ def _stored_origin(run: Run) -> tuple[Origin, CheckpointError | None]:
         return Origin(), error
 
 
+def _base_question(run: Run) -> Question | None:
+    """Whether the pretrained model can be trained on, if there is one and training begins with it."""
+    if run.spec.model.pretrained is None:
+        return None
+    return Question(BASE_ENTRY, {"spec": run.spec.model_dump(mode="json")})
+
+
+def _hear_answers(run: Run, driver: Any) -> None:
+    """Raises SpecError, at `model.pretrained`, if a worker says that the model cannot be trained on."""
+    try:
+        problem = driver.wait_for_answers()
+    except UsageError as error:
+        raise run.blame(error) from error
+    if problem is not None:
+        what = f"the pretrained weights could not be checked beforehand: {problem}; they are checked when loaded"
+        run.emit(EventKind.WARNING, {"message": what})
+
+
 def _prepare(run: Run, driver: Any) -> PreparedData | None:
     """The data; None where the run was stopped meanwhile."""
     from orchestrator.gang.executor import Stopped
@@ -239,6 +269,8 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
         data = prepare(run.spec, run.job_dir, cache_directory(run.spec, run.store.home), driver.executor(), run.emit)
     except Stopped:
         return None
+    except WeightsError as error:  # the tokenizer does not fit the model
+        raise run.blame(error) from error
     if run.stop.is_set():
         return None
     facts = {"job_dir": str(run.job_dir), "directory": str(data.directory.absolute()), "cached": data.cached}

@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.data.prepare import PreparedData, cache_directory
 from orchestrator.domain.arranged import NodeAddress
+from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Injection, NumericFault, Refusal
@@ -19,6 +20,7 @@ from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
 from orchestrator.keeping import Keeping
 from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
+from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.progress import read_progress
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
@@ -81,6 +83,8 @@ class Run:
     """Those that have not come to pass."""
     nodes: tuple[NodeAddress, ...] = ()
     """Where a local cluster's nodes are; empty: all on loopback."""
+    blame: Callable[[UsageError], UsageError | SpecError] = lambda error: error
+    """Adds to an error about `model.pretrained` where the job file says it."""
 
     def __post_init__(self) -> None:
         self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)

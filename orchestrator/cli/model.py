@@ -118,10 +118,14 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
     """Export the checkpoint of `step`, or the newest that can be read; also which newer ones could not, and why."""
     from orchestrator.spec.load import load_job
     from orchestrator.train.export import check_destination, export_model
+    from orchestrator.weights.place import anchored
+    from orchestrator.whole_files import read_json
 
     check_destination(dest, force)
     candidates = _candidates(record, step)
-    spec, data = load_job(record.layout.spec).spec, _data_directory(record)
+    data = _data_directory(record)
+    job_dir = (read_json(record.layout.data) or {}).get("job_dir") or record.layout.root
+    spec = anchored(load_job(record.layout.spec).spec, Path(str(job_dir)))
     skipped: list[str] = []
     first_error: CheckpointError | None = None
     for checkpoint in candidates:

@@ -12,6 +12,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import decode_source, load_job, load_text
 from orchestrator.spec.summary import summary_lines
 from orchestrator.spec.yaml_source import MAX_BYTES
+from orchestrator.weights.place import check_files
 
 
 @click.command()
@@ -53,7 +54,9 @@ def _load(file: Path, overrides: tuple[str, ...]) -> JobSpec:
     if str(file) == "-":
         raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         return load_text(decode_source(raw, "<stdin>"), "<stdin>", overrides)
-    return load_job(file, overrides).spec
+    job = load_job(file, overrides)
+    check_files(job, must_exist=False)
+    return job.spec
 
 
 def _print_problems(error: SpecError) -> None:

@@ -21,6 +21,7 @@ from orchestrator.data.view import build_view
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.events import EventKind
 from orchestrator.spec.job import JobSpec
+from orchestrator.weights.place import check_rows
 
 LOCK_POLL_S = 0.1
 
@@ -52,6 +53,8 @@ def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, o
         sources = tuple(hub.resolve(source, cache_dir / "hub") for source in scan(spec.data, job_dir))
     corpus = Corpus.of(spec.data, sources)
     pretrained = _pretrained(spec, job_dir)
+    if pretrained is not None:
+        check_rows(spec, job_dir, pretrained.vocab_size)
     key = pretrained.text.key if pretrained else trained_tokenizer_key(spec)
     fingerprint = tokens_fingerprint(spec, sources, key)
     tokens_dir = cache_dir / "tokens" / fingerprint

@@ -13,6 +13,10 @@ class DeviceError(UsageError):
     """A worker cannot train on the device that the spec promises it."""
 
 
+class WeightsError(UsageError):
+    """The weights of a pretrained model are missing, damaged, or not those of the model that its config describes."""
+
+
 class DataError(ConvoyError):
     """The corpus cannot be read or does not hold what the spec says."""
 

@@ -115,6 +115,15 @@ class TrainResult:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Question:
+    """A function of a worker, `module:function`, and what it is given: plain values, and `thorough`, which is true for
+    one worker only. It raises a UsageError if the run must not go on."""
+
+    entry: str
+    value: dict[str, Any]
+
+
 class Session(Protocol):
     """A worker's view of the world outside its process."""
 

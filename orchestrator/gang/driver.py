@@ -16,7 +16,7 @@ from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.scaling import ScaleDesk
-from orchestrator.domain.session import TrainPlan
+from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.gang.changes import Wait, lineup, replaced_later, worth_telling
 from orchestrator.gang.cluster import Cluster, start_local
 from orchestrator.gang.decide import wants_regroup
@@ -175,9 +175,12 @@ class GangDriver:
         kept_s = self._spec.recovery.memory_kept_s
         return Vaults(self._require_cluster().local, self._run_id, kept_s)
 
-    def start_workers(self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None) -> int | None:
-        """Reserve and start as many workers as fit; they import `warm` meanwhile, and those who come to a gang that
-        trains do what `later` names too. Waits for what `check` names, see `DeviceChecks`. None where stopped.
+    def start_workers(
+        self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None = None
+    ) -> int | None:
+        """Reserve and start as many workers as fit; they answer the `question`, then import `warm` meanwhile, and those
+        that come to a gang that trains do what `later` names too. Waits for what `check` names, see `DeviceChecks`.
+        None if stopped.
 
         Raises ClusterError that says what was asked, what there is, and what would fit; DeviceError where a GPU that
         was promised cannot be used.
@@ -214,8 +217,14 @@ class GangDriver:
             self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
-        self._gang.warm(warm, later, check)
+        self._gang.warm(warm, later, check, question)
         return len(found) if self._gang.device_checks.passed(self._stopped) else None
+
+    def wait_for_answers(self) -> str | None:
+        """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
+        from orchestrator.gang.asking import wait_for_answers
+
+        return wait_for_answers(self._gang.answers, self._stopped)
 
     @property
     def request(self) -> Request:

@@ -14,8 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
-from orchestrator.domain.session import Leave, TrainPlan, TrainResult
+from orchestrator.domain.session import Leave, Question, TrainPlan, TrainResult
 from orchestrator.gang.adoption import worker_name
+from orchestrator.gang.asking import ask
 from orchestrator.gang.changes import Lineup, going
 from orchestrator.gang.decide import (
     Action,
@@ -128,10 +129,14 @@ class Gang:
         """Of the last step."""
         self._oom_kills_before = oom_kills()
 
-    def warm(self, entries: tuple[str, ...], later: tuple[str, ...], check: str | None) -> None:
-        """Let the workers import while the driver does something else; those who come `later` have time for more.
-        `check`: see `DeviceChecks`."""
+    def warm(
+        self, entries: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None
+    ) -> None:
+        """Let the workers import while the driver does something else; those that come `later` have time for more. They
+        answer a `question` first. `check`: see `DeviceChecks`."""
         self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
+        asked = self._actors[:1] if self._local else self._actors  # of one host, one tells
+        self.answers = ask(asked, question) if question is not None else []
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = Recruits(self._start, (*entries, *later), check, self.planned.warn)
         self.spares = Spares(self._start_spare, self.standby, (*entries, *later))

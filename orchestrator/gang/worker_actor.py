@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment
-from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.capture import OutputCapture
@@ -116,6 +116,7 @@ class WorkerActor:
         os.environ.update(env)
         if env.get(ACCELERATOR_VARIABLE) == CUDA:
             show_assigned_gpus()
+        self._local = fate_share
         self._outbox = Outbox()
         self._session: RaySession | None = None
         self._running: int | None = None
@@ -162,6 +163,16 @@ class WorkerActor:
         gc.collect()
         gc.freeze()
         return time.monotonic() - started
+
+    def ask(self, entry: str, value: dict[str, Any]) -> Raised | None:
+        """Call a function that answers a question of the driver's; what it raises if the user has to be told."""
+        try:
+            resolve(entry)(value)
+        except UsageError as error:
+            raised = describe(-1, error)
+            where = "" if self._local else f" (on {socket.gethostname()})"
+            return replace(raised, message=raised.message + where)
+        return None
 
     def run(self, entry: str, plan: TrainPlan, assignment: Assignment, access: FileAccess) -> TrainResult | Raised:
         """Call the entry point. Whatever it raises is returned, not raised."""

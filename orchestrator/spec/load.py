@@ -16,8 +16,8 @@ from orchestrator.spec.explain import explain, found, in_reading_order
 from orchestrator.spec.interpolate import escape
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.overrides import apply_override
-from orchestrator.spec.view import View
-from orchestrator.spec.yaml_source import MAX_BYTES, MapNode, Scalar, parse_yaml, resolve_plain, to_value
+from orchestrator.spec.view import View, path_of
+from orchestrator.spec.yaml_source import MAX_BYTES, MapNode, Scalar, parse_yaml, place_of, resolve_plain, to_value
 
 __all__ = ["LoadedJob", "SpecError", "decode_source", "dump_job", "load_job", "load_text", "read_source"]
 
@@ -31,6 +31,8 @@ class LoadedJob:
     """The job file; globs in the job are relative to its directory."""
     source: str
     """The file's text, before overrides and variables."""
+    overrides: tuple[str, ...] = ()
+    """`--set` options, in order."""
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> LoadedJob:
@@ -39,7 +41,19 @@ def load_job(path: Path, overrides: Sequence[str] = (), env: Mapping[str, str] |
     Raises SpecError with every problem found, in reading order.
     """
     source = read_source(path)
-    return LoadedJob(load_text(source, str(path), overrides, env), path, source)
+    return LoadedJob(load_text(source, str(path), overrides, env), path, source, tuple(overrides))
+
+
+def place_of_value(job: LoadedJob, where: str) -> Place:
+    """Where a value stands: in the file, or in the override that gave it. For mistakes that only what the value names
+    shows. `where`: a dotted path, e.g. `model.pretrained`."""
+    scope = default_env()
+    root, _, _ = parse_yaml(job.source, str(job.path), scope)
+    if not isinstance(root, MapNode):
+        return Place(str(job.path))
+    for option in job.overrides:
+        apply_override(root, option, scope)
+    return place_of(root, path_of(where))
 
 
 def read_source(path: Path) -> str:

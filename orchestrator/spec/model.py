@@ -21,7 +21,8 @@ class ModelSpec(SpecModel):
     positions come from the tokenizer and `data.sequence_length`. Dropout is 0 unless set here."""
 
     pretrained: str | None = None
-    """Path of a Hugging Face model directory, or a hub id such as `gpt2`. Excludes `architecture`."""
+    """Path of a Hugging Face model directory, relative to the job file, or a hub id such as `gpt2`. Its weights have to
+    be exactly those of the model that its config.json describes. Excludes `architecture`."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository in `pretrained`."""

@@ -23,7 +23,7 @@ from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.data.manifest import TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.domain.errors import CheckpointError, DataError, UsageError
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.models import ARCHITECTURES, model_config, objective_of
+from orchestrator.train.models import model_config, objective_of, skeleton
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,10 +71,10 @@ def export_model(
     try:
         with CheckpointReader(checkpoint) as reader:
             manifest = reader.manifest
-            skeleton = _skeleton(config)
-            names = _names_to_write(skeleton, manifest)
+            model = skeleton(config)
+            names = _names_to_write(model, manifest)
             size_bytes = _write_weights(work, _files(manifest, names, DTYPES[dtype], max_file_bytes), reader, dtype)
-        _write_config(work, skeleton, data, DTYPES[dtype])
+        _write_config(work, model, data, DTYPES[dtype])
         _copy_tokenizer(data_dir, work)
         parameters = sum(manifest.tensors[n].elements for n in names if manifest.tensors[n].kind is not Kind.BUFFER)
         facts = {"step": manifest.step, "dtype": dtype, "parameters": parameters, "versions": manifest.versions}
@@ -112,20 +112,14 @@ def exported_step(directory: Path) -> int | None:
         return None
 
 
-def _skeleton(config: Any) -> Any:
-    """The model without memory: for its names, its class and what it ties."""
-    with torch.device("meta"):
-        return ARCHITECTURES[config.model_type].model_type()(config)
-
-
-def _names_to_write(skeleton: Any, manifest: Manifest) -> list[str]:
+def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
     """Parameters and persistent buffers, tied ones once, in the model's order.
 
     Raises CheckpointError where the model and the checkpoint do not have the same tensors of the same shapes.
     """
     first_names: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in skeleton.state_dict(keep_vars=True).items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if first_names.setdefault(id(tensor), name) == name:
             shapes[name] = tuple(tensor.shape)
     saved = {name: entry.shape for name, entry in manifest.tensors.items()}
@@ -183,9 +177,9 @@ def _read_tensors(reader: CheckpointReader, names: list[str], dtype: torch.dtype
         yield name, tensor.to(dtype) if floating else tensor
 
 
-def _write_config(work: Path, skeleton: Any, data: DataManifest, dtype: torch.dtype) -> None:
-    config = skeleton.config
-    config.architectures = [type(skeleton).__name__]
+def _write_config(work: Path, model: Any, data: DataManifest, dtype: torch.dtype) -> None:
+    config = model.config
+    config.architectures = [type(model).__name__]
     config.dtype = dtype
     if hasattr(config, "use_cache"):
         config.use_cache = True  # off while training

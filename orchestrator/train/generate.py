@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from orchestrator.domain.device import CPU, CUDA, DeviceProblem
-from orchestrator.domain.errors import DeviceError, UsageError
+from orchestrator.domain.errors import DeviceError, UsageError, WeightsError
 from orchestrator.train.device import usable_device
 from orchestrator.train.models import ARCHITECTURES, objective_of
+from orchestrator.train.weights import check_report, load_weights, saved_dtype
+from orchestrator.weights.directory import inspect
 
 TOP_K = 50
 """Sampling is over this many likeliest tokens (Fan et al., arXiv:1805.04833)."""
@@ -88,7 +91,7 @@ def _continue(
     seed: int,
     device: torch.device,
 ) -> Generated:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = _tokenizer(model_dir)
     start = [tokenizer.eos_token_id]  # documents are separated by it
@@ -103,7 +106,9 @@ def _continue(
     )
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with forked, quiet_transformers(), torch.inference_mode():  # loading may draw random numbers too
-        model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True).to(device).eval()
+        model = _load(model_dir, config, AutoModelForCausalLM).to(device).eval()
+        if (model_dir / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(model_dir, local_files_only=True)
         torch.manual_seed(seed)
         output = model.generate(
             inputs,
@@ -134,7 +139,7 @@ def _fill(model_dir: Path, config: Any, prompt: str, device: torch.device) -> Ge
         raise UsageError(f"the prompt has {len(ids)} tokens, the model {positions} positions", hint="shorten it")
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with forked, quiet_transformers(), torch.inference_mode():
-        model = AutoModelForMaskedLM.from_pretrained(model_dir, local_files_only=True).to(device).eval()
+        model = _load(model_dir, config, AutoModelForMaskedLM).to(device).eval()
         scores = model(torch.tensor([ids], device=device)).logits[0, blanks]
         scores[:, tokenizer.all_special_ids] = float("-inf")
         fillings = scores.argmax(dim=-1).tolist()
@@ -142,6 +147,20 @@ def _fill(model_dir: Path, config: Any, prompt: str, device: torch.device) -> Ge
         ids[place] = filling
     words = " ".join(tokenizer.decode([filling]).strip() for filling in fillings)
     return Generated(tokenizer.decode(ids), words, len(fillings), len(ids))
+
+
+def _load(model_dir: Path, config: Any, auto_class: Any) -> Any:
+    """The model with its weights in the type they were saved in. Raises WeightsError unless the files hold them all."""
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is not None:
+        base = inspect(model_dir)
+        return load_weights(architecture.model_type(), config, base, saved_dtype(config, base))
+    try:
+        model, report = auto_class.from_pretrained(model_dir, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"the model in {model_dir} cannot be loaded: {error}") from error
+    check_report(str(model_dir), report)
+    return model
 
 
 def _tokenizer(model_dir: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import importlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.data.manifest import DataManifest
@@ -27,6 +26,8 @@ class Architecture:
     positions: str | None
     """Config field of the number of positions; None where the architecture has no limit."""
     dropouts: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    """Patterns of tensors that published checkpoints hold besides the model's own: constants, heads of other tasks."""
 
     def config_type(self) -> Any:
         module = importlib.import_module(f"transformers.models.{self.name}.configuration_{self.name}")
@@ -53,6 +54,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "causal",
             "n_positions",
             ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+            (r"\.attn\.bias$",),
         ),
         Architecture(
             "gpt_neo",
@@ -61,6 +63,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "causal",
             "max_position_embeddings",
             ("resid_dropout", "embed_dropout", "attention_dropout"),
+            (r"\.attn\.attention\.bias$",),
         ),
         _rope("llama", "Llama"),
         _rope("mistral", "Mistral"),
@@ -73,11 +76,16 @@ ARCHITECTURES: dict[str, Architecture] = {
             "masked",
             "max_position_embeddings",
             ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            (r"(^|\.)pooler\.dense\.", r"^cls\.seq_relationship\."),
         ),
         Architecture("rwkv", "RwkvConfig", "RwkvForCausalLM", "causal", "context_length"),
         Architecture("mamba", "MambaConfig", "MambaForCausalLM", "causal", None),
     )
 }
+
+FRESH: dict[Objective, tuple[str, ...]] = {"causal": (), "masked": ()}
+"""Patterns of weights that a task draws although the model is pretrained, such as a classifier's head. All others have
+to be in the files."""
 
 
 def model_config(spec: JobSpec, manifest: DataManifest) -> "PretrainedConfig":
@@ -151,6 +159,14 @@ def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -
     return model  # type: ignore[no-any-return]
 
 
+def skeleton(config: "PretrainedConfig") -> Any:
+    """The model without memory: for its names, shapes, class and ties. Raises UsageError as building it would."""
+    import torch
+
+    with torch.device("meta"):
+        return _construct(config)
+
+
 def _construct(config: "PretrainedConfig") -> Any:
     try:
         return ARCHITECTURES[config.model_type].model_type()(config)
@@ -195,11 +211,6 @@ def check_positions(config: "PretrainedConfig", field: str | None, sequence_leng
             f"data.sequence_length is {sequence_length}, but the model has {positions} positions ({field})",
             hint=f"Set data.sequence_length to at most {positions}, or model.config.{field} to {sequence_length}.",
         )
-
-
-def is_local(pretrained: str) -> bool:
-    """Whether `model.pretrained` names a directory rather than a hub id."""
-    return Path(pretrained).is_dir()
 
 
 def _check_fields(architecture: Architecture, config_type: Any, given: dict[str, Any]) -> None:

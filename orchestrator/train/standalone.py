@@ -184,10 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.spec.load import load_job
     from orchestrator.train.worker import run_worker
+    from orchestrator.weights.place import anchored, check_files
 
     job = load_job(options.job, options.overrides)
     gpus = job.spec.resources.gpus_per_worker
     os.environ.update(device_environment(gpus))  # before anything imports torch
+    check_files(job)
+    job = replace(job, spec=anchored(job.spec, job.path.parent))
     session = session_from_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: session.stop.set())
@@ -198,9 +201,21 @@ def _run(options: argparse.Namespace) -> int:
         worker_device(session, gpus)  # before hours of tokenising
     if session.rank == 0:
         session.observers = _observers(RunLayout(run_dir))
+        if options.resume is None:
+            _check_base(job)
     data_dir = _prepared(job, session, run_dir)
     result = run_worker(session, _plan(job, session, run_dir, data_dir, options))
     return 0 if result.finished else 1
+
+
+def _check_base(job: "LoadedJob") -> None:
+    from orchestrator.train.base_check import check_base
+    from orchestrator.weights.place import at_value
+
+    try:
+        check_base({"spec": job.spec.model_dump(mode="json"), "thorough": True})
+    except UsageError as error:
+        raise at_value(job, error) from error
 
 
 def _observers(layout: RunLayout) -> list[Observer]:

@@ -10,7 +10,10 @@ pytestmark = pytest.mark.contract
 HEAVY = ("torch", "deepspeed", "ray", "transformers", "datasets", "numpy", "pyarrow", "tokenizers")
 
 
-@pytest.mark.parametrize("module", ["orchestrator.cli.main", "orchestrator.cli.validate", "orchestrator.spec.load"])
+@pytest.mark.parametrize(
+    "module",
+    ["orchestrator.cli.main", "orchestrator.cli.validate", "orchestrator.spec.load", "orchestrator.weights.place"],
+)
 def test_fast_paths_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -57,6 +57,25 @@ def test_standard_input_and_json() -> None:
     assert call("-", stdin=b"name: \xff").stderr.startswith("<stdin>:1:7: the byte 0xff is not UTF-8 text")
 
 
+def test_pretrained_weights_are_looked_at_if_they_are_here(tmp_path: Path) -> None:
+    from tests.unit.weights.written import LFS_POINTER, write_model
+
+    path, base = tmp_path / "job.yaml", write_model(tmp_path / "base")
+    model = "model:\n  pretrained: base\n"
+    rest = "data: {sources: [{files: [a.txt]}], sequence_length: 8}\ntrain: {steps: 1, global_batch: 1, lr: 1e-3}\n"
+    path.write_text(f"name: x\n{model}{rest}")
+    assert call(str(path)).exit_code == 0
+    (base / "model.safetensors").write_bytes(LFS_POINTER)
+    result = call(str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{path}:3:15: `model.pretrained`: the weights in {base} are damaged")
+    assert "git lfs pull" in result.stderr
+    (problem,) = json.loads(call(str(path), "--json").stdout)["problems"]
+    assert (problem["line"], problem["column"]) == (3, 15)
+    # What is not here may be where the job will run.
+    assert call(str(path), "--set", "model.pretrained=/not/on/this/machine").exit_code == 0
+
+
 def test_schema_is_printed_whole() -> None:
     result = CliRunner().invoke(schema)
     assert result.exit_code == 0
