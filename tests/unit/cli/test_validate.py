@@ -1,9 +1,9 @@
 """`convoy validate` and `convoy schema` as a user or a program calls them."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,9 +91,15 @@ def test_nothing_heavy_is_imported_and_it_is_quick() -> None:
     command = [sys.executable, "-c", code, "validate", QUICKSTART]
     seconds = []
     for _ in range(3):
-        start = time.monotonic()
+        start_s = children_s()
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        seconds.append(time.monotonic() - start)
+        seconds.append(children_s() - start_s)
         assert done.stdout.splitlines()[-1] == "[]"
-    # Half a second is the promise on an idle machine; tests share theirs.
+    # Half a second is the promise on an idle machine. What other processes take does not count.
     assert min(seconds) < 2
+
+
+def children_s() -> float:
+    """Processor seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
