@@ -220,7 +220,7 @@ class Gang:
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
-        listener.saves, listener.pacer = self.saves, self.pacer
+        listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
         self.hangs.begin(self.members, plan.run_dir, observers)
