@@ -20,6 +20,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from orchestrator.checkpoint.storage import Fault, Limits, StorageError, checked, counted
 from orchestrator.domain.errors import UsageError
+from orchestrator.domain.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -134,11 +135,11 @@ class BucketStorage:
     def remove_file(self, name: str, file: str) -> None:
         self._delete([_key(name, file)])
 
-    def remove(self, name: str, first: str) -> None:
+    def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
         self._delete([_key(name, first)])
-        self._delete([f"{name}/{file}" for file in self.sizes(name)])
+        self._delete([f"{name}/{file}" for file in self.sizes(name)], tick)
 
-    def _delete(self, keys: list[str]) -> None:
+    def _delete(self, keys: list[str], tick: Tick = no_tick) -> None:
         for key in keys:  # one by one: S3's request for many is not spoken by all that speak S3
             try:
                 with _translated(self.place(key)):
@@ -146,6 +147,7 @@ class BucketStorage:
             except StorageError as error:
                 if error.fault is not Fault.MISSING:
                     raise
+            tick()
 
 
 def _key(name: str, file: str) -> str:

@@ -1,7 +1,6 @@
 """The checkpoints of a run: which there are, which is the newest that can be trusted, which may go."""
 
 import re
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.retention import Candidate, Rule, which_to_remove
-from orchestrator.checkpoint.storage import Fault, LocalStorage, Storage, StorageError
+from orchestrator.checkpoint.storage import Fault, LocalStorage, Storage, StorageError, remove_tree
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick, no_tick
 
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(tmp|old)")
@@ -44,14 +44,15 @@ def directory_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def list_checkpoints(where: Path | Storage) -> list[Found]:
+def list_checkpoints(where: Path | Storage, tick: Tick = no_tick) -> list[Found]:
     """All checkpoints there, newest first. Reads manifests and sizes, not the data. Raises StorageError."""
     storage = _storage(where)
     named = [(int(match[1]), name) for name in storage.names() if (match := _NAME.fullmatch(name))]
-    return [_look(storage, step, name) for step, name in sorted(named, reverse=True)]
+    return [_look(storage, step, name, tick) for step, name in sorted(named, reverse=True)]
 
 
-def _look(storage: Storage, step: int, name: str) -> Found:
+def _look(storage: Storage, step: int, name: str, tick: Tick) -> Found:
+    tick()
     place = storage.place(name)
     try:
         manifest = read_manifest(name, storage)
@@ -73,12 +74,13 @@ def silent(error: CheckpointError) -> bool:
     return isinstance(error, StorageError) and error.fault in (Fault.UNREACHABLE, Fault.DENIED)
 
 
-def verify_checkpoint(place: Path | str, storage: Storage | None = None) -> Manifest:
+def verify_checkpoint(place: Path | str, storage: Storage | None = None, tick: Tick = no_tick) -> Manifest:
     """Read a checkpoint whole and check every checksum: the one at a directory or URL, or of a name in `storage`.
+    `tick`: called after each chunk.
 
     Raises CheckpointError saying what is wrong and where.
     """
-    with CheckpointReader(place, storage) as reader:
+    with CheckpointReader(place, storage, tick) as reader:
         reader.verify()
         return reader.manifest
 
@@ -107,9 +109,14 @@ def newest_valid(
 
 
 def retain(
-    where: Path | Storage, rule: Rule, trusted: Collection[int] = (), writing: Collection[int] = ()
+    where: Path | Storage,
+    rule: Rule,
+    trusted: Collection[int] = (),
+    writing: Collection[int] = (),
+    tick: Tick = no_tick,
 ) -> list[str]:
-    """Remove the checkpoints that `rule` does not keep, and return the places that went.
+    """Remove the checkpoints that `rule` does not keep, and return the places that went. `tick`: called after each file
+    removed and each chunk read.
 
     The newest valid one is never removed: where none of those kept is valid, the newest older one that is stays
     too. `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished
@@ -117,22 +124,22 @@ def retain(
     StorageError.
     """
     storage = _storage(where)
-    found = list_checkpoints(storage)
-    valid = next((entry.step for entry in found if _holds(entry, trusted, storage)), None)
+    found = list_checkpoints(storage, tick)
+    valid = next((entry.step for entry in found if _holds(entry, trusted, storage, tick)), None)
     going = which_to_remove([Candidate.of(entry.step, entry.manifest) for entry in found], rule, valid)
     gone = [entry for entry in found if entry.step in going and not (entry.manifest is None and entry.step in writing)]
     for entry in gone:
-        storage.remove(entry.name, MANIFEST)
+        storage.remove(entry.name, MANIFEST, tick)
     return [entry.place for entry in gone]
 
 
-def _holds(entry: Found, trusted: Collection[int], storage: Storage) -> bool:
+def _holds(entry: Found, trusted: Collection[int], storage: Storage, tick: Tick) -> bool:
     if entry.manifest is None:
         return False
-    return entry.step in trusted or (entry.problem is None and _deep_problem(entry, storage) is None)
+    return entry.step in trusted or (entry.problem is None and _deep_problem(entry, storage, tick) is None)
 
 
-def clear_interrupted(directory: Path) -> None:
+def clear_interrupted(directory: Path, tick: Tick = no_tick) -> None:
     """Tidy up after a save that was killed. Only for whoever may write: no save may be going on.
 
     Temporary directories go; a checkpoint that was moved aside to be replaced comes back where its replacement
@@ -148,12 +155,12 @@ def clear_interrupted(directory: Path) -> None:
         if match[2] == "old" and not final.exists():
             path.rename(final)
         else:
-            shutil.rmtree(path)
+            remove_tree(path, tick)
 
 
-def _deep_problem(entry: Found, storage: Storage) -> str | None:
+def _deep_problem(entry: Found, storage: Storage, tick: Tick = no_tick) -> str | None:
     try:
-        verify_checkpoint(entry.name, storage)
+        verify_checkpoint(entry.name, storage, tick)
     except CheckpointError as error:
         if silent(error):
             raise

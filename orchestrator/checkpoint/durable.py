@@ -12,6 +12,7 @@ from orchestrator.checkpoint.manifest import MANIFEST, Manifest, ShardEntry
 from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, ShardIndex, digest
 from orchestrator.checkpoint.storage import Storage, StorageError
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick, no_tick
 
 PACE_BYTES = 1 << 20
 """Bytes between two looks at the clock of a write whose rate is limited."""
@@ -26,8 +27,10 @@ def write_shard(
     rng: dict[str, str],
     rate_limit_bytes_per_s: float | None = None,
     tag: str = "",
+    tick: Tick = no_tick,
 ) -> ShardEntry:
-    """Write one rank's shard and index of checkpoint `name`; the entry its manifest needs.
+    """Write one rank's shard and index of checkpoint `name`; the entry its manifest needs. `tick`: called after each
+    chunk that storage has taken.
 
     `content`, where it is one buffer, becomes the shard file as it is, the intervals at their offsets in it; else it
     gives the bytes of one interval after the other. It is read once and never held as a whole. Raises StorageError;
@@ -42,7 +45,7 @@ def write_shard(
         parts = _padded(intervals, content)
     stem = f"shard-{rank:05d}{tag}"
     chunks: list[int] = []
-    parts = _checksummed(parts, chunks)
+    parts = _ticking(_checksummed(parts, chunks), tick)
     if rate_limit_bytes_per_s is not None:
         parts = paced(parts, rate_limit_bytes_per_s)
     storage.put(name, f"{stem}.bin", parts, size_bytes)
@@ -52,7 +55,7 @@ def write_shard(
     return ShardEntry(f"{stem}.bin", f"{stem}.json", size_bytes, digest(described))
 
 
-def commit(storage: Storage, name: str, manifest: Manifest) -> None:
+def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
     """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
 
     Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError where a shard is not
@@ -72,7 +75,7 @@ def commit(storage: Storage, name: str, manifest: Manifest) -> None:
     data = manifest.to_bytes()
     storage.put(name, MANIFEST, [data], len(data))
     named = {MANIFEST} | {file for shard in manifest.shards for file in (shard.file, shard.index)}
-    _remove_files(storage, name, [file for file in sizes if file not in named])
+    _remove_files(storage, name, [file for file in sizes if file not in named], tick)
 
 
 def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:
@@ -127,9 +130,16 @@ def _checksummed(parts: Iterable[memoryview], chunks: list[int]) -> Iterator[mem
         chunks.append(crc)
 
 
-def _remove_files(storage: Storage, name: str, files: Sequence[str]) -> None:
+def _ticking(parts: Iterable[memoryview], tick: Tick) -> Iterator[memoryview]:
+    for part in parts:
+        yield part
+        tick()
+
+
+def _remove_files(storage: Storage, name: str, files: Sequence[str], tick: Tick = no_tick) -> None:
     for file in files:
         try:
             storage.remove_file(name, file)
         except StorageError:
             return  # it is only room; retention removes it with the checkpoint
+        tick()

@@ -12,9 +12,12 @@ from orchestrator.checkpoint.reader import IntervalReader, ShardSource
 from orchestrator.checkpoint.shard import ShardIndex
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.domain.session import PeerState, ShardPlace
 
 READ_TIMEOUT_S = 20.0
+PIECE_BYTES = 32 << 20
+"""What is copied, or asked of a vault, at once."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,19 @@ class PeerReader(IntervalReader):
     """The state of one step, out of the vaults that hold it. Raises CheckpointError where none that holds a
     shard can be reached; reading goes on from another where one goes meanwhile."""
 
-    def __init__(self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None) -> None:
-        """`own_vault`: address of this node's vault, whose process is `vault_pid`: read without the network."""
+    def __init__(
+        self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None, tick: Tick = no_tick
+    ) -> None:
+        """`own_vault`: address of this node's vault, whose process is `vault_pid`: read without the network. `tick`:
+        called after each shard that is opened and each piece that is read."""
         opened: list[ShardSource] = []
         indexes: list[CellIndex] = []
         small: list[dict[str, Any]] = []
         try:
             for place in state.shards:
                 source, index, body = _open(state, place, token, own_vault, vault_pid)
-                opened.append(source)
+                opened.append(_InPieces(source, tick))
+                tick()
                 indexes.append(index)
                 small.append(body)
             manifest = manifest_of_state(indexes[0], [body["manifest"] for body in small])
@@ -89,6 +96,21 @@ class PeerReader(IntervalReader):
 
     def rng(self, rank: int) -> dict[str, str]:
         return self._rng.get(rank, {})
+
+
+class _InPieces:
+    """A shard that is read piece by piece, with a tick after each."""
+
+    def __init__(self, source: ShardSource, tick: Tick) -> None:
+        self._source, self._tick = source, tick
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        for start in range(0, len(out), PIECE_BYTES):
+            self._source.read_into(offset + start, out[start : start + PIECE_BYTES])
+            self._tick()
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class _LocalShard:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 from orchestrator.checkpoint.shard import ShardIndex
 from orchestrator.checkpoint.storage import Storage
+from orchestrator.domain.progress import Tick, no_tick
 
 CACHE_BYTES = 64 << 20
 AHEAD_BYTES = 16 << 20
@@ -42,12 +43,14 @@ class ChunkCache:
 
 class RangedShard:
     """One shard in a storage. Raises CheckpointError for a chunk that fails its checksum, StorageError where storage
-    does not answer."""
+    does not answer. `tick`: called after each request."""
 
-    def __init__(self, storage: Storage, name: str, file: str, index: ShardIndex, cache: ChunkCache) -> None:
+    def __init__(
+        self, storage: Storage, name: str, file: str, index: ShardIndex, cache: ChunkCache, tick: Tick = no_tick
+    ) -> None:
         self._storage, self._name, self._file = storage, name, file
         self._index = index
-        self._cache = cache
+        self._cache, self._tick = cache, tick
         self._next = 0
         """The chunk after those fetched last."""
 
@@ -90,6 +93,7 @@ class RangedShard:
         start = self._index.chunk_extent(first, self._file).start
         buffer = memoryview(bytearray(self._index.chunk_extent(end - 1, self._file).end - start))
         self._storage.read_into(self._name, self._file, start, buffer)
+        self._tick()
         chunks = []
         for chunk in range(first, end):
             extent = self._index.chunk_extent(chunk, self._file)

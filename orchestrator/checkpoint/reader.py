@@ -18,6 +18,7 @@ from orchestrator.checkpoint.ranged import ChunkCache, RangedShard
 from orchestrator.checkpoint.shard import Interval, ShardFile, ShardIndex, digest
 from orchestrator.checkpoint.storage import LocalStorage, Storage, checked, locate
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick, no_tick
 
 _SHARDS_AT_ONCE = 4  # one connection does not fill a link to a bucket
 _CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ: the only extra memory
@@ -134,9 +135,10 @@ class CheckpointReader(IntervalReader):
     where storage does not answer.
     """
 
-    def __init__(self, place: Path | str, storage: Storage | None = None) -> None:
+    def __init__(self, place: Path | str, storage: Storage | None = None, tick: Tick = no_tick) -> None:
+        """`tick`: called after each chunk that is read, by any thread."""
         self._storage, self._name = (storage, str(place)) if storage is not None else locate(place)
-        self._cache = ChunkCache()
+        self._cache, self._tick = ChunkCache(), tick
         manifest = read_manifest(self._name, self._storage)
         with ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="index") as pool:
             indexes = list(pool.map(self._read_index, manifest.shards))
@@ -160,11 +162,12 @@ class CheckpointReader(IntervalReader):
     def _open_file(self, number: int) -> "ShardFile | RangedShard":
         file, index = self.manifest.shards[number].file, self._indexes[number]
         if isinstance(self._storage, LocalStorage):
-            return ShardFile(self._storage.root / self._name / checked(file), index)
-        return RangedShard(self._storage, self._name, file, index, self._cache)
+            return ShardFile(self._storage.root / self._name / checked(file), index, self._tick)
+        return RangedShard(self._storage, self._name, file, index, self._cache, self._tick)
 
     def _read_index(self, entry: ShardEntry) -> ShardIndex:
         data = self._storage.read(self._name, entry.index)
+        self._tick()
         if digest(data) != entry.index_digest:
             raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
         index = ShardIndex.from_bytes(data, entry.index)

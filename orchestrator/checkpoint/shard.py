@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.checkpoint.dtypes import storage_dtype
+from orchestrator.checkpoint.flushing import SteadyFlush
 from orchestrator.checkpoint.intervals import Kind, Range
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick, no_tick
 
 CHUNK_BYTES = 4 << 20
 INDEX_VERSION = 1
@@ -145,11 +147,14 @@ def lay_out(parts: Iterable[tuple[str, Kind, Range, str]]) -> list[Interval]:
 class ShardWriter:
     """Writes pieces one after the other. `finish` makes the file durable; leaving the block without it does not."""
 
-    def __init__(self, path: Path, rank: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, path: Path, rank: int, chunk_bytes: int = CHUNK_BYTES, tick: Tick = no_tick) -> None:
+        """`tick`: called after each chunk."""
         self._path = path
         self._rank = rank
         self._chunk_bytes = chunk_bytes
+        self._tick = tick
         self._file = path.open("wb", buffering=1 << 20)
+        self._flush = SteadyFlush(self._file)
         self._offset = 0
         self._crc = 0
         self._chunks: list[int] = []
@@ -196,6 +201,8 @@ class ShardWriter:
             room = self._chunk_bytes - self._offset % self._chunk_bytes
             part = data[position : position + room]
             self._file.write(part)
+            self._flush.wrote(len(part))
+            self._tick()
             self._crc = zlib.crc32(part, self._crc)
             self._offset += len(part)
             position += len(part)
@@ -210,14 +217,14 @@ class ShardWriter:
 
 
 class ShardFile:
-    """Reads a shard, checking each chunk the first time anything in it is read.
+    """Reads a shard, checking each chunk the first time anything in it is read. Ticks after each chunk.
 
     Positioned reads, not a memory map: a file that was cut short is an error here, not a SIGBUS, and resident
     memory does not grow with what is read.
     """
 
-    def __init__(self, path: Path, index: ShardIndex) -> None:
-        self._path = path
+    def __init__(self, path: Path, index: ShardIndex, tick: Tick = no_tick) -> None:
+        self._path, self._tick = path, tick
         self._index = index
         self._checked: set[int] = set()
         try:
@@ -235,26 +242,33 @@ class ShardFile:
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` (bytes) from byte `offset`. Raises CheckpointError where a chunk fails its checksum."""
-        if not len(out):
-            return
-        first, last = offset // self._index.chunk_bytes, (offset + len(out) - 1) // self._index.chunk_bytes
-        for chunk in range(first, last + 1):
-            self._check(chunk)
-        self._pread(offset, out)
+        done = 0
+        while done < len(out):
+            chunk, skip = divmod(offset + done, self._index.chunk_bytes)
+            count = min(self._index.chunk_bytes - skip, len(out) - done)
+            part = out[done : done + count]
+            if chunk in self._checked:
+                self._pread(offset + done, part)
+                self._tick()
+            else:
+                part[:] = self._check(chunk)[skip : skip + count]
+            done += count
 
     def verify(self) -> None:
         """Check every chunk. Raises CheckpointError naming the first damaged bytes and tensors."""
         for chunk in range(len(self._index.chunks)):
-            self._check(chunk)
+            if chunk not in self._checked:
+                self._check(chunk)
 
-    def _check(self, chunk: int) -> None:
-        if chunk in self._checked:
-            return
+    def _check(self, chunk: int) -> memoryview:
+        """The bytes of a chunk, checked."""
         extent = self._index.chunk_extent(chunk, self._path.name)
-        buffer = bytearray(len(extent))
-        self._pread(extent.start, memoryview(buffer))
+        buffer = memoryview(bytearray(len(extent)))
+        self._pread(extent.start, buffer)
         self._index.check_chunk(chunk, buffer, self._path.name)
         self._checked.add(chunk)
+        self._tick()
+        return buffer
 
     def _pread(self, offset: int, out: memoryview) -> None:
         done = 0

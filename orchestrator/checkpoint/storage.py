@@ -15,7 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.checkpoint.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError, UsageError
+from orchestrator.domain.progress import Tick, no_tick
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
@@ -86,8 +88,9 @@ class Storage(Protocol):
     def remove_file(self, name: str, file: str) -> None:
         """Remove a file; nothing where there is none."""
 
-    def remove(self, name: str, first: str) -> None:
-        """Remove a checkpoint, the file `first` before all others: cut short, what is left is no checkpoint."""
+    def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
+        """Remove a checkpoint, the file `first` before all others: cut short, what is left is no checkpoint. `tick`:
+        called after each file."""
 
 
 class LocalStorage:
@@ -133,8 +136,10 @@ class LocalStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("wb", buffering=0) as target:
+                    flush = SteadyFlush(target)
                     for part in counted(parts, size_bytes, str(path)):
                         _write_all(target.fileno(), memoryview(part))
+                        flush.wrote(len(part))
                     os.fsync(target.fileno())
                 temporary.replace(path)
             except BaseException:
@@ -149,12 +154,11 @@ class LocalStorage:
         with translated(path, "removed"):
             path.unlink(missing_ok=True)
 
-    def remove(self, name: str, first: str) -> None:
+    def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
         directory = self.root / checked(name)
         with translated(directory, "removed"):
             (directory / first).unlink(missing_ok=True)
-            if directory.is_dir():
-                shutil.rmtree(directory)
+            remove_tree(directory, tick)
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,20 @@ _ERRNOS = {
         Fault.UNREACHABLE,
     ),
 }
+
+
+def remove_tree(directory: Path, tick: Tick) -> None:
+    """Remove a directory and all that is in it, if it is there. Deleting a large file takes seconds on some disks, so
+    `tick` is called after each. Raises OSError."""
+    if not directory.is_dir():
+        return
+    for path in list(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        tick()
+    directory.rmdir()
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from orchestrator.checkpoint.durable import abandon, write_shard
@@ -20,6 +21,7 @@ from orchestrator.checkpoint.manifest import Manifest, ShardEntry, installed_ver
 from orchestrator.checkpoint.peers import CellIndex, manifest_of_state
 from orchestrator.checkpoint.storage import StorageError, open_storage
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.progress import Tick
 
 NICENESS = 10
 KEPT_ANSWERS = 32
@@ -56,7 +58,7 @@ class ShardWriterThread:
         with self._lock:
             while len(self._answers) >= KEPT_ANSWERS:
                 self._answers.pop(next(iter(self._answers)))
-            self._answers[key] = {"rank": order.rank, "pending": True}
+            self._answers[key] = {"rank": order.rank, "pending": True, "parts": 0}
         self._orders.put((order, bytearray(payload), state, index))
 
     def refuse(self, order: ShardOrder, reason: str) -> None:
@@ -66,9 +68,12 @@ class ShardWriterThread:
             self._answers[key] = {"rank": order.rank, "error": reason, "fault": "other"}
 
     def answers(self, generation: int, step: int) -> list[dict[str, Any]]:
-        """What is known of the shards of a step that were ordered here, by rank."""
+        """What is known of the shards of a step that were ordered here, by rank. `pending` ones say how many `parts` of
+        them are written, which changes as long as there is progress."""
         with self._lock:
-            return [value for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step]
+            return [
+                dict(value) for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step
+            ]
 
     def close(self) -> None:
         """Write what was ordered, then end."""
@@ -79,13 +84,23 @@ class ShardWriterThread:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (item := self._orders.get()) is not None:
             order, copy, state, index = item
-            answer = _write(order, copy, state, index)
+            try:
+                answer = _write(order, copy, state, index, partial(self._count, order))
+            except Exception as error:  # noqa: BLE001  # else no shard would be written any more, and no answer given
+                answer = {"rank": order.rank, "error": f"{type(error).__name__}: {error}", "fault": "other"}
             del item, copy
             with self._lock:
                 self._answers[order.generation, order.step, order.rank] = answer
 
+    def _count(self, order: ShardOrder) -> None:
+        """Another part of a shard is written."""
+        with self._lock:
+            answer = self._answers.get((order.generation, order.step, order.rank))
+            if answer is not None and "pending" in answer:
+                answer["parts"] += 1
 
-def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> dict[str, Any]:
+
+def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes, tick: Tick) -> dict[str, Any]:
     started_s = time.monotonic()
     try:
         described = CellIndex.from_bytes(index, "the vault")
@@ -101,6 +116,7 @@ def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes) -> di
                 small["rng"],
                 None,
                 order.tag,
+                tick,
             )
         except StorageError:
             abandon(storage, order.name, order.rank, order.tag)

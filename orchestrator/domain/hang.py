@@ -1,7 +1,11 @@
-"""Whether a gang still gets anywhere, and who holds it up. Pure: pulses and step times in, a verdict out.
+"""Whether a gang makes progress, and which ranks hold it up. Pure: pulses and step times in, a verdict out.
 
 Every rank makes the same beats in the same order, one at the start of each phase of a step, so beats can be compared:
-who is behind the others is who they wait for. Where nobody is behind, stacks tell who waits and who does not.
+the rank that is behind the others is the one they wait for. If no rank is behind, stacks show which ones wait.
+
+Within a phase an operation that may take long reports progress after each part (`Session.progress`). Progress resets
+the clock as a beat does, but is not compared between ranks: they have shards of different sizes. So every bound here
+limits the time without progress, never the duration of an operation.
 """
 
 from collections.abc import Sequence
@@ -18,10 +22,18 @@ FIRST_S = 300.0
 FIRST_FACTOR = 6.0
 """The first step of a later gang, in bounds of a step."""
 CHECKPOINT_FLOOR_S = 120.0
+"""Longer than a storage takes to report an error by itself (`checkpoint.storage.Limits`), so that it can."""
 CHECKPOINT_FACTOR = 10.0
+FIRST_CHECKPOINT_S = 600.0
+"""As long as none has been measured."""
 OUTSIDE_S = 600.0
-"""What is not a step: import, rendezvous, build, restore, a first checkpoint."""
+"""What is neither a step nor a checkpoint: import, rendezvous, build, restore."""
 EXPORT_S = 1800.0
+STORAGE_S = 600.0
+"""How long some workers may be blocked by the kernel in storage that does not answer: a node's own disk, or its mount.
+To end such a worker earlier would not help: the kernel does not end it, and another one there would block too."""
+ALL_STORAGE_S = 3600.0
+"""The same for all workers at once: storage that they share. Nothing is gained by ending them, only processes lost."""
 SUSPICION = 0.5
 """The share of the bound at which stacks are taken."""
 SILENT_S = 3.5
@@ -36,7 +48,10 @@ class Phase(StrEnum):
     START = "start"
     IMPORT = "import"
     RENDEZVOUS = "rendezvous"
+    MODEL = "model"
+    """Building the model or loading its weights, each rank by itself."""
     BUILD = "build"
+    """Fetching data before that; after it the engine, together."""
     RESTORE = "restore"
     TRAIN = "train"
     """Between `restore` and the first step."""
@@ -65,12 +80,14 @@ class Pace:
     steps_s: tuple[float, ...] = ()
     """Steps, without checkpoints."""
     checkpoints_s: tuple[float, ...] = ()
+    """Checkpoints that were written while training stood still, from beginning to end. The moment that a checkpoint in
+    the background takes from training says nothing about those and is not among them."""
     first_over: bool = False
     """The present gang has finished a step."""
 
 
 def step_bound_s(pace: Pace, asked_s: float | None) -> float:
-    """How long nobody may make a beat in a step: `asked_s` where the spec says so, else from measured steps."""
+    """How long a step may make no progress on any rank: `asked_s` if the spec sets it, else from measured steps."""
     if asked_s is not None:
         return asked_s
     if not pace.steps_s:
@@ -79,14 +96,17 @@ def step_bound_s(pace: Pace, asked_s: float | None) -> float:
 
 
 def bound_s(phase: Phase, pace: Pace, asked_s: float | None) -> float:
-    """How long nobody may make a beat while somebody is in `phase`."""
+    """How long there may be no progress on any rank while a rank is in `phase`."""
     step_s = step_bound_s(pace, asked_s)
     if phase in STEP_PHASES:
         if pace.first_over:
             return step_s
         return max(step_s, FIRST_FACTOR * step_s if pace.steps_s else FIRST_S)
-    if phase is Phase.CHECKPOINT and pace.checkpoints_s:
-        return max(step_s, CHECKPOINT_FLOOR_S, CHECKPOINT_FACTOR * max(pace.checkpoints_s))
+    if phase is Phase.CHECKPOINT:
+        longest_s = max(pace.checkpoints_s, default=None)
+        return max(
+            step_s, FIRST_CHECKPOINT_S if longest_s is None else CHECKPOINT_FACTOR * longest_s, CHECKPOINT_FLOOR_S
+        )
     return max(step_s, EXPORT_S if phase is Phase.EXPORT else OUTSIDE_S)
 
 
@@ -101,7 +121,7 @@ class Pulse:
     """How many beats it has made in this step."""
     phase: Phase
     still_s: float
-    """Since its last beat."""
+    """Since its last beat or its last progress."""
     quiet_s: float
     """Since its agent was last heard of."""
     looked: bool = False
@@ -110,6 +130,8 @@ class Pulse:
     """How long the kernel has called it stopped, look after look."""
     waits: bool | None = None
     """Its training thread is in a collective, by its stack; None: its stack is not known."""
+    blocked: bool = False
+    """The kernel has a thread of it blocked in storage."""
 
     @property
     def heard(self) -> bool:
@@ -140,14 +162,16 @@ class Finding:
     culprits: tuple[int, ...] = ()
     reason: str = ""
     still_s: float = 0.0
-    """How long nobody has made a beat."""
+    """How long there has been no progress."""
+    excused: tuple[int, ...] = ()
+    """Ranks whose storage does not answer: without that this would be a hang."""
 
 
 def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked_s: float | None) -> Finding:
     """Whether the gang hangs. `since_step_s`: since a step was last reported, or the gang began.
 
-    Silence alone proves nothing: where nobody is heard of, and no process could be looked at, it may be the driver
-    that is cut off. Slowness neither: as long as anybody makes a beat now and then, all is fine.
+    Silence alone proves nothing: if no worker is heard and no process could be looked at, it may be the driver that is
+    cut off. Slowness proves nothing either: progress of one worker now and then is enough.
     """
     if not pulses or not any(pulse.heard or pulse.looked for pulse in pulses):
         return Finding(State.FINE)
@@ -157,23 +181,36 @@ def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked
     if stopped and still_s >= stop_bound_s and all(pulse.quiet_s >= stop_bound_s for pulse in stopped):
         ranks = tuple(pulse.rank for pulse in stopped)
         return Finding(State.HUNG, ranks, "its process is stopped, and nobody makes a step without it", still_s)
-    limit_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
+    usual_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
+    limit_s = max(usual_s, _storage_bound_s(pulses))
     if still_s >= limit_s:
         culprits, reason = name_culprits(pulses)
         return Finding(State.HUNG, culprits, reason, still_s)
+    excused = tuple(pulse.rank for pulse in pulses if pulse.blocked and still_s >= usual_s)
     if still_s >= SUSPICION * limit_s or (stopped and still_s >= SUSPICION * stop_bound_s):
-        return Finding(State.SUSPICIOUS, (), "", still_s)
-    return Finding(State.FINE, (), "", still_s)
+        return Finding(State.SUSPICIOUS, (), "", still_s, excused)
+    return Finding(State.FINE, (), "", still_s, excused)
+
+
+def _storage_bound_s(pulses: Sequence[Pulse]) -> float:
+    """How long there may be no progress because of storage; 0 if no worker is blocked in it."""
+    blocked = sum(pulse.blocked for pulse in pulses)
+    if not blocked:
+        return 0.0
+    return ALL_STORAGE_S if blocked == len(pulses) else STORAGE_S
 
 
 def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
-    """Whom a gang that stands still waits for, and how that shows; nobody where all ranks look alike."""
+    """The ranks that a gang without progress waits for, and the evidence; none if all ranks look alike."""
+    behind = min(pulse.place for pulse in pulses)
+    blocked = [pulse for pulse in pulses if pulse.blocked and pulse.place == behind and pulse.waits is not True]
+    if blocked and len(blocked) < len(pulses):
+        return _ranks(blocked), f"its storage does not answer in {_doing(blocked)}, and nobody makes a step without it"
     silent = [pulse for pulse in pulses if not pulse.heard]
     if silent:
         if len(silent) == len(pulses):
             return (), "no process answers"
         return _ranks(silent), "its process does not answer, and nobody makes a step without it"
-    behind = min(pulse.place for pulse in pulses)
     last = [pulse for pulse in pulses if pulse.place == behind]
     ahead = [pulse for pulse in pulses if pulse.place != behind]
     busy = [pulse for pulse in last if pulse.waits is False]

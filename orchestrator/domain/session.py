@@ -151,6 +151,11 @@ class Session(Protocol):
         """Say that the training thread enters a phase of a step (0: of none). Every rank makes the same beats in the
         same order. Cheap, takes no lock."""
 
+    def progress(self) -> None:
+        """Say that a part of something long is done: a chunk written, read or checked, a collective completed. Whatever
+        may take longer than a few seconds within a phase has to call it, or the worker is taken for hung. Not compared
+        between ranks, so each may call it as often as it likes. Cheap, takes no lock, for any thread."""
+
     def leave(self) -> Leave:
         """Whether the driver wants training to be left at the next step boundary, and what for. Local and cheap; the
         loop agrees on the answer across ranks itself, in its per-step collective."""

@@ -17,9 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.checkpoint.flushing import SteadyFlush
+from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.gang.processes import die_with_parent
 
 CHUNK_BYTES = 4 * 1024 * 1024
+CHECKED_BYTES = 16 * CHUNK_BYTES
+"""What one call reads at most to compute a checksum: no call may take long, as it reports no progress."""
+FLUSHED_BYTES = 4 * CHUNK_BYTES
+"""What lies in the server's page cache at most: no write and no commit has to wait for more."""
 TRANSPORT_VARIABLE = "CONVOY_FILE_TRANSPORT"
 """`remote` in a worker's environment: never use the driver's paths, even where they are visible."""
 ATTEMPTS = 3
@@ -43,12 +49,13 @@ class Chunk:
 
 
 class FileService(Protocol):
-    """The driver's side as a worker calls it."""
+    """The driver's side as a worker calls it. Every call moves or reads a bounded number of bytes."""
 
     def listing(self, path: str) -> list[Entry]: ...
     def read(self, path: str, offset: int, crc: int) -> Chunk: ...
+    def checksum(self, path: str, offset: int, end: int, crc: int) -> tuple[int, int]: ...
     def write(self, path: str, token: str, offset: int, data: bytes) -> int: ...
-    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> None: ...
+    def commit(self, path: str, token: str, size_bytes: int) -> None: ...
 
 
 class FileServer:
@@ -76,23 +83,36 @@ class FileServer:
             data = file.read(CHUNK_BYTES)
         return Chunk(data, zlib.crc32(data, crc))
 
+    def checksum(self, path: str, offset: int, end: int, crc: int) -> tuple[int, int]:
+        """The checksum of this side's own bytes up to `end`, which do not travel: how far this call got, and the CRC-32
+        up to there. `crc` is that of the bytes before `offset`."""
+        with self._readable(Path(path)).open("rb") as file:
+            file.seek(offset)
+            last = min(end, offset + CHECKED_BYTES)
+            while offset < last and (data := file.read(min(CHUNK_BYTES, last - offset))):
+                offset, crc = offset + len(data), zlib.crc32(data, crc)
+        return offset, crc
+
     def write(self, path: str, token: str, offset: int, data: bytes) -> int:
-        """Put a chunk of a file that is being stored; the size so far."""
+        """Put a chunk of a file that is being stored; the CRC-32 of what arrived."""
         partial = self._partial(path, token)
         partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("r+b" if partial.exists() else "wb") as file:
             file.seek(offset)
             file.write(data)
             file.truncate()
-            return file.tell()
+            file.flush()
+            if offset // FLUSHED_BYTES != (offset + len(data)) // FLUSHED_BYTES:
+                os.fdatasync(file.fileno())
+        return zlib.crc32(data)
 
-    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> None:
-        """Check the whole file, make it durable and give it its name. Raises OSError where it is not whole."""
+    def commit(self, path: str, token: str, size_bytes: int) -> None:
+        """Make the file durable and give it its name. Raises OSError if it is not whole."""
         partial = self._partial(path, token)
         with partial.open("rb") as file:
-            found_bytes, found_crc = _checksum(file.read)
-            if (found_bytes, found_crc) != (size_bytes, crc):
-                raise OSError(f"{path}: {found_bytes} bytes arrived with another checksum than the {size_bytes} sent")
+            found_bytes = os.fstat(file.fileno()).st_size
+            if found_bytes != size_bytes:
+                raise OSError(f"{path}: {found_bytes} bytes arrived, {size_bytes} were sent")
             os.fsync(file.fileno())
         partial.replace(self._inside(Path(path), (self._writable,)))
         _sync_directory(partial.parent)
@@ -132,8 +152,9 @@ class Files:
         self._cache = cache
         self.shared = env.get(TRANSPORT_VARIABLE) != "remote" and _reads(Path(marker), word)
 
-    def fetch(self, path: str) -> Path:
-        """See `Session.fetch`. A remote copy is made once per host and checked by size and checksum."""
+    def fetch(self, path: str, tick: Tick = no_tick) -> Path:
+        """See `Session.fetch`. A remote copy is made once per host and checked by size and checksum. `tick`: called
+        after each chunk."""
         if self.shared:
             local = Path(path)
             if not local.exists():
@@ -144,15 +165,15 @@ class Files:
         local.parent.mkdir(parents=True, exist_ok=True)
         with _lock(local.with_name(f".{local.name}.lock")):
             for entry in entries:
-                self._download(path, entry, local / entry.relative if entry.relative else local)
+                self._download(path, entry, local / entry.relative if entry.relative else local, tick)
         if not entries:
             local.mkdir(parents=True, exist_ok=True)
         return local
 
-    def store(self, local: Path, path: str) -> None:
-        """See `Session.store`."""
+    def store(self, local: Path, path: str, tick: Tick = no_tick) -> None:
+        """See `Session.store`. `tick`: called after each chunk."""
         if not self.shared:
-            self._upload(local, path)
+            self._upload(local, path, tick)
             return
         target = Path(path)
         if target.exists() and local.samefile(target):
@@ -160,31 +181,43 @@ class Files:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         with local.open("rb") as source, partial.open("wb") as file:
-            shutil.copyfileobj(source, file, CHUNK_BYTES)
+            flush = SteadyFlush(file)
+            while data := source.read(CHUNK_BYTES):
+                file.write(data)
+                flush.wrote(len(data))
+                tick()
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
         _sync_directory(target.parent)
 
-    def _download(self, path: str, entry: Entry, target: Path) -> None:
+    def _download(self, path: str, entry: Entry, target: Path, tick: Tick) -> None:
         """Fetch one file, going on after the last whole chunk of an attempt that was cut off."""
-        if target.is_file() and _same(target, entry):
-            return
         source = str(Path(path) / entry.relative) if entry.relative else path
-        partial = target.with_name(f".{target.name}.{entry.size_bytes}-{entry.mtime_ns}.partial")
-        target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(ATTEMPTS):
-            if self._download_once(source, entry.size_bytes, partial):
+            if target.is_file() and _same(target, entry):
+                return
+            partial = target.with_name(f".{target.name}.{entry.size_bytes}-{entry.mtime_ns}.partial")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copied = self._copy(source, partial, tick)
+            (now,) = self._service.listing(source)
+            if copied and _alike(now, entry) and partial.stat().st_size == entry.size_bytes:
                 os.utime(partial, ns=(entry.mtime_ns, entry.mtime_ns))
                 partial.replace(target)
                 return
             partial.unlink(missing_ok=True)
+            entry = now
         raise OSError(f"{source} could not be copied: it changes, or arrives damaged")
 
-    def _download_once(self, source: str, size_bytes: int, partial: Path) -> bool:
+    def _copy(self, source: str, partial: Path, tick: Tick) -> bool:
+        """Append what `partial` lacks; False if something of it is damaged. Each chunk comes with the driver's checksum
+        of all up to its end, so only what an earlier attempt left has to be compared with the driver's bytes."""
         with partial.open("a+b") as file:
             file.seek(0)
-            offset, crc = _checksum(file.read)
+            offset, crc = _checksum(file.read, tick)
+            if self._service_crc(source, offset, tick) != crc:
+                return False
+            flush = SteadyFlush(file)
             while True:
                 chunk = self._service.read(source, offset, crc)
                 if zlib.crc32(chunk.data, crc) != chunk.crc:
@@ -192,33 +225,38 @@ class Files:
                 if not chunk.data:
                     file.flush()
                     os.fsync(file.fileno())
-                    return offset == size_bytes and self._service_crc(source, size_bytes) == crc
+                    return True
                 file.write(chunk.data)
                 offset, crc = offset + len(chunk.data), chunk.crc
+                flush.wrote(len(chunk.data))
+                tick()
 
-    def _service_crc(self, source: str, size_bytes: int) -> int:
-        """The checksum as the driver computes it from its own bytes, for files that were resumed."""
+    def _service_crc(self, source: str, end: int, tick: Tick) -> int:
+        """The checksum of a file up to `end` as the driver computes it from its own bytes."""
         offset, crc = 0, 0
-        while offset < size_bytes:
-            chunk = self._service.read(source, offset, crc)
-            if not chunk.data:
+        while offset < end:
+            before = offset
+            offset, crc = self._service.checksum(source, offset, end, crc)
+            if offset == before:  # the file has become shorter
                 break
-            offset, crc = offset + len(chunk.data), chunk.crc
+            tick()
         return crc
 
-    def _upload(self, local: Path, path: str) -> None:
+    def _upload(self, local: Path, path: str, tick: Tick) -> None:
         token = secrets.token_hex(8)
-        offset, crc = 0, 0
+        offset = 0
         with local.open("rb") as file:
             while True:
                 data = file.read(CHUNK_BYTES)
                 if not data and offset:
                     break
-                self._service.write(path, token, offset, data)
-                offset, crc = offset + len(data), zlib.crc32(data, crc)
+                if not any(self._service.write(path, token, offset, data) == zlib.crc32(data) for _ in range(ATTEMPTS)):
+                    raise OSError(f"{path} could not be stored: it arrives damaged")
+                offset += len(data)
+                tick()
                 if not data:
                     break
-        self._service.commit(path, token, offset, crc)
+        self._service.commit(path, token, offset)
 
 
 def write_marker(run_dir: Path) -> tuple[Path, str]:
@@ -255,15 +293,19 @@ def _entry(path: Path, relative: str) -> Entry:
 
 
 def _same(path: Path, entry: Entry) -> bool:
-    stat = path.stat()
-    return (stat.st_size, stat.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+    return _alike(_entry(path, ""), entry)
 
 
-def _checksum(read: Callable[[int], bytes]) -> tuple[int, int]:
+def _alike(one: Entry, other: Entry) -> bool:
+    return (one.size_bytes, one.mtime_ns) == (other.size_bytes, other.mtime_ns)
+
+
+def _checksum(read: Callable[[int], bytes], tick: Tick) -> tuple[int, int]:
     """Length and CRC-32 of what `read` gives."""
     size, crc = 0, 0
     while data := read(CHUNK_BYTES):
         size, crc = size + len(data), zlib.crc32(data, crc)
+        tick()
     return size, crc
 
 

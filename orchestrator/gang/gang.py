@@ -50,8 +50,8 @@ START_TIMEOUT_S = 120.0
 INTERRUPT_S = 2.0
 """How long a worker may take to leave a collective that cannot end; then its process is given up."""
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
-"""How long the end of a run, and of one that is stopped, waits for checkpoints that are being written: a newer one was
-written, in the foreground, before it came to that."""
+"""How long the end of a run waits for checkpoints while nothing of them is written, and the end of one that is stopped
+at most: a newer one was written before, in the foreground."""
 CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
 
@@ -228,7 +228,7 @@ class Gang:
         listener = Listener(
             self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
         )
-        listener.saves, listener.pacer = self.saves, self.pacer
+        listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
         self.hangs.begin(self.members, plan.run_dir, observers)
@@ -242,7 +242,7 @@ class Gang:
                 self.ask_to_leave(Leave.STOP)
             action = decide(self._facts(stop_since_s))
             if action in (Action.FINISH, Action.FAIL, Action.KILL):
-                return self._conclude(action, listener, observers, stop_since_s is not None)
+                return self._conclude(action, listener, stopped, stop_since_s is not None)
 
     def ask_to_leave(self, leave: Leave) -> None:
         """Have all members leave at the next step boundary."""
@@ -317,9 +317,7 @@ class Gang:
             stop_since_s=stop_since_s,
         )
 
-    def _conclude(
-        self, action: Action, listener: Listener, observers: Sequence[Observer], stopping: bool
-    ) -> GangOutcome:
+    def _conclude(self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool) -> GangOutcome:
         """Collect what can still be said, name the cause, end what cannot go on."""
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
@@ -335,18 +333,18 @@ class Gang:
                 time.time(),
                 {"rank": cause.rank, "error": cause.message, "traceback": cause.detail},
             )
-            for observer in observers:
-                observer.on_event(event)
+            listener.tell([event])
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
-            listener.tell(self.saves.end(STOP_SAVES_S if stopping else SAVES_S) if self.saves is not None else [])
+            if self.saves is not None:
+                listener.tell(self.saves.end(STOP_SAVES_S) if stopping else self.saves.end(SAVES_S, stopped))
             self._end(action)
         self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
         if listener.last is not None:
             self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
-        stopped = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
-        return GangOutcome(results, cause, stopped, self._step, regroup)
+        cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
+        return GangOutcome(results, cause, cut_short, self._step, regroup)
 
     def _forget_vaults(self) -> None:
         """Nobody is to wait for the vaults of nodes that are gone or silent."""

@@ -1,4 +1,4 @@
-"""Hangs of a gang: looks at what its members say and do, takes stacks, gives up who holds the others up.
+"""Hangs of a gang: looks at what its members report and do, takes stacks, gives up the ones that hold the others up.
 
 Decisions are in `domain.hang`; this is what feeds them and carries them out.
 """
@@ -14,20 +14,35 @@ from typing import Any
 import ray
 
 from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.hang import Finding, Pace, Phase, Pulse, State, judge_pulses
+from orchestrator.domain.hang import (
+    ALL_STORAGE_S,
+    STORAGE_S,
+    Finding,
+    Pace,
+    Phase,
+    Pulse,
+    State,
+    judge_pulses,
+)
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
+from orchestrator.gang.activity import BlockedThreads, Look, look_at
 from orchestrator.gang.member import Member
-from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks, is_stopped
+from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks
 from orchestrator.gang.vaults import Vaults, node_answers
 
 PAUSE_S = 1.0
 """A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
 STACKS_PATIENCE_S = 12.0
 """How long a gang that hangs is kept for stacks that are still on their way."""
+LATE_S = 1.5
+"""How long an agent may say nothing before its process is looked at from outside. It answers twice a second."""
 REMEMBERED_STEPS = 50
 SHOWN_LINES = 40
 """Of a culprit's stack, in its event."""
+
+_Beat = tuple[int, int, Phase, int]
+"""Step, beats in it, phase, progress."""
 
 
 class HangWatch:
@@ -50,8 +65,11 @@ class HangWatch:
         self._members, self._observers, self._layout = members, observers, RunLayout(Path(run_dir))
         self._begin_s = self._step_s = time.monotonic()
         self._last: StepReport | None = None
-        self._beats: dict[int, tuple[tuple[int, int, Phase], float]] = {}
-        """Of ranks: the last beat and when it was first heard of."""
+        self._beats: dict[int, tuple[_Beat, float]] = {}
+        """Of ranks: the last beat or progress, and when it was first heard of."""
+        self._blocked: set[int] = set()
+        """Ranks that were blocked in storage in the round before."""
+        self._told_storage = False
         self._eyes.forget()
 
     def round(self, now_s: float, gap_s: float, last: StepReport | None) -> None:
@@ -65,6 +83,7 @@ class HangWatch:
         pulses = [self._pulse(member, now_s) for member in members.values()]
         pace = Pace(tuple(self._steps_s), tuple(self._checkpoints_s), self._last is not None)
         finding = judge_pulses(pulses, now_s - self._step_s, pace, self.asked_s)
+        self._tell_storage(finding, members)
         if finding.state is State.FINE:
             self._eyes.close()
         elif finding.state is State.SUSPICIOUS:
@@ -75,10 +94,16 @@ class HangWatch:
                 self._give_up(finding, members, now_s)
 
     def _not_the_node(self, finding: Finding, members: dict[int, Member], pulses: Sequence[Pulse]) -> bool:
-        """Whether those who are given up, and say nothing, are on nodes that live: others look after nodes."""
+        """Whether silent members that are given up are on nodes that live: silent nodes are handled elsewhere."""
         silent = [pulse.rank for pulse in pulses if not pulse.heard]
         suspects = [rank for rank in finding.culprits or silent if rank in silent]
         return all(self._eyes.node_lives(members[rank], list(members.values()), pulses) for rank in suspects)
+
+    def take_checkpoint(self, fields: dict[str, Any]) -> None:
+        """A checkpoint was saved (`checkpoint.saved`). Only those that training stood still for are measured: one that
+        the vaults wrote costs training a moment, whatever its size."""
+        if fields.get("write_seconds") is None:
+            self._checkpoints_s.append(float(fields["seconds"]))
 
     def _take_step(self, last: StepReport | None, now_s: float) -> None:
         if last is None or last is self._last:
@@ -86,25 +111,41 @@ class HangWatch:
         checkpoint_s = max((rank.phases.checkpoint_s for rank in last.ranks), default=0.0)
         if self._last is not None:  # the first one is of its own kind
             self._steps_s.append(max(0.0, last.step_time_s - checkpoint_s))
-        if checkpoint_s:
-            self._checkpoints_s.append(checkpoint_s)
         self._last, self._step_s = last, now_s
 
     def _pulse(self, member: Member, now_s: float) -> Pulse:
         lease, rank = member.lease, member.rank
-        beat = (0, 0, Phase.START) if lease is None else (lease.step, lease.beat, lease.phase)
+        beat: _Beat = (0, 0, Phase.START, 0)
+        if lease is not None:
+            beat = (lease.step, lease.beat, lease.phase, lease.progress)
         known, since_s = self._beats.get(rank, (None, self._begin_s))
-        if known is not None and beat != known:
-            since_s = now_s
+        pulse = Pulse(rank, beat[0], beat[1], beat[2], 0.0, max(0.0, now_s - member.renewed_s))
+        pulse = self._eyes.look(member, replace(pulse, blocked=lease is not None and lease.blocked), now_s)
+        if (known is not None and beat != known) or (rank in self._blocked and not pulse.blocked):
+            since_s = now_s  # storage that answers again is progress, too
         self._beats[rank] = (beat, since_s)
-        pulse = Pulse(rank, beat[0], beat[1], beat[2], now_s - since_s, max(0.0, now_s - member.renewed_s))
-        return self._eyes.look(member, pulse, now_s)
+        (self._blocked.add if pulse.blocked else self._blocked.discard)(rank)
+        return replace(pulse, still_s=now_s - since_s)
+
+    def _tell_storage(self, finding: Finding, members: dict[int, Member]) -> None:
+        """Warn, once each time, that storage keeps the gang from making progress."""
+        if not finding.excused:
+            self._told_storage = False
+        elif not self._told_storage:
+            self._told_storage = True
+            ranks = ", ".join(str(rank) for rank in finding.excused)
+            limit_s = ALL_STORAGE_S if len(finding.excused) == len(members) else STORAGE_S
+            message = (
+                f"no progress for {finding.still_s:.0f} s: the storage of worker {ranks} does not answer; "
+                f"the gang waits for it, {limit_s:.0f} s at most"
+            )
+            self._tell(EventKind.WARNING, {"message": message})
 
     def _give_up(self, finding: Finding, members: dict[int, Member], now_s: float) -> None:
         """Write the stacks down, tell, and end the culprits' processes; all of them where nobody can be named."""
         directory = self._write_stacks(members)
         for rank in finding.culprits or (None,):
-            step, _, phase = max(beat for beat, _ in self._beats.values()) if rank is None else self._beats[rank][0]
+            step, _, phase, _ = max(beat for beat, _ in self._beats.values()) if rank is None else self._beats[rank][0]
             fields = {
                 "rank": rank,
                 "node": None if rank is None else members[rank].hello.node_ip,
@@ -153,8 +194,9 @@ class _Eyes:
     def forget(self) -> None:
         """Another generation."""
         self._stopped_since_s: dict[int, float] = {}
+        self._threads: dict[int, BlockedThreads] = {}
         self._looks: dict[int, Any] = {}
-        self._said: dict[int, bool | None] = {}
+        self._said: dict[int, Look | None] = {}
         self.close()
 
     def close(self) -> None:
@@ -168,24 +210,31 @@ class _Eyes:
     def paused(self, gap_s: float) -> None:
         """The driver was away for so long."""
         self._stopped_since_s = {rank: since_s + gap_s for rank, since_s in self._stopped_since_s.items()}
+        for threads in self._threads.values():
+            threads.shift(gap_s)
         if self._open_s is not None:
             self._open_s += gap_s
 
     def look(self, member: Member, pulse: Pulse, now_s: float) -> Pulse:
-        """Add to a pulse what is seen of a process whose agent is silent, and what its stack said."""
+        """Add to a pulse what is seen of a process whose agent is late, and what its stack said.
+
+        An agent is late if its process is stopped, or if a thread waits for storage and keeps the interpreter's lock.
+        """
         self._collect()
         taken = self.taken.get(member.rank)
         pulse = pulse if taken is None else replace(pulse, waits=taken.waits)
-        if pulse.heard:
-            self._stopped_since_s.pop(member.rank, None)
-            self._said.pop(member.rank, None)
+        if pulse.quiet_s < LATE_S:
+            for forgotten in (self._stopped_since_s, self._threads, self._said):
+                forgotten.pop(member.rank, None)
             return pulse
-        stopped = self._is_stopped(member)
-        if not stopped:
+        seen = self._look_at(member)
+        threads = self._threads.setdefault(member.rank, BlockedThreads())
+        blocked = threads.take(seen.blocked if seen is not None else (), now_s)
+        if seen is None or not seen.stopped:
             self._stopped_since_s.pop(member.rank, None)
-            return replace(pulse, looked=stopped is not None)
+            return replace(pulse, looked=seen is not None, blocked=blocked)
         since_s = self._stopped_since_s.setdefault(member.rank, now_s)
-        return replace(pulse, looked=True, stopped_s=now_s - since_s)
+        return replace(pulse, looked=True, stopped_s=now_s - since_s, blocked=blocked)
 
     def open(self, members: dict[int, Member], pulses: Sequence[Pulse], now_s: float) -> None:
         """Ask for everybody's stacks, once; from outside, too, where a process that was asked itself falls silent."""
@@ -235,10 +284,10 @@ class _Eyes:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(member.actor, no_restart=True)
 
-    def _is_stopped(self, member: Member) -> bool | None:
-        """By its kernel's word; None where nobody can tell."""
+    def _look_at(self, member: Member) -> Look | None:
+        """From outside; None if nobody can look."""
         if self._is_here(member):
-            return is_stopped(member.hello.pid)
+            return look_at(member.hello.pid)
         vault = self._vaults.actor(member.hello.node_id) if self._vaults is not None else None
         asked = self._looks.get(member.rank)
         if asked is not None and ray.wait([asked], timeout=0)[0]:
@@ -246,7 +295,7 @@ class _Eyes:
                 self._said[member.rank] = ray.get(asked)
             del self._looks[member.rank]
         if vault is not None and member.rank not in self._looks:
-            self._looks[member.rank] = vault.is_stopped.remote(member.hello.pid)
+            self._looks[member.rank] = vault.look_at.remote(member.hello.pid)
         return self._said.get(member.rank)
 
     def _collect(self) -> None:
@@ -261,9 +310,11 @@ class _Eyes:
                 self.taken[rank] = Stacks(f"no stacks: {error}")
 
     def _is_here(self, member: Member) -> bool:
+        if self._local:
+            return True
         if self._here is None:
             self._here = ray.get_runtime_context().get_node_id()
-        return self._local or member.hello.node_id == self._here
+        return bool(member.hello.node_id == self._here)
 
 
 def _shown(stacks: Stacks | None) -> str | None:

@@ -13,6 +13,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave
 from orchestrator.gang.capture import last_lines
 from orchestrator.gang.decide import Ending, unseen_lines
+from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.member import Member
 from orchestrator.gang.outbox import Batch, Published
 from orchestrator.gang.saving import Pacer, Saves
@@ -35,6 +36,7 @@ class Listener:
         """The newest report of this generation."""
         self.saves: Saves | None = None
         self.pacer: Pacer | None = None
+        self.hangs: HangWatch | None = None
 
     def listen(self, timeout_s: float = TICK_S) -> None:
         """Take in whatever has arrived, waiting a tick for something."""
@@ -73,6 +75,8 @@ class Listener:
         for event in events:
             if event.kind is EventKind.CHECKPOINT_SAVED and self.pacer is not None:
                 self.pacer.take(event.fields)
+            if event.kind is EventKind.CHECKPOINT_SAVED and self.hangs is not None:
+                self.hangs.take_checkpoint(event.fields)
             for observer in self._observers:
                 observer.on_event(event)
 

@@ -26,6 +26,10 @@ class Lease:
     """Beats it has made in this step."""
     still_s: float = 0.0
     """Since the last one, by its own clock."""
+    progress: int = 0
+    """Changes with each part of a long operation (`Session.progress`), and when its process is seen to work."""
+    blocked: bool = False
+    """Its kernel has a thread of it blocked in storage."""
 
 
 @dataclass(frozen=True)

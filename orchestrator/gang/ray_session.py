@@ -1,5 +1,6 @@
 """`Session` for a worker that Ray runs: reports are queued for the agent, values come in through its notices."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, VaultAccess
+from orchestrator.gang.activity import Activity
 from orchestrator.gang.files import Files
 from orchestrator.gang.outbox import Lease, Outbox, Published
 
@@ -30,7 +32,8 @@ class Assignment:
 
 
 class RaySession:
-    """The training thread calls it; the agent reads `lease`, and calls `deliver`, `request_leave` and `interrupt`."""
+    """The training thread makes it and calls it; the agent reads `lease`, and calls `deliver`, `request_leave` and
+    `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: Outbox, files: Files) -> None:
         self._assignment = assignment
@@ -44,6 +47,10 @@ class RaySession:
         self._delivered = threading.Condition()
         self._beat = (0, Phase.START, 0, time.monotonic())
         """Step, phase, beats in this step, when. Replaced as a whole by the training thread: needs no lock."""
+        self._parts = itertools.count(1)
+        self._progress = (0, self._beat[3])
+        """Parts of long operations that are done, and when the last one was. Replaced as a whole, like the beat."""
+        self._activity = Activity(threading.get_native_id())
 
     @property
     def rank(self) -> int:
@@ -68,13 +75,20 @@ class RaySession:
 
     @property
     def lease(self) -> Lease:
-        """How far the training thread says it is."""
-        step, phase, beats, since_s = self._beat
-        return Lease(self._assignment.rank, step, phase, beats, time.monotonic() - since_s)
+        """How far the training thread says it is, and whether its process is seen to work. For the agent alone."""
+        (step, phase, beats, beat_s), (parts, part_s) = self._beat, self._progress
+        now_s = time.monotonic()
+        idle_s = now_s - max(beat_s, part_s)
+        self._activity.sample(phase, idle_s, now_s)
+        progress = parts + self._activity.count
+        return Lease(self._assignment.rank, step, phase, beats, idle_s, progress, self._activity.blocked)
 
     def beat(self, step: int, phase: Phase) -> None:
         before, _, beats, _ = self._beat
         self._beat = (step, phase, beats + 1 if step == before else 0, time.monotonic())
+
+    def progress(self) -> None:
+        self._progress = (next(self._parts), time.monotonic())
 
     def report_step(self, report: StepReport) -> None:
         self._outbox.put(report)
@@ -122,10 +136,10 @@ class RaySession:
         return self._files.shared
 
     def fetch(self, path: str) -> Path:
-        return self._files.fetch(path)
+        return self._files.fetch(path, self.progress)
 
     def store(self, local: Path, path: str) -> None:
-        self._files.store(local, path)
+        self._files.store(local, path, self.progress)
 
     def deliver(self, values: dict[str, str]) -> None:
         """Values that other ranks published."""

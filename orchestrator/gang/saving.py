@@ -1,6 +1,7 @@
 """Checkpoints that vaults are writing: seen through to their manifest, in a thread of their own."""
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -21,8 +22,8 @@ from orchestrator.domain.events import Event, EventKind
 
 POLL_S = 0.2
 ASK_TIMEOUT_S = 5.0
-GIVE_UP_S = 1800.0
-"""A checkpoint that has not been written by then never will be."""
+GIVE_UP_S = 600.0
+"""How long no vault may write a part of a checkpoint before it is given up. However long all of it takes."""
 LOST_S = 10.0
 """How long no vault may know of a rank's shard before it is taken for lost with its vault."""
 
@@ -79,6 +80,8 @@ class Saves:
         """Steps of those that were begun and whose event has not been fetched."""
         self._place = ""
         """Where the last one was to go."""
+        self._progress_s = 0.0
+        """When a part of one was last seen to be written."""
         self._thread: threading.Thread | None = None
 
     def begin(self, generation: int, fields: dict[str, Any]) -> None:
@@ -116,21 +119,32 @@ class Saves:
                     events.append(event)
         return events
 
-    def end(self, timeout_s: float) -> list[Event]:
-        """As `finished`, when all have come to an end, or the time is over: what is not written by then never will
-        be, as the vaults end with the run, and has failed."""
-        deadline, events = time.monotonic() + timeout_s, self.finished()
-        while self._open and time.monotonic() < deadline:
+    def end(self, timeout_s: float, stopped: Callable[[], bool] | None = None) -> list[Event]:
+        """As `finished`, when all have come to an end or `timeout_s` are over. What is not written by then has failed:
+        the vaults end with the run. `stopped`: count the time from the last progress, until a stop is asked for."""
+        begin_s, events = time.monotonic(), self.finished()
+        while self._open:
+            since_s = begin_s if stopped is None else max(begin_s, self._progress_s)
+            if time.monotonic() - since_s >= timeout_s or (stopped is not None and stopped()):
+                break
             time.sleep(POLL_S / 4)
             events += self.finished()
         left, self._open = self._open, []
-        reason = f"the run ended before it was written, {timeout_s:g} s were not enough"
+        why = f"{timeout_s:g} s were not enough"
+        if stopped is not None:
+            why = "it was stopped" if stopped() else f"nothing was written for {timeout_s:g} s"
+        reason = f"the run ended before it was written: {why}"
         return events + [_failed(step, self._place, reason, Fault.OTHER, 0.0) for step in left]
 
     def _run(self) -> None:
         while True:
             save = self._pending.get()
-            self._ended.put(self._see_through(save))
+            try:
+                event = self._see_through(save)
+            except Exception as error:  # noqa: BLE001  # else this thread would end, and with it all further checkpoints
+                reason = f"checkpoint of step {save.step}: {type(error).__name__}: {error}"
+                event = _failed(save.step, save.place, reason, Fault.OTHER, save.stall_s)
+            self._ended.put(event)
 
     def _see_through(self, save: _Save) -> Event:
         try:
@@ -141,9 +155,9 @@ class Saves:
                 raise StorageError(f"checkpoint of step {save.step}: rank {failed['rank']}: {failed['error']}", fault)
             storage, name = open_storage(save.place), directory_name(save.step)
             manifest = manifest_of(shards, time.time(), self._spec_hash)
-            commit(storage, name, manifest)
-            with contextlib.suppress(StorageError):  # old ones can go another time
-                retain(storage, self._rule, trusted=(save.step,), writing=tuple(self._open))
+            commit(storage, name, manifest, self._progressed)
+            with contextlib.suppress(CheckpointError):  # old ones can go another time
+                retain(storage, self._rule, (save.step,), tuple(self._open), self._progressed)
         except CheckpointError as error:
             fault = error.fault if isinstance(error, StorageError) else Fault.OTHER
             return _failed(save.step, save.place, error.message, fault, save.stall_s)
@@ -158,9 +172,13 @@ class Saves:
         }
         return Event(EventKind.CHECKPOINT_SAVED, time.time(), fields)
 
+    def _progressed(self) -> None:
+        self._progress_s = time.monotonic()
+
     def _await_shards(self, save: _Save) -> Sequence[dict[str, Any]]:
-        """All ranks' answers, or as soon as one failed. Raises CheckpointError where one is lost."""
-        known_s = time.monotonic()
+        """All ranks' answers, or as soon as one failed. Raises CheckpointError if one is lost or no part is written."""
+        known_s = self._progress_s = time.monotonic()
+        parts: dict[int, float] = {}
         while True:
             found = {int(shard["rank"]): shard for shard in self._ask_all(save)}
             ended = [shard for shard in found.values() if "pending" not in shard]
@@ -169,8 +187,14 @@ class Saves:
             now_s = time.monotonic()
             if len(found) == save.world_size:
                 known_s = now_s
-            if now_s - known_s > LOST_S or now_s - save.since_s > GIVE_UP_S:
+            for rank, shard in found.items():
+                done = float(shard["parts"]) if "pending" in shard else math.inf
+                if done > parts.get(rank, -1.0):
+                    parts[rank], self._progress_s = done, now_s
+            if now_s - known_s > LOST_S:
                 raise CheckpointError(f"checkpoint of step {save.step}: a vault was lost while it wrote")
+            if now_s - self._progress_s > GIVE_UP_S:
+                raise CheckpointError(f"checkpoint of step {save.step}: nothing was written for {GIVE_UP_S:.0f} s")
             time.sleep(POLL_S)
 
     def _ask_all(self, save: _Save) -> list[dict[str, Any]]:

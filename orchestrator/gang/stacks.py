@@ -61,15 +61,6 @@ def foreign_stacks(pid: int) -> Stacks:
     return Stacks(done.stdout)
 
 
-def is_stopped(pid: int) -> bool | None:
-    """Whether the kernel of this host calls a process stopped (SIGSTOP), not traced; None where there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return fields[0] == b"T"
-
-
 def end_worker(pid: int) -> None:
     """SIGKILL a worker's process on this host, stopped or not. Numbers of processes are used again: one that is not
     Ray's is left alone."""

@@ -9,8 +9,9 @@ import psutil
 
 from orchestrator.checkpoint.vault import Vault
 from orchestrator.domain.device import device_environment
+from orchestrator.gang.activity import Look, look_at
 from orchestrator.gang.processes import die_with_parent
-from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks, is_stopped
+from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks
 
 RESERVE_SHARE = 0.05
 """Of the host's memory that a vault leaves alone."""
@@ -56,9 +57,9 @@ class VaultActor:
 
         return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
 
-    def is_stopped(self, pid: int) -> bool | None:
-        """See `stacks.is_stopped`: of a worker of this node that says nothing itself."""
-        return is_stopped(pid)
+    def look_at(self, pid: int) -> Look | None:
+        """See `activity.look_at`: at a worker of this node that says nothing itself."""
+        return look_at(pid)
 
     def stacks(self, pid: int) -> Stacks:
         """See `stacks.foreign_stacks`."""

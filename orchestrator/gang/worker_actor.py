@@ -45,6 +45,9 @@ AGENT_GROUP = "agent"
 AGENT_THREADS = 4
 """A long poll, a notice, an interruption, and one to spare."""
 INTERRUPT_PAUSE_S = 0.03
+FILE_CALL_S = 100.0
+"""How long the driver's file server may take for one chunk; less than a checkpoint may go without progress, so that
+the save fails and training goes on."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ class WorkerActor:
 
 
 class RemoteFiles:
-    """`FileService` through the driver's file server actor."""
+    """`FileService` through the driver's file server actor. Calls raise what the server raised, and TimeoutError."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -260,17 +263,22 @@ class RemoteFiles:
     def read(self, path: str, offset: int, crc: int) -> Any:
         return self._call("read", path, offset, crc)
 
+    def checksum(self, path: str, offset: int, end: int, crc: int) -> Any:
+        return self._call("checksum", path, offset, end, crc)
+
     def write(self, path: str, token: str, offset: int, data: bytes) -> Any:
         return self._call("write", path, token, offset, data)
 
-    def commit(self, path: str, token: str, size_bytes: int, crc: int) -> Any:
-        return self._call("commit", path, token, size_bytes, crc)
+    def commit(self, path: str, token: str, size_bytes: int) -> Any:
+        return self._call("commit", path, token, size_bytes)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray
 
         try:
-            return ray.get(getattr(self._server, method).remote(*arguments))
+            return ray.get(getattr(self._server, method).remote(*arguments), timeout=FILE_CALL_S)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(f"the driver's file server has not answered for {FILE_CALL_S:.0f} s") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
 

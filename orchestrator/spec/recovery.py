@@ -50,7 +50,8 @@ class RecoverySpec(SpecModel):
     """Times a run goes back within any 1000 steps; at one more it gives up: the training itself diverges."""
     hang_timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Seconds without any progress in a step, on any worker, after which the gang counts as hung: stacks of all workers
-    are taken and it goes on without the one the others wait for. `auto`: from measured step times, at least 10."""
+    are taken and it goes on without the one the others wait for. `auto`: from measured step times, at least 10. What is
+    no step (a checkpoint, a restore) has at least as long without progress; how long it takes in all is not judged."""
     max_wait_s: float | None = Field(default=None, gt=0)
     """How long a run that has too few workers left waits for nodes before it ends, resumable. Default: as long as it
     takes. On a local cluster, to which no nodes come, it does not wait."""

@@ -8,6 +8,8 @@ last. In each case what has no manifest is no checkpoint.
 A rank that cannot write (its disk is full, the bucket does not answer) makes the save fail on all of them with one
 StorageError that names it, and what was written is removed. The engine is untouched by that: whether training goes on
 is for the loop to decide. A rank that dies makes the others' collective fail like in any other step.
+
+Both report progress after each chunk (`Session.progress`): how long they take depends on the disk, and is no hang.
 """
 
 import secrets
@@ -37,11 +39,12 @@ from orchestrator.checkpoint.peers import PeerReader
 from orchestrator.checkpoint.reader import CheckpointReader, IntervalReader
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.shard import Piece, ShardWriter, digest, lay_out
-from orchestrator.checkpoint.storage import Fault, Storage, StorageError, fault_of, is_url
+from orchestrator.checkpoint.storage import Fault, Storage, StorageError, fault_of, is_url, remove_tree
 from orchestrator.domain.errors import CheckpointError, ConvoyError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.session import PeerState, Session
 from orchestrator.train.exchange import exchange_json
+from orchestrator.train.waiting import ticking_collectives
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero_state import CapturedState, capture, to_storage
@@ -145,15 +148,15 @@ def load_checkpoint(engine: Any, session: Session, path: str) -> Progress:
     state back too. Raises CheckpointError, on every rank alike, where the model differs or anything is missing or
     damaged; the engine is then to be thrown away.
     """
-    return _restore(engine, lambda: _open(session, path), f"checkpoint {path}")
+    return _restore(engine, session, lambda: _open(session, path), f"checkpoint {path}")
 
 
 def load_peer_state(engine: Any, session: Session, state: PeerState) -> Progress:
     """As `load_checkpoint`, out of the vaults."""
-    return _restore(engine, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
+    return _restore(engine, session, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
 
 
-def _restore(engine: Any, open_reader: Callable[[], IntervalReader], what: str) -> Progress:
+def _restore(engine: Any, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> Progress:
     def opened() -> IntervalReader:
         reader = open_reader()
         try:
@@ -170,7 +173,8 @@ def _restore(engine: Any, open_reader: Callable[[], IntervalReader], what: str) 
         _, problem = _attempt(lambda: fill(engine, reader))
         _raise_together(exchange_json({"problem": problem}), f"{what} cannot be restored")
         manifest = reader.manifest
-        publish(engine, manifest)
+        with ticking_collectives(session.progress):
+            publish(engine, manifest)
         if manifest.world_size == dist.get_world_size():
             restore_rng(reader.rng(dist.get_rank()))
     finally:
@@ -193,7 +197,7 @@ def _open_place(session: Session, parent: Path, step: int, storage: Storage | No
         return _Place(parent, name, Path(tempfile.mkdtemp(prefix="convoy-save-")), shared, "")
     work = parent / f".{name}.tmp"
     if dist.get_rank() == 0:
-        clear_interrupted(parent)
+        clear_interrupted(parent, session.progress)
         work.mkdir(parents=True)
     return _Place(parent, name, work, shared, "")
 
@@ -205,10 +209,10 @@ def _begin(place: _Place, tag: str) -> _Place:
 def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
     """Write this rank's shard and index, and return what the manifest needs to know of them."""
     if place.storage is not None:
-        return _stream_shard(state, place.storage, place)
+        return _stream_shard(state, session, place.storage, place)
     stem = f"shard-{state.rank:05d}{place.tag}"
     elements: Counter[str] = Counter()
-    with ShardWriter(place.work / f"{stem}.bin", state.rank) as writer:
+    with ShardWriter(place.work / f"{stem}.bin", state.rank, tick=session.progress) as writer:
         for flat in state.flats:
             for f in flat.fragments:
                 data = to_storage(flat.tensor[f.offset : f.offset + f.length])
@@ -230,7 +234,7 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
     }
 
 
-def _stream_shard(state: CapturedState, storage: Storage, place: _Place) -> dict[str, Any]:
+def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> dict[str, Any]:
     """Like `_write_shard`, into storage: nothing is written on this machine on the way."""
     fragments = [(flat, f) for flat in state.flats for f in flat.fragments]
     intervals = lay_out(
@@ -240,7 +244,9 @@ def _stream_shard(state: CapturedState, storage: Storage, place: _Place) -> dict
         np.ascontiguousarray(to_storage(flat.tensor[f.offset : f.offset + f.length])).data.cast("B")
         for flat, f in fragments
     )
-    entry = write_shard(storage, place.name, state.rank, intervals, contents, state.rng, tag=place.tag)
+    entry = write_shard(
+        storage, place.name, state.rank, intervals, contents, state.rng, tag=place.tag, tick=session.progress
+    )
     elements: Counter[str] = Counter()
     for interval in intervals:
         elements[interval.kind.value] += len(interval.range)
@@ -285,7 +291,7 @@ def _manifest(state: CapturedState, progress: Progress, parts: list[dict[str, An
 def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     """Make the checkpoint exist. Rank 0, when every shard lies where it should."""
     if place.storage is not None:
-        commit(place.storage, place.name, manifest)
+        commit(place.storage, place.name, manifest, session.progress)
         return manifest
     write_bytes(place.work / MANIFEST, manifest.to_bytes())
     if not place.shared:
@@ -301,8 +307,7 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
         final.rename(aside)
     place.work.rename(final)
     sync_directory(place.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+    remove_tree(aside, session.progress)
     return manifest
 
 
@@ -317,7 +322,7 @@ def _tidy(place: _Place, saved: bool) -> None:
 
 def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Collection[int]) -> None:
     try:
-        retain(place.storage or place.parent, rule, trusted=(step,), writing=writing)
+        retain(place.storage or place.parent, rule, (step,), writing, session.progress)
     except CheckpointError as error:
         session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
 
@@ -339,14 +344,14 @@ def at_hand(session: Session, path: str) -> str | Path:
 
 
 def _open(session: Session, path: str) -> IntervalReader:
-    return CheckpointReader(at_hand(session, path))
+    return CheckpointReader(at_hand(session, path), tick=session.progress)
 
 
 def _open_peers(session: Session, state: PeerState) -> IntervalReader:
     vault = session.vault
     if vault is None:
         raise CheckpointError("this worker has no vault, and so no way to its peers'")
-    return PeerReader(state, vault.token, vault.address, vault.pid)
+    return PeerReader(state, vault.token, vault.address, vault.pid, session.progress)
 
 
 # Agreement ----------------------------------------------------------------------------------------------------

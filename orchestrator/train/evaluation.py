@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ def evaluate(context: TrainContext, step: int) -> Evaluation | None:
         return None
     started = time.perf_counter()
     total = torch.zeros(2, dtype=torch.float64, device=context.device)
+    context.session.beat(step, Phase.EVAL)  # before the first samples are read
     context.engine.eval()
     try:
         with torch.no_grad():
@@ -56,18 +58,16 @@ def evaluate(context: TrainContext, step: int) -> Evaluation | None:
     return Evaluation(loss_sum / max(targets, 1.0), int(targets), time.perf_counter() - started)
 
 
-def _batches(context: TrainContext, samples: int) -> list[Batch]:
+def _batches(context: TrainContext, samples: int) -> Iterator[Batch]:
     """This rank's micro batches; the same number on every rank, since forward passes are collective at stage 3."""
     world_size, rank, micro = context.session.world_size, context.session.rank, context.plan.micro_batch
     base, extra = divmod(samples, world_size)
     share = base + (1 if rank < extra else 0)
     first = rank * base + min(rank, extra)
     rounds = -(-(base + (1 if extra else 0)) // micro)
-    batches = []
     for index in range(rounds):
         count = min(micro, share - index * micro)
         if count > 0:
-            batches.append(context.task.batch(context.dataset.validation(first + index * micro, count)))
+            yield context.task.batch(context.dataset.validation(first + index * micro, count))
         else:
-            batches.append(context.task.empty())
-    return batches
+            yield context.task.empty()

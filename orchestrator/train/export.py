@@ -22,6 +22,7 @@ from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.data.manifest import TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.domain.errors import CheckpointError, DataError, UsageError
+from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.models import model_config, objective_of, skeleton
 
@@ -53,9 +54,10 @@ def export_model(
     dtype: Precision = "fp32",
     force: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
+    tick: Tick = no_tick,
 ) -> Exported:
     """Write weights, config, generation config and tokenizer to `dest`, which appears only when it is complete.
-    `checkpoint` is a directory or URL.
+    `checkpoint` is a directory or URL. `tick`: called after each chunk that is read and each file that is written.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
     `dtype`, frozen parameters too. Raises UsageError where `dest` holds something (`force` replaces an earlier
@@ -69,11 +71,12 @@ def export_model(
     work = dest.absolute().parent / f".{dest.name}.{secrets.token_hex(4)}.tmp"
     work.mkdir(parents=True)
     try:
-        with CheckpointReader(checkpoint) as reader:
+        with CheckpointReader(checkpoint, tick=tick) as reader:
             manifest = reader.manifest
             model = skeleton(config)
             names = _names_to_write(model, manifest)
-            size_bytes = _write_weights(work, _files(manifest, names, DTYPES[dtype], max_file_bytes), reader, dtype)
+            files = _files(manifest, names, DTYPES[dtype], max_file_bytes)
+            size_bytes = _write_weights(work, files, reader, dtype, tick)
         _write_config(work, model, data, DTYPES[dtype])
         _copy_tokenizer(data_dir, work)
         parameters = sum(manifest.tensors[n].elements for n in names if manifest.tensors[n].kind is not Kind.BUFFER)
@@ -151,7 +154,7 @@ def _files(manifest: Manifest, names: list[str], dtype: torch.dtype, max_file_by
     return files
 
 
-def _write_weights(work: Path, files: list[list[str]], reader: CheckpointReader, dtype: Precision) -> int:
+def _write_weights(work: Path, files: list[list[str]], reader: CheckpointReader, dtype: Precision, tick: Tick) -> int:
     """Bytes of all tensors. One file's tensors are in memory at a time."""
     weight_map: dict[str, str] = {}
     total = 0
@@ -159,6 +162,7 @@ def _write_weights(work: Path, files: list[list[str]], reader: CheckpointReader,
         file = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = dict(_read_tensors(reader, names, DTYPES[dtype]))
         save_file(tensors, work / file, metadata={"format": "pt"})
+        tick()
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         weight_map |= dict.fromkeys(names, file)
     if len(files) > 1:

@@ -57,7 +57,7 @@ class Protection:
             self._snapshots.close()
         session = context.session
         self._vault, self._told = vault, False
-        self._snapshots = Snapshots(context.engine, vault, session.rank, session.world_size)
+        self._snapshots = Snapshots(context.engine, vault, session.rank, session.world_size, session.progress)
 
     @property
     def replicated_step(self) -> int:

@@ -73,6 +73,9 @@ class StandaloneSession:
     def beat(self, step: int, phase: Phase) -> None:
         """Nobody watches."""
 
+    def progress(self) -> None:
+        """Nobody watches."""
+
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO
 

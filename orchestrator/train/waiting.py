@@ -12,6 +12,28 @@ from typing import Any
 
 from torch.distributed import Work
 
+from orchestrator.domain.progress import Tick
+
+
+@contextmanager
+def ticking_collectives(tick: Tick) -> Iterator[None]:
+    """Context in which each collective that this thread completes is progress, for operations that consist of many of
+    them: building an engine, sending weights. A collective that cannot complete gives none. Those of NCCL return at
+    once; there each one that is begun counts."""
+    wait, thread = Work.wait, threading.get_ident()
+
+    def ticking(work: Work, *args: Any) -> Any:
+        result = wait(work, *args)
+        if threading.get_ident() == thread:
+            tick()
+        return result
+
+    Work.wait = ticking  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Work.wait = wait  # type: ignore[method-assign]
+
 
 class CollectiveClock:
     """Adds up while `running`; only for the thread that runs it."""

@@ -74,8 +74,10 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.train.engine import build_engine
     from orchestrator.train.models import build_model
     from orchestrator.train.sizing import model_size
+    from orchestrator.train.waiting import ticking_collectives
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
+    session.beat(0, Phase.MODEL)
     model = build_model(spec, dataset.manifest, restored=plan.restores)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
@@ -92,7 +94,9 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
                 "parameters": size.parameters,
             },
         )
-    engine = build_engine(spec, model, shape, restored=plan.restores)
+    session.beat(0, Phase.BUILD)
+    with ticking_collectives(session.progress):
+        engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
@@ -183,7 +187,8 @@ def _export(context: "TrainContext", result: "LoopResult") -> None:
         shared = session.shares_files
         local = target if shared else Path(scratch) / "export"
         replace, data_dir = plan.resume_from is not None, session.fetch(plan.data_dir)
-        exported = export_model(at_hand(session, checkpoint), spec, data_dir, local, force=replace)
+        source = at_hand(session, checkpoint)
+        exported = export_model(source, spec, data_dir, local, force=replace, tick=session.progress)
         if not shared:
             for file in sorted(path for path in local.rglob("*") if path.is_file()):
                 session.store(file, str(target / file.relative_to(local)))

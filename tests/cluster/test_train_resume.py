@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.checkpoint.vault import Vault
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import TrainProcesses, train_plan
@@ -36,6 +37,12 @@ def test_resuming_is_bitwise(
     assert rest.grad_norms == whole.grad_norms[8:]
     assert rest.evaluations == {10: whole.evaluations[10]}
     assert [r.first_position for r in rest.steps] == [80, 90]
+
+    # What takes long with a large model reports progress on every rank; beats stay the same on all of them.
+    assert all(parts[Phase.BUILD] and parts[Phase.CHECKPOINT] for parts in whole.parts)
+    assert all(parts[Phase.RESTORE] for parts in rest.parts)
+    for outcome in (whole, rest):
+        assert outcome.beats[0] == outcome.beats[1]
 
 
 def test_resuming_at_another_size_follows_the_curve(

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -48,6 +49,8 @@ class FileSession:
     steps: list[StepReport] = field(default_factory=list)
     events: list[tuple[EventKind, dict[str, Any]]] = field(default_factory=list)
     beats: list[tuple[int, Phase]] = field(default_factory=list)
+    parts: "Counter[Phase]" = field(default_factory=Counter)
+    """Of long operations, by the phase in which they were reported."""
 
     def report_step(self, report: StepReport) -> None:
         self.steps.append(report)
@@ -57,6 +60,9 @@ class FileSession:
 
     def beat(self, step: int, phase: Phase) -> None:
         self.beats.append((step, phase))
+
+    def progress(self) -> None:
+        self.parts[self.beats[-1][1]] += 1
 
     def leave(self) -> Leave:
         # Asked once a step.
@@ -104,6 +110,10 @@ class Outcome:
     steps: list[StepReport]
     events: list[tuple[EventKind, dict[str, Any]]]
     results: list[TrainResult]
+    beats: list[list[tuple[int, Phase]]]
+    """By rank."""
+    parts: list["Counter[Phase]"]
+    """By rank; see `FileSession.parts`."""
 
     @property
     def losses(self) -> list[float]:
@@ -169,7 +179,8 @@ class TrainProcesses:
         if failures:
             raise GangFailedError("\n".join(failures))
         results = [answer[0] for answer in answers]
-        return Outcome(answers[0][1], answers[0][2], results)
+        beats, parts = [answer[3] for answer in answers], [answer[4] for answer in answers]
+        return Outcome(answers[0][1], answers[0][2], results, beats, parts)
 
     def _answers(self, pipes: list[Connection]) -> list[Any]:
         answers: dict[int, Any] = {}
@@ -216,7 +227,7 @@ def _serve(pipe: Connection, gpus: int) -> None:
         except BaseException:  # noqa: BLE001 - every failure belongs to the test that caused it
             pipe.send(traceback.format_exc())
         else:
-            pipe.send((result, session.steps, session.events))
+            pipe.send((result, session.steps, session.events, session.beats, session.parts))
         stray = [t.name for t in threading.enumerate() if t.name.startswith("convoy-")]
         assert not stray, stray
 

@@ -137,6 +137,9 @@ class LocalSession:
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         self.events.append((kind, fields))
 
+    def progress(self) -> None:
+        """Nobody watches."""
+
     def fetch(self, path: str) -> Path:
         if not Path(path).exists():
             raise FileNotFoundError(path)

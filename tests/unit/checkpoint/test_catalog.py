@@ -1,6 +1,5 @@
 """Which checkpoints there are, which is to be trusted, which may go."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.storage import LocalStorage
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.progress import Tick
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -109,10 +109,10 @@ def test_a_step_just_written_is_not_read_again(tmp_path: Path, monkeypatch: pyte
 def test_a_removal_cut_short_leaves_nothing_that_looks_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older, newer = write(tmp_path, 1, 2)
 
-    def interrupted(path: Path) -> None:
+    def interrupted(path: Path, tick: Tick) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    monkeypatch.setattr("orchestrator.checkpoint.storage.remove_tree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         LocalStorage(tmp_path).remove(newer.name, MANIFEST)
     assert newest_valid(tmp_path).path == older

@@ -6,15 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.checkpoint.storage import Limits
 from orchestrator.domain.hang import (
+    ALL_STORAGE_S,
     CHECKPOINT_FLOOR_S,
     EXPORT_S,
+    FIRST_CHECKPOINT_S,
     FIRST_S,
     OUTSIDE_S,
     SILENT_S,
     STEP_FLOOR_S,
     STEP_PHASES,
     STOPPED_S,
+    STORAGE_S,
+    SUSPICION,
     Pace,
     Phase,
     Pulse,
@@ -24,6 +29,7 @@ from orchestrator.domain.hang import (
     name_culprits,
     step_bound_s,
 )
+from orchestrator.gang.worker_actor import FILE_CALL_S
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +59,7 @@ pulse = st.builds(
     looked=st.booleans(),
     stopped_s=seconds,
     waits=st.sampled_from([None, True, False]),
+    blocked=st.booleans(),
 )
 gangs = st.lists(pulse, min_size=1, max_size=8, unique_by=lambda item: item.rank)
 paces = st.builds(
@@ -87,7 +94,7 @@ def test_what_is_no_step_has_more_time() -> None:
     assert bound_s(Phase.FORWARD, Pace(), None) == FIRST_S
     assert bound_s(Phase.FORWARD, Pace((1.0,)), None) == 60.0  # the first step of a later gang
     assert bound_s(Phase.FORWARD, PACE, None) == STEP_FLOOR_S
-    assert bound_s(Phase.CHECKPOINT, PACE, None) == OUTSIDE_S
+    assert bound_s(Phase.CHECKPOINT, PACE, None) == FIRST_CHECKPOINT_S
     assert bound_s(Phase.CHECKPOINT, replace(PACE, checkpoints_s=(1.0,)), None) == CHECKPOINT_FLOOR_S
     assert bound_s(Phase.CHECKPOINT, replace(PACE, checkpoints_s=(60.0, 1.0)), None) == 600.0
     assert bound_s(Phase.EXPORT, PACE, 5.0) == EXPORT_S
@@ -98,6 +105,62 @@ def test_whoever_still_makes_a_beat_saves_all(pulses: list[Pulse], moved_s: floa
     index = which % len(pulses)
     pulses[index] = replace(pulses[index], still_s=min(moved_s, STOPPED_S - 0.1))
     assert judge_pulses(pulses, 1e6, pace, None).state is not State.HUNG
+
+
+heard = st.floats(0.0, SILENT_S, exclude_max=True)
+
+
+@given(st.sampled_from(Phase), st.lists(st.floats(0.0, 1e5), min_size=1, max_size=8), heard, paces, asked)
+def test_progress_in_any_phase_is_no_hang_and_none_is_one_in_time(
+    phase: Phase, still: list[float], quiet_s: float, pace: Pace, asked_s: float | None
+) -> None:
+    """However long the phase has lasted: only the time since anybody's last progress decides."""
+    pulses = [Pulse(rank, 7, 3, phase, still_s, quiet_s) for rank, still_s in enumerate(still)]
+    finding = judge_pulses(pulses, 1e6, pace, asked_s)
+    bound = bound_s(phase, pace, asked_s)
+    assert (finding.state is State.HUNG) is (min(still) >= bound)
+    assert (finding.state is State.FINE) is (min(still) < SUSPICION * bound)
+
+
+@given(gangs, paces, asked)
+def test_without_progress_every_gang_that_is_heard_is_hung_in_the_end(
+    pulses: list[Pulse], pace: Pace, asked_s: float | None
+) -> None:
+    limit_s = max(ALL_STORAGE_S, *(bound_s(pulse.phase, pace, asked_s) for pulse in pulses))
+    silent = [replace(pulse, still_s=limit_s, quiet_s=0.0) for pulse in pulses]
+    assert judge_pulses(silent, limit_s, pace, asked_s).state is State.HUNG
+
+
+def test_storage_reports_its_own_failure_before_a_checkpoint_is_a_hang() -> None:
+    limits = Limits()
+    assert limits.connect_s + limits.request_s + limits.retry_s < CHECKPOINT_FLOOR_S
+    assert FILE_CALL_S < CHECKPOINT_FLOOR_S
+
+
+def test_storage_that_does_not_answer_is_no_hang_of_a_worker() -> None:
+    in_data = {"phase": Phase.DATA, "beat": 0}
+    blocked = {**in_data, "blocked": True, "waits": False}
+    assert judge_pulses(still(12.0, gang(in_data)), 12.0, PACE, None).culprits == (0,)
+    finding = judge_pulses(still(12.0, gang(blocked)), 12.0, PACE, None)
+    assert (finding.state, finding.excused) == (State.FINE, (0,))
+    assert judge_pulses(still(9.0, gang(blocked)), 9.0, PACE, None).excused == ()
+    finding = judge_pulses(still(STORAGE_S, gang(blocked)), STORAGE_S, PACE, None)
+    assert (finding.state, finding.culprits) == (State.HUNG, (0,))
+    assert finding.reason.startswith("its storage does not answer in data of step 7")
+
+
+def test_storage_that_all_share_is_waited_for_longer() -> None:
+    pulses = gang(*[{"phase": Phase.DATA, "blocked": True}] * 3)
+    assert judge_pulses(still(STORAGE_S, pulses), STORAGE_S, PACE, None).excused == (0, 1, 2)
+    assert judge_pulses(still(ALL_STORAGE_S, pulses), ALL_STORAGE_S, PACE, None).state is State.HUNG
+
+
+def test_blocked_ranks_that_are_waited_for_by_nobody_are_not_named() -> None:
+    """Rank 0 reads ahead and is in a collective; rank 1 is the one that does not come."""
+    pulses = gang(
+        {"blocked": True, "waits": True}, {"beat": 3, "phase": Phase.FORWARD, "waits": False}, {"waits": True}
+    )
+    assert name_culprits(pulses)[0] == (1,)
 
 
 @given(gangs, paces, asked)

@@ -1,12 +1,16 @@
 """Files between hosts: the server's fence, and copies that are whole or not there."""
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.hang import Phase
 from orchestrator.gang import files as module
 from orchestrator.gang.files import Chunk, Files, FileServer, write_marker
+from orchestrator.gang.outbox import Lease, Outbox
+from orchestrator.gang.ray_session import Assignment, RaySession
 
 pytestmark = pytest.mark.unit
 
@@ -128,12 +132,118 @@ def test_a_broken_copy_goes_on_where_it_was(run_dir: Path) -> None:
     server = Unreliable(run_dir, -1, False)
     files = remote(run_dir, server)
     assert files.fetch(str(run_dir / "a")).read_bytes() == (run_dir / "a").read_bytes()
-    assert server.reads == 3 + 4  # the last two chunks and the end; then all four, to check
+    assert server.reads == 3  # the last two chunks and the end; what was there before was compared, and did not travel
 
 
 def test_a_file_that_arrives_short_is_not_committed(run_dir: Path) -> None:
     server = server_of(run_dir)
     server.write(str(run_dir / "x"), "t", 0, b"abc")
-    with pytest.raises(OSError, match="checksum"):
-        server.commit(str(run_dir / "x"), "t", 4, 0)
+    with pytest.raises(OSError, match="3 bytes arrived, 4 were sent"):
+        server.commit(str(run_dir / "x"), "t", 4)
     assert not (run_dir / "x").exists()
+
+
+def test_a_copy_that_was_begun_is_compared_before_it_is_continued(run_dir: Path) -> None:
+    (run_dir / "a").write_bytes(os.urandom(3500))
+    files = remote(run_dir, Unreliable(run_dir, 3, True))
+    with pytest.raises(ConnectionError):
+        files.fetch(str(run_dir / "a"))
+    (partial,) = (run_dir.parent / "cache").rglob("*.partial")
+    partial.write_bytes(os.urandom(partial.stat().st_size))
+    server = Unreliable(run_dir, -1, False)
+    assert remote(run_dir, server).fetch(str(run_dir / "a")).read_bytes() == (run_dir / "a").read_bytes()
+    assert server.reads == 5  # all of it
+
+
+def test_a_checksum_costs_the_server_a_bounded_read_and_no_transfer(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKED_BYTES", 1500)
+    data = os.urandom(4000)
+    (run_dir / "a").write_bytes(data)
+    server = server_of(run_dir)
+    assert server.checksum(str(run_dir / "a"), 0, 9999, 0) == (1500, zlib.crc32(data[:1500]))
+    assert server.checksum(str(run_dir / "a"), 1500, 2000, zlib.crc32(data[:1500])) == (2000, zlib.crc32(data[:2000]))
+    assert server.checksum(str(run_dir / "a"), 4000, 9999, 7) == (4000, 7)
+    with pytest.raises(PermissionError):
+        server.checksum("/etc/passwd", 0, 1, 0)
+
+
+class Changing(FileServer):
+    """The file is replaced while its second chunk is read, `times` times."""
+
+    def __init__(self, run_dir: Path, times: int) -> None:
+        super().__init__((str(run_dir),), str(run_dir))
+        self.times = times
+
+    def read(self, path: str, offset: int, crc: int) -> Chunk:
+        if offset == 1000 and self.times:
+            self.times -= 1
+            stat = Path(path).stat()
+            Path(path).write_bytes(os.urandom(3500))
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # whatever the clock's resolution
+        return super().read(path, offset, crc)
+
+
+def test_a_file_that_changes_meanwhile_is_copied_again(run_dir: Path) -> None:
+    (run_dir / "a").write_bytes(os.urandom(3500))
+    assert remote(run_dir, Changing(run_dir, 1)).fetch(str(run_dir / "a")).read_bytes() == (run_dir / "a").read_bytes()
+    (run_dir / "b").write_bytes(os.urandom(3500))
+    with pytest.raises(OSError, match="it changes"):
+        remote(run_dir, Changing(run_dir, 9)).fetch(str(run_dir / "b"))
+
+
+class Damaging(FileServer):
+    """Receives something else than was sent, `times` times."""
+
+    def __init__(self, run_dir: Path, times: int) -> None:
+        super().__init__((str(run_dir),), str(run_dir))
+        self.times = times
+
+    def write(self, path: str, token: str, offset: int, data: bytes) -> int:
+        if offset == 1000 and self.times:
+            self.times -= 1
+            data = bytes([data[0] ^ 1]) + data[1:]
+        return super().write(path, token, offset, data)
+
+
+def test_a_chunk_that_arrives_damaged_is_sent_again(run_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(3500))
+    remote(run_dir, Damaging(run_dir, 2)).store(source, str(run_dir / "a"))
+    assert (run_dir / "a").read_bytes() == source.read_bytes()
+    with pytest.raises(OSError, match="arrives damaged"):
+        remote(run_dir, Damaging(run_dir, 3)).store(source, str(run_dir / "b"))
+    assert not (run_dir / "b").exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_copy_is_progress_chunk_by_chunk(run_dir: Path, tmp_path: Path, shared: bool) -> None:
+    """The lease of a worker changes with each chunk, while its beat, which ranks are compared by, stays what it is."""
+    (run_dir / "a").write_bytes(os.urandom(3500))
+    marker, word = write_marker(run_dir)
+    seen: list[Lease] = []
+
+    class Slow(FileServer):
+        def read(self, path: str, offset: int, crc: int) -> Chunk:
+            seen.append(worker.lease)
+            return super().read(path, offset, crc)
+
+        def write(self, path: str, token: str, offset: int, data: bytes) -> int:
+            seen.append(worker.lease)
+            return super().write(path, token, offset, data)
+
+    env = {} if shared else {"CONVOY_FILE_TRANSPORT": "remote"}
+    files = Files(Slow((str(run_dir),), str(run_dir)), str(marker), word, tmp_path / "cache", env)
+    worker = RaySession(Assignment(0, 1, 0, "127.0.0.1"), Outbox(), files)
+    worker.beat(0, Phase.RESTORE)
+    before = worker.lease
+    local = worker.fetch(str(run_dir / "a"))
+    worker.store(local, str(run_dir / "b"))
+    assert (run_dir / "b").read_bytes() == (run_dir / "a").read_bytes()
+    # Four chunks: stored, and in the other case fetched before.
+    assert worker.lease.progress - before.progress == (4 if shared else 8)
+    assert {(lease.step, lease.beat, lease.phase) for lease in [*seen, worker.lease]} == {(0, 1, Phase.RESTORE)}
+    counts = [lease.progress for lease in seen]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == (0 if shared else 8)

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave
+from orchestrator.gang import activity
 from orchestrator.gang import outbox as module
 from orchestrator.gang.files import Files, FileServer
 from orchestrator.gang.outbox import Lease, Outbox, Published
@@ -71,6 +72,35 @@ def test_beats_say_how_far_it_is(tmp_path: Path) -> None:
     assert [(lease.step, lease.beat) for lease in (first, second, worker.lease)] == [(7, 0), (7, 1), (8, 0)]
     time.sleep(0.02)
     assert worker.lease.still_s >= 0.02
+
+
+def test_progress_is_no_beat(tmp_path: Path) -> None:
+    worker, _ = session(tmp_path)
+    worker.beat(7, Phase.CHECKPOINT)
+    before = worker.lease
+    pool = [threading.Thread(target=worker.progress) for _ in range(4)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
+    worker.progress()
+    after = worker.lease
+    assert (after.step, after.beat, after.phase) == (before.step, before.beat, before.phase)
+    assert after.progress == before.progress + 5
+    worker.beat(8, Phase.DATA)
+    assert worker.lease.progress == after.progress
+
+
+def test_a_process_that_works_without_a_word_is_seen_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training thread is in one long call that writes a file: the agent sees its I/O."""
+    monkeypatch.setattr(activity, "IDLE_S", 0.0)
+    monkeypatch.setattr(activity, "PAUSE_S", 0.0)
+    worker, _ = session(tmp_path)
+    worker.beat(0, Phase.EXPORT)
+    before = worker.lease
+    (tmp_path / "weights").write_bytes(bytes(2 << 20))
+    assert worker.lease.progress == before.progress + 1
+    assert not worker.lease.blocked
 
 
 def test_a_lost_answer_comes_again() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.gang.stacks import end_worker, foreign_stacks, is_stopped, own_stacks
+from orchestrator.gang.activity import look_at
+from orchestrator.gang.stacks import end_worker, foreign_stacks, own_stacks
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +34,11 @@ def stuck() -> Iterator[subprocess.Popen[bytes]]:
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+def is_stopped(pid: int) -> bool | None:
+    look = look_at(pid)
+    return look.stopped if look is not None else None
 
 
 def until(pid: int, stopped: bool | None) -> None:
