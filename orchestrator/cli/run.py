@@ -140,8 +140,9 @@ def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:
     from rich.console import Console
 
     from orchestrator.cli.live import LiveDisplay
+    from orchestrator.cli.plain import describe
 
-    return LiveDisplay(Console(stderr=True))
+    return LiveDisplay(Console(stderr=True), describe=describe)
 
 
 @dataclass
