@@ -26,7 +26,7 @@ _DATA_PHASES = {
 _WORKER_PHASES = {
     "import": "importing the engine",
     "rendezvous": "meeting each other",
-    "build": "building the model (operators are compiled the first time: 1 to 2 minutes)",
+    "build": "building the model",
     "restore": "restoring the checkpoint",
 }
 _REFRESH_PER_S = 5
