@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart install dev test lint calibrate unit cluster soak bench docs constraints clean help
+.PHONY: quickstart install dev test lint calibrate unit cluster soak bench docs recording constraints clean help
 
 help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
@@ -19,6 +19,7 @@ help:
 	@echo "make soak         the tests that take too long for every day, and a hundred random faults in one run"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
+	@echo "make recording    record what the documents show, from real runs; best on a quiet machine"
 	@echo "make clean        remove .venv, caches and build products (never runs/)"
 
 quickstart: install
@@ -76,6 +77,9 @@ docs: install
 	$(BIN)/python -m orchestrator.spec.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
 	$(BIN)/python -m orchestrator.metrics.catalog > docs/metrics.md
+
+recording: dev
+	$(BIN)/python -m tests.recording
 
 # After a deliberate upgrade in .venv: freeze what is installed, and review the diff.
 constraints: $(VENV)/.installed-bench

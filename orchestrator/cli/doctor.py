@@ -58,7 +58,7 @@ def doctor(ctx: click.Context, address: str | None, fast: bool, home: Path, as_j
         if missing:
             click.echo(f"Not ready: {', '.join(check.name for check in missing)} ({warnings} warnings)")
         else:
-            click.echo(f"Ready to train ({warnings} warnings). Try: convoy run jobs/quickstart.yaml")
+            click.echo(f"Ready to train ({warnings} warnings)")
     ctx.exit(1 if missing else 0)
 
 
@@ -122,7 +122,13 @@ def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
     """What the engine found: importable, devices, operators that could be built. `present`: GPUs of this machine, as
     the driver lists them."""
     if "error" in facts:
-        yield Check("engine", "import", "missing", facts["error"], "reinstall: pip install -c constraints.txt -e .")
+        yield Check(
+            "engine",
+            "import",
+            "missing",
+            facts["error"],
+            "reinstall Convoy with its dependencies; in a checkout: make clean install",
+        )
         return
     for name, error in facts["errors"].items():
         yield Check("engine", name, "missing", error, f"reinstall it: pip install --force-reinstall {name}")

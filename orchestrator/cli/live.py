@@ -26,18 +26,35 @@ _DATA_PHASES = {
 _WORKER_PHASES = {
     "import": "importing the engine",
     "rendezvous": "meeting each other",
-    "build": "building the model (operators are compiled the first time: 1 to 2 minutes)",
+    "build": "building the model",
     "restore": "restoring the checkpoint",
 }
 _REFRESH_PER_S = 5
+ANNOUNCED = {
+    EventKind.WORKER_FAILED: "red",
+    EventKind.RECOVERY_STARTED: "yellow",
+    EventKind.RECOVERED: "green",
+    EventKind.RESIZED: "cyan",
+    EventKind.WORKER_SLOW: "yellow",
+    EventKind.CHECKPOINT_FAILED: "yellow",
+    EventKind.CHECKPOINT_REJECTED: "yellow",
+}
+"""Events whose line stays above the display, and its style: the state in the title is gone a second later."""
 
 
 class LiveDisplay:
     """Observer that redraws a few lines at the bottom of the terminal. Thread-safe: rich draws from a thread."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.time,
+        describe: Callable[[Event, RunView], str | None] = lambda event, view: None,
+    ) -> None:
+        """`describe` gives the line that is printed above the display for an event in `ANNOUNCED`."""
         self.view = RunView()
         self._clock = clock
+        self._describe = describe
         self._lock = threading.Lock()
         self._spinner = Spinner("dots", style="cyan")
         self._started_s = clock()
@@ -72,6 +89,11 @@ class LiveDisplay:
             self._live.console.print(f"kept: {escape(vaults.kept(event.fields))}")
         elif event.kind is EventKind.DATA_SKIPPED:
             self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
+        elif event.kind in ANNOUNCED:
+            with self._lock:
+                text = self._describe(event, self.view)
+            if text:
+                self._live.console.print(Text(render.printable(text), style=ANNOUNCED[event.kind]))
 
     def on_step(self, report: StepReport) -> None:
         """Take a step."""

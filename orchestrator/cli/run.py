@@ -109,7 +109,9 @@ def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | N
             load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
         return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides)
     if job is None:
-        raise UsageError("which job? Give a job file, or --resume RUN", hint="convoy run jobs/quickstart.yaml")
+        raise UsageError(
+            "which job? Give a job file, or --resume RUN", hint="convoy run job.yaml, or convoy run --resume last"
+        )
     loaded = load_job(job, overrides)
     return lambda observers, stop: _run_job(loaded, home, observers, stop)
 
@@ -140,8 +142,9 @@ def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:
     from rich.console import Console
 
     from orchestrator.cli.live import LiveDisplay
+    from orchestrator.cli.plain import describe
 
-    return LiveDisplay(Console(stderr=True))
+    return LiveDisplay(Console(stderr=True), describe=describe)
 
 
 @dataclass

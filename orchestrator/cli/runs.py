@@ -36,7 +36,7 @@ def runs(show_all: bool, home: Path, as_json: bool) -> None:
         click.echo(json.dumps([record.to_json() for record in shown], indent=2))
         return
     if not records:
-        click.echo(f"No runs under {home.absolute()}. Start one: convoy run jobs/quickstart.yaml")
+        click.echo(f"No runs under {home.absolute()}. Start one: convoy run job.yaml")
         return
     now_s = time.time()
     rows: list[tuple[str, ...]] = [("RUN", "STATE", "WORKERS", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED")]

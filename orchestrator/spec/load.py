@@ -118,7 +118,7 @@ def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mappin
     if not whole:
         raise SpecError(in_reading_order(problems))
     if root is None or (isinstance(root, Scalar) and root.value is None and not root.broken):
-        hint = "start from one of the examples in jobs/, e.g. quickstart.yaml"
+        hint = "a job begins with `name: my-model`"
         problems.append(Problem(Place(file), "the file is empty, expected a job", hint))
         raise SpecError(in_reading_order(problems))
     if not isinstance(root, MapNode):

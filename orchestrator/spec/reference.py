@@ -37,7 +37,7 @@ A job is one YAML file. `convoy validate job.yaml` reports every mistake in it a
   anywhere else it is text. A variable never adds keys. `PYTHON_STDLIB` is the standard library of the Python that
   runs Convoy, unless it is set.
 - `--set a.b.c=value` changes a value for one command; the value is YAML (`--set resources.workers='{min: 2, max: 4}'`),
-  list items are numbered from 0 (`--set data.sources.0.weight=2`), `null` takes a value away.
+  list items are numbered from 0 (`--set data.sources.0.weight=2`), `null` unsets a key whose default is none.
 """
 
 

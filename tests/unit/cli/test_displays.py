@@ -12,7 +12,7 @@ from rich.text import Text
 from orchestrator.cli import summary
 from orchestrator.cli.live import LiveDisplay, draw
 from orchestrator.cli.options import DEFAULT_HOME
-from orchestrator.cli.plain import JsonDisplay, PlainDisplay
+from orchestrator.cli.plain import JsonDisplay, PlainDisplay, describe
 from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
@@ -101,6 +101,28 @@ def test_the_live_display_takes_whatever_a_run_tells() -> None:
         display.stop()
     assert "[/red] is no markup" in console.file.getvalue()  # type: ignore[attr-defined]
     assert display.view.state == "failed"
+
+
+def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, no_color=True, highlight=False)
+    display = LiveDisplay(console, clock=lambda: T0, describe=describe)
+    lost = {"rank": 2, "error": "its node is gone\x1b]0;evil\x07", "traceback": ""}
+    going_on = {"rank": 2, "step": 20, "from_step": 20, "source": "vaults", "skipped": None}
+    recovered = {"incident": 1, "step": 21, "world_size": 3, "seconds": 1.4, "steps_recomputed": 0}
+    display.start()
+    try:
+        display.on_event(Event(EventKind.WORKER_FAILED, T0, lost))
+        display.on_event(Event(EventKind.RECOVERY_STARTED, T0, going_on))
+        display.on_event(Event(EventKind.RECOVERED, T0, recovered))
+        display.on_event(Event(EventKind.CHECKPOINT_FAILED, T0, {"reason": "the disk is full"}))
+    finally:
+        display.stop()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "worker 2 failed: its node is gone" in shown
+    assert "worker 2 was lost at step 20, going on from step 20 out of vaults" in shown
+    assert "recovered in 1.4 s with 3 workers, 0 steps made again" in shown
+    assert "the disk is full" in shown
+    assert "\x1b]0;evil" not in shown
 
 
 def test_plain_lines_are_few_and_say_what_happened() -> None:
