@@ -3,16 +3,17 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.data.prepare import PreparedData, cache_directory, prepare
+from orchestrator.data.prepare import PreparedData, cache_directory, prepare, reopen
+from orchestrator.data.progress import Progress
 from orchestrator.domain.arranged import Arranged
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError, WeightsError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, DataError, UsageError, WeightsError
 from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.session import Question
@@ -25,6 +26,8 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
 from orchestrator.store.history import current_steps
+from orchestrator.store.recording import record, require_same
+from orchestrator.store.resuming import examine, pinned
 from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
@@ -101,12 +104,15 @@ def resume_run(
     entry: str = TRAIN_ENTRY,
     arranged: Arranged | None = None,
     overrides: Sequence[str] = (),
+    accept_changes: bool = False,
 ) -> RunOutcome:
     """Go on with a run from its newest valid checkpoint, or from the start where it has none. What is left out of it
     was decided before: of `arranged` that does not count. `overrides` (KEY=VALUE) become part of the run's spec.
+    `accept_changes`: also if data, tokenizer, model or code are not what the run was trained with; it is recorded.
 
-    Raises UsageError where it already succeeded or somebody drives it, CheckpointError where checkpoints exist and
-    none of them is whole, SpecError where an override does not fit the spec.
+    Raises UsageError where it already succeeded or somebody drives it, ChangedError where something has changed that
+    is not accepted or cannot be, CheckpointError where checkpoints exist and none of them is whole, SpecError where
+    the spec is wrong. The run is left as it was by all but CheckpointError.
     """
     store = RunStore(home)
     record = store.read(str(run_dir.absolute()))
@@ -115,21 +121,37 @@ def resume_run(
             f"run {record.id} has succeeded: there is nothing to resume",
             hint="start a new run with more steps (--set train.steps=...)",
         )
-    store.claim(record.layout)
+    layout = record.layout
+    job = load_job(layout.spec, overrides)
+    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
+    resumption = examine(
+        layout, job.spec, job_dir, cache_directory(job.spec, home), accept_changes, _watch(observers, stop)
+    )
+    store.claim(layout)
     try:
-        job = load_job(record.layout.spec, overrides)
         if overrides:
-            write_text(record.layout.spec, dump_job(job.spec))
-        facts = read_json(record.layout.data) or {}
-        job_dir = Path(str(facts.get("job_dir") or record.layout.root))
-        run = Run(anchored(job.spec, job_dir), job_dir, record.layout, store, stop)
+            write_text(layout.spec, dump_job(job.spec))
+        spec = pinned(anchored(job.spec, job_dir), resumption.history)
+        run = Run(spec, job_dir, layout, store, stop, resumption=resumption)
         run.blame = partial(at_value, job)
         if arranged is not None:
             run.injections, run.nodes = arranged.injections, arranged.nodes
     except BaseException as error:
-        store.set_state(record.layout, RunState.FAILED, f"could not be resumed: {error}")
+        store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
         raise
-    return _carry(run, observers, entry, resume_from=record.layout)
+    return _carry(run, observers, entry, resume_from=layout)
+
+
+def _watch(observers: Sequence[Observer], stop: threading.Event) -> Callable[[int], None]:
+    """Shows how much of the files has been read that were touched since; a stop ends that as Ctrl-C does."""
+    progress = Progress(partial(tell, observers), 0)
+
+    def watch(done_bytes: int) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        progress.update("compare", done_bytes)
+
+    return watch
 
 
 def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], workers: int) -> PreparedData:
@@ -199,6 +221,8 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
             "resumed_from_step": origin.step if origin.checkpoint is not None else None,
         },
     )
+    for message in run.resumption.warnings if run.resumption is not None else ():
+        run.emit(EventKind.WARNING, {"message": message})
     run.enter(RunState.PREPARING)
     require_storage(run.layout, run.spec.checkpoint.storage)
     desk, run_id = ScaleFiles(run.layout), run.layout.run_id
@@ -226,6 +250,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
             origin = training.newest()
             run.step = origin.step
         run.keeping.tell_missing(origin.step)
+        _record(run, data, origin.step)
         ended = training.carry(workers, origin)
         return ended
     finally:
@@ -266,7 +291,7 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
     from orchestrator.gang.executor import Stopped
 
     try:
-        data = prepare(run.spec, run.job_dir, cache_directory(run.spec, run.store.home), driver.executor(), run.emit)
+        data = _data(run, driver)
     except Stopped:
         return None
     except WeightsError as error:  # the tokenizer does not fit the model
@@ -276,6 +301,32 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
     facts = {"job_dir": str(run.job_dir), "directory": str(data.directory.absolute()), "cached": data.cached}
     write_json(run.layout.data, {**facts, **data.manifest.to_json()})
     return data
+
+
+def _data(run: Run, driver: Any) -> PreparedData:
+    """The run's own prepared data if it is whole and nothing has changed, else what is made from the text."""
+    again = run.resumption
+    last = again.history[-1].data if again is not None and again.history else None
+    if again is not None and again.prepared is not None:
+        return reopen(again.prepared, again.contents, last.tokens_digest if last is not None else None, run.emit)
+    cache_dir, kept = cache_directory(run.spec, run.store.home), again.kept if again is not None else None
+    data = prepare(run.spec, run.job_dir, cache_dir, driver.executor(), run.emit, kept)
+    if again is not None and last is not None and not again.new_data:
+        require_same(data, last, accepted=bool(again.changes))
+    return data
+
+
+def _record(run: Run, data: PreparedData, step: int) -> None:
+    """Write down what the run is trained with from here. A disk that fails now must not end it."""
+    again = run.resumption
+    try:
+        record(run.layout, load_job(run.layout.spec).spec, run.job_dir, data, again, step, time.time())
+    except (OSError, DataError) as error:
+        what = f"what the run is trained with cannot be recorded: {error}; a resume will not notice what changed"
+        run.emit(EventKind.WARNING, {"message": what})
+    if again is not None and again.changes:
+        changes = [change.to_json() for change in again.changes]
+        run.emit(EventKind.CHANGES_ACCEPTED, {"step": step, "changes": changes})
 
 
 def _warm(spec: JobSpec) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:

@@ -23,6 +23,7 @@ from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.progress import read_progress
+from orchestrator.store.resuming import Resumption
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.runs import RunStore
 from orchestrator.store.skips import read_skips
@@ -85,6 +86,8 @@ class Run:
     """Where a local cluster's nodes are; empty: all on loopback."""
     blame: Callable[[UsageError], UsageError | SpecError] = lambda error: error
     """Adds to an error about `model.pretrained` where the job file says it."""
+    resumption: Resumption | None = None
+    """How it goes on; None: it begins."""
 
     def __post_init__(self) -> None:
         self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)

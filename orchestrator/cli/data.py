@@ -13,7 +13,7 @@ from orchestrator.cli.options import home_option, json_option, run_argument
 
 if TYPE_CHECKING:
     from orchestrator.data.manifest import DataManifest
-    from orchestrator.data.verify import Proof
+    from orchestrator.data.verify import EpochUse, Proof
     from orchestrator.domain.numeric import Skip
 
 
@@ -99,6 +99,7 @@ def verify(ctx: click.Context, run: str, home: Path, as_json: bool) -> None:
 
     Replays the recorded steps: computes which samples each step had to feed, reads their tokens again, and
     compares with the digest recorded from what was fed. Then counts: each sample of each epoch exactly once.
+    A run that went on with other data (--accept-changes) is proved part by part.
 
     \b
     Examples:
@@ -121,26 +122,47 @@ def _text(run: str, proof: "Proof") -> str:
     lines.append(f"  {proof.steps:,} steps replayed: {proof.samples:,} samples, {proof.tokens:,} tokens")
     if proof.superseded:
         lines.append(f"  {proof.superseded:,} recorded steps were computed again after a resume, and do not count")
-    for use in proof.epochs:
-        state = "complete" if use.complete else "in part"
-        faults = f", {use.duplicates} twice" if use.duplicates else ""
-        faults += f", {use.missing} missing" if use.missing else ""
-        faults += f", {use.skipped:,} left out" if use.skipped else ""
-        lines.append(f"  {use.source}, epoch {use.epoch}: {use.used:,} of {use.of:,} samples once, {state}{faults}")
+    for index, part in enumerate(proof.parts):
+        if len(proof.parts) > 1:
+            lines.append(f"  steps {part.first_step:,} to {part.last_step:,}: data {part.fingerprint}")
+        lines += [f"  {_use_text(use)}" for use in proof.epochs if use.part == index]
     if proof.skips:
         lines.append(
             f"  left out: {proof.skipped_samples:,} samples; with the {proof.samples:,} fed they are the"
             f" {proof.end_position:,} that the order has up to there"
         )
         lines += [f"    {_skip_text(skip)}" for skip in proof.skips]
-    if proof.mismatch is None:
-        aside = "" if not proof.skips else ", those left out aside,"
-        lines.append(
-            f"PROVED: every sample of every epoch{aside} was used exactly once, with the tokens it should have"
-        )
-    else:
-        lines.append(f"NOT PROVED: step {proof.mismatch.step}: {proof.mismatch.what}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verdict(proof)])
+
+
+def _use_text(use: "EpochUse") -> str:
+    state = "complete" if use.complete else "in part"
+    faults = f", {use.duplicates} twice" if use.duplicates else ""
+    faults += f", {use.missing} missing" if use.missing else ""
+    faults += f", {use.skipped:,} left out" if use.skipped else ""
+    faults += f", {use.before:,} never: their turn was before this data" if use.before else ""
+    return f"{use.source}, epoch {use.epoch}: {use.used:,} of {use.of:,} samples once, {state}{faults}"
+
+
+def _verdict(proof: "Proof") -> list[str]:
+    """What is proved, and what is not."""
+    if proof.mismatch is not None:
+        others = [
+            f"steps {part.first_step:,} to {part.last_step:,}: nothing can be said: {part.problem}"
+            for part in proof.parts
+            if part.problem
+        ]
+        return [*others, f"NOT PROVED: step {proof.mismatch.step}: {proof.mismatch.what}"]
+    aside = "" if not proof.skips else ", those left out aside,"
+    if len(proof.parts) == 1:
+        return [f"PROVED: every sample of every epoch{aside} was used exactly once, with the tokens it should have"]
+    changed = ", ".join(f"{part.first_step:,}" for part in proof.parts[1:])
+    return [
+        f"warning: the run went on with other data from step {changed} (accepted: `convoy show` says what); a text"
+        " that is in both is not known again, and may have been used in each",
+        f"PROVED PART BY PART: every step was fed the samples{aside} that lie at its positions in the order of the data"
+        " of its part, none of them twice in an epoch, with the tokens it should have",
+    ]
 
 
 def _skip_text(skip: "Skip") -> str:

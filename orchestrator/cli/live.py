@@ -22,6 +22,7 @@ _DATA_PHASES = {
     "tokenizer": "training the tokenizer",
     "tokenize": "tokenizing",
     "index": "indexing",
+    "compare": "comparing the files with those of the run",
 }
 _WORKER_PHASES = {
     "import": "importing the engine",
@@ -81,6 +82,8 @@ class LiveDisplay:
             self.view.on_event(event)
         if event.kind is EventKind.WARNING:
             self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
+        elif event.kind is EventKind.CHANGES_ACCEPTED:
+            self._live.console.print(f"[yellow]warning:[/] {escape(changes_text(event).removeprefix('warning: '))}")
         elif event.kind in (EventKind.NODE_DRAINING, EventKind.SCALE):
             self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(event))}")
         elif event.kind is EventKind.VAULTS_ADOPTED:
@@ -217,6 +220,12 @@ def data_progress(view: RunView, now_s: float) -> str:
         rate = view.data_rate(now_s)
         text += f", {render.size(rate)}/s" if rate else ""
     return text
+
+
+def changes_text(event: Event) -> str:
+    """`warning: going on after step 100 with what has changed: data: ...; code: ...`."""
+    found = "; ".join(render.changes(event.fields.get("changes") or []))
+    return f"warning: going on after step {event.fields.get('step')} with what has changed: {found}"
 
 
 def data_ready(view: RunView) -> str:

@@ -158,12 +158,14 @@ def _candidates(record: "RunRecord", step: int | None) -> list["Found"]:
 
 def _data_directory(record: "RunRecord") -> Path:
     """The prepared data of a run: the tokenizer and the vocabulary are there."""
+    from orchestrator.store.fingerprints import prepared_place
     from orchestrator.whole_files import read_json
 
     facts = read_json(record.layout.data)
     if facts is None or "directory" not in facts:
         raise UsageError(f"run {record.id} has no record of its data", hint=f"expected {record.layout.data}")
-    directory = Path(str(facts["directory"]))
+    recorded = Path(str(facts["directory"]))
+    directory = prepared_place(recorded, str(facts.get("fingerprint")), record.layout.root.parent / "cache") or recorded
     if not directory.is_dir():
         raise UsageError(
             f"the prepared data of run {record.id} is gone: {directory}",

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from orchestrator.cli import render, vaults
-from orchestrator.cli.live import cluster_ready, data_progress, data_ready, figures, model_text, planned_text, skipped
+from orchestrator.cli.live import (
+    changes_text,
+    cluster_ready,
+    data_progress,
+    data_ready,
+    figures,
+    model_text,
+    planned_text,
+    skipped,
+)
 from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.report import StepReport
@@ -16,6 +25,7 @@ from orchestrator.metrics.jsonl import finite
 ALWAYS_TOLD = frozenset(
     {
         EventKind.WARNING,
+        EventKind.CHANGES_ACCEPTED,
         EventKind.WORKER_FAILED,
         EventKind.WORKER_SLOW,
         EventKind.RECOVERY_STARTED,
@@ -161,6 +171,8 @@ def describe(event: Event, view: RunView) -> str | None:
         case EventKind.RUN_CREATED:
             resumed = fields.get("resumed_from_step")
             return f"run {fields.get('run_id')}" + (f", resumed from step {resumed}" if resumed else "")
+        case EventKind.CHANGES_ACCEPTED:
+            return changes_text(event)
         case EventKind.CLUSTER_READY:
             return f"cluster: {cluster_ready(view)}, {render.duration(fields.get('seconds'))}"
         case EventKind.DATA_READY:

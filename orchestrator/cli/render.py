@@ -105,3 +105,9 @@ def recoveries(finished: Sequence[Mapping[str, Any]]) -> str:
     steps = sum(int(each.get("steps_recomputed") or 0) for each in finished)
     times = "once" if len(finished) == 1 else f"{len(finished)} times"
     return f"{times}, {duration(seconds)} and {steps} step{'s' if steps != 1 else ''} made again in all"
+
+
+def changes(found: Sequence[Mapping[str, Any]], limit: int = 5) -> list[str]:
+    """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line each, from the event `run.changes_accepted`."""
+    lines = [printable(f"{each.get('part')}: {each.get('what')}") for each in found[:limit]]
+    return lines + ([f"and {len(found) - limit} more"] if len(found) > limit else [])

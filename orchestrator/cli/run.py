@@ -44,6 +44,11 @@ class Display(Observer, Protocol):
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3. Repeatable."
 )
 @click.option("--resume", metavar="RUN", shell_complete=complete_run, help="Go on with a run from its last checkpoint.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="With --resume: go on although data, tokenizer, model or code have changed. It is recorded.",
+)
 @home_option
 @json_option
 @click.option("--plain", is_flag=True, help="Lines instead of the live display, also on a terminal.")
@@ -54,6 +59,7 @@ def run(
     job: Path | None,
     overrides: tuple[str, ...],
     resume: str | None,
+    accept_changes: bool,
     home: Path,
     as_json: bool,
     plain: bool,
@@ -70,12 +76,15 @@ def run(
       convoy run job.yaml --set train.lr=1e-3 --set resources.workers=2
       convoy run --resume last
       convoy run --resume last --set cluster.address=10.0.0.6:6379
+      convoy run --resume last --accept-changes
       convoy run job.yaml --json > events.jsonl
 
     Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong;
     130 it was interrupted.
     """
-    start = _what_to_start(job, overrides, resume, home)
+    if accept_changes and resume is None:
+        raise UsageError("--accept-changes goes with --resume: a new run has nothing to be compared with")
+    start = _what_to_start(job, overrides, resume, home, accept_changes)
     display = _display(as_json, plain, no_progress)
     code = _drive(start, display, home, quiet=as_json)
     ctx.exit(code)
@@ -86,7 +95,9 @@ MAY_CHANGE = "cluster.address"
 Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
 
 
-def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path) -> Start:
+def _what_to_start(
+    job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path, accept_changes: bool = False
+) -> Start:
     """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
     from orchestrator.spec.load import load_job
 
@@ -107,7 +118,7 @@ def _what_to_start(job: Path | None, overrides: tuple[str, ...], resume: str | N
             raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
         if overrides:
             load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
-        return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides)
+        return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides, accept_changes)
     if job is None:
         raise UsageError(
             "which job? Give a job file, or --resume RUN", hint="convoy run job.yaml, or convoy run --resume last"
@@ -123,11 +134,16 @@ def _run_job(loaded: "LoadedJob", home: Path, observers: list[Observer], stop: t
 
 
 def _resume(
-    directory: Path, home: Path, observers: list[Observer], stop: threading.Event, overrides: tuple[str, ...]
+    directory: Path,
+    home: Path,
+    observers: list[Observer],
+    stop: threading.Event,
+    overrides: tuple[str, ...],
+    accept_changes: bool,
 ) -> "RunOutcome":
     from orchestrator.service import resume_run
 
-    return resume_run(directory, home, observers, stop, overrides=overrides)
+    return resume_run(directory, home, observers, stop, overrides=overrides, accept_changes=accept_changes)
 
 
 def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:

@@ -29,12 +29,15 @@ def facts(record: RunRecord) -> dict[str, Any]:
         "numeric_faults": [],
         "draining": [],
         "warnings": [],
+        "changes": [],
         "exported": None,
     }
     for event in read_events(layout.events):
         match event.kind:
             case EventKind.PLAN:
                 value["plan"] = event.fields
+            case EventKind.CHANGES_ACCEPTED:
+                value["changes"].append({"time_s": event.time_s, **event.fields})
             case EventKind.EVAL:
                 value["evaluations"].append(event.fields)
             case EventKind.CHECKPOINT_SAVED:
@@ -106,6 +109,9 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     for each in value["draining"][-3:]:
         lines.append(f"  draining    node {str(each.get('node'))[:8]}, with workers {each.get('ranks')}")
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
+    for each in value["changes"][-3:]:
+        lines.append(f"  changed     {render.when(each['time_s'])}, accepted, in force after step {each.get('step')}:")
+        lines += [f"              {what}" for what in render.changes(each.get("changes") or [])]
     if value["recoveries"]:
         lines.append(f"  recovered   {render.recoveries(value['recoveries'])}; see {record.layout.incidents}")
     if value["numeric_faults"]:

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from orchestrator.data.blocks import BadRecordRule, Block, SourcePlan, Tally, blocks, documents
+from orchestrator.data.contents import read_content
 from orchestrator.data.hub import read_hub
 from orchestrator.data.readers import FileReader, Item, Piece
-from orchestrator.data.sources import Source
+from orchestrator.data.sources import Source, SourceFile, dataset_files, kind_of
+from orchestrator.domain.errors import DataError
+from orchestrator.domain.fingerprints import FileContent, SourceContents
 from orchestrator.spec.data import DataSpec
 
 
@@ -17,6 +20,8 @@ class SourceReading:
     source: Source
     plan: SourcePlan
     tally: Tally = field(default_factory=Tally)
+    files: list[FileContent] = field(default_factory=list)
+    """Content of the files that `blocks` has read."""
     _finished_bytes: int = 0
     _reader: FileReader | None = None
 
@@ -24,24 +29,32 @@ class SourceReading:
         """Bytes of the source's files read so far."""
         return self._finished_bytes + (self._reader.position_bytes if self._reader else 0)
 
-    def _items(self) -> Iterator[Item]:
+    def contents(self) -> SourceContents:
+        """What `blocks` has read, once it is over."""
+        return SourceContents(self.source.name, tuple(self.files), self.source.revision)
+
+    def _items(self, keep: bool) -> Iterator[Item]:
+        """`keep`: read each file a second time, while it is in the page cache, for its digest."""
         if self.source.spec.hub is not None:
             yield from read_hub(self.source)
-            return
         for file in self.source.files:
             self._reader = FileReader(file, self.source.spec.field)
             yield from self._reader
             self._reader = None
             self._finished_bytes += file.size_bytes
+            if keep:
+                self.files.append(_content(file))
+        if self.source.directory is not None and keep:
+            self.files += [read_content(each.path, each.name, each.kind) for each in dataset_files(self.source)]
 
     def blocks(self) -> Iterator[Block]:
         """The blocks of the source. Raises DataError where it cannot be read by the rules of the spec."""
-        yield from blocks(self._items(), self.plan, self.tally, self.position_bytes)
+        yield from blocks(self._items(keep=True), self.plan, self.tally, self.position_bytes)
         self.check()
 
     def training_pieces(self) -> Iterator[Piece]:
         """The text that is trained on, without the blocks."""
-        for split, piece in documents(self._items(), self.plan, self.tally):
+        for split, piece in documents(self._items(keep=False), self.plan, self.tally):
             if split == "train":
                 yield piece
 
@@ -49,6 +62,17 @@ class SourceReading:
         """Raises DataError where more records are bad than the spec allows."""
         tally = self.tally
         self.plan.rule.check(self.source.name, tally.records, tally.bad_records, tally.skipped.values())
+
+
+def _content(file: SourceFile) -> FileContent:
+    """Raises DataError if it is no longer what was read."""
+    content = read_content(file.path, file.name, kind_of(file))
+    if (content.size_bytes, content.stamp[0]) != (file.size_bytes, file.mtime_ns):
+        raise DataError(
+            f"{file.name} changed while it was being read ({file.path})",
+            hint="let the program that writes it finish, and run again",
+        )
+    return content
 
 
 @dataclass(frozen=True)

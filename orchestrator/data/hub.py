@@ -21,14 +21,17 @@ class HubUnreachable(DataError):
     """There is no way to the hub from here, now."""
 
 
-def resolve(source: Source, memory: Path) -> Source:
-    """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry.
+def resolve(source: Source, memory: Path, pinned: str | None = None) -> Source:
+    """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry. `pinned`: the
+    commit to take, whatever the hub has now.
 
     `memory` is a directory where the commit is remembered: where the hub cannot be reached, the one seen last is
     taken, so that a run resumes on data that is prepared already. Raises DataError where there is none either, or
     the hub has no such dataset."""
     if source.spec.hub is None or source.directory is not None:
         return source
+    if pinned is not None:
+        return replace(source, revision=pinned)
     remembered = memory / f"{hashlib.sha256(source.spec.hub.encode()).hexdigest()[:16]}.json"
     try:
         revision = revision_of("dataset", source.spec.hub)
@@ -152,6 +155,21 @@ def download_tokenizer(repository: str, revision: str | None) -> Path:
     if found is None or found.name != "tokenizer.json":
         raise DataError(f"the hub model {repository!r} has no tokenizer.json", hint="name a tokenizer that has one")
     return found.parent
+
+
+def commit_of_model(repository: str, revision: str | None) -> str | None:
+    """The commit that a model of the hub is at, or the one in the local cache if the hub cannot be reached; None if
+    neither is known."""
+    import huggingface_hub as hub
+
+    try:
+        return revision_of("model", repository, revision)
+    except DataError:
+        for name in ("config.json", "tokenizer.json"):
+            found = hub.try_to_load_from_cache(repository, name, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent.name
+        return None
 
 
 def _cached(repository: str, revision: str | None) -> bool:

@@ -1,25 +1,28 @@
 """From a job's text to token files and a manifest: cached, resumable, in parallel, in bounded memory."""
 
 import fcntl
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from orchestrator.data import globs, hub, tokenizer
+from orchestrator.data import globs, hub, tokenizer, whole
+from orchestrator.data.contents import CONTENTS_FILE, look, read_contents, write_contents
 from orchestrator.data.corpus import Corpus
 from orchestrator.data.executor import Executor, LocalExecutor
 from orchestrator.data.fingerprint import tokens_fingerprint, trained_tokenizer_key, view_fingerprint
 from orchestrator.data.manifest import MANIFEST_FILE, TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.data.progress import OnEvent, Progress
-from orchestrator.data.sources import Source, scan
+from orchestrator.data.sources import PresentSource, Source, dataset_files, scan
 from orchestrator.data.tokenise import read_counts, tokenise
 from orchestrator.data.tokenizer import JobTokenizer
-from orchestrator.data.tokenstore import COMPLETE_FILE
+from orchestrator.data.tokenstore import COMPLETE_FILE, journal_digest
 from orchestrator.data.view import build_view
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.fingerprints import SourceContents
 from orchestrator.spec.job import JobSpec
 from orchestrator.weights.place import check_rows
 
@@ -33,6 +36,22 @@ class PreparedData:
     directory: Path
     manifest: DataManifest
     cached: bool
+    contents: tuple[SourceContents, ...] = ()
+    """What it was made from."""
+    tokens_digest: str | None = None
+    """See `journal_digest`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run that goes on brings with it when its data has to be prepared again."""
+
+    tokenizer: JobTokenizer | None = None
+    """Is used, and none is trained or loaded."""
+    revisions: tuple[str | None, ...] = ()
+    """Commits of the datasets of the hub, by source."""
+    check_cache: bool = True
+    """What is in the cache may be damaged: read it before it is used."""
 
 
 def cache_directory(spec: JobSpec, home: Path) -> Path:
@@ -40,8 +59,10 @@ def cache_directory(spec: JobSpec, home: Path) -> Path:
     return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
 
 
-def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, on_event: OnEvent) -> PreparedData:
-    """Make the token files and the manifest of a job, or find them in the cache.
+def prepare(
+    spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, on_event: OnEvent, kept: Kept | None = None
+) -> PreparedData:
+    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a run that goes on.
 
     Under `cache_dir`: `tokens/<fingerprint>/` holds the token files of a corpus and a tokenizer, `data/<fingerprint>/`
     what one job trains on: links to those files, and its manifest. A preparation that was killed goes on after the
@@ -49,23 +70,27 @@ def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, o
     """
     started = time.monotonic()
     on_event(EventKind.DATA_PROGRESS, _scan_progress())
+    pinned = iter(kept.revisions if kept is not None else ())
     with _writing(cache_dir):
-        sources = tuple(hub.resolve(source, cache_dir / "hub") for source in scan(spec.data, job_dir))
+        sources = tuple(hub.resolve(each, cache_dir / "hub", next(pinned, None)) for each in scan(spec.data, job_dir))
     corpus = Corpus.of(spec.data, sources)
-    pretrained = _pretrained(spec, job_dir)
-    if pretrained is not None:
-        check_rows(spec, job_dir, pretrained.vocab_size)
-    key = pretrained.text.key if pretrained else trained_tokenizer_key(spec)
-    fingerprint = tokens_fingerprint(spec, sources, key)
+    given = kept.tokenizer if kept is not None else None
+    if given is None:
+        given = pretrained_tokenizer(spec, job_dir)
+        if given is not None:
+            check_rows(spec, job_dir, given.vocab_size)
+    fingerprint = _tokens_key(spec, sources, given, cache_dir)
     tokens_dir = cache_dir / "tokens" / fingerprint
     view_fp = view_fingerprint(spec, fingerprint)
     view_dir = cache_dir / "data" / view_fp
     progress = Progress(on_event, corpus.total_bytes)
     _warn_of_overlap(sources, on_event)
     with _writing(cache_dir), _locked(cache_dir / "locks" / f"{fingerprint}.lock", on_event):
+        known: whole.Known = {} if kept is not None and kept.check_cache else None
+        _discard_damaged(tokens_dir, view_dir, view_fp, given, known, on_event)
         cached = (tokens_dir / COMPLETE_FILE).is_file()
         if not cached:
-            chosen = pretrained or _trained(spec, corpus, tokens_dir, progress)
+            chosen = given or _trained(spec, corpus, tokens_dir, progress)
             _require_mask(spec, chosen)
             chosen.save(tokens_dir / TOKENIZER_DIRECTORY)
             tokenise(corpus, chosen, tokens_dir, executor, _uses_threads(executor), progress)
@@ -75,9 +100,73 @@ def prepare(spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, o
         if not (view_dir / MANIFEST_FILE).is_file():
             progress.update("index", corpus.total_bytes, last=True)
             build_view(spec, counts, fingerprint, view_fp, tokens_dir, view_dir)
+        contents = _contents(tokens_dir, sources)
     manifest = DataManifest.read(view_dir)
     _report(manifest, cached, time.monotonic() - started, on_event)
-    return PreparedData(view_dir, manifest, cached)
+    return PreparedData(view_dir, manifest, cached, contents, journal_digest(tokens_dir))
+
+
+def reopen(
+    directory: Path, contents: tuple[SourceContents, ...], tokens_digest: str | None, on_event: OnEvent
+) -> PreparedData:
+    """Prepared data as it is, without a look at the sources. Raises DataError."""
+    manifest = DataManifest.read(directory)
+    if tokens_digest is None:
+        tokens_digest = journal_digest(directory)
+    _report(manifest, True, 0.0, on_event)
+    return PreparedData(directory, manifest, True, contents, tokens_digest)
+
+
+def _tokens_key(spec: JobSpec, sources: tuple[Source, ...], given: JobTokenizer | None, cache_dir: Path) -> str:
+    """The key of the token files. Those of a job that trained the very tokenizer that is given will do as well."""
+    trained = tokens_fingerprint(spec, sources, trained_tokenizer_key(spec))
+    if given is None:
+        return trained
+    directory = cache_dir / "tokens" / trained
+    if spec.tokenizer.train is not None and (directory / COMPLETE_FILE).is_file() and _has(directory, given):
+        return trained
+    return tokens_fingerprint(spec, sources, given.key)
+
+
+def _has(directory: Path, given: JobTokenizer) -> bool:
+    """Whether a directory has the tokenizer that is given: the same text and special ids. A damaged one is another."""
+    with suppress(DataError):
+        return tokenizer.load(directory / TOKENIZER_DIRECTORY, "in the cache").ids_key == given.ids_key
+    return False
+
+
+def _discard_damaged(
+    tokens_dir: Path, view_dir: Path, view_fp: str, given: JobTokenizer | None, known: whole.Known, on_event: OnEvent
+) -> None:
+    """Remove what cannot be used, so that it is made again. Runs under way keep the files that they have open."""
+    what = None
+    if (tokens_dir / COMPLETE_FILE).is_file():
+        what = whole.tokens_problem(tokens_dir, known)
+        if what is None and given is not None and not _has(tokens_dir, given):
+            what = f"{tokens_dir / TOKENIZER_DIRECTORY} is damaged"
+        if what is not None:
+            shutil.rmtree(tokens_dir)
+    if (view_dir / MANIFEST_FILE).is_file():
+        damage = whole.problem(view_dir, view_fp, known)
+        digests = {tokenizer.tokenizer_digest(each / TOKENIZER_DIRECTORY) for each in (tokens_dir, view_dir)}
+        if damage is None and tokens_dir.is_dir() and len(digests) > 1:
+            damage = f"{view_dir / TOKENIZER_DIRECTORY} is damaged"
+        if damage is not None:
+            shutil.rmtree(view_dir)
+        what = what or damage
+    if what is not None:
+        on_event(EventKind.WARNING, {"message": f"the cache is damaged, its part is made again: {what}"})
+
+
+def _contents(tokens_dir: Path, sources: tuple[Source, ...]) -> tuple[SourceContents, ...]:
+    """What the token files were made from. Caches of older versions do not say: then it is what is there now, which
+    has the same key."""
+    found = read_contents(tokens_dir / CONTENTS_FILE)
+    if found is None or len(found) != len(sources):
+        found = look([PresentSource(source.name, dataset_files(source)) for source in sources], (), lambda _: None)
+        write_contents(tokens_dir / CONTENTS_FILE, found)
+    pairs = zip(found, sources, strict=True)
+    return tuple(replace(each, name=source.name, revision=source.revision) for each, source in pairs)
 
 
 def _scan_progress() -> dict[str, int | str | bool]:
@@ -89,7 +178,8 @@ def _uses_threads(executor: Executor) -> bool:
     return isinstance(executor, LocalExecutor) and executor.workers == 0
 
 
-def _pretrained(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
+def pretrained_tokenizer(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
+    """The tokenizer that the job names; None if it trains one. Raises DataError."""
     if spec.tokenizer.train is not None:
         return None
     name = spec.tokenizer.pretrained or spec.model.pretrained

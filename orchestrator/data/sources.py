@@ -72,16 +72,83 @@ class Source:
         return sum(file.size_bytes for file in self.files)
 
 
+@dataclass(frozen=True)
+class PresentFile:
+    """A file that a source reads, found without opening it."""
+
+    path: Path
+    name: str
+    kind: str
+    """Its format, with `.gz` if it is compressed."""
+
+
+@dataclass(frozen=True)
+class PresentSource:
+    """What there is of one source."""
+
+    name: str
+    files: tuple[PresentFile, ...]
+
+
 def scan(data: DataSpec, job_dir: Path) -> tuple[Source, ...]:
     """Find the files of all sources. Raises DataError where one is missing, unreadable or a glob matches nothing."""
-    validation = data.validation.sources or [] if data.validation else []
-    entries = [("train", spec) for spec in data.sources] + [("validation", spec) for spec in validation]
     sources = []
-    for index, (role, spec) in enumerate(entries):
+    for index, (role, spec) in enumerate(_entries(data)):
         files = () if spec.hub is not None else _find(spec, job_dir)
         directory = _local_dataset(spec, job_dir)
-        sources.append(Source(index, "train" if role == "train" else "validation", spec, files, None, directory))
+        sources.append(Source(index, role, spec, files, None, directory))
     return tuple(sources)
+
+
+def present(data: DataSpec, job_dir: Path) -> tuple[PresentSource, ...]:
+    """As `scan`, but what is missing is left out. Datasets of the Hub have no files. Raises DataError if a directory
+    may not be listed."""
+    found = []
+    for index, (role, spec) in enumerate(_entries(data)):
+        source = Source(index, role, spec, ())
+        found.append(PresentSource(source.name, _present_files(spec, job_dir)))
+    return tuple(found)
+
+
+def dataset_files(source: Source) -> tuple[PresentFile, ...]:
+    """All that a scanned source reads: its files, or those of a dataset in a directory."""
+    if source.directory is not None:
+        return _directory_files(source.directory)
+    return tuple(PresentFile(file.path, file.name, kind_of(file)) for file in source.files)
+
+
+def kind_of(file: SourceFile) -> str:
+    """See `PresentFile.kind`."""
+    return _kind(file.format, file.compressed)
+
+
+def _entries(data: DataSpec) -> list[tuple[Literal["train", "validation"], SourceSpec]]:
+    validation = data.validation.sources or [] if data.validation else []
+    trained: list[tuple[Literal["train", "validation"], SourceSpec]] = [("train", spec) for spec in data.sources]
+    return trained + [("validation", spec) for spec in validation]
+
+
+def _present_files(spec: SourceSpec, job_dir: Path) -> tuple[PresentFile, ...]:
+    if spec.hub is not None:
+        directory = Path(globs.absolute(spec.hub, job_dir))
+        return _directory_files(directory) if directory.is_dir() else ()
+    names = _names(spec, job_dir, strict=False)
+    found = []
+    for path in sorted(names, key=lambda path: names[path]):
+        ending, compressed = _ending(Path(path))
+        found.append(PresentFile(Path(path), names[path], _kind(_format(spec.format, ending), compressed)))
+    return tuple(found)
+
+
+def _directory_files(directory: Path) -> tuple[PresentFile, ...]:
+    """Without hidden files and those in which `datasets` keeps results of its own."""
+    found = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    names = [name for name in found if not any(part.startswith(".") for part in Path(name).parts)]
+    return tuple(PresentFile(found[name], name, "") for name in sorted(names) if not found[name].match("cache-*.arrow"))
+
+
+def _kind(kind: Format, compressed: bool) -> str:
+    return f"{kind}.gz" if compressed else kind
 
 
 def _local_dataset(spec: SourceSpec, job_dir: Path) -> Path | None:
@@ -98,16 +165,29 @@ def _local_dataset(spec: SourceSpec, job_dir: Path) -> Path | None:
 
 
 def _find(spec: SourceSpec, job_dir: Path) -> tuple[SourceFile, ...]:
+    found = _names(spec, job_dir, strict=True)
+    return tuple(_inspect(path, found[path], spec) for path in sorted(found, key=lambda path: found[path]))
+
+
+def _names(spec: SourceSpec, job_dir: Path, strict: bool) -> dict[str, str]:
+    """Path to name of the files that a source reads. Raises DataError if `strict` and a pattern matches nothing."""
     exclude = [globs.translate(globs.absolute(pattern, job_dir)) for pattern in spec.exclude]
     exclude += [globs.translate(pattern) for pattern in spec.exclude if pattern.startswith("**/")]
     found: dict[str, str] = {}
     for pattern in spec.files or []:
-        matched = list(_matches(pattern, exclude, job_dir))
-        if not matched:
+        matched = list(_matches(pattern, exclude, job_dir)) if strict else _existing(pattern, exclude, job_dir)
+        if strict and not matched:
             _nothing_matches(pattern, spec.exclude, job_dir)
         for path in matched:
             found.setdefault(path, _display(path, pattern, job_dir))
-    return tuple(_inspect(path, found[path], spec) for path in sorted(found, key=lambda path: found[path]))
+    return found
+
+
+def _existing(pattern: str, exclude: Sequence[re.Pattern[str]], job_dir: Path) -> list[str]:
+    wanted = globs.absolute(pattern, job_dir)
+    if globs.is_pattern(wanted) and not Path(globs.wildcard_root(wanted)).is_dir():
+        return []
+    return [path for path in _matches(pattern, exclude, job_dir) if Path(path).is_file()]
 
 
 def _display(path: str, pattern: str, job_dir: Path) -> str:

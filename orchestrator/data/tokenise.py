@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.data.blocks import Block, Split
+from orchestrator.data.contents import CONTENTS_FILE, write_contents
 from orchestrator.data.corpus import Corpus, SourceReading
 from orchestrator.data.encode import Encoder
 from orchestrator.data.executor import Executor
@@ -55,6 +56,7 @@ def tokenise(
             tokens += len(encoded.tokens)
             progress.update("tokenize", encoded.position_bytes, documents, tokens)
         counts = tuple(_source_counts(reading, store) for reading in readings)
+        write_contents(directory / CONTENTS_FILE, [reading.contents() for reading in readings])
         store.finish(
             {
                 "dtype": tokenizer.dtype,

@@ -38,6 +38,16 @@ class JobTokenizer:
     """Above every id."""
 
     @property
+    def key(self) -> str:
+        """Stands for all of it. Saved and loaded, a tokenizer keeps its key."""
+        return hashlib.sha256(f"{self.ids_key} {json.dumps(self.config, sort_keys=True)}".encode()).hexdigest()
+
+    @property
+    def ids_key(self) -> str:
+        """Stands for what decides the ids of a text: not for the rest of the config, such as a chat template."""
+        return f"{self.text.key} {self.eos_id} {self.pad_id} {self.mask_id}"
+
+    @property
     def dtype(self) -> str:
         """The smallest that holds every id."""
         return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
@@ -83,6 +93,18 @@ def load(directory: Path, name: str) -> JobTokenizer:
         raise DataError(f"{path} is not a tokenizer: {error}") from error
     config = _read_json(path.parent / SPECIAL_FILE) | _read_json(path.parent / CONFIG_FILE)
     return _with_special(tokenizer, config, name)
+
+
+def tokenizer_digest(directory: Path) -> str | None:
+    """Of the files that `JobTokenizer.save` writes, whatever version of the library reads them; None if one is
+    missing."""
+    digest = hashlib.sha256()
+    try:
+        for name in (TOKENIZER_FILE, CONFIG_FILE):
+            digest.update(hashlib.sha256((directory / name).read_bytes()).digest())
+    except OSError:
+        return None
+    return digest.hexdigest()[:32]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

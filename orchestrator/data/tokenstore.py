@@ -6,6 +6,7 @@ back to what the journal vouches for, and work goes on with the next block. `tok
 everything is there.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -25,6 +26,7 @@ JOURNAL_FILE = "journal.jsonl"
 COMPLETE_FILE = "tokens.json"
 COMMIT_INTERVAL_S = 0.5
 COMMIT_BLOCKS = 32
+DIGEST_HEX = 32
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,31 @@ class JournalEntry:
         return StreamTotal(self.text_bytes, self.tokens, self.documents, self.open_tokens)
 
 
+def read_journal(directory: Path) -> Iterator[JournalEntry]:
+    """The journal of a directory, a line at a time: it has one for every block. A line that a kill cut off ends it."""
+    try:
+        journal = (directory / JOURNAL_FILE).open()
+    except FileNotFoundError:
+        return
+    with journal:
+        for line in journal:
+            try:
+                entry = JournalEntry(**json.loads(line))
+            except (ValueError, TypeError):
+                return
+            yield entry
+
+
+def journal_digest(directory: Path) -> str | None:
+    """Stands for the tokens of a complete directory, whatever their key was: equal tokens in equal blocks give equal
+    digests. None if there is no journal."""
+    digest, empty = hashlib.sha256(), True
+    for entry in read_journal(directory):
+        digest.update(json.dumps(asdict(entry), sort_keys=True).encode())
+        empty = False
+    return None if empty else digest.hexdigest()[:DIGEST_HEX]
+
+
 class TokenStore:
     """Appends blocks to the token files of one directory. Not thread-safe; the caller holds the directory's lock."""
 
@@ -78,18 +105,8 @@ class TokenStore:
         self.rewind(self.done_blocks)
 
     def entries(self) -> Iterator[JournalEntry]:
-        """What the journal says, a line at a time: it has one for every block. A line that a kill cut off ends it."""
-        try:
-            journal = (self.directory / JOURNAL_FILE).open()
-        except FileNotFoundError:
-            return
-        with journal:
-            for line in journal:
-                try:
-                    entry = JournalEntry(**json.loads(line))
-                except (ValueError, TypeError):
-                    return
-                yield entry
+        """What the journal says, see `read_journal`."""
+        return read_journal(self.directory)
 
     def rewind(self, blocks: int) -> None:
         """Keep the first `blocks` blocks, cut everything else off. Before the first `append` only."""

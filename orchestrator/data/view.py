@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.data.manifest import (
     FORMAT_VERSION,
@@ -16,6 +18,7 @@ from orchestrator.data.manifest import (
     StreamCounts,
 )
 from orchestrator.data.tokenise import TokenCounts
+from orchestrator.data.tokenstore import JOURNAL_FILE
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.job import JobSpec
 from orchestrator.whole_files import write_json
@@ -32,6 +35,8 @@ def build_view(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     shutil.copytree(tokens_dir / TOKENIZER_DIRECTORY, temporary / TOKENIZER_DIRECTORY)
+    if (tokens_dir / JOURNAL_FILE).is_file():
+        _link(tokens_dir / JOURNAL_FILE, temporary / JOURNAL_FILE)  # has the checksums of the token files
     length = spec.data.sequence_length if spec.data.packing else None
     weights = [source.weight for source in spec.data.sources]
     sources = tuple(
@@ -97,23 +102,30 @@ def _samples(stream: StreamCounts, spec: JobSpec, tokens_dir: Path, directory: P
 
 
 def _write_starts(directory: Path, name: str, length: int) -> tuple[int, int]:
-    """Write the first token of each sample, then the end: documents cut every `length` tokens. Returns samples and
-    tokens. A part of the document lengths is in memory at a time."""
+    """Write the first token of each sample, then the end. Returns samples and tokens."""
     path = directory / f"{name}.documents"
     lengths = np.memmap(path, dtype="<u8", mode="r") if path.stat().st_size else np.zeros(0, dtype="<u8")
-    samples = covered = 0
+    samples = 0
+    covered = int(lengths.sum(dtype=np.uint64))
     with (directory / f"{name}.starts").open("wb") as file:
-        for first in range(0, len(lengths), DOCUMENTS_AT_ONCE):
-            part = np.asarray(lengths[first : first + DOCUMENTS_AT_ONCE]).astype(np.int64)
-            begins = covered + np.cumsum(part) - part
-            chunks = -(-part // length)
-            within = np.arange(int(chunks.sum())) - np.repeat(np.cumsum(chunks) - chunks, chunks)
-            starts = np.repeat(begins, chunks) + within * length
-            file.write(starts.astype("<u8").tobytes())
+        for starts in sample_starts(lengths, length):
+            file.write(starts.tobytes())
             samples += len(starts)
-            covered += int(part.sum())
         file.write(np.array([covered], dtype="<u8").tobytes())
     return samples, covered
+
+
+def sample_starts(lengths: NDArray[np.uint64], length: int) -> Iterator[NDArray[np.uint64]]:
+    """The first token of each sample, for documents of these lengths cut every `length` tokens. A part of the
+    documents is in memory at a time."""
+    covered = 0
+    for first in range(0, len(lengths), DOCUMENTS_AT_ONCE):
+        part = np.asarray(lengths[first : first + DOCUMENTS_AT_ONCE]).astype(np.int64)
+        begins = covered + np.cumsum(part) - part
+        chunks = -(-part // length)
+        within = np.arange(int(chunks.sum())) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+        yield (np.repeat(begins, chunks) + within * length).astype("<u8")
+        covered += int(part.sum())
 
 
 def _link(source: Path, target: Path) -> None:

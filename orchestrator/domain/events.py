@@ -15,6 +15,9 @@ class EventKind(StrEnum):
 
     RUN_CREATED = "run.created"
     """run_id, spec_hash, convoy_version, resumed_from_step."""
+    CHANGES_ACCEPTED = "run.changes_accepted"
+    """step (training goes on after it with what has changed), changes (a list, each with its part: data, tokenizer,
+    model or code, and what changed)."""
     STATE_CHANGED = "run.state"
     """state (a `RunState`), reason."""
     CLUSTER_READY = "cluster.ready"

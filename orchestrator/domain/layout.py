@@ -47,6 +47,21 @@ class RunLayout:
         return self.root / "data.json"
 
     @property
+    def fingerprints(self) -> Path:
+        """`fingerprints.json`: what the run was trained with, and each change that was accepted."""
+        return self.root / "fingerprints.json"
+
+    @property
+    def contents(self) -> Path:
+        """`contents.jsonl`: the files that the data was made from."""
+        return self.root / "contents.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The run's tokenizer: it keeps it, whatever becomes of the cache."""
+        return self.root / "tokenizer"
+
+    @property
     def skips(self) -> Path:
         """`skips.json`: which samples the run leaves out, when that was decided and why."""
         return self.root / "skips.json"

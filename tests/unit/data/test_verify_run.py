@@ -70,7 +70,7 @@ def test_an_honest_run_is_proved(dataset: TokenDataset) -> None:
         assert sum(use.used for use in uses) == n
         assert all(use.complete and not use.duplicates and not use.missing for use in uses)
     assert sum(use.used for use in proof.epochs) == STEPS * BATCH
-    assert Proof(**{**proof.to_json(), "epochs": proof.epochs}) == proof
+    assert Proof(**{**proof.to_json(), "epochs": proof.epochs, "parts": proof.parts}) == proof
 
 
 def test_an_honest_weighted_run_is_proved(bench: Bench) -> None:

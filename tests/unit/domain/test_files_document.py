@@ -9,8 +9,10 @@ import pytest
 from orchestrator.checkpoint.durability import Durability, NodeLoss, ShardCopies
 from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
 from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import Category, Ledger
+from orchestrator.store.fingerprints import Entry, PreparedPrint
 from orchestrator.store.runs import RunStore
 
 pytestmark = pytest.mark.unit
@@ -84,3 +86,11 @@ def test_what_durability_json_holds_is_documented() -> None:
     expected |= {f"shards[].{field.name}" for field in fields(ShardCopies)}
     expected |= {f"nodes[].{field.name}" for field in fields(NodeLoss)}
     assert set(rows("durability.json")) - {"recovery.memory_kept_s"} == expected
+
+
+def test_what_fingerprints_json_and_contents_jsonl_hold_is_documented() -> None:
+    inner = {"data": PreparedPrint, "tokenizer": TokenizerPrint, "model": ModelPrint, "code": CodePrint}
+    expected = {f"history[].{field.name}" for field in fields(Entry)} - {f"history[].{name}" for name in inner}
+    expected |= {f"history[].{name}.{field.name}" for name, kind in inner.items() for field in fields(kind)}
+    assert set(rows("fingerprints.json")) == expected
+    assert set(rows("contents.jsonl")) == {"source", "revision"} | {field.name for field in fields(FileContent)}
