@@ -24,7 +24,7 @@ FORKED = ("cluster", "faults", "soak")
 """Markers of tests that start workers."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
     os.environ[ACCELERATOR_VARIABLE] = CPU
     settings.register_profile("convoy", deadline=None)  # a busy machine is no defect
@@ -33,6 +33,10 @@ def pytest_configure() -> None:
         required(os.environ)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # what is left behind by one of several is to be told apart
+        own = tempfile.mkdtemp(prefix="cx-", dir="/tmp")
+        os.environ["TMPDIR"] = tempfile.tempdir = own
+        config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

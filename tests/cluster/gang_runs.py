@@ -34,9 +34,17 @@ class Recording:
         self.stopped_s = 0.0
         self.events: list[Event] = []
         self.steps: list[StepReport] = []
+        self._safe: tuple[EventKind, Path] | None = None
+
+    def safe_after(self, kind: EventKind, home: Path) -> None:
+        """From the first event of a kind on, a training that is held (`entries.HeldSession`) takes no longer than it
+        needs: what it was held for has happened."""
+        self._safe = (kind, home / "safe")
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
+        if self._safe is not None and event.kind is self._safe[0]:
+            self._safe[1].touch()
 
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)
@@ -190,3 +198,13 @@ def all_pids() -> set[int]:
 def shared_memory() -> set[str]:
     """What lies in shared memory, semaphores of other programs' multiprocessing left out."""
     return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}
+
+
+def left_in_shared_memory(before: set[str]) -> set[str]:
+    """What has come into shared memory and stays there for a while: other programs come and go."""
+    left = shared_memory() - before
+    deadline = time.monotonic() + 3.0
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= shared_memory()
+    return left

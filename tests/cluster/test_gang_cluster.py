@@ -18,7 +18,8 @@ from orchestrator.domain.events import EventKind, RunState
 from orchestrator.gang.cluster import start_local, sweep_stale
 from orchestrator.gang.files import TRANSPORT_VARIABLE
 from orchestrator.gang.joining import connect
-from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
+from orchestrator.gang.node_processes import descendants
+from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
@@ -58,13 +59,13 @@ def foreign_cluster() -> Iterator[str]:
 
 
 def test_only_loopback_is_listened_on() -> None:
-    before = all_pids()
+    before = {process.pid for process in descendants(os.getpid())}
     cluster = start_local(2, {"CPU": 1.0, "memory": 2e9})
     try:
         import ray
 
         ray.get(ray.remote(num_cpus=1)(_nothing).remote())
-        own = set(psutil.pids()) - before
+        own = {process.pid for process in descendants(os.getpid())} - before
         listening = {
             connection.laddr.ip
             for pid in [*own, os.getpid()]
@@ -113,7 +114,7 @@ def test_a_killed_driver_leaves_no_process(number: int, tmp_path: Path) -> None:
     while ray_processes(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()
 
 
 def test_directories_of_killed_drivers_are_swept(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import EventKind, RunState
-from tests.cluster.gang_runs import all_pids, ray_processes, run, shared_memory, state_of
+from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
@@ -27,7 +27,7 @@ def test_two_nodes_run_an_entry_point(tmp_path: Path, temporary_directory: Path)
     assert seen.of(EventKind.DATA_READY)
     assert state_of(outcome)["state"] == "succeeded"
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()
     assert list(temporary_directory.glob("convoy-*")) == []
 
 
@@ -64,7 +64,7 @@ def test_stop_is_graceful_and_quick(tmp_path: Path) -> None:
     assert (outcome.state, outcome.exit_code) == (RunState.STOPPED, 130)
     assert outcome.step == seen.steps[-1].step > 1
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()
 
 
 def test_stop_does_not_wait_for_the_deaf(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.gang_runs import all_pids, ray_processes, shared_memory, write_job
+from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, shared_memory, write_job
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -80,7 +80,7 @@ def test_a_signal_stops_everything(number: int, when: Callable[[Convoy], bool], 
     assert code == 128 + number
     assert convoy.state() == "stopped"
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()
 
 
 def test_a_killed_driver_takes_everything_with_it(tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_a_killed_driver_takes_everything_with_it(tmp_path: Path) -> None:
     while ray_processes(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()

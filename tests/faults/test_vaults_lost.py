@@ -20,6 +20,7 @@ from tests.cluster.gang_runs import (
     Recording,
     all_pids,
     curve,
+    left_in_shared_memory,
     own_temporary_directory,
     ray_processes,
     shared_memory,
@@ -123,7 +124,7 @@ def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undistur
     assert seen.of(EventKind.RESIZED) == []
     assert curve(outcome, BATCH) == undisturbed
     assert ray_processes(pids) == []
-    assert shared_memory() == shm
+    assert left_in_shared_memory(shm) == set()
 
 
 class BothAtOnce(Watching):
