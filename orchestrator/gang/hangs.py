@@ -26,7 +26,7 @@ from orchestrator.domain.hang import (
 )
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
-from orchestrator.gang.activity import BlockedThreads, Look, look_at
+from orchestrator.gang.activity import BLOCKED_S, BlockedThreads, Look, look_at
 from orchestrator.gang.member import Member
 from orchestrator.gang.stacks import Stacks, end_worker, foreign_stacks
 from orchestrator.gang.vaults import Vaults, node_answers
@@ -67,8 +67,8 @@ class HangWatch:
         self._last: StepReport | None = None
         self._beats: dict[int, tuple[_Beat, float]] = {}
         """Of ranks: the last beat or progress, and when it was first heard of."""
-        self._blocked: set[int] = set()
-        """Ranks that were blocked in storage in the round before."""
+        self._blocked_s: dict[int, float] = {}
+        """Of ranks that are blocked in storage: since when."""
         self._told_storage = False
         self._eyes.forget()
 
@@ -77,6 +77,7 @@ class HangWatch:
         if gap_s > PAUSE_S:
             self._step_s += gap_s
             self._beats = {rank: (beat, since_s + gap_s) for rank, (beat, since_s) in self._beats.items()}
+            self._blocked_s = {rank: since_s + gap_s for rank, since_s in self._blocked_s.items()}
             self._eyes.paused(gap_s)
         self._take_step(last, now_s)
         members = {member.rank: member for member in self._members if not member.over and member.run_ref is not None}
@@ -121,10 +122,13 @@ class HangWatch:
         known, since_s = self._beats.get(rank, (None, self._begin_s))
         pulse = Pulse(rank, beat[0], beat[1], beat[2], 0.0, max(0.0, now_s - member.renewed_s))
         pulse = self._eyes.look(member, replace(pulse, blocked=lease is not None and lease.blocked), now_s)
-        if (known is not None and beat != known) or (rank in self._blocked and not pulse.blocked):
-            since_s = now_s  # storage that answers again is progress, too
+        if known is not None and beat != known:
+            since_s = now_s
+        if pulse.blocked:
+            self._blocked_s.setdefault(rank, now_s - BLOCKED_S)
+        elif rank in self._blocked_s:  # it has the rest of its time now, not none of it
+            since_s = min(now_s, since_s + now_s - self._blocked_s.pop(rank))
         self._beats[rank] = (beat, since_s)
-        (self._blocked.add if pulse.blocked else self._blocked.discard)(rank)
         return replace(pulse, still_s=now_s - since_s)
 
     def _tell_storage(self, finding: Finding, members: dict[int, Member]) -> None:
@@ -229,7 +233,7 @@ class _Eyes:
             return pulse
         seen = self._look_at(member)
         threads = self._threads.setdefault(member.rank, BlockedThreads())
-        blocked = threads.take(seen.blocked if seen is not None else (), now_s)
+        blocked = threads.take(seen.blocked if seen is not None else (), now_s) or (pulse.heard and pulse.blocked)
         if seen is None or not seen.stopped:
             self._stopped_since_s.pop(member.rank, None)
             return replace(pulse, looked=seen is not None, blocked=blocked)

@@ -20,6 +20,7 @@ from orchestrator.domain.hang import (
     judge_pulses,
 )
 from orchestrator.gang import hangs as module
+from orchestrator.gang.activity import BLOCKED_S
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.member import Member
 from orchestrator.gang.outbox import Lease
@@ -116,19 +117,36 @@ def test_only_checkpoints_that_training_waits_for_are_measured(monkeypatch: pyte
     assert bound_s(Phase.CHECKPOINT, watched.paces[-1], None) == 1680.0 > CHECKPOINT_FLOOR_S
 
 
-def test_storage_that_answers_again_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker it kept is not ended in the moment between: it has made no beat for longer than the bound."""
+def test_the_time_that_storage_took_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it answers again the worker is not ended at once, though it has made no beat for longer than the bound."""
     watched = Watched(monkeypatch, Phase.DATA)
     watched.watch.asked_s = 10.0
     watched.watch._last = object()  # type: ignore[assignment]  # a step was made
+    watched.says(1, beat=4)
+    watched.round(3.0)
     watched.says(0, blocked=True)
-    watched.round()
+    watched.round(BLOCKED_S)
     finding = watched.round(30.0)
     assert (finding.state, finding.excused) == (State.FINE, (0,))
     watched.says(0, blocked=False)
-    assert watched.round(0.1).still_s == 0.0
-    assert watched.round(9.0).state is State.SUSPICIOUS
-    assert watched.round(1.0).state is State.HUNG
+    assert watched.round(0.1).still_s == pytest.approx(3.0)
+    assert watched.round(6.8).state is State.SUSPICIOUS
+    assert watched.round(0.3).state is State.HUNG
+
+
+def test_a_hang_beside_a_slow_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of a hung worker is blocked for moments, again and again: its log lies on that disk."""
+    watched = Watched(monkeypatch, Phase.DATA)
+    watched.watch.asked_s = 10.0
+    watched.watch._last = object()  # type: ignore[assignment]
+    for _ in range(20):
+        watched.says(0, blocked=True)
+        watched.round(BLOCKED_S)
+        watched.says(0, blocked=False)
+        watched.round(BLOCKED_S)
+        if watched.round(BLOCKED_S).state is State.HUNG:
+            break
+    assert watched.findings[-1].state is State.HUNG
 
 
 def test_storage_that_does_not_answer_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
