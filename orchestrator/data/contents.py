@@ -1,6 +1,8 @@
 """The content of source files: digests, and the list of them that a run keeps.
 
-A file is read once, right after it was tokenised. Later it is read again only if its size or its stamp differs.
+A file is read once, right after it was tokenised. Later it is read again only if its size or its stamp differs. A file
+system may make up inodes and change times anew at each mount: where more than `READ_MAX_BYTES` would have to be read
+of files whose size and modification time are as they were, samples of these do.
 """
 
 import hashlib
@@ -9,8 +11,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.data.sources import PresentFile, PresentSource
 from orchestrator.domain.errors import DataError
@@ -29,6 +34,9 @@ GROWN_MAX = 20
 WHOLE_MAX_BYTES = 256 << 20
 """Of a longer file of weights, `SAMPLES` chunks are read, spread evenly from its first to its last."""
 SAMPLES = 64
+READ_MAX_BYTES = 16 << 30
+PIECES, PIECE_BYTES = 16, 4096
+"""The sample of a file: so many pieces of it, spread evenly."""
 
 Watch = Callable[[int], None]
 """Is told every `TICK_S`, by the calling thread, how many bytes have been read. What it raises ends the reading."""
@@ -62,6 +70,7 @@ def _digested(path: Path, name: str, kind: str, count: Callable[[int], None] | N
                         count(len(chunk))
                     if sampled and before.st_size > WHOLE_MAX_BYTES:
                         break
+            sample = "" if sampled else _sample(stream, before.st_size)
             after = os.fstat(stream.fileno())
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error} ({path})") from error
@@ -69,13 +78,24 @@ def _digested(path: Path, name: str, kind: str, count: Callable[[int], None] | N
         raise DataError(
             f"{name} changed while it was being read ({path})", hint="let the program that writes it finish, try again"
         )
-    return FileContent(name, after.st_size, digest.hexdigest()[:DIGEST_HEX], kind, stamp_of(after))
+    return FileContent(name, after.st_size, digest.hexdigest()[:DIGEST_HEX], kind, stamp_of(after), sample)
 
 
 def _offsets(size_bytes: int) -> Iterable[int]:
-    if size_bytes <= WHOLE_MAX_BYTES:
-        return (0,)
-    return (i * (size_bytes - CHUNK_BYTES) // (SAMPLES - 1) for i in range(SAMPLES))
+    return (0,) if size_bytes <= WHOLE_MAX_BYTES else _spread(size_bytes, SAMPLES, CHUNK_BYTES)
+
+
+def _spread(size_bytes: int, count: int, piece_bytes: int) -> Iterable[int]:
+    """Where `count` pieces begin that are spread evenly from the first byte to the last."""
+    return sorted({max(0, i * (size_bytes - piece_bytes) // (count - 1)) for i in range(count)})
+
+
+def _sample(stream: BinaryIO, size_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for offset in _spread(size_bytes, PIECES, PIECE_BYTES):
+        stream.seek(offset)
+        digest.update(stream.read(PIECE_BYTES))
+    return digest.hexdigest()[:DIGEST_HEX]
 
 
 def begins_with(path: Path, before: FileContent) -> bool:
@@ -96,26 +116,49 @@ def begins_with(path: Path, before: FileContent) -> bool:
 def look(sources: Sequence[PresentSource], known: Sequence[SourceContents], watch: Watch) -> tuple[SourceContents, ...]:
     """The contents of what is there now. `known`: what was there before, source by source; a file of the same size
     and stamp is not read, the others are, several at once. Raises DataError, and what `watch` raises."""
-    found: list[list[FileContent | None]] = []
-    to_read: list[tuple[int, int, PresentFile]] = []
-    for index, source in enumerate(sources):
-        before = {file.name: file for file in known[index].files} if index < len(known) else {}
-        found.append([_unchanged(file, before.get(file.name)) for file in source.files])
-        to_read += [(index, at, source.files[at]) for at, content in enumerate(found[index]) if content is None]
-    for (index, at, _), content in zip(to_read, _read_all([file for _, _, file in to_read], watch), strict=True):
-        found[index][at] = content
+    files = [(index, file) for index, source in enumerate(sources) for file in source.files]
+    names = [{file.name: file for file in source.files} for source in known] + [{}] * len(sources)
+    before = [names[index].get(file.name) for index, file in files]
+    found = [_unchanged(file, old, by_sample=False) for (_, file), old in zip(files, before, strict=True)]
+    same_time = {
+        at: old
+        for at, old in enumerate(before)
+        if found[at] is None and old is not None and _same_time(files[at][1], old)
+    }
+    if sum(old.size_bytes for old in same_time.values()) > READ_MAX_BYTES:
+        for at, old in same_time.items():
+            found[at] = _unchanged(files[at][1], old, by_sample=True)
+    to_read = [at for at, content in enumerate(found) if content is None]
+    for at, content in zip(to_read, _read_all([files[at][1] for at in to_read], watch), strict=True):
+        found[at] = content
+    rest = iter(found)
     return tuple(
         SourceContents(
             source.name,
-            tuple(content for content in found[index] if content is not None),
+            tuple(content for content in islice(rest, len(source.files)) if content is not None),
             known[index].revision if index < len(known) else None,
         )
         for index, source in enumerate(sources)
     )
 
 
-def _unchanged(file: PresentFile, before: FileContent | None) -> FileContent | None:
+def _same_time(file: PresentFile, before: FileContent) -> bool:
+    """Size and modification time are as they were, whatever the rest of the stamp says."""
+    try:
+        status = file.path.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (before.size_bytes, before.stamp[0])
+
+
+def _unchanged(file: PresentFile, before: FileContent | None, by_sample: bool) -> FileContent | None:
+    """What is known of a file, if its stamp, or a sample of its content, says that this still holds."""
     same = unread(file.path, before)
+    if same is None and by_sample and before is not None:
+        with suppress(OSError), file.path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if _sample(stream, status.st_size) == before.sample:
+                same = replace(before, stamp=stamp_of(status))
     return None if same is None else replace(same, name=file.name, kind=file.kind)
 
 
@@ -211,4 +254,5 @@ def _file(line: Mapping[str, object]) -> FileContent:
     if not isinstance(stamp, list) or not isinstance(size, int):
         raise TypeError("not a file's line")
     mtime_ns, ctime_ns, inode = (int(part) for part in stamp)
-    return FileContent(str(line["name"]), size, str(line["digest"]), str(line["kind"]), (mtime_ns, ctime_ns, inode))
+    stamp_now = (mtime_ns, ctime_ns, inode)
+    return FileContent(str(line["name"]), size, str(line["digest"]), str(line["kind"]), stamp_now, str(line["sample"]))

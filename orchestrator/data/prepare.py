@@ -100,7 +100,7 @@ def prepare(
         if not (view_dir / MANIFEST_FILE).is_file():
             progress.update("index", corpus.total_bytes, last=True)
             build_view(spec, counts, fingerprint, view_fp, tokens_dir, view_dir)
-        contents = _contents(tokens_dir, sources)
+        contents = _contents(tokens_dir, sources, progress)
     manifest = DataManifest.read(view_dir)
     _report(manifest, cached, time.monotonic() - started, on_event)
     return PreparedData(view_dir, manifest, cached, contents, journal_digest(tokens_dir))
@@ -158,12 +158,13 @@ def _discard_damaged(
         on_event(EventKind.WARNING, {"message": f"the cache is damaged, its part is made again: {what}"})
 
 
-def _contents(tokens_dir: Path, sources: tuple[Source, ...]) -> tuple[SourceContents, ...]:
+def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: Progress) -> tuple[SourceContents, ...]:
     """What the token files were made from. Caches of older versions do not say: then it is what is there now, which
     has the same key."""
     found = read_contents(tokens_dir / CONTENTS_FILE)
     if found is None or len(found) != len(sources):
-        found = look([PresentSource(source.name, dataset_files(source)) for source in sources], (), lambda _: None)
+        present = [PresentSource(source.name, dataset_files(source)) for source in sources]
+        found = look(present, (), lambda done_bytes: progress.update("compare", done_bytes))
         write_contents(tokens_dir / CONTENTS_FILE, found)
     pairs = zip(found, sources, strict=True)
     return tuple(replace(each, name=source.name, revision=source.revision) for each, source in pairs)

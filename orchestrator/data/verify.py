@@ -153,7 +153,7 @@ def verify_parts(
         found.mismatch = Mismatch(lost.first_step, f"steps up to {lost.last_step} cannot be compared: {lost.problem}")
     return Proof(
         ok=found.mismatch is None,
-        fingerprint=parts[-1].fingerprint,
+        fingerprint=(found.parts or parts)[-1].fingerprint,
         steps=len(lineage),
         samples=found.samples,
         tokens=found.tokens,

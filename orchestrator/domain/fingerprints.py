@@ -34,6 +34,8 @@ class FileContent:
     kind: str
     """How a source file is read: its format, with `.gz` if it is compressed. Empty for other files."""
     stamp: Stamp
+    sample: str = ""
+    """The same of pieces spread over the content."""
 
     @property
     def content(self) -> tuple[str, str]:

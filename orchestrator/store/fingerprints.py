@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.whole import FileState
+from orchestrator.domain.errors import UsageError
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
 from orchestrator.domain.layout import RunLayout
 from orchestrator.whole_files import read_json, write_json
@@ -75,14 +76,21 @@ def _file(value: Mapping[str, Any]) -> FileContent:
 
 
 def read_history(layout: RunLayout) -> tuple[Entry, ...]:
-    """In the order of the run; none if there is no file, or it is damaged or of another format."""
-    value = read_json(layout.fingerprints)
-    if value is None or value.get("format_version") != FORMAT_VERSION:
+    """In the order of the run; none if there is no file.
+
+    Raises UsageError if it is damaged or of another format: to go on without it would not notice what has changed.
+    """
+    if not layout.fingerprints.exists():
         return ()
+    value = read_json(layout.fingerprints) or {}
+    hint = "move it away to go on without a comparison, as with a run of an older version"
+    if value.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        found = value["format_version"]
+        raise UsageError(f"{layout.fingerprints} has format {found}, this version reads {FORMAT_VERSION}", hint)
     try:
         return tuple(Entry.from_json(each) for each in value["history"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{layout.fingerprints} is damaged: {type(error).__name__}: {error}", hint) from error
 
 
 def write_history(layout: RunLayout, history: Sequence[Entry]) -> None:

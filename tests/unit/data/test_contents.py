@@ -67,6 +67,27 @@ def test_a_file_replaced_by_another_of_the_same_size_and_time_is_noticed(found: 
     assert [change.what for change in changes] == ["1 file was edited in t/*.txt: t/b.txt (still 700 bytes)"]
 
 
+def test_where_that_would_be_too_much_files_of_the_same_size_and_time_are_sampled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "READ_MAX_BYTES", 100_000)
+    for name in ("a", "b", "c"):
+        bench.write(f"{name}.txt", f"{name}" * 200_000)
+    found = present(job([{"files": ["*.txt"]}]).data, bench.root)
+    first, _ = looked(found)
+    for file in found[0].files:  # as another mount has them: another inode, the same times
+        status = file.path.stat()
+        data = file.path.read_bytes()
+        file.path.rename(file.path.with_suffix(".old"))
+        file.path.write_bytes(data.replace(b"b", b"x"))
+        os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    now, read = looked(found, first)
+    assert read == ["b.txt"]  # its sample differs
+    assert [change.what for change in compare_sources(first, now)[0]] == [
+        "1 file was edited in *.txt: b.txt (still 200,000 bytes)"
+    ]
+
+
 def test_text_at_the_end_is_told_from_an_edit(bench: Bench, found: tuple[PresentSource, ...]) -> None:
     first, _ = looked(found)
     with found[0].files[0].path.open("a") as file:

@@ -11,15 +11,19 @@ import pytest
 from corpora import Bench
 from trained import STEPS, TrainedRun, phases
 
+from orchestrator.data.hub import resolve
 from orchestrator.data.prepare import PreparedData
+from orchestrator.data.sources import Source
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
-from orchestrator.domain.fingerprints import CodePrint
+from orchestrator.domain.fingerprints import CodePrint, ModelPrint
+from orchestrator.spec.data import SourceSpec
+from orchestrator.spec.model import ModelSpec
 from orchestrator.store import resuming
 from orchestrator.store.fingerprints import read_history
 from orchestrator.store.proof import prove
 from orchestrator.store.recording import require_same
-from orchestrator.store.resuming import ChangedError, Resumption
+from orchestrator.store.resuming import ChangedError, Resumption, pinned
 from orchestrator.store.runs import RunStore
 
 pytestmark = pytest.mark.unit
@@ -368,8 +372,26 @@ def test_damaged_records_are_said_not_raised(run: TrainedRun) -> None:
     found = run.examine()
     assert found.prepared == run.prepared
     assert "the files of the data cannot be compared" in found.warnings[0]
-    run.layout.fingerprints.write_text(json.dumps({"format_version": 1, "history": [{"data": 1}]}))
-    assert "kept no fingerprints" in run.examine().warnings[0]
+
+
+@pytest.mark.parametrize("text", ["{", '{"format_version": 1, "history": [{"data": 1}]}', '{"format_version": 2}'])
+def test_fingerprints_that_cannot_be_read_are_not_passed_over(run: TrainedRun, text: str) -> None:
+    run.layout.fingerprints.write_text(text)
+    with pytest.raises(UsageError, match=r"fingerprints\.json (is damaged|has format 2)"):
+        run.examine(accept=True)
+
+
+def test_what_comes_from_the_hub_stays_at_its_commit(run: TrainedRun) -> None:
+    first, (entry,) = ModelPrint(revision="abc"), read_history(run.layout)
+    settings = {**entry.settings, "model.pretrained": "some/model", "model.revision": None}
+    history = [dataclasses.replace(entry, settings=settings, model=first)]
+    spec = run.spec.model_copy(update={"model": ModelSpec(pretrained="some/model")})
+    assert pinned(spec, history).model.revision == "abc"
+    assert pinned(spec, ()) == spec
+    named = run.spec.model_copy(update={"model": ModelSpec(pretrained="some/model", revision="v2")})
+    assert pinned(named, history) == named
+    source = Source(0, "train", SourceSpec(hub="some/data"), ())
+    assert resolve(source, run.bench.root, "def").revision == "def"  # the hub is not asked
 
 
 def test_parts_with_other_data_are_proved_each_against_its_own(run: TrainedRun) -> None:
