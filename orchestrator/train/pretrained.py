@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.errors import UsageError, WeightsError
 from orchestrator.spec.job import JobSpec
-from orchestrator.weights.directory import CANDIDATES, CONFIG, inspect, read_config
-from orchestrator.weights.header import Damaged, read_text_json
+from orchestrator.weights.directory import CANDIDATES, CONFIG, inspect, read_config, weight_map
 from orchestrator.weights.place import too_few_rows
 from orchestrator.weights.tensors import Tensor
 from orchestrator.weights.wording import few
@@ -75,7 +74,7 @@ def load_pretrained(spec: JobSpec, config: "PretrainedConfig") -> "nn.Module":
 
     model_type = ARCHITECTURES[config.model_type].model_type()
     base = inspect(base_directory(spec.model.pretrained or "", spec.model.revision))
-    return load_weights(model_type, config, base, torch.float32)
+    return load_weights(model_type, config, base, torch.float32, spec.train.seed)
 
 
 def is_local(pretrained: str) -> bool:
@@ -109,13 +108,10 @@ def base_directory(name: str, revision: str | None) -> Path:
         directory = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=revision)).parent
         file = huggingface_hub.hf_hub_download(name, first, revision=revision)
         if first.endswith(".json"):
-            listed = read_text_json(Path(file)).get("weight_map", {})
-            for shard in dict.fromkeys(listed.values()):
-                huggingface_hub.hf_hub_download(name, str(shard), revision=revision)
+            for shard in dict.fromkeys(weight_map(Path(file)).values()):
+                huggingface_hub.hf_hub_download(name, shard, revision=revision)
     except EntryNotFoundError as error:
         raise WeightsError(f"the hub's {name} is not whole: {_last_line(error)}", _HINT) from error
-    except Damaged as error:
-        raise WeightsError(f"the index of the hub's {name} {error.why}", error.hint) from error
     except (HfHubHTTPError, OSError, _transport_error()) as error:
         raise WeightsError(f"the weights of {name} cannot be downloaded: {_last_line(error)}", "run again") from error
     return directory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.domain.errors import UsageError, WeightsError
 from orchestrator.train.models import ARCHITECTURES, FRESH, skeleton
 from orchestrator.weights.directory import Base
-from orchestrator.weights.tensors import FLOATING, Comparison, Slot, Tensor, Wanted, compare
+from orchestrator.weights.tensors import FLOATING, Comparison, Slot, Tensor, Wanted, compare, matches
 from orchestrator.weights.wording import few, misfit
 
 if TYPE_CHECKING:
@@ -120,10 +120,13 @@ def check_values(place: str, wanted: Wanted, compared: Comparison, tensors: Mapp
     _check_ties(place, wanted, compared, tensors)
 
 
-def load_weights(model_type: Any, config: "PretrainedConfig", base: Base, dtype: "torch.dtype") -> "nn.Module":
+def load_weights(
+    model_type: Any, config: "PretrainedConfig", base: Base, dtype: "torch.dtype", seed: int = 0
+) -> "nn.Module":
     """A model of `model_type` with the weights of `base`, as `dtype` on the host.
 
-    Raises WeightsError, with names, unless every weight comes from the files and is finite.
+    Only weights that the task draws on purpose (`FRESH`) do not come from the files; they come from `seed`. The
+    process's random state is left as it was. Raises WeightsError, with names, unless all others are there and finite.
     """
     import torch
     from safetensors import SafetensorError
@@ -135,13 +138,14 @@ def load_weights(model_type: Any, config: "PretrainedConfig", base: Base, dtype:
         try:
             # The files are those that were checked: transformers would choose files anew, and follow adapters.
             with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
                 model, report = model_type.from_pretrained(
                     None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise WeightsError(f"the weights in {place} cannot be loaded: {_first(error)}", _AGAIN) from error
     model.config.name_or_path = config.name_or_path  # transformers was given none
-    check_report(place, report)
+    check_report(place, report, wanted.fresh)
     check_loaded(place, wanted, model)
     return model  # type: ignore[no-any-return]
 
@@ -155,18 +159,15 @@ def saved_dtype(config: "PretrainedConfig", base: Base) -> "torch.dtype":
     return {name: value for value, name in _safetensors_names().items()}[stored]
 
 
-def check_report(place: str, report: Mapping[str, Any]) -> None:
-    """Raises WeightsError unless transformers says that it took each weight from the files."""
-    parts = [
-        f"{word}: {few(sorted(str(item) for item in report[key]))}"
-        for word, key in (
-            ("missing", "missing_keys"),
-            ("unexpected", "unexpected_keys"),
-            ("of another shape", "mismatched_keys"),
-            ("not converted", "error_msgs"),
-        )
-        if report.get(key)
-    ]
+def check_report(place: str, report: Mapping[str, Any], fresh: tuple[str, ...] = ()) -> None:
+    """Raises WeightsError unless transformers says that it took each weight from the files, but for `fresh` ones."""
+    kinds = {
+        "missing": [name for name in report["missing_keys"] if not matches(fresh, name)],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": report["mismatched_keys"],
+        "not loaded": report["error_msgs"],
+    }
+    parts = [f"{kind}: {few(sorted(str(item) for item in items))}" for kind, items in kinds.items() if items]
     if parts:
         raise WeightsError(f"the weights in {place} are not those of the model; {'; '.join(parts)}", _AGAIN)
 

@@ -141,12 +141,12 @@ def _files(directory: Path, names: set[str], config: Mapping[str, Any]) -> tuple
         )
     if not named.endswith(".json"):
         return (named,), {}
-    listed = _weight_map(directory / named)
+    listed = weight_map(directory / named)
     return tuple(dict.fromkeys(listed.values())), listed
 
 
-def _weight_map(index: Path) -> Mapping[str, str]:
-    """Tensor to file, as an index has it."""
+def weight_map(index: Path) -> Mapping[str, str]:
+    """Tensor to file, as an index has it. Raises WeightsError."""
     try:
         listed = read_text_json(index).get("weight_map")
     except Damaged as error:

@@ -103,7 +103,7 @@ def compare(wanted: Wanted, found: Mapping[str, Tensor]) -> Comparison:
         place = slot_of(name, wanted)
         slot = wanted.slots.get(place)
         if slot is None:
-            if not _matches(wanted.spare, name):
+            if not matches(wanted.spare, name):
                 unexpected.append(name)
             continue
         if place in filled:
@@ -134,12 +134,13 @@ def _missing(wanted: Wanted, filled: Mapping[str, str]) -> tuple[str, ...]:
     missing = []
     for name in wanted.slots:
         group = groups.get(name, name)
-        if group in present or group in named or _matches(wanted.fresh, name):
+        if group in present or group in named or matches(wanted.fresh, name):
             continue
         named.add(group)
         missing.append(name)
     return tuple(missing)
 
 
-def _matches(patterns: tuple[str, ...], name: str) -> bool:
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether any of the patterns is found in a name."""
     return any(re.search(pattern, name) for pattern in patterns)

@@ -19,7 +19,7 @@ def few(items: Sequence[str], separator: str = ", ") -> str:
 def wrapped(place: str, wrapper: Wrapper, names: Sequence[str]) -> WeightsError:
     """The names carry a wrapper's prefix."""
     carrying = [name for name in names if wrapper.part in name]
-    share = "every name" if wrapper.everywhere else f"{len(carrying)} of {len(names)} names"
+    share = "every name carries" if wrapper.everywhere else f"{len(carrying)} of {len(names)} names carry"
     origin = f" of {wrapper.origin}" if wrapper.origin else ""
     if any(".lora_" in name for name in names):
         hint = "they are of an adapter that is not merged: merge_and_unload() and save_pretrained() give a model"
@@ -27,7 +27,7 @@ def wrapped(place: str, wrapper: Wrapper, names: Sequence[str]) -> WeightsError:
         strip = f"{{name.replace({wrapper.part!r}, ''): tensor for name, tensor in load_file(FILE).items()}}"
         hint = f"save the model inside the wrapper, or strip the prefix: safetensors.torch.save_file({strip}, NEW)"
     return WeightsError(
-        f"the weights in {place} do not have the model's names: {share} carries the prefix `{wrapper.part}`{origin}, "
+        f"the weights in {place} do not have the model's names: {share} the prefix `{wrapper.part}`{origin}, "
         f"for example {few(carrying[:2])}",
         hint,
     )

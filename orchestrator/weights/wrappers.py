@@ -27,7 +27,7 @@ class Wrapper:
     part: str
     """With its final dot: `_orig_mod.`."""
     origin: str | None
-    """Who adds it, if that is known."""
+    """What adds it, if that is known."""
     everywhere: bool
     """Every name carries it; otherwise most do."""
 

@@ -14,7 +14,7 @@ from orchestrator.domain.errors import UsageError, WeightsError
 from orchestrator.train import base_check
 from orchestrator.train.base_check import check_base
 from orchestrator.train.generate import generate_text
-from orchestrator.train.models import ARCHITECTURES, build_model
+from orchestrator.train.models import ARCHITECTURES, FRESH, build_model
 from orchestrator.train.weights import check_report, wanted_of
 from tests.unit.train.bases import (
     FILE,
@@ -351,6 +351,22 @@ def test_a_report_of_transformers_is_heeded_besides() -> None:
     for key, value in (("missing_keys", {"a.b"}), ("unexpected_keys", {"c"}), ("mismatched_keys", {("d", 1, 2)})):
         with pytest.raises(WeightsError, match=r"a\.b|c|d"):
             check_report("base", good | {key: value})
+
+
+def test_a_head_that_the_task_draws_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task of today's does; one that does gets it from the seed, the same on every rank."""
+    saved = write_base(tmp_path)
+    rewrite(tmp_path, without("lm_head"))
+    refused(tmp_path, "missing: lm_head.weight")
+    monkeypatch.setitem(FRESH, "causal", (r"^lm_head\.weight$",))
+    check(tmp_path)
+    torch.manual_seed(1)
+    first = loaded(tmp_path)
+    torch.manual_seed(2)
+    second = loaded(tmp_path)
+    same_weights(first, second)
+    assert torch.equal(first.model.norm.weight, saved.model.norm.weight)
+    assert not torch.equal(first.lm_head.weight, saved.lm_head.weight)
 
 
 def test_a_model_from_scratch_has_nothing_to_check() -> None:

@@ -114,7 +114,7 @@ def test_a_prefix_is_recognised(prefix: str, origin: str | None) -> None:
 def test_a_wrapper_inside_the_names_is_recognised() -> None:
     names = ["model._orig_mod." + name.removeprefix("model.") for name in NAMES[:4]] + ["lm_head.weight"]
     error = misfit("base", WANTED, names, compare(WANTED, found(*names)))
-    assert "4 of 5 names carries the prefix `_orig_mod.` of torch.compile" in error.message
+    assert "4 of 5 names carry the prefix `_orig_mod.` of torch.compile" in error.message
 
 
 def test_weights_of_another_architecture_are_no_prefix() -> None:
