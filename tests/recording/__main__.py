@@ -116,11 +116,11 @@ def events(layout: RunLayout) -> list[dict[str, Any]]:
 
 
 def node_processes(layout: RunLayout) -> list[int]:
-    """Pids of the node of the last worker whose node is not the head."""
+    """Pids of the node of the last worker whose node is not the head. The raylet is the last: some die with it."""
     started = [event for event in events(layout) if event["kind"] == "worker.started"]
     places = [(event["pid"], raylet_of(event["pid"])) for event in sorted(started, key=lambda event: event["rank"])]
     worker, raylet = [place for place in places if not is_head(place[1])][-1]
-    return sorted({raylet.pid, worker, *(process.pid for process in raylet.children(recursive=True))})
+    return [*sorted({worker, *(process.pid for process in raylet.children(recursive=True))}), raylet.pid]
 
 
 def draw(recording: Recording) -> str:
