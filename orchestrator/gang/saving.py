@@ -2,7 +2,6 @@
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from orchestrator.checkpoint.writing import manifest_of
 from orchestrator.domain.cadence import checkpoint_interval_s
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.lasting_thread import LastingThread
 
 POLL_S = 0.2
 ASK_TIMEOUT_S = 5.0
@@ -79,7 +79,7 @@ class Saves:
         """Steps of those that were begun and whose event has not been fetched."""
         self._place = ""
         """Where the last one was to go."""
-        self._thread: threading.Thread | None = None
+        self._thread: LastingThread | None = None
 
     def begin(self, generation: int, fields: dict[str, Any]) -> None:
         """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
@@ -97,8 +97,7 @@ class Saves:
             )
         )
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="checkpoint-saves", daemon=True)
-            self._thread.start()
+            self._thread = LastingThread("checkpoint-saves", self._turn)
 
     @property
     def busy(self) -> bool:
@@ -127,10 +126,15 @@ class Saves:
         reason = f"the run ended before it was written, {timeout_s:g} s were not enough"
         return events + [_failed(step, self._place, reason, Fault.OTHER, 0.0) for step in left]
 
-    def _run(self) -> None:
-        while True:
-            save = self._pending.get()
-            self._ended.put(self._see_through(save))
+    def _turn(self) -> bool:
+        save = self._pending.get()
+        try:
+            event = self._see_through(save)
+        except Exception as error:  # noqa: BLE001  # a save without an end would be waited for
+            reason = f"checkpoint of step {save.step}: {type(error).__name__}: {error}"
+            event = _failed(save.step, save.place, reason, Fault.OTHER, save.stall_s)
+        self._ended.put(event)
+        return True
 
     def _see_through(self, save: _Save) -> Event:
         try:

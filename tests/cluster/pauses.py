@@ -188,8 +188,7 @@ def _make_copies_pause() -> None:
             send_file(self, header, first, descriptor, offset, count)
             return
         data = first + os.pread(descriptor, count, offset)
-        body = json.dumps({**header, "bytes": len(data)}).encode()
-        self._socket.sendall(wire._LENGTH.pack(len(body)) + body + data[: len(data) // 2])
+        self._socket.sendall(wire.encode(header, len(data)) + data[: len(data) // 2])
         pause_at(Point.REPLICATION, step, rank)
         self._socket.sendall(data[len(data) // 2 :])
 
