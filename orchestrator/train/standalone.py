@@ -16,12 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan
+from orchestrator.whole_files import replace_directory
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -111,6 +112,9 @@ class StandaloneSession:
             raise FileNotFoundError(path)
         return local
 
+    def move_into_place(self, path: str, final: str) -> None:
+        replace_directory(Path(path), Path(final))
+
     def store(self, local: Path, path: str) -> None:
         target = Path(path)
         if local.resolve() == target.resolve():
@@ -193,6 +197,8 @@ def _run(options: argparse.Namespace) -> int:
         session.observers = _observers(RunLayout(run_dir))
     data_dir = _prepared(job, session, run_dir)
     result = run_worker(session, _plan(job, session, run_dir, data_dir, options))
+    if result.unsaved is not None:
+        raise CheckpointError(f"the last step could not be saved: {result.unsaved}")
     return 0 if result.finished else 1
 
 

@@ -23,6 +23,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
 from orchestrator.spec.job import JobSpec
+from orchestrator.whole_files import replace_directory
 
 CASE_TIMEOUT_S = 60.0
 IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transformers.models.gpt2.modeling_gpt2"]
@@ -91,6 +92,9 @@ class FileSession:
         if Path(path).resolve() != local.resolve():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(local.read_bytes())
+
+    def move_into_place(self, path: str, final: str) -> None:
+        replace_directory(Path(path), Path(final))
 
 
 @dataclass(frozen=True)
@@ -193,8 +197,10 @@ class TrainProcesses:
 
 def _serve(pipe: Connection) -> None:
     """A worker process: one gang after another until the pipe closes."""
+    from orchestrator.train import loop
     from orchestrator.train.worker import run_worker
 
+    loop.LAST_SAVE_PAUSE_S = 0.01  # storage that fails in a test does so for good
     faulthandler.register(signal.SIGUSR1)  # `kill -USR1` shows where a worker hangs
     while True:
         try:

@@ -137,3 +137,30 @@ def test_a_file_that_arrives_short_is_not_committed(run_dir: Path) -> None:
     with pytest.raises(OSError, match="checksum"):
         server.commit(str(run_dir / "x"), "t", 4, 0)
     assert not (run_dir / "x").exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_directory_is_moved_into_place_on_the_drivers_side(run_dir: Path, shared: bool) -> None:
+    files = remote(run_dir, server_of(run_dir))
+    files.shared = shared
+    for content in (b"old", b"new"):
+        local = run_dir.parent / "written"
+        local.write_bytes(content)
+        files.store(local, str(run_dir / "work" / "file"))
+        files.move_into_place(str(run_dir / "work"), str(run_dir / "final"))
+        assert (run_dir / "final" / "file").read_bytes() == content
+        assert not (run_dir / "work").exists()
+
+
+def test_nothing_is_moved_out_of_or_into_other_directories(run_dir: Path) -> None:
+    server = server_of(run_dir)
+    outside = run_dir.parent / "outside"
+    outside.mkdir()
+    for path, final in (
+        (outside, run_dir / "x"),
+        (run_dir / "sub", outside / "x"),
+        (run_dir / "sub", run_dir / ".." / "x"),
+    ):
+        with pytest.raises(PermissionError):
+            server.move_into_place(str(path), str(final))
+    assert (run_dir / "sub").is_dir()
