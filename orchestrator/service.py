@@ -22,6 +22,7 @@ from orchestrator.metrics.incidents import IncidentRecorder
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.recorder import RunRecorder
 from orchestrator.metrics.stragglers import StragglerRecorder
+from orchestrator.run_progress import RunProgress
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoints import require_storage
@@ -32,7 +33,7 @@ from orchestrator.store.retention import Retention
 from orchestrator.store.runs import RunStore
 from orchestrator.store.scaling import ScaleFiles
 from orchestrator.store.skips import write_skips
-from orchestrator.training import INTERRUPTED, Origin, Run, RunProgress, Training, stopped, tell
+from orchestrator.training import INTERRUPTED, Origin, Run, Training, stopped, tell
 from orchestrator.weights.place import anchored, at_value, check_files
 from orchestrator.whole_files import read_json, write_json, write_text
 

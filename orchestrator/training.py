@@ -7,19 +7,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.exported import clear_unfinished, export_problem
 from orchestrator.data.prepare import PreparedData, cache_directory
 from orchestrator.domain.arranged import NodeAddress
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import Injection, NumericFault, Refusal
 from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, StepRecord
 from orchestrator.domain.report import StepReport
-from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan
+from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan, TrainResult
 from orchestrator.keeping import Keeping
 from orchestrator.planner.memory import model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
+from orchestrator.planner.shape import total_steps
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.progress import read_progress
@@ -31,7 +33,6 @@ from orchestrator.whole_files import read_json
 
 INTERRUPTED = 130
 KEPT_RECORDS = 256
-RESTARTING = (RunState.STARTING.value, RunState.RECOVERING.value, RunState.WAITING.value)
 Ended = tuple[RunState, str | None, int]
 """Final state, its reason, exit code."""
 
@@ -152,6 +153,7 @@ class Training:
         self._rolled_back = 0
         self._furthest = recorded
         self._micro_batch = spec.train.global_batch
+        self._total_steps = total_steps(spec.train, data.manifest.train_samples, spec.data.sequence_length)
         self._below: int | None = None
         """A checkpoint of this step was not what had been saved: older ones are gone on from."""
         self._superseded: PeerState | None = None
@@ -165,12 +167,12 @@ class Training:
             plan = self._plan(workers, origin)
             outcome = self._driver.train(self._entry, plan, readable, run.observers)
             if outcome is None or run.stop.is_set():
-                return self._judge(outcome)
+                return self._judge(outcome, plan)
             self._furthest = max(self._furthest, run.step, outcome.step)
             if outcome.regroup:
                 origin = self.newest()
             elif outcome.failure is None:
-                return self._judge(outcome)
+                return self._judge(outcome, plan)
             else:
                 answer = self._after_failure(outcome, plan)
                 if not isinstance(answer, Origin):
@@ -207,6 +209,7 @@ class Training:
         run, data = self._run, self._data
         facts = DataFacts(str(data.directory.absolute()), data.manifest.train_samples, data.manifest.vocab_size)
         config = _config(run)
+        clear_unfinished(run.layout)
         kept_bytes = run.keeping.plan(self._driver, model_shape(config, facts.vocab_size))
         limits = Limits(self._driver.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch)
         plan = train_plan(run.spec, str(run.layout.root), facts, config, workers, limits)
@@ -230,7 +233,22 @@ class Training:
         # What is to be verified needs a step that was made after it.
         verifiable = [each for each in on_record if each.step + 1 in self._run.records]
         whole = next(iter(verifiable or on_record or states), None)
-        return whole if whole is not None else self._run.newest_checkpoint(self._below)
+        if whole is None:
+            return self._run.newest_checkpoint(self._below)
+        if whole.step >= self._total_steps:
+            # Nothing is left to train, and the export is made from a checkpoint, if there is one.
+            return self._stored(whole.step) or whole
+        return whole
+
+    def _stored(self, step: int) -> Origin | None:
+        """The checkpoint of a step, checked; None when there is none that will do, or storage does not answer."""
+        if self._run.saved_step < step:
+            return None
+        try:
+            found = self._run.newest_checkpoint(self._below)
+        except CheckpointError:
+            return None
+        return found if found.step == step else None
 
     def _in_memory(self) -> list[Origin]:
         """What the vaults hold whole, newest first."""
@@ -262,7 +280,7 @@ class Training:
         )
         verdict = judge(self._failures, self._budget)
         if not verdict.recover:
-            return _give_up(self._judge(outcome), verdict)
+            return _give_up(self._judge(outcome, plan), verdict)
         if (smaller := verdict.micro_batch) is not None:
             self._micro_batch = smaller
             what = f"micro batches of {smaller} at most instead of {plan.micro_batch}, same global batch"
@@ -331,7 +349,7 @@ class Training:
         run.records = {step: record for step, record in run.records.items() if step <= rollback.from_step}
         return origin
 
-    def _judge(self, outcome: Any) -> Ended:
+    def _judge(self, outcome: Any, plan: TrainPlan) -> Ended:
         run = self._run
         if outcome is None:
             return stopped()
@@ -342,11 +360,24 @@ class Training:
             return RunState.FAILED, f"{reason}\nhint: {failure.hint}" if failure.hint else reason, 1
         if outcome.stopped or not all(result.finished for result in outcome.results):
             return stopped()
+        problem = _missing(run, outcome.results, plan)
+        if problem is not None:
+            return RunState.FAILED, f"{problem}\nhint: convoy run --resume {run.layout.run_id}", 1
         return RunState.SUCCEEDED, None, 0
 
 
 def _is_superseded(state: PeerState, back_to: PeerState | None) -> bool:
     return back_to is not None and state.generation <= back_to.generation and state.step > back_to.step
+
+
+def _missing(run: Run, results: Sequence[TrainResult], plan: TrainPlan) -> str | None:
+    """What a run that has made all its steps still owes; None when it has kept everything it was to keep."""
+    step = max((result.step for result in results), default=0)
+    unsaved = next((result.unsaved for result in results if result.unsaved is not None), None)
+    if unsaved is not None:
+        return f"all steps are made, but the state of the last one, {step}, could not be saved: {unsaved}"
+    problem = export_problem(run.layout.export, step) if plan.export else None
+    return f"all steps are made, but the model is not exported: {problem}" if problem is not None else None
 
 
 def _give_up(judged: Ended, verdict: Verdict) -> Ended:
@@ -361,39 +392,3 @@ def _config(run: Run) -> dict[str, Any]:
     pretrained = run.spec.model.pretrained
     found = read_json(run.job_dir / pretrained / "config.json") if pretrained is not None else None
     return {**(found or {}), **run.spec.model.config}
-
-
-class RunProgress:
-    """Observer that keeps the run's step, says when training has begun, and when a recovery is over."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._running = False
-
-    def on_event(self, event: Event) -> None:
-        """Take one event."""
-        if event.kind is EventKind.CHECKPOINT_SAVED:
-            self._run.saved_step = int(event.fields["step"])
-        elif event.kind is EventKind.FAULT_INJECTED:
-            came = (event.fields["fault"], event.fields["step"], event.fields["rank"])
-            self._run.injections = tuple(i for i in self._run.injections if (i.kind, i.step, i.rank) != came)
-        elif event.kind is EventKind.WORKER_PHASE and event.fields.get("phase") == "train" and not self._running:
-            self._running = True
-            self._run.enter(RunState.RUNNING)
-        elif event.kind is EventKind.STATE_CHANGED and event.fields.get("state") in RESTARTING:
-            self._running = False
-
-    def on_step(self, report: StepReport) -> None:
-        """Take one step."""
-        self._run.step = report.step
-        self._run.remember(report)
-        recovery, self._run.recovery = self._run.recovery, None
-        if recovery is not None:
-            fields = {
-                "incident": recovery.incident,
-                "step": report.step,
-                "world_size": report.world_size,
-                "seconds": report.time_s - recovery.detected_s,
-                "steps_recomputed": recovery.steps_recomputed,
-            }
-            self._run.emit(EventKind.RECOVERED, fields)

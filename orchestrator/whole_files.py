@@ -1,7 +1,8 @@
-"""Small files that others read while one writes: replaced whole, never seen half-written. Under all layers."""
+"""Files and directories that others read while one writes: replaced whole, never seen in part. Under all layers."""
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,28 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def replace_directory(work: Path, final: Path) -> None:
+    """Let the directory `work` be `final`, a sibling, in place of a directory that may be there. Durable: its files are
+    on disk before it has its name. A crash in between leaves no `final` at worst, never part of one. Raises OSError.
+    """
+    for directory, _, names in os.walk(work):
+        for name in (*names, "."):
+            _sync(Path(directory) / name)
+    aside = final.with_name(f".{final.name}.old")
+    if aside.exists():
+        shutil.rmtree(aside)
+    if final.exists():
+        final.rename(aside)
+    work.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

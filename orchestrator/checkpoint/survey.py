@@ -9,9 +9,11 @@ from typing import Any
 from orchestrator.checkpoint.durability import VaultReport
 from orchestrator.checkpoint.inventory import Holding
 from orchestrator.checkpoint.wire import Channel
+from orchestrator.lasting_thread import LastingThread
 
 SURVEY_S = 2.0
 ASK_TIMEOUT_S = 1.0
+CLOSE_S = 10.0
 _THREADS = 8
 
 
@@ -70,24 +72,32 @@ class Surveyor:
         self._channels: dict[str, Channel] = {}
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="survey")
-        self._thread = threading.Thread(target=self._go_round, name="survey", daemon=True)
-        self._thread.start()
+        self._thread = LastingThread("survey", self._go_round)
 
     def close(self) -> None:
-        """Stop; waits for the round that goes on."""
+        """Stop; waits for the round that goes on, for `CLOSE_S` at most."""
         self._over.set()
-        self._thread.join()
-        self._pool.shutdown()
+        self._pool.shutdown(wait=self._thread.join(CLOSE_S), cancel_futures=True)
         for channel in self._channels.values():
             channel.close()
 
-    def _go_round(self) -> None:
-        while not self._over.wait(self._interval_s):
-            contacts = list(self._contacts())
-            known = {contact.address for contact in contacts}
-            for gone in [address for address in self._channels if address not in known]:
-                self._channels.pop(gone).close()
-            self._take(list(self._pool.map(self._ask, contacts)))
+    def _go_round(self) -> bool:
+        if self._over.wait(self._interval_s):
+            return False
+        contacts = list(self._contacts())
+        known = {contact.address for contact in contacts}
+        for gone in [address for address in self._channels if address not in known]:
+            self._channels.pop(gone).close()
+        self._take(list(self._pool.map(self._answer, contacts)))
+        return True
+
+    def _answer(self, contact: VaultContact) -> VaultReport:
+        """One report. What a vault says that makes no sense is its problem, not the others'."""
+        try:
+            return self._ask(contact)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"its answer makes no sense: {type(error).__name__}: {error}"
+            return VaultReport(contact.node, contact.address, answers=False, problem=problem)
 
     def _ask(self, contact: VaultContact) -> VaultReport:
         """One answer. A connection that was good and broke is made anew once."""

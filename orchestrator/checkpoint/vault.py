@@ -6,24 +6,23 @@ has arrived everywhere. Whoever restores reads ranges. What is whole, and what t
 asks all vaults (`inventory`): a vault only knows what it holds.
 """
 
-import queue
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.copies import Copies
 from orchestrator.checkpoint.fencing import end_writers
-from orchestrator.checkpoint.held import CellKey, Held
+from orchestrator.checkpoint.held import CellKey, FreedError, Held
 from orchestrator.checkpoint.peers import descriptor_path
+from orchestrator.checkpoint.replication import CpuTime, Filled, Replication, Reported
 from orchestrator.checkpoint.reports import Reports
-from orchestrator.checkpoint.wire import Channel, Server, WireError
-from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
+from orchestrator.checkpoint.server import Server
+from orchestrator.checkpoint.wire import Channel, WireError
+from orchestrator.checkpoint.writing import ShardOrder
 
-RETRY_S = 1.0
-"""From a copy that did not arrive to the next attempt, where there is nothing else to do."""
-_COPY_BYTES = 1 << 20
 _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""
 
@@ -38,42 +37,43 @@ class Vault:
         on one machine lose all of it together anyway, and each alone, whatever way it ends, leaves it to the others.
         """
         self._memory_left = memory_left
-        self._spent_s = 0.0
-        """CPU time of copies, sent and received."""
+        self._spent = CpuTime()
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
-        self._filled: queue.Queue[tuple[CellKey, int, bytes | None] | ShardOrder | None] = queue.Queue()
-        """What peers are to have, a step of a cell or the report of a step; or a slot that is to be written."""
-        self._writer = ShardWriterThread()
         self._reports = Reports()
-        self._peers: dict[int, tuple[str, ...]] = {}
-        self._late: dict[CellKey, tuple[int, float]] = {}
-        """Steps whose copies did not arrive, and when to try again. The replicating thread's own."""
         self.asked_s = time.monotonic()
         """When a driver last asked for something."""
         self._newest = 0
         """The newest generation that was heard of."""
         self._fence = 0
         """Generations before this one are over: nothing of theirs is taken any more."""
+        self._ready = threading.Event()
+        """Everything below is there: a request may come before the constructor returns."""
         self._server = Server(host, token, self._handle)
         self.address = self._server.address
         self._copies = Copies(self.address, token, shares)
-        threading.Thread(target=self._replicate, name="vault-replicate", daemon=True).start()
+        self._replication = Replication(self._copies, self._look_up, lambda: self._newest, memory_left, self._spent)
+        self._ready.set()
 
     @property
     def last_problem(self) -> str:
-        """Why a copy did not arrive, the last time one did not."""
-        return self._copies.last_problem
+        """What is wrong: why connections are not taken at present, or else why a copy did not arrive the last time one
+        did not."""
+        return self._server.problem or self._copies.last_problem
+
+    @property
+    def deaf_s(self) -> float:
+        """See `Server.deaf_s`."""
+        return self._server.deaf_s
 
     def close(self) -> None:
         """Hang up, and give all memory back."""
-        self._filled.put(None)
-        self._writer.close()
+        self._replication.close()
         self._server.close()
         with self._lock:
             cells, self._cells = self._cells, {}
         for held in cells.values():
-            held.cell.close()
+            held.free()
 
     # Frames -------------------------------------------------------------------------------------------------------
 
@@ -95,6 +95,7 @@ class Vault:
             "report": self._on_report,
             "reports": self._on_reports,
         }
+        self._ready.wait()
         what = str(frame.get("do"))
         if what in _DRIVERS:
             self.asked_s = time.monotonic()
@@ -118,7 +119,7 @@ class Vault:
     def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._require_current(frame)
-        self._filled.put((_key(frame), int(frame["step"]), None))
+        self._replication.put(Filled(_key(frame), int(frame["step"])))
 
     def _on_report(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Rank 0 has finished a step; so says itself, or its vault. Not answered."""
@@ -126,7 +127,7 @@ class Vault:
         self._require_current(frame)
         self._reports.put(int(frame["step"]), data)
         if not frame["copy"]:
-            self._filled.put((_key(frame), int(frame["step"]), data))
+            self._replication.put(Reported(_key(frame), int(frame["step"]), data))
 
     def _on_reports(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Reports of the steps after one."""
@@ -136,109 +137,99 @@ class Vault:
     def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
         """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
         fields = {name: frame[name] for name in ("generation", "rank", "step", "place", "name", "tag", "extra")}
-        self._filled.put(ShardOrder(**fields))
+        self._replication.put(ShardOrder(**fields))
 
     def _on_written(self, channel: Channel, frame: dict[str, Any]) -> None:
         """What has come of the shards of a step that were ordered here."""
-        channel.send({"shards": self._writer.answers(int(frame["generation"]), int(frame["step"]))})
+        channel.send({"shards": self._replication.written(int(frame["generation"]), int(frame["step"]))})
 
     def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Where the states of a generation are to be copied."""
-        with self._lock:
-            self._peers[int(frame["generation"])] = tuple(frame["addresses"])
+        self._replication.set_peers(int(frame["generation"]), frame["addresses"])
         channel.send({})
 
     def _on_copy(self, channel: Channel, frame: dict[str, Any]) -> None:
-        """A peer's slot arrives: index (where new), small state, payload."""
+        """A peer's slot arrives: index (unless it is known), small state, payload."""
         index = channel.take(frame["index_bytes"])
-        key = _key(frame)
-        held = self._cells.get(key)
-        if held is None or held.shared:
-            try:
-                self._require_current(frame)
+        held = self._cells.get(_key(frame))
+        try:
+            self._require_current(frame)
+            if held is None or held.shared:
                 held = self._make(frame, index, own=False)
-            except OSError as error:
-                channel.send({"error": str(error)})
-                raise WireError("refused") from error  # the payload is on its way: hang up
+        except OSError as error:
+            channel.send({"error": str(error)})
+            raise WireError("refused") from error  # the payload is on its way: hang up
         slot, started_s = int(frame["slot"]), time.thread_time()
-        payload = held.cell.begin(slot)
-        state = channel.take(frame["state_bytes"])
-        channel.take_into(payload)
-        held.cell.finish(slot, int(frame["step"]), state)
-        self._spend(started_s)
+        with held.in_use() as cell:
+            payload = cell.begin(slot)
+            state = channel.take(frame["state_bytes"])
+            channel.take_into(payload)
+            payload.release()
+            cell.finish(slot, int(frame["step"]), state)
+        self._spent.add(started_s)
         channel.send({})
 
     def _on_share(self, channel: Channel, frame: dict[str, Any]) -> None:
         """A peer of this host has filled a slot of memory that we hold, or are to hold, too."""
         index, key = channel.take(frame["index_bytes"]), _key(frame)
         held = self._cells.get(key)
-        if held is None or held.cell.serial != int(frame["serial"]):
-            try:
-                self._require_current(frame)
+        try:
+            self._require_current(frame)
+            if held is None or held.cell.serial != int(frame["serial"]):
                 held = self._join(frame, index)
-            except (OSError, ValueError) as error:
-                channel.send({"error": str(error)})
-                return
-        known = held.cell.slot_of(int(frame["step"])) is not None
+            with held.in_use() as cell:
+                known = cell.slot_of(int(frame["step"])) is not None
+        except (OSError, ValueError) as error:
+            channel.send({"error": str(error)})
+            return
         channel.send({} if known else {"error": f"step {frame['step']} is not there any more"})
 
     def _on_inventory(self, channel: Channel, _: dict[str, Any]) -> None:
         """Everything whole that lies here."""
         with self._lock:
             cells = dict(self._cells)
-        found = [
-            {
-                "generation": key.generation,
-                "rank": key.rank,
-                "world_size": held.world_size,
-                "step": step,
-                "own": held.own,
-                "bytes": held.cell.size.payload_bytes,
-            }
-            for key, held in cells.items()
-            for slot in range(SLOTS)
-            if (step := held.cell.step(slot)) >= 0
-        ]
-        memory_bytes = sum(held.cell.size.total_bytes for held in cells.values() if not held.shared)
-        channel.send(
-            {
-                "held": found,
-                "memory_bytes": memory_bytes,
-                "problem": self.last_problem,
-                "generation": self._newest,
-            }
-        )
+        found, memory_bytes = [], 0
+        for key, held in cells.items():
+            with contextlib.suppress(FreedError), held.in_use() as cell:
+                memory_bytes += 0 if held.shared else cell.size.total_bytes
+                of = {"generation": key.generation, "rank": key.rank, "world_size": held.world_size, "own": held.own}
+                steps = [step for slot in range(SLOTS) if (step := cell.step(slot)) >= 0]
+                found += [{**of, "step": step, "bytes": cell.size.payload_bytes} for step in steps]
+        facts = {"memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
+        channel.send({"held": found, **facts})
 
     def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
         """The index and the small state of a slot."""
-        held, slot = self._find(frame)
-        if held is None or slot is None:
+        try:
+            with self._found(frame) as (held, cell, slot):
+                state = cell.state(slot)
+                where = {"descriptor": cell.descriptor, "slot": slot}
+                size = {"payload_bytes": cell.size.payload_bytes, "slot_state_bytes": cell.size.state_bytes}
+                channel.send({**where, **size, "state_bytes": len(state)}, state + held.index)
+        except FreedError:
             channel.send({"error": "not here"})
-            return
-        state = held.cell.state(slot)
-        pid_path = {"descriptor": held.cell.descriptor, "slot": slot}
-        size = {"payload_bytes": held.cell.size.payload_bytes, "slot_state_bytes": held.cell.size.state_bytes}
-        channel.send({**pid_path, **size, "state_bytes": len(state)}, state + held.index)
 
     def _on_read(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Bytes [offset, offset + length) of a slot's payload."""
-        held, slot = self._find(frame)
         offset, length = int(frame["offset"]), int(frame["length"])
-        if held is None or slot is None or not 0 <= offset <= offset + length <= held.cell.size.payload_bytes:
+        try:
+            with self._found(frame) as (_, cell, slot):
+                if not 0 <= offset <= offset + length <= cell.size.payload_bytes:
+                    raise FreedError("there is no such range")
+                channel.send_file({}, b"", cell.descriptor, cell.payload_position(slot) + offset, length)
+        except FreedError:
             channel.send({"error": "not here"})
-            return
-        channel.send_file({}, b"", held.cell.descriptor, held.cell.payload_position(slot) + offset, length)
 
     def _on_forget(self, channel: Channel, frame: dict[str, Any]) -> None:
         """Free the cells of generations before one."""
         before = int(frame["before"])
         with self._lock:
+            self._fence = max(self._fence, before)  # or a copy that is on its way would be held for good
             gone = [key for key in self._cells if key.generation < before]
             cells = [self._cells.pop(key) for key in gone]
-            self._copies.forget(gone)
-            self._peers = {generation: to for generation, to in self._peers.items() if generation >= before}
+        self._replication.forget(before, gone)
         for held in cells:
-            held.cell.close()
+            held.free()
         channel.send({})
 
     def _on_fence(self, channel: Channel, frame: dict[str, Any]) -> None:
@@ -255,11 +246,22 @@ class Vault:
 
     def _require_current(self, frame: dict[str, Any]) -> None:
         if int(frame["generation"]) < self._fence:
-            raise WireError(f"generation {frame['generation']} is over: another driver has taken the run over")
+            raise WireError(f"generation {frame['generation']} is over: a later one has taken its place")
 
-    def _find(self, frame: dict[str, Any]) -> tuple[Held | None, int | None]:
+    def _look_up(self, key: CellKey) -> Held | None:
+        return self._cells.get(key)
+
+    @contextlib.contextmanager
+    def _found(self, frame: dict[str, Any]) -> Iterator[tuple[Held, Cell, int]]:
+        """What is held of a step, its cell for use within, and its slot. Raises FreedError when it is not here."""
         held = self._cells.get(_key(frame))
-        return held, held.cell.slot_of(int(frame["step"])) if held is not None else None
+        if held is None:
+            raise FreedError("not here")
+        with held.in_use() as cell:
+            slot = cell.slot_of(int(frame["step"]))
+            if slot is None:
+                raise FreedError("not here")
+            yield held, cell, slot
 
     def _make(self, frame: dict[str, Any], index: bytes, own: bool) -> Held:
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
@@ -287,74 +289,8 @@ class Vault:
         with self._lock:
             before, self._cells[key] = self._cells.get(key), held
         if before is not None:
-            before.cell.close()
+            before.free()
         return held
-
-    def _spend(self, since_s: float) -> None:
-        """Count CPU time of this thread."""
-        with self._lock:
-            self._spent_s += time.thread_time() - since_s
-
-    # Replication --------------------------------------------------------------------------------------------------
-
-    def _replicate(self) -> None:
-        while True:
-            self._try_again()
-            try:
-                item = self._filled.get(timeout=RETRY_S if self._late else None)
-            except queue.Empty:
-                continue
-            if item is None:
-                return
-            if isinstance(item, ShardOrder):
-                self._order(item)
-                continue
-            key, step, report = item
-            peers = self._peers.get(key.generation)
-            if peers is None:
-                continue
-            if report is not None:
-                for peer in peers:
-                    self._copies.report(peer, key, step, report)
-                continue
-            self._replicate_step(key, step, peers)
-
-    def _replicate_step(self, key: CellKey, step: int, peers: tuple[str, ...]) -> None:
-        """Copy a step to all peers. Where that fails it is tried again: the workers take no other snapshot until it has
-        arrived, so one that never did would leave them without any."""
-        self._late.pop(key, None)
-        held = self._cells.get(key)
-        if held is None or held.cell.slot_of(step) is None:
-            return
-        started_s = time.thread_time()
-        arrived = [self._copies.bring(peer, key, held, step) for peer in peers]  # to each, whatever comes of the others
-        self._spend(started_s)
-        if all(arrived):
-            held.cell.spent_us = int(self._spent_s * 1e6)
-            held.cell.replicated_step = step
-        else:
-            self._late[key] = step, time.monotonic() + RETRY_S
-
-    def _try_again(self) -> None:
-        """Copies that did not arrive, of the generation that is; those of others have other peers by now, or none."""
-        now_s = time.monotonic()
-        for key, (step, due_s) in list(self._late.items()):
-            if key.generation < self._newest:
-                del self._late[key]
-            elif due_s <= now_s:
-                self._replicate_step(key, step, self._peers.get(key.generation, ()))
-
-    def _order(self, order: ShardOrder) -> None:
-        """Copy a slot for the writer. In this thread: the slot is written again only when a later step is replicated,
-        which is after this."""
-        held = self._cells.get(CellKey(order.generation, order.rank))
-        slot = held.cell.slot_of(order.step) if held is not None else None
-        if held is None or slot is None:
-            self._writer.refuse(order, f"the state of step {order.step} is not in the vault any more")
-        elif held.cell.size.payload_bytes > self._memory_left():
-            self._writer.refuse(order, f"no memory to copy the {held.cell.size.payload_bytes >> 20} MiB of a shard")
-        else:
-            self._writer.order(order, held.cell.payload(slot), held.cell.state(slot), held.index)
 
 
 def _key(frame: dict[str, Any]) -> CellKey:

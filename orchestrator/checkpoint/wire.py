@@ -1,24 +1,22 @@
 """How vaults, workers and the driver talk: frames over TCP. A frame is a JSON object, and raw bytes where it says so.
 
-A connection begins with the run's token; whoever does not know it is hung up on. Nothing is unpickled.
+A connection begins with the run's token (see `server`). Nothing is unpickled.
 """
 
-import contextlib
-import hmac
 import json
 import os
 import select
 import socket
 import struct
-import threading
-from collections.abc import Callable
 from typing import Any, Self
 
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
+"""Of a frame's object, in front of it."""
 MAX_HEADER_BYTES = 64 << 20
+MAX_HELLO_BYTES = 1024
+"""The same for the frame with the token and its answer, when nobody has shown to be one of us yet."""
 CONNECT_TIMEOUT_S = 2.0
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 5}
-Handler = Callable[["Channel", dict[str, Any]], None]
 
 
 class WireError(ConnectionError):
@@ -27,6 +25,12 @@ class WireError(ConnectionError):
 
 class RefusedError(WireError):
     """The other side answered, and said no. The connection is as good as before."""
+
+
+def encode(header: dict[str, Any], count: int) -> bytes:
+    """A frame's object, with its length in front of it; `count` raw bytes follow it."""
+    body = json.dumps({**header, "bytes": count}, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
 
 
 class Channel:
@@ -49,7 +53,8 @@ class Channel:
         channel = cls(socket.create_connection((host, int(port)), timeout=min(timeout_s, CONNECT_TIMEOUT_S)))
         channel._socket.settimeout(timeout_s)
         try:
-            channel.ask({"token": token})
+            channel.send({"token": token})
+            channel.answer(MAX_HELLO_BYTES)
         except BaseException:
             channel.close()
             raise
@@ -57,18 +62,17 @@ class Channel:
 
     def send(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> None:
         """Send a frame. Raises OSError."""
-        body = json.dumps({**header, "bytes": len(payload)}, separators=(",", ":")).encode()
-        self._socket.sendall(_LENGTH.pack(len(body)) + body)
+        self._socket.sendall(encode(header, len(payload)))
         if len(payload):
             self._socket.sendall(payload)
 
     def send_file(self, header: dict[str, Any], first: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send a frame whose bytes are `first` and then `count` of a file's, which do not pass through Python."""
-        body = json.dumps({**header, "bytes": len(first) + count}, separators=(",", ":")).encode()
+        frame = encode(header, len(first) + count)
         timeout_s = self._socket.gettimeout()
         own = os.dup(descriptor)  # whoever owns it may close it meanwhile
         try:
-            self._socket.sendall(_LENGTH.pack(len(body)) + body + first)
+            self._socket.sendall(frame + first)
             self._socket.settimeout(None)  # sendfile on a socket that does not block would have to be polled
             self._limit(timeout_s)
             end = offset + count
@@ -81,10 +85,11 @@ class Channel:
             os.close(own)
             self._socket.settimeout(timeout_s)
 
-    def receive(self) -> tuple[dict[str, Any], int]:
-        """The next frame's object, and how many raw bytes follow; they have to be taken. Raises OSError."""
-        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-        if length > MAX_HEADER_BYTES:
+    def receive(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+        """The next frame's object, and how many raw bytes follow; they have to be taken. Raises OSError (WireError when
+        the object has over `limit_bytes`)."""
+        (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
+        if length > limit_bytes:
             raise WireError(f"a frame of {length} bytes is no frame of ours")
         try:
             header = json.loads(self._exactly(length))
@@ -110,9 +115,9 @@ class Channel:
         self.send(header, payload)
         return self.answer()
 
-    def answer(self) -> tuple[dict[str, Any], int]:
-        """The answer to a frame sent before; see `ask`."""
-        header, count = self.receive()
+    def answer(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+        """The answer to a frame sent before; see `ask` and `receive`."""
+        header, count = self.receive(limit_bytes)
         if "error" in header:
             raise RefusedError(str(header["error"]))
         return header, count
@@ -136,58 +141,3 @@ class Channel:
     def _limit(self, timeout_s: float | None) -> None:
         seconds = 0 if timeout_s is None else max(1, int(timeout_s))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
-
-
-class Server:
-    """Answers frames on a port of `host`, a thread for each connection."""
-
-    def __init__(self, host: str, token: str, handle: Handler) -> None:
-        """`handle` answers one frame, its raw bytes included; what it raises of OSError ends that connection."""
-        self._token, self._handle = token, handle
-        info = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        self._listener = socket.create_server((host, 0), family=info[0], backlog=128)
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self.address = f"{host}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="vault-accept", daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening and hang up on everybody."""
-        with self._lock:
-            # One that is closed alone goes on being served by the thread that waits at it.
-            for each in (self._listener, *self._open):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-            for connection in self._open:
-                connection.close()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="vault-serve", daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        channel = Channel(connection)
-        try:
-            connection.settimeout(CONNECT_TIMEOUT_S)
-            hello, count = channel.receive()
-            if count or not hmac.compare_digest(str(hello.get("token", "")), self._token):
-                channel.send({"error": "wrong token"})
-                return
-            channel.send({})
-            connection.settimeout(None)
-            while True:
-                header, count = channel.receive()
-                self._handle(channel, {**header, "bytes": count})
-        except (OSError, ValueError, KeyError):
-            return  # hung up: a worker that ended, a node that is gone, a cell that was freed meanwhile
-        finally:
-            with self._lock:
-                self._open.discard(connection)
-            channel.close()

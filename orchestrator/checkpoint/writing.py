@@ -19,9 +19,10 @@ from typing import Any
 from orchestrator.checkpoint.durable import abandon, write_shard
 from orchestrator.checkpoint.manifest import Manifest, ShardEntry, installed_versions
 from orchestrator.checkpoint.peers import CellIndex, manifest_of_state
-from orchestrator.checkpoint.storage import StorageError, open_storage
+from orchestrator.checkpoint.storage import Fault, StorageError, open_storage
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.progress import Tick
+from orchestrator.lasting_thread import LastingThread
 
 NICENESS = 10
 KEPT_ANSWERS = 32
@@ -50,7 +51,8 @@ class ShardWriterThread:
         self._orders: queue.Queue[tuple[ShardOrder, bytearray, bytes, bytes] | None] = queue.Queue()
         self._answers: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="vault-write", daemon=True).start()
+        self._nice = False
+        LastingThread("vault-write", self._turn)
 
     def order(self, order: ShardOrder, payload: memoryview, state: bytes, index: bytes) -> None:
         """Copy a slot and have it written."""
@@ -79,18 +81,22 @@ class ShardWriterThread:
         """Write what was ordered, then end."""
         self._orders.put(None)
 
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while (item := self._orders.get()) is not None:
-            order, copy, state, index = item
-            try:
-                answer = _write(order, copy, state, index, partial(self._count, order))
-            except Exception as error:  # noqa: BLE001  # else no shard would be written any more, and no answer given
-                answer = {"rank": order.rank, "error": f"{type(error).__name__}: {error}", "fault": "other"}
-            del item, copy
-            with self._lock:
-                self._answers[order.generation, order.step, order.rank] = answer
+    def _turn(self) -> bool:
+        if not self._nice:
+            self._nice = True
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        item = self._orders.get()
+        if item is None:
+            return False
+        order, copy, state, index = item
+        try:
+            answer = _write(order, copy, state, index, partial(self._count, order))
+        except Exception as error:  # noqa: BLE001  # an order that is not answered would be waited for
+            answer = {"rank": order.rank, "error": f"{type(error).__name__}: {error}", "fault": Fault.OTHER.value}
+        with self._lock:
+            self._answers[order.generation, order.step, order.rank] = answer
+        return True
 
     def _count(self, order: ShardOrder) -> None:
         """Another part of a shard is written."""

@@ -140,10 +140,9 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
 
 def _candidates(record: "RunRecord", step: int | None) -> list["Found"]:
     """Checkpoints to try, newest first. Raises UsageError where there is none, or none of `step`."""
-    from orchestrator.checkpoint.catalog import list_checkpoints
-    from orchestrator.store.checkpoints import checkpoint_storage
+    from orchestrator.store.checkpoints import all_checkpoints
 
-    found = list_checkpoints(checkpoint_storage(record.layout))
+    found = all_checkpoints(record.layout)
     if not found:
         hint = "it writes one every checkpoint.interval_steps steps and at its end"
         raise UsageError(f"run {record.id} ({record.status}, step {record.step}) has no checkpoint yet", hint=hint)
@@ -199,14 +198,13 @@ def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple
 
 def _own_export(record: "RunRecord", step: int | None) -> Path | None:
     """The export in the run's directory, where it is of the step asked for: by default the newest."""
-    from orchestrator.checkpoint.catalog import list_checkpoints
-    from orchestrator.store.checkpoints import checkpoint_storage
-    from orchestrator.train.export import exported_step
+    from orchestrator.checkpoint.exported import exported_step
+    from orchestrator.store.checkpoints import all_checkpoints
 
     exported = exported_step(record.layout.export)
     if exported is None:
         return None
-    found = list_checkpoints(checkpoint_storage(record.layout))
+    found = all_checkpoints(record.layout)
     newest = max((entry.step for entry in found if not entry.problem), default=-1)
     return record.layout.export if exported == (max(newest, exported) if step is None else step) else None
 

@@ -49,7 +49,8 @@ class EventKind(StrEnum):
     (what training goes on from), source (vaults, storage, beginning), checkpoint (its path, where it is one), skipped
     (null, or after a numeric fault the first position and the number of the samples that are left out)."""
     RECOVERED = "recovery.finished"
-    """incident, step (the first new one), world_size, seconds (from detection to that step's end), steps_recomputed."""
+    """incident, step (the first new one, or the last if none was left to make), world_size, seconds (from detection to
+    that step's end, or the export's), steps_recomputed."""
     RESIZED = "gang.resized"
     """step (the last one before), before, world_size. At a step boundary; nothing is made again."""
     NUMERIC_FAULT = "numeric.fault"
@@ -80,7 +81,8 @@ class EventKind(StrEnum):
     CHECKPOINT_STARTED = "checkpoint.started"
     """step, place, world_size, stage, seconds (that training stood still). The vaults write it in the background."""
     CHECKPOINT_FAILED = "checkpoint.failed"
-    """step, place, reason, fault (full, unreachable, denied, missing, other), seconds. Training goes on."""
+    """step, place, reason, fault (full, unreachable, denied, missing, other), seconds. Training goes on; the last step
+    is tried again."""
     CHECKPOINT_RESTORED = "checkpoint.restored"
     """step, path, seconds, saved_world_size, world_size."""
     CHECKPOINT_REJECTED = "checkpoint.rejected"

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+EXPORT_IN_WORK = ".export-"
+"""How the name of a directory begins in which an export is put together."""
+
 
 @dataclass(frozen=True)
 class RunLayout:
@@ -80,6 +83,10 @@ class RunLayout:
     @property
     def export(self) -> Path:
         return self.root / "export"
+
+    def export_in_work(self, tag: str) -> Path:
+        """Where an export is put together before it is `export`, whole. `tag`: of this attempt."""
+        return self.root / f"{EXPORT_IN_WORK}{tag}"
 
     @property
     def incidents(self) -> Path:

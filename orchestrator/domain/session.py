@@ -112,6 +112,8 @@ class TrainResult:
     """False when it left at a step boundary because it was asked to."""
     regroup: bool = False
     """It left for the gang to be formed anew: its state of `step` is in its node's vault."""
+    unsaved: str | None = None
+    """Why the state of the last step could not be saved, when it should have been; nothing is exported then."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -189,3 +191,7 @@ class Session(Protocol):
     def store(self, local: Path, path: str) -> None:
         """Put a finished local file at `path` on the driver's side, atomically. Does nothing where `local`
         already is that file."""
+
+    def move_into_place(self, path: str, final: str) -> None:
+        """Let the finished directory at `path` on the driver's side be `final` beside it, replacing a directory that is
+        there: it is seen whole or not at all. Raises OSError."""

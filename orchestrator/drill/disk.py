@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.lasting_thread import LastingThread
 
 SOURCE = "convoy-drill"
 MOUNTS = Path("/proc/self/mounts")
@@ -37,7 +39,7 @@ class Disk:
         """No room from now on: what is freed meanwhile, old checkpoints for one, is taken again within `LOOK_S`."""
         self._shrink()
         self._emptied = threading.Event()
-        threading.Thread(target=self._keep_full, args=(self._emptied,), name="drill-disk", daemon=True).start()
+        LastingThread("drill-disk", partial(self._keep_full, self._emptied))
 
     def empty(self) -> None:
         """Room again."""
@@ -52,11 +54,13 @@ class Disk:
         self.empty()
         settle(self.directory)
 
-    def _keep_full(self, emptied: threading.Event) -> None:
-        while not emptied.wait(LOOK_S):
-            with self._lock:
-                if not emptied.is_set() and os.statvfs(self.directory).f_bfree:
-                    self._shrink()
+    def _keep_full(self, emptied: threading.Event) -> bool:
+        if emptied.wait(LOOK_S):
+            return False
+        with self._lock:
+            if not emptied.is_set() and os.statvfs(self.directory).f_bfree:
+                self._shrink()
+        return True
 
     def _shrink(self) -> None:
         for left in reversed(range(TRIES)):

@@ -5,6 +5,9 @@ import socket
 import struct
 import threading
 import time
+from functools import partial
+
+from orchestrator.lasting_thread import LastingThread
 
 HOST = "127.0.0.1"
 RESET = struct.pack("ii", 1, 0)
@@ -60,15 +63,21 @@ class Link:
                 time.sleep(0.1)
         with self._lock:
             self._listener, self.port = listener, int(listener.getsockname()[1])
-        threading.Thread(target=self._accept, args=(listener,), name="drill-link", daemon=True).start()
+        LastingThread("drill-link", partial(self._accept, listener))
 
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
+    def _accept(self, listener: socket.socket) -> bool:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            if self._listener is not listener:
+                return False  # cut
+            raise  # of that connection, or for want of descriptors: tried again
+        try:
             threading.Thread(target=self._forward, args=(client, listener), name="drill-link", daemon=True).start()
+        except RuntimeError:
+            client.close()
+            raise
+        return True
 
     def _forward(self, client: socket.socket, listener: socket.socket) -> None:
         try:

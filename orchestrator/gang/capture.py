@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.lasting_thread import LastingThread
+
 POLL_S = 0.1
 KEEP_BYTES = 32 * 1024 * 1024
 """The file is emptied at this size once all of it has been read; its lines are in the run's logs by then."""
@@ -64,7 +66,7 @@ class OutputCapture:
         sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
         self._reader = path.open("rb", buffering=0)
-        threading.Thread(target=self._follow, name="output", daemon=True).start()
+        LastingThread("output", self._follow)
 
     def drain(self) -> None:
         """Hand over everything written so far, an unfinished last line included."""
@@ -77,9 +79,11 @@ class OutputCapture:
         if rest:
             self._sink(rest)
 
-    def _follow(self) -> None:
-        while not self._ended.wait(POLL_S):
-            self._read()
+    def _follow(self) -> bool:
+        if self._ended.wait(POLL_S):
+            return False
+        self._read()
+        return True
 
     def _read(self) -> None:
         with self._lock:

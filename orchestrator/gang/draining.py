@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.head import listens
+from orchestrator.lasting_thread import LastingThread
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 5.0
@@ -34,7 +35,8 @@ class DrainWatch:
         self._found: dict[str, float | None] = {}
         self._silent_since_s: float | None = None
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="drain-watch", daemon=True).start()
+        self._client: Any = None
+        LastingThread("drain-watch", self._watch)
 
     @property
     def draining(self) -> Mapping[str, float | None]:
@@ -52,24 +54,25 @@ class DrainWatch:
         """Ask no more."""
         self._ended.set()
 
-    def _watch(self) -> None:
+    def _watch(self) -> bool:
         from ray.exceptions import RayError
 
-        client: Any = None
-        while not self._ended.wait(INTERVAL_S if client is not None else 0.0):
-            try:
-                client = client or _client(self._address)
-                found = client.get_draining_nodes(timeout=TIMEOUT_S)
-            except (RayError, OSError, RuntimeError):
-                if listens(self._address):
-                    self._silent_since_s = None
-                elif self._silent_since_s is None:
-                    self._silent_since_s = time.monotonic()
-                self._ended.wait(INTERVAL_S)  # what was known holds
-                continue
-            self._silent_since_s = None
-            # Replaced, never changed: whoever reads it needs no lock.
-            self._found = {**self._found, **{node: ms / 1000 if ms else None for node, ms in found.items()}}
+        if self._ended.wait(INTERVAL_S if self._client is not None else 0.0):
+            return False
+        try:
+            self._client = self._client or _client(self._address)
+            found = self._client.get_draining_nodes(timeout=TIMEOUT_S)
+        except (RayError, OSError, RuntimeError):
+            if listens(self._address):
+                self._silent_since_s = None
+            elif self._silent_since_s is None:
+                self._silent_since_s = time.monotonic()
+            self._ended.wait(INTERVAL_S)  # what was known holds
+            return True
+        self._silent_since_s = None
+        # Replaced, never changed: readers need no lock.
+        self._found = {**self._found, **{node: ms / 1000 if ms else None for node, ms in found.items()}}
+        return True
 
 
 def drain(address: str, node_id: str, notice_s: float, message: str) -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 from orchestrator.checkpoint.flushing import SteadyFlush
 from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.gang.processes import die_with_parent
+from orchestrator.whole_files import replace_directory
 
 CHUNK_BYTES = 4 * 1024 * 1024
 CHECKED_BYTES = 16 * CHUNK_BYTES
@@ -56,6 +57,7 @@ class FileService(Protocol):
     def checksum(self, path: str, offset: int, end: int, crc: int) -> tuple[int, int]: ...
     def write(self, path: str, token: str, offset: int, data: bytes) -> int: ...
     def commit(self, path: str, token: str, size_bytes: int) -> None: ...
+    def move_into_place(self, path: str, final: str) -> None: ...
 
 
 class FileServer:
@@ -116,6 +118,10 @@ class FileServer:
             os.fsync(file.fileno())
         partial.replace(self._inside(Path(path), (self._writable,)))
         _sync_directory(partial.parent)
+
+    def move_into_place(self, path: str, final: str) -> None:
+        """See `Session.move_into_place`."""
+        replace_directory(self._inside(Path(path), (self._writable,)), self._inside(Path(final), (self._writable,)))
 
     def _readable(self, path: Path) -> Path:
         # Data directories are links into the token cache: those targets are named by our own manifest.
@@ -190,6 +196,13 @@ class Files:
             os.fsync(file.fileno())
         partial.replace(target)
         _sync_directory(target.parent)
+
+    def move_into_place(self, path: str, final: str) -> None:
+        """See `Session.move_into_place`."""
+        if self.shared:
+            replace_directory(Path(path), Path(final))
+        else:
+            self._service.move_into_place(path, final)
 
     def _download(self, path: str, entry: Entry, target: Path, tick: Tick) -> None:
         """Fetch one file, going on after the last whole chunk of an attempt that was cut off."""

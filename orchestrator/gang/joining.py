@@ -67,7 +67,7 @@ def _ask_gcs(address: str) -> Exception | None:
 
     try:
         GcsClient(address=address).get_all_node_info()
-    except RayError as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         refused: Exception = error
         return refused
     return None

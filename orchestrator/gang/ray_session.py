@@ -141,6 +141,9 @@ class RaySession:
     def store(self, local: Path, path: str) -> None:
         self._files.store(local, path, self.progress)
 
+    def move_into_place(self, path: str, final: str) -> None:
+        self._files.move_into_place(path, final)
+
     def deliver(self, values: dict[str, str]) -> None:
         """Values that other ranks published."""
         with self._delivered:

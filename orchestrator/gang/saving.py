@@ -3,7 +3,6 @@
 import contextlib
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from orchestrator.checkpoint.writing import manifest_of
 from orchestrator.domain.cadence import checkpoint_interval_s
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import Event, EventKind
+from orchestrator.lasting_thread import LastingThread
 
 POLL_S = 0.2
 ASK_TIMEOUT_S = 5.0
@@ -82,7 +82,7 @@ class Saves:
         """Where the last one was to go."""
         self._progress_s = 0.0
         """When a part of one was last seen to be written."""
-        self._thread: threading.Thread | None = None
+        self._thread: LastingThread | None = None
 
     def begin(self, generation: int, fields: dict[str, Any]) -> None:
         """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
@@ -100,8 +100,7 @@ class Saves:
             )
         )
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="checkpoint-saves", daemon=True)
-            self._thread.start()
+            self._thread = LastingThread("checkpoint-saves", self._turn)
 
     @property
     def busy(self) -> bool:
@@ -136,15 +135,15 @@ class Saves:
         reason = f"the run ended before it was written: {why}"
         return events + [_failed(step, self._place, reason, Fault.OTHER, 0.0) for step in left]
 
-    def _run(self) -> None:
-        while True:
-            save = self._pending.get()
-            try:
-                event = self._see_through(save)
-            except Exception as error:  # noqa: BLE001  # else this thread would end, and with it all further checkpoints
-                reason = f"checkpoint of step {save.step}: {type(error).__name__}: {error}"
-                event = _failed(save.step, save.place, reason, Fault.OTHER, save.stall_s)
-            self._ended.put(event)
+    def _turn(self) -> bool:
+        save = self._pending.get()
+        try:
+            event = self._see_through(save)
+        except Exception as error:  # noqa: BLE001  # a save without an end would be waited for
+            reason = f"checkpoint of step {save.step}: {type(error).__name__}: {error}"
+            event = _failed(save.step, save.place, reason, Fault.OTHER, save.stall_s)
+        self._ended.put(event)
+        return True
 
     def _see_through(self, save: _Save) -> Event:
         try:

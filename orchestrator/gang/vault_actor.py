@@ -27,6 +27,14 @@ class VaultHello:
     pid: int
 
 
+@dataclass(frozen=True)
+class VaultHealth:
+    """What a vault knows of itself."""
+
+    deaf_s: float
+    """For how long it has taken no new connections; see `Server.deaf_s`."""
+
+
 class VaultActor:
     """Runs a `Vault`; everything but the greeting goes through its own port."""
 
@@ -57,6 +65,10 @@ class VaultActor:
 
         return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
 
+    def health(self) -> VaultHealth:
+        """How this vault is. Through Ray, so it is answered when the vault's own port is not."""
+        return VaultHealth(self._vault.deaf_s)
+
     def look_at(self, pid: int) -> Look | None:
         """See `activity.look_at`: at a worker of this node that says nothing itself."""
         return look_at(pid)
@@ -72,8 +84,10 @@ class VaultActor:
     def _end_alone(self, kept_s: float) -> None:
         while time.monotonic() - self._vault.asked_s < kept_s:
             time.sleep(LOOK_S)
-        self._vault.close()
-        os._exit(0)  # the main thread is Ray's
+        try:
+            self._vault.close()
+        finally:
+            os._exit(0)  # the main thread is Ray's
 
 
 def _memory_left() -> int:

@@ -12,6 +12,10 @@ from orchestrator.domain.events import Event, EventKind, Observer
 VAULT_TIMEOUT_S = 30.0
 """From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
 LOOK_S = 1.0
+DEAF_S = 10.0
+"""How long a vault must have taken no connections, by its own word, before it may be replaced."""
+DEAF_LOOKS = 3
+"""Looks in a row at which it must have said so and not have answered the driver on a new connection."""
 AGAIN_S = 10.0
 """From one start of a vault on a node to the next; twice as long each time."""
 LONGEST_S = 600.0
@@ -52,46 +56,66 @@ class VaultCare:
         self._asked: dict[str, tuple[Any, Any]] = {}
         """By node: its vault's actor, and what Ray is going to answer to a call of it."""
         self._starts: dict[str, _Starts] = {}
+        self._deaf_looks: dict[str, int] = {}
+        """By node: looks in a row at which its vault was deaf."""
 
     def round(self, now_s: float) -> list[Event]:
-        """Replace vaults that have ended, and have members use those that have come; what is to be told."""
+        """Replace vaults that have ended or take no connections any more, and have members use those that have come;
+        what is to be told."""
         gang, vaults = self._gang, self._gang.vaults
         if vaults is None or now_s - self._looked_s < LOOK_S or any(member.over for member in gang.members):
             return []
         self._looked_s, told = now_s, []
         node_ids = [node_id for node_id in gang.node_ids() if node_id not in gang.planned.draining]
         for node_id in node_ids:
-            if self._has_ended(node_id):
-                told.append(_warning(self._ended(node_id)))
+            why = self._lost(node_id)
+            if why is not None:
+                told.append(_warning(self._replaced(node_id, why)))
                 vaults.lose(node_id)
             if vaults.actor(node_id) is None and self._may_start(node_id, now_s):
                 vaults.start([node_id])
         vaults.wait(node_ids, 0.0, lambda: False)
+        vaults.tell_again()
         self._hand_over(node_ids)
         return told
 
-    def _has_ended(self, node_id: str) -> bool:
-        """By Ray's answer to the call of the look before, and by what listens on the node; makes the next call."""
+    def _lost(self, node_id: str) -> str | None:
+        """Why a node's vault is no use any more; None when it may be. By Ray's answer to the call of the look before,
+        and by what the node's ports say; makes the next call. A vault that is slow does not answer the call."""
         vaults = self._gang.vaults
         actor, (asked, answer) = vaults.actor(node_id), self._asked.pop(node_id, (None, None))
         if actor is None:
-            return False
+            return None
         if asked is not actor:
-            self._asked[node_id] = actor, actor.hello.remote()
-            return False
+            self._asked[node_id] = actor, actor.health.remote()
+            self._deaf_looks.pop(node_id, None)
+            return None
         if not ray.wait([answer], timeout=0)[0]:
             self._asked[node_id] = actor, answer
-            return False
+            return None
         if vaults.ended_alone(node_id, answer):
-            return True
-        self._asked[node_id] = actor, actor.hello.remote()
-        return False
+            return "has ended while its node lives"
+        if self._is_deaf(node_id, answer):
+            return f"has taken no connections for over {DEAF_S:g} s"
+        self._asked[node_id] = actor, actor.health.remote()
+        return None
 
-    def _ended(self, node_id: str) -> str:
+    def _is_deaf(self, node_id: str, answer: Any) -> bool:
+        """Whether a vault whose process lives takes no new connections: it says so itself, through Ray, and the driver
+        finds it so, again and again."""
+        try:
+            deaf_s = ray.get(answer).deaf_s
+        except ray.exceptions.RayError:
+            deaf_s = 0.0
+        deaf = deaf_s >= DEAF_S and not self._gang.vaults.hears(node_id)
+        self._deaf_looks[node_id] = self._deaf_looks.get(node_id, 0) + 1 if deaf else 0
+        return self._deaf_looks[node_id] >= DEAF_LOOKS
+
+    def _replaced(self, node_id: str, why: str) -> str:
         access = self._gang.vaults.access(node_id, 0)
         return (
-            f"the vault on node {node_id[:8]} (process {access.pid}) has ended while its node lives: another is "
-            "started, until then the state of its workers is not kept in memory"
+            f"the vault on node {node_id[:8]} (process {access.pid}) {why}: another is started, until then the state "
+            "of its workers is not kept in memory"
         )
 
     def _may_start(self, node_id: str, now_s: float) -> bool:

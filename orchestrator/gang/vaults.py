@@ -14,13 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.checkpoint.inventory import Holding, NodePlace, choose_peers
 from orchestrator.checkpoint.survey import VaultContact, ask_reports, holdings
-from orchestrator.checkpoint.wire import Channel
+from orchestrator.checkpoint.wire import Channel, RefusedError
 from orchestrator.domain.session import VaultAccess
 from orchestrator.gang.adoption import Found, vault_name
 from orchestrator.gang.vault_actor import VaultActor, VaultHello
 
 ASK_TIMEOUT_S = 1.0
 REFUSAL_S = 0.2
+HEAR_S = 0.5
 WAIT_S = 0.1
 FENCE_TIMEOUT_S = 5.0
 BURY_S = 0.3
@@ -41,6 +42,8 @@ class Vaults:
         self._pending: dict[str, Any] = {}
         self._known: dict[str, VaultHello] = {}
         self._channels: dict[str, Channel] = {}
+        self._untold: dict[str, dict[str, Any]] = {}
+        """By node: where its vault's copies go, when it has not confirmed that."""
 
     def start(self, node_ids: Collection[str]) -> None:
         """Start vaults on nodes that have none. Does not wait."""
@@ -78,7 +81,7 @@ class Vaults:
         """Leave all of them behind, for another driver to adopt."""
         for channel in self._channels.values():
             channel.close()
-        for known in (self._actors, self._pending, self._known, self._channels):
+        for known in (self._actors, self._pending, self._known, self._channels, self._untold):
             known.clear()
 
     def contacts(self) -> list[VaultContact]:
@@ -127,6 +130,7 @@ class Vaults:
         actor = self._actors.pop(node_id, None)
         self._pending.pop(node_id, None)
         self._known.pop(node_id, None)
+        self._untold.pop(node_id, None)
         channel = self._channels.pop(node_id, None)
         if channel is not None:
             channel.close()
@@ -160,8 +164,19 @@ class Vaults:
         peers = choose_peers(places, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
-            self._ask(node_id, {"do": "peers", "generation": generation, "addresses": addresses})
+            request = {"do": "peers", "generation": generation, "addresses": addresses}
+            self._untold.pop(node_id, None)
+            if self._ask(node_id, request) is None:
+                self._untold[node_id] = request
         return peers
+
+    def tell_again(self) -> None:
+        """Tell a vault its peers that did not answer to that before: without any it copies nothing, and nobody takes
+        a snapshot. One at a time, for about `HEAR_S`."""
+        for node_id, request in list(self._untold.items())[:1]:
+            del self._untold[node_id]
+            if self._ask(node_id, request, HEAR_S) is None and node_id in self._known:
+                self._untold[node_id] = request
 
     def survey(self) -> list[Holding]:
         """What all vaults that answer hold, asked at the same time, for `ASK_TIMEOUT_S`."""
@@ -204,6 +219,21 @@ class Vaults:
         except OSError as error:
             return error.errno not in UNREACHABLE
         return False
+
+    def hears(self, node_id: str) -> bool:
+        """Whether a node's vault takes a new connection and answers on it, within `HEAR_S` for each. That a connection
+        is made says nothing: the kernel makes it for a process that does not accept, too."""
+        hello = self._known.get(node_id)
+        if hello is None:
+            return False
+        try:
+            with contextlib.closing(Channel.connect(hello.address, self._token, HEAR_S)) as channel:
+                channel.ask({"do": "ping"})
+        except RefusedError:
+            return True  # it has no room for a connection more, but it hears
+        except OSError:
+            return False
+        return True
 
     def answers(self, node_id: str) -> bool | None:
         """Whether a node's vault answers within `ASK_TIMEOUT_S`; None where there is none that ever did."""

@@ -272,6 +272,9 @@ class RemoteFiles:
     def commit(self, path: str, token: str, size_bytes: int) -> Any:
         return self._call("commit", path, token, size_bytes)
 
+    def move_into_place(self, path: str, final: str) -> None:
+        self._call("move_into_place", path, final)
+
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray
 

@@ -1,5 +1,6 @@
 """A run's metrics for Prometheus: an observer that keeps them, and the `/metrics` endpoint that serves them."""
 
+import contextlib
 import hmac
 import ipaddress
 import socket
@@ -26,7 +27,12 @@ from orchestrator.metrics.durability import COMPUTED, DurabilityCollector, Durab
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
 MIN_TOKEN_LENGTH = 16
-_CLIENT_TIMEOUT_S = 10.0
+CLIENT_S = 10.0
+"""From a connection to the end of its answer."""
+MAX_CLIENTS = 16
+"""Connections at a time, each with a thread; a further one ends the oldest."""
+ERROR_PAUSE_S = 0.1
+"""After an error of accepting, which for want of descriptors would come again at once."""
 
 
 class MetricsObserver:
@@ -300,6 +306,8 @@ def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Anybody who reaches the port can connect, so connections and their time are bounded before the token is read."""
+
     daemon_threads = True
 
     def server_bind(self) -> None:
@@ -307,6 +315,47 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+        self._clients: dict[socket.socket, float] = {}
+        """When each has to be over, the oldest first."""
+        self._clients_lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept, as the base class does."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ERROR_PAUSE_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread."""
+        with self._clients_lock:
+            self._clients[request] = time.monotonic() + CLIENT_S
+            surplus = list(self._clients)[:-MAX_CLIENTS]
+        self._hang_up(surplus)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection is over."""
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between two looks for connections."""
+        with self._clients_lock:
+            late = [client for client, due_s in self._clients.items() if due_s <= time.monotonic()]
+        self._hang_up(late)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A scrape that breaks off is not news; whoever scrapes sees it."""
+
+    @staticmethod
+    def _hang_up(clients: list[socket.socket]) -> None:
+        """Wake their threads, which then close them."""
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 class _ServerV6(_Server):
@@ -314,7 +363,7 @@ class _ServerV6(_Server):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = _CLIENT_TIMEOUT_S
+    timeout = CLIENT_S
 
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not news."""

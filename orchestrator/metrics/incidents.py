@@ -57,7 +57,9 @@ class IncidentRecorder:
         elif incident is None:
             return
         elif event.kind is EventKind.RECOVERED:
-            incident.timeline.append((event.time_s, f"step {fields['step']} finished: training goes on"))
+            trained = fields["step"] > incident.started["from_step"]
+            over = f"step {fields['step']} finished: training goes on" if trained else "the model is exported"
+            incident.timeline.append((event.time_s, over))
             incident.finished = fields
             self._write(incident)
             self._open = None

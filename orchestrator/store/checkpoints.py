@@ -1,5 +1,6 @@
 """The checkpoints of a run, wherever its spec puts them."""
 
+from orchestrator.checkpoint.catalog import Found, list_checkpoints
 from orchestrator.checkpoint.storage import Storage, open_storage, require_writable
 from orchestrator.domain.layout import RunLayout
 from orchestrator.spec.load import load_job
@@ -10,6 +11,21 @@ def checkpoint_storage(layout: RunLayout) -> Storage:
     are no credentials for its bucket."""
     storage = load_job(layout.spec).spec.checkpoint.storage if layout.spec.is_file() else None
     return open_storage(layout.checkpoint_place(storage))
+
+
+def checkpoint_places(layout: RunLayout, storage: str | None) -> list[str]:
+    """Where checkpoints of a run may lie, directories or URLs: where its spec puts them (`checkpoint.storage`), and the
+    run's directory, which has that of the last step when its storage failed then."""
+    place = layout.checkpoint_place(storage)
+    aside = [str(layout.checkpoints)] if storage is not None and layout.checkpoints.is_dir() else []
+    return [place, *aside]
+
+
+def all_checkpoints(layout: RunLayout) -> list[Found]:
+    """The checkpoints of a run in every place, newest first. Raises UsageError, StorageError."""
+    storage = load_job(layout.spec).spec.checkpoint.storage if layout.spec.is_file() else None
+    found = [each for place in checkpoint_places(layout, storage) for each in list_checkpoints(open_storage(place))]
+    return sorted(found, key=lambda each: -each.step)
 
 
 def require_storage(layout: RunLayout, storage: str | None) -> None:

@@ -12,6 +12,7 @@ from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.numeric import HINT_DIVERGED, NumericFault, Refusal, Skip, choose_state, refuse, skip_range
 from orchestrator.spec.job import JobSpec
+from orchestrator.store.checkpoints import checkpoint_places
 from orchestrator.store.skips import order_of, read_skips, write_skips
 
 Tell = Callable[[EventKind, dict[str, Any]], None]
@@ -46,9 +47,10 @@ def resume_point(
         rejected.append(f"{place.rpartition('/')[2]}: {reason}")
         tell(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
 
-    place = open_storage(layout.checkpoint_place(storage))
-    found = newest_valid(place, reject, objection)
-    if found is None and any(entry.finished for entry in list_checkpoints(place)):
+    places = [open_storage(place) for place in checkpoint_places(layout, storage)]
+    whole = [found for place in places if (found := newest_valid(place, reject, objection)) is not None]
+    found = max(whole, key=lambda each: each.step, default=None)
+    if found is None and any(entry.finished for place in places for entry in list_checkpoints(place)):
         raise CheckpointError(
             f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
             hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
@@ -122,9 +124,10 @@ def roll_back(
     start = order_of(fault.count, before).end_position(from_step)
     first, count = skip_range(fault, start, spec.recovery.skip_around)
     skip = Skip(first, count, from_step, now_s, fault)
-    for entry in list_checkpoints(storage):
-        if entry.step > from_step:  # of a past that is given up; kept, they would be taken for the newest
-            storage.remove(entry.name, MANIFEST)
+    for place in checkpoint_places(layout, spec.checkpoint.storage):
+        for entry in list_checkpoints(kept := open_storage(place)):
+            if entry.step > from_step:  # of a past that is given up; kept, they would be taken for the newest
+                kept.remove(entry.name, MANIFEST)
     write_skips(layout, (*before, skip))
     return Rollback(checkpoint, from_step, skip, checkpoint is None and from_step in in_memory)
 

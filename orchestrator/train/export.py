@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from orchestrator.checkpoint.exported import PROVENANCE, exported_step, provenance
 from orchestrator.checkpoint.intervals import Kind
 from orchestrator.checkpoint.manifest import Manifest
 from orchestrator.checkpoint.reader import CheckpointReader
@@ -25,13 +26,13 @@ from orchestrator.domain.errors import CheckpointError, DataError, UsageError
 from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.models import model_config, objective_of, skeleton
+from orchestrator.whole_files import replace_directory
 
+__all__ = ["Exported", "check_destination", "export_model", "exported_step"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WEIGHTS = "model.safetensors"
-PROVENANCE = "convoy.json"
-"""Which step the weights are of; transformers ignores it."""
 MAX_FILE_BYTES = 2_000_000_000
 
 
@@ -81,8 +82,8 @@ def export_model(
         _copy_tokenizer(data_dir, work)
         parameters = sum(manifest.tensors[n].elements for n in names if manifest.tensors[n].kind is not Kind.BUFFER)
         facts = {"step": manifest.step, "dtype": dtype, "parameters": parameters, "versions": manifest.versions}
-        (work / PROVENANCE).write_text(json.dumps(facts, indent=1) + "\n")
-        _move_into_place(work, dest.absolute())
+        (work / PROVENANCE).write_text(provenance(work, facts))
+        replace_directory(work, dest.absolute())
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Exported(dest, manifest.step, parameters, size_bytes, time.perf_counter() - started)
@@ -105,14 +106,6 @@ def check_destination(dest: Path, force: bool) -> None:
             f"{dest} holds something that is no export of Convoy (no {PROVENANCE}): it is not replaced",
             hint="name a directory that does not exist yet",
         )
-
-
-def exported_step(directory: Path) -> int | None:
-    """The step an export was made from; None where `directory` is no export."""
-    try:
-        return int(json.loads((directory / PROVENANCE).read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
@@ -203,13 +196,3 @@ def _copy_tokenizer(data_dir: Path, work: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.is_file():
             shutil.copyfile(file, work / file.name)
-
-
-def _move_into_place(work: Path, dest: Path) -> None:
-    """Replace `dest` (absent, empty, or an earlier export: checked before) by `work`."""
-    aside = work.with_suffix(".old")
-    if dest.exists():
-        dest.rename(aside)
-    work.rename(dest)
-    if aside.exists():
-        shutil.rmtree(aside)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.checkpoint.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
-from orchestrator.checkpoint.storage import StorageError, open_storage
+from orchestrator.checkpoint.storage import Storage, StorageError, open_storage
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
@@ -30,6 +30,10 @@ from orchestrator.train.timing import phase_clock
 from orchestrator.train.waiting import CollectiveClock
 from orchestrator.train.watch import NumericWatch, order_from
 
+LAST_SAVE_PAUSE_S = 0.5
+LAST_SAVE_PAUSES = (2, 8, 30)
+"""So many pauses between attempts to save the last step: without it the run has no result."""
+
 
 @dataclass(frozen=True)
 class LoopResult:
@@ -46,7 +50,7 @@ class LoopResult:
     regroup: bool = False
     """Left for the gang to be formed anew; the state of `step` is kept."""
     unsaved: str | None = None
-    """Why the state of the last step is not in it, where it should be."""
+    """Why there is no checkpoint of the plan's last step, which was to have one."""
 
 
 class TrainLoop:
@@ -85,6 +89,8 @@ class TrainLoop:
         feed = Feed(context.dataset, context.task, context.shape, context.session.rank, begins, pin)
         outcome: StepOutcome | None = None
         try:
+            if not steps:
+                self._save_restored()
             for step in steps:
                 outcome = self._step(step, feed)
                 if outcome.leave is not Leave.NO:
@@ -97,7 +103,8 @@ class TrainLoop:
         loss = outcome.loss if outcome is not None else None
         finished = step >= context.plan.total_steps
         regroup = not finished and outcome is not None and outcome.leave.regroup
-        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, self._unsaved)
+        unsaved = self._unsaved if finished and self._saves_last else None
+        return LoopResult(step, finished, loss, self._evaluation, self._checkpoint, regroup, unsaved)
 
     def _step(self, step: int, feed: Feed) -> StepOutcome:
         """One optimizer step and what is due after it."""
@@ -200,17 +207,21 @@ class TrainLoop:
         if evaluation is not None and self._context.session.rank == 0:
             self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))
 
+    @property
+    def _saves_last(self) -> bool:
+        """Whether the last step is to have a checkpoint; an export is made from it."""
+        return self._context.spec.checkpoint.at_end or self._context.plan.export
+
     def _checkpoint_due(self, outcome: StepOutcome) -> bool:
         checkpoint, last = self._context.spec.checkpoint, self._context.plan.total_steps
         every = checkpoint.interval_steps
         on_interval = outcome.save if every == "auto" else every != "never" and outcome.step % every == 0
-        # An export is made from a checkpoint.
-        at_end = outcome.step == last and (checkpoint.at_end or self._context.plan.export)
+        at_end = outcome.step == last and self._saves_last
         return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)
 
     def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
         """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
-        context, spec = self._context, self._context.spec.checkpoint
+        context = self._context
         started = time.perf_counter()
         validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
         extra = {**self._watch.extra(), TRAINING_LOSS: outcome.loss, VALIDATION_LOSS: validation}
@@ -218,37 +229,74 @@ class TrainLoop:
         asked_to_end = outcome.leave is not Leave.NO or outcome.step >= context.plan.total_steps
         if not asked_to_end and self._store(outcome, extra, started):
             return time.perf_counter() - started
-        rule = Rule(spec.keep_last, spec.keep_every, spec.keep_best)
+        if not (self._saves_last and outcome.step >= context.plan.total_steps and outcome.leave is Leave.NO):
+            self._try_to_save(progress, self._storage)
+        elif not self._save_at_last(progress):
+            self._protection.keep(outcome)  # for a driver that goes on from the vaults
+        return time.perf_counter() - started
+
+    def _save_restored(self) -> None:
+        """A state was restored after which there is nothing to train: see to it that it has a checkpoint, as it does
+        when it came from one. Collective."""
+        context, start = self._context, self._start
+        if not self._saves_last or context.plan.resume_from is not None:
+            return
+        if self._evaluation_due(start.step):
+            self._evaluate(start.step)
+        context.session.beat(start.step, Phase.CHECKPOINT)
+        validation = self._evaluation.loss if self._evaluation is not None else None
+        extra = {**start.extra, **self._watch.extra(), VALIDATION_LOSS: validation}
+        self._save_at_last(Progress(start.step, start.position, extra))
+
+    def _save_at_last(self, progress: Progress) -> bool:
+        """Write the checkpoint that nothing comes after, with patience, and if need be into the run's directory;
+        whether it is written. Collective."""
+        session = self._context.session
+        for pauses in (*LAST_SAVE_PAUSES, 0):
+            if self._try_to_save(progress, self._storage):
+                return True
+            for _ in range(pauses):
+                time.sleep(LAST_SAVE_PAUSE_S)
+                session.beat(progress.step, Phase.CHECKPOINT)  # every rank as often: it is counted, not timed
+        if self._storage is None or not self._try_to_save(progress, None):
+            return False
+        if session.rank == 0:
+            message = f"storage {self._place} fails: the checkpoint of step {progress.step} is in the run's directory"
+            session.report_event(EventKind.WARNING, {"message": message})
+        return True
+
+    def _try_to_save(self, progress: Progress, storage: Storage | None) -> bool:
+        """Write a checkpoint into a storage, or the run's directory; whether that went well. Collective."""
+        context, spec, started = self._context, self._context.spec.checkpoint, time.perf_counter()
         try:
             saved = save_checkpoint(
                 context.engine,
                 context.session,
                 context.plan.run_dir,
-                outcome.step,
+                progress.step,
                 progress,
-                rule,
-                self._storage,
+                Rule(spec.keep_last, spec.keep_every, spec.keep_best),
+                storage,
                 writing=self._protection.stored,
             )
         except StorageError as error:
             self._unsaved = error.message
-            self._report_failure(outcome.step, error, time.perf_counter() - started)
-            return time.perf_counter() - started
+            place = self._place if storage is self._storage else str(RunLayout(Path(context.plan.run_dir)).checkpoints)
+            self._report_failure(progress.step, place, error, time.perf_counter() - started)
+            return False
         self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
-            context.session.report_event(
-                EventKind.CHECKPOINT_SAVED,
-                {
-                    "step": outcome.step,
-                    "path": saved.path,
-                    "bytes": saved.size_bytes,
-                    "seconds": saved.seconds,
-                    "write_seconds": None,
-                    "world_size": context.session.world_size,
-                    "stage": context.spec.zero.stage,
-                },
-            )
-        return time.perf_counter() - started
+            fields = {
+                "step": progress.step,
+                "path": saved.path,
+                "bytes": saved.size_bytes,
+                "seconds": saved.seconds,
+                "write_seconds": None,
+                "world_size": context.session.world_size,
+                "stage": context.spec.zero.stage,
+            }
+            context.session.report_event(EventKind.CHECKPOINT_SAVED, fields)
+        return True
 
     def _store(self, outcome: StepOutcome, extra: dict[str, Any], started: float) -> bool:
         """Leave the writing to the vaults; whether they do. Collective."""
@@ -266,7 +314,7 @@ class TrainLoop:
             context.session.report_event(EventKind.CHECKPOINT_STARTED, fields)
         return True
 
-    def _report_failure(self, step: int, error: StorageError, seconds: float) -> None:
+    def _report_failure(self, step: int, place: str, error: StorageError, seconds: float) -> None:
         if self._context.session.rank == 0:
-            fields = {"step": step, "place": self._place, "reason": error.message, "fault": error.fault.value}
+            fields = {"step": step, "place": place, "reason": error.message, "fault": error.fault.value}
             self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})

@@ -107,6 +107,10 @@ class Protection:
         self._snapshots.store(outcome.step, place, directory_name(outcome.step), extra)
         return True
 
+    def keep(self, outcome: StepOutcome) -> bool:
+        """Have this very step in the vaults, out of turn; whether they hold it. Collective."""
+        return self._context.spec.checkpoint.memory and self._held(outcome)
+
     def keep_report(self, report: StepReport) -> None:
         """Keep the report of a step with the state. Rank 0 only."""
         if self._snapshots is not None:

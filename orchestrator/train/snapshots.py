@@ -161,8 +161,8 @@ class Snapshots:
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
             self._cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
-        except (OSError, ValueError) as error:
-            self.problem = f"no memory from the vault at {access.address}: {error}"
+        except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
+            self.problem = f"no memory from the vault at {access.address}: {error or type(error).__name__}"
 
 
 def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Tensor:

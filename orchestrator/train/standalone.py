@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import device_environment
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan
+from orchestrator.whole_files import replace_directory
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -114,6 +115,9 @@ class StandaloneSession:
         if not local.exists():
             raise FileNotFoundError(path)
         return local
+
+    def move_into_place(self, path: str, final: str) -> None:
+        replace_directory(Path(path), Path(final))
 
     def store(self, local: Path, path: str) -> None:
         target = Path(path)
@@ -208,6 +212,8 @@ def _run(options: argparse.Namespace) -> int:
             _check_base(job)
     data_dir = _prepared(job, session, run_dir)
     result = run_worker(session, _plan(job, session, run_dir, data_dir, options))
+    if result.unsaved is not None:
+        raise CheckpointError(f"the last step could not be saved: {result.unsaved}")
     return 0 if result.finished else 1
 
 

@@ -2,21 +2,17 @@
 
 import json
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
-from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
     from orchestrator.train.checkpointing import Progress
     from orchestrator.train.context import TrainContext
-    from orchestrator.train.loop import LoopResult
 
 
 def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
@@ -132,20 +128,18 @@ def _train(context: "TrainContext") -> TrainResult:
         start = _restore(context)
     _phase(session, Phase.TRAIN)
     result = TrainLoop(context, start).run()
-    if plan.export and result.finished and session.rank == 0:
+    if plan.export and result.finished and result.unsaved is None and session.rank == 0:
+        from orchestrator.train.exporting import export_run
+
         _phase(session, Phase.EXPORT, result.step)
-        if result.unsaved is None:
-            _export(context, result)
-        else:
-            message = "the model is not exported: the last step could not be saved, and an export is made from that"
-            session.report_event(EventKind.WARNING, {"message": message})
+        export_run(context, result.checkpoint or plan.resume_from, result.step)
     facts = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
         "parameters": context.size.parameters,
         "checkpoint": result.checkpoint,
     }
-    return TrainResult(step=result.step, finished=result.finished, regroup=result.regroup, facts=facts)
+    return TrainResult(result.step, result.finished, result.regroup, result.unsaved, facts)
 
 
 def _restore(context: "TrainContext") -> "Progress":
@@ -170,43 +164,6 @@ def _restore(context: "TrainContext") -> "Progress":
             },
         )
     return progress
-
-
-def _export(context: "TrainContext", result: "LoopResult") -> None:
-    """Rank 0 alone: Hugging Face files from the last checkpoint, and a sample of what was learned."""
-    from orchestrator.train.checkpointing import at_hand
-    from orchestrator.train.export import export_model
-    from orchestrator.train.generate import generate
-
-    session, plan, spec = context.session, context.plan, context.spec
-    checkpoint = result.checkpoint or plan.resume_from
-    if checkpoint is None:
-        return
-    target = RunLayout(Path(plan.run_dir)).export
-    with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
-        shared = session.shares_files
-        local = target if shared else Path(scratch) / "export"
-        replace, data_dir = plan.resume_from is not None, session.fetch(plan.data_dir)
-        source = at_hand(session, checkpoint)
-        exported = export_model(source, spec, data_dir, local, force=replace, tick=session.progress)
-        if not shared:
-            for file in sorted(path for path in local.rglob("*") if path.is_file()):
-                session.store(file, str(target / file.relative_to(local)))
-        session.report_event(
-            EventKind.EXPORTED,
-            {
-                "path": str(target),
-                "bytes": exported.size_bytes,
-                "parameters": exported.parameters,
-                "seconds": exported.seconds,
-            },
-        )
-        generation = spec.generate
-        if generation.prompt:
-            text = generate(
-                local, generation.prompt, generation.max_new_tokens, generation.temperature, spec.train.seed
-            )
-            session.report_event(EventKind.SAMPLE, {"prompt": generation.prompt, "text": text})
 
 
 def _phase(session: Session, phase: Phase, step: int = 0) -> None:

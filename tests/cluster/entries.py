@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
+from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 
@@ -50,6 +52,15 @@ def a_step(step: int, world_size: int) -> StepReport:
     )
 
 
+def pretend_to_export(session: Session, plan: TrainPlan, step: int) -> None:
+    """What a run has to have in the end, without a model."""
+    work = RunLayout(Path(plan.run_dir)).export_in_work("pretended")
+    written = Path(tempfile.mkdtemp()) / PROVENANCE
+    written.write_text(json.dumps({"step": step, "files": {}}))
+    session.store(written, str(work / PROVENANCE))
+    session.move_into_place(str(work), str(RunLayout(Path(plan.run_dir)).export))
+
+
 def ring(session: Session, plan: TrainPlan) -> TrainResult:
     """Every rank publishes a value and reads every other's, prints from Python and from C, and reports steps."""
     started = time.monotonic()
@@ -66,6 +77,8 @@ def ring(session: Session, plan: TrainPlan) -> TrainResult:
             session.report_step(a_step(step, session.world_size))
     facts: dict[str, Any] = {"total": total, "local_rank": session.local_rank, "seconds": seconds}
     session.report_event(EventKind.WARNING, {"message": f"facts {session.rank} {total} {session.local_rank}"})
+    if session.rank == 0:
+        pretend_to_export(session, plan, 3)
     return TrainResult(3, True, facts=facts)
 
 
@@ -143,6 +156,7 @@ def through_files(session: Session, plan: TrainPlan) -> TrainResult:
         written = Path(tempfile.mkdtemp()) / "x"
         written.write_text("written elsewhere")
         session.store(written, f"{plan.run_dir}/from-rank-1.txt")
+        pretend_to_export(session, plan, 1)
     return TrainResult(1, len(originals) > 2)
 
 

@@ -40,6 +40,8 @@ class Point(StrEnum):
     """The vault has written a shard of a checkpoint and has not said so: there is no manifest."""
     RESTORE = "restore"
     """Of a gang that is not the first: the engine is built, no state is read. At whatever step."""
+    EXPORT = "export"
+    """The model's weights are written, the export is not complete. At whatever step."""
 
 
 class Pauses:
@@ -85,7 +87,9 @@ def is_armed(point: Point, step: int, rank: int) -> bool:
     if found is None:
         return False
     directory, armed = found
-    same = (armed["point"], armed["rank"]) == (point, rank) and (point is Point.RESTORE or armed["step"] == step)
+    same = (armed["point"], armed["rank"]) == (point, rank) and (
+        point in (Point.RESTORE, Point.EXPORT) or armed["step"] == step
+    )
     return same and not (directory / "reached").exists()
 
 
@@ -147,7 +151,7 @@ def train_with_pauses(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real."""
     from orchestrator.train.worker import run_worker
 
-    with _pausing_snapshots(session.rank):
+    with _pausing_snapshots(session.rank), _pausing_export(session.rank):
         return run_worker(PausingSession(session), plan)  # type: ignore[arg-type]
 
 
@@ -164,6 +168,23 @@ def _pausing_snapshots(rank: int) -> Iterator[None]:
         yield
     finally:
         cells.Cell.finish = finish  # type: ignore[method-assign]
+
+
+@contextmanager
+def _pausing_export(rank: int) -> Iterator[None]:
+    from orchestrator.train import export
+
+    write_config = export._write_config
+
+    def write_late(*arguments: Any) -> None:
+        pause_at(Point.EXPORT, 0, rank)
+        write_config(*arguments)
+
+    export._write_config = write_late
+    try:
+        yield
+    finally:
+        export._write_config = write_config
 
 
 class PausingVaultActor(VaultActor):
@@ -188,8 +209,7 @@ def _make_copies_pause() -> None:
             send_file(self, header, first, descriptor, offset, count)
             return
         data = first + os.pread(descriptor, count, offset)
-        body = json.dumps({**header, "bytes": len(data)}).encode()
-        self._socket.sendall(wire._LENGTH.pack(len(body)) + body + data[: len(data) // 2])
+        self._socket.sendall(wire.encode(header, len(data)) + data[: len(data) // 2])
         pause_at(Point.REPLICATION, step, rank)
         self._socket.sendall(data[len(data) // 2 :])
 

@@ -26,6 +26,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
 from orchestrator.spec.job import JobSpec
+from orchestrator.whole_files import replace_directory
 from tests.cluster.forked import cpu_forkserver
 
 START_TIMEOUT_S = 180.0
@@ -101,6 +102,9 @@ class FileSession:
         if Path(path).resolve() != local.resolve():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(local.read_bytes())
+
+    def move_into_place(self, path: str, final: str) -> None:
+        replace_directory(Path(path), Path(final))
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,10 @@ def _serve(pipe: Connection, gpus: int) -> None:
     os.environ.update(device_environment(gpus))
     for module in IMPORTED_ONCE:
         importlib.import_module(module)
+    from orchestrator.train import loop
     from orchestrator.train.worker import run_worker
 
+    loop.LAST_SAVE_PAUSE_S = 0.01  # storage that fails in a test does so for good
     pipe.send("ready")
     faulthandler.register(signal.SIGUSR1)  # `kill -USR1` shows where a worker hangs
     while True:

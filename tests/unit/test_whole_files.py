@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.whole_files import read_json, write_bytes, write_json, write_text
+from orchestrator.whole_files import read_json, replace_directory, write_bytes, write_json, write_text
 
 pytestmark = pytest.mark.unit
 
@@ -48,3 +48,37 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_directory_takes_the_place_of_another(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    for version in ("first", "second"):
+        work = tmp_path / "work"
+        (work / "sub").mkdir(parents=True)
+        (work / "sub" / "file").write_text(version)
+        replace_directory(work, final)
+        assert (final / "sub" / "file").read_text() == version
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_crash_between_leaves_no_directory_or_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, rename, calls = tmp_path / "model", Path.rename, []
+    final.mkdir()
+    (final / "file").write_text("old")
+    for version in ("new", "newer"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "file").write_text(version)
+
+    def crashing(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        replace_directory(tmp_path / "new", final)
+    assert not final.exists()
+    replace_directory(tmp_path / "newer", final)
+    assert (final / "file").read_text() == "newer"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]

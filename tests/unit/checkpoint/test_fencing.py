@@ -96,6 +96,28 @@ def test_what_comes_of_an_older_generation_is_refused(vault: Vault) -> None:
         Channel.connect(vault.address, TOKEN, 5.0).ask(copy, b"{}{}" + bytes(SIZE.payload_bytes))
 
 
+def test_a_copy_that_is_there_is_not_written_by_an_older_generation(vault: Vault) -> None:
+    driver, peer = (Channel.connect(vault.address, TOKEN, 5.0) for _ in range(2))
+    copy = {"do": "copy", "generation": 3, "rank": 0, "world_size": 2, "slot": 0, "step": 9, "state_bytes": 2,
+            "index_bytes": 2, "payload_bytes": SIZE.payload_bytes, "slot_state_bytes": SIZE.state_bytes}  # fmt: skip
+    peer.ask(copy, b"{}{}" + bytes(SIZE.payload_bytes))
+    driver.ask({"do": "fence", "generation": 4})
+    with pytest.raises(WireError, match="generation 3 is over"):
+        peer.ask({**copy, "step": 10}, b"{}{}" + bytes(SIZE.payload_bytes))
+    assert [item["step"] for item in driver.ask({"do": "inventory"})[0]["held"]] == [9]
+
+
+def test_a_copy_of_a_forgotten_generation_is_not_taken(vault: Vault) -> None:
+    """It would be held until the next gang: nobody forgets it again."""
+    driver = Channel.connect(vault.address, TOKEN, 5.0)
+    driver.ask({"do": "forget", "before": 4})
+    copy = {"do": "copy", "generation": 3, "rank": 0, "world_size": 2, "slot": 0, "step": 9, "state_bytes": 2,
+            "index_bytes": 2, "payload_bytes": SIZE.payload_bytes, "slot_state_bytes": SIZE.state_bytes}  # fmt: skip
+    with pytest.raises(WireError, match="generation 3 is over"):
+        Channel.connect(vault.address, TOKEN, 5.0).ask(copy, b"{}{}" + bytes(SIZE.payload_bytes))
+    assert driver.ask({"do": "inventory"})[0]["memory_bytes"] == 0
+
+
 def test_a_pid_that_is_somebody_elses_by_now_is_not_touched() -> None:
     cell = Cell.create(SIZE, "1-0")
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

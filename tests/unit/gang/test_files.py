@@ -247,3 +247,30 @@ def test_a_copy_is_progress_chunk_by_chunk(run_dir: Path, tmp_path: Path, shared
     counts = [lease.progress for lease in seen]
     assert counts == sorted(counts)
     assert len(set(counts)) == (0 if shared else 8)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_directory_is_moved_into_place_on_the_drivers_side(run_dir: Path, shared: bool) -> None:
+    files = remote(run_dir, server_of(run_dir))
+    files.shared = shared
+    for content in (b"old", b"new"):
+        local = run_dir.parent / "written"
+        local.write_bytes(content)
+        files.store(local, str(run_dir / "work" / "file"))
+        files.move_into_place(str(run_dir / "work"), str(run_dir / "final"))
+        assert (run_dir / "final" / "file").read_bytes() == content
+        assert not (run_dir / "work").exists()
+
+
+def test_nothing_is_moved_out_of_or_into_other_directories(run_dir: Path) -> None:
+    server = server_of(run_dir)
+    outside = run_dir.parent / "outside"
+    outside.mkdir()
+    for path, final in (
+        (outside, run_dir / "x"),
+        (run_dir / "sub", outside / "x"),
+        (run_dir / "sub", run_dir / ".." / "x"),
+    ):
+        with pytest.raises(PermissionError):
+            server.move_into_place(str(path), str(final))
+    assert (run_dir / "sub").is_dir()

@@ -1,5 +1,10 @@
+import contextlib
 import re
+import select
+import socket
 import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.report import StepReport
-from orchestrator.metrics import catalog
+from orchestrator.metrics import catalog, exporter
 from orchestrator.metrics.exporter import MetricsObserver, MetricsServer, serve_metrics
 from orchestrator.metrics.ledger import Ledger
 
@@ -124,6 +129,50 @@ def test_an_open_door_is_refused(report: Make, host: str, token: str | None) -> 
         MetricsServer(fed(report).registry, host, 0, token)
     assert "CONVOY_METRICS_TOKEN" in raised.value.message
     assert raised.value.hint is not None
+
+
+def test_whoever_holds_connections_keeps_nobody_from_scraping(server: MetricsServer) -> None:
+    host, port = server.url.split("/")[2].split(":")
+    held = [socket.create_connection((host, int(port)), timeout=5.0) for _ in range(exporter.MAX_CLIENTS + 10)]
+    assert scrape(server.url)
+    assert held[0].recv(1) == b""  # the oldest made room
+    held[-1].settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        held[-1].recv(1)
+    assert sum(thread.name.endswith("(process_request_thread)") for thread in threading.enumerate()) <= (
+        exporter.MAX_CLIENTS + 1
+    )
+    for each in held:
+        each.close()
+
+
+def test_the_time_of_a_scrape_is_bounded_whatever_trickles_in(report: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "CLIENT_S", 0.2)
+    server = MetricsServer(fed(report).registry, "127.0.0.1", 0, None)
+    host, port = server.url.split("/")[2].split(":")
+    trickle, began_s = socket.create_connection((host, int(port)), timeout=5.0), time.monotonic()
+    over = False
+    with contextlib.suppress(OSError):
+        while not over and time.monotonic() - began_s < 10.0:
+            trickle.sendall(b"G")
+            over = bool(select.select([trickle], [], [], 0.05)[0]) and not trickle.recv(100)
+    assert time.monotonic() - began_s < 10.0
+    trickle.close()
+    server.close()
+
+
+def test_a_server_short_of_descriptors_serves_again(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, left = socket.socket.accept, [2]
+
+    def failing(listener: socket.socket) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(24, "Too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    assert scrape(server.url)
+    assert left == [0]
 
 
 def test_where_the_port_comes_from(report: Make, server: MetricsServer) -> None:

@@ -200,3 +200,28 @@ def test_a_disk_that_cannot_be_written_is_said(layout: RunLayout) -> None:
     answer = answer_fault(RunLayout(layout.root / "gone"), FAULT, SPEC, (), 1000.0, Told())
     assert isinstance(answer, Refusal)
     assert "cannot be recorded" in answer.reason
+
+
+def test_a_last_step_saved_aside_is_resumed_from_and_does_not_outlive_a_rollback(tmp_path: Path) -> None:
+    """Where storage failed at the last step, that one lies in the run's directory."""
+    layout, storage = RunLayout(tmp_path / "runs" / "a"), str(tmp_path / "storage")
+    place = Path(layout.checkpoint_place(storage))
+    for step in (10, 20):
+        write_checkpoint(place, step, {"w": np.arange(8, dtype=np.float32)})
+    found = resume_point(layout, storage, BATCH, Told())
+    assert found is not None
+    assert (found.step, found.place) == (20, str(place / "step-00000020"))
+    saved(layout, 30)
+    found = resume_point(layout, storage, BATCH, Told())
+    assert found is not None
+    assert (found.step, found.place) == (30, str(layout.checkpoint(30)))
+    flip_byte(next(layout.checkpoint(30).glob("*.bin")), 10)
+    told = Told()
+    found = resume_point(layout, storage, BATCH, told)
+    assert found is not None
+    assert found.step == 20
+    assert [fields["path"] for fields in told.of(EventKind.CHECKPOINT_REJECTED)] == [str(layout.checkpoint(30))]
+    spec = SPEC.model_copy(update={"checkpoint": SPEC.checkpoint.model_copy(update={"storage": storage})})
+    assert isinstance(answer_fault(layout, FAULT, spec, (), 1000.0, Told()), Rollback)
+    assert steps_on_disk(layout) == []
+    assert [entry.step for entry in list_checkpoints(place)] == [20, 10]

@@ -1,0 +1,75 @@
+"""The export at the end of a run: from its last checkpoint into `export/`, which is whole or not there."""
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.checkpoint.exported import export_problem
+from orchestrator.domain.errors import CheckpointError, ConvoyError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.train.checkpointing import at_hand
+from orchestrator.train.context import TrainContext
+from orchestrator.train.export import check_destination, export_model
+from orchestrator.train.generate import generate
+
+
+def export_run(context: TrainContext, checkpoint: str | None, step: int) -> None:
+    """Hugging Face files of `step` from its checkpoint, and a sample of what was learned. For rank 0 alone.
+
+    It is put together beside `export/` and replaces it when it is complete. Raises CheckpointError when there is no
+    such checkpoint, it is damaged or of another step, and what `export_model` raises.
+    """
+    session, plan, spec = context.session, context.plan, context.spec
+    if checkpoint is None:
+        raise CheckpointError(f"there is no checkpoint of step {step} to export the model from")
+    layout = RunLayout(Path(plan.run_dir))
+    with _workplace(layout, session.shares_files) as place:
+        model = place / "model"
+        source, data_dir = at_hand(session, checkpoint), session.fetch(plan.data_dir)
+        exported = export_model(source, spec, data_dir, model, tick=session.progress)
+        problem = export_problem(model, step)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {checkpoint} gives no export of the last step: {problem}")
+        finished = model
+        if not session.shares_files:
+            finished = layout.export_in_work(secrets.token_hex(4))
+            for file in sorted(path for path in model.rglob("*") if path.is_file()):
+                session.store(file, str(finished / file.relative_to(model)))
+        session.move_into_place(str(finished), str(layout.export))
+        fields = {"path": str(layout.export), "bytes": exported.size_bytes, "parameters": exported.parameters}
+        session.report_event(EventKind.EXPORTED, {**fields, "seconds": exported.seconds})
+        _sample(context, layout.export if session.shares_files else model)
+
+
+def _sample(context: TrainContext, model: Path) -> None:
+    """Text of the finished model, when the spec asks for it; that it cannot be made is no failure of the run."""
+    spec, generation = context.spec, context.spec.generate
+    if not generation.prompt:
+        return
+    try:
+        text = generate(model, generation.prompt, generation.max_new_tokens, generation.temperature, spec.train.seed)
+    except ConvoyError as error:
+        message = f"no sample of what was learned: {error.message}"
+        context.session.report_event(EventKind.WARNING, {"message": message})
+        return
+    context.session.report_event(EventKind.SAMPLE, {"prompt": generation.prompt, "text": text})
+
+
+@contextlib.contextmanager
+def _workplace(layout: RunLayout, shared: bool) -> Iterator[Path]:
+    """A directory to write into: beside `export/` when the driver's files are ours, else on this host."""
+    if not shared:
+        with tempfile.TemporaryDirectory(prefix="convoy-export-") as scratch:
+            yield Path(scratch)
+        return
+    check_destination(layout.export, force=True)
+    place = layout.export_in_work(secrets.token_hex(4))
+    place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

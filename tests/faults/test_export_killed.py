@@ -1,0 +1,50 @@
+"""Rank 0 is killed while it exports: the run goes on from its last step and ends with a whole export."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.exported import export_problem
+from orchestrator.domain.events import EventKind
+from orchestrator.whole_files import read_json
+from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
+from tests.faults.striking import STEPS, Striker, curve, train
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
+
+SURVEYED_S = 8.0
+
+
+def kill_exporter(striker: Striker, rank: int) -> None:
+    """Once the vaults hold the last step, as far as they ever will: going on from there looked like the end."""
+    durability = striker.checkpoints.parent / "durability.json"
+    deadline = time.monotonic() + SURVEYED_S
+    while (read_json(durability) or {}).get("own_step") != STEPS and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (left,) = striker.checkpoints.parent.glob(".export-*")
+    assert list(left.rglob("*.safetensors")), "it is killed in the middle"
+    os.kill(striker.pids[rank], signal.SIGKILL)
+
+
+def test_the_model_is_exported_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "pauses"))
+    let_runs_pause(monkeypatch.setattr)
+    pauses = Pauses(tmp_path / "pauses")
+    with Striker(pauses, kill_exporter) as striker:
+        striker.plan(Point.EXPORT, 0, 0)
+        outcome = train(tmp_path / "run", striker)
+    assert striker.struck == 1, striker.story()
+    curve(outcome)  # succeeded, and each step was made once
+    (started,) = striker.of(EventKind.RECOVERY_STARTED)
+    assert (started["step"], started["from_step"]) == (STEPS, STEPS), striker.story()
+    assert started["source"] == "storage"  # the checkpoint that the export is made from
+    (recovered,) = striker.of(EventKind.RECOVERED)
+    assert (recovered["step"], recovered["steps_recomputed"]) == (STEPS, 0)
+    (exported,) = striker.of(EventKind.EXPORTED)
+    assert exported["path"] == str(outcome.run_dir / "export")
+    assert export_problem(outcome.run_dir / "export", STEPS) is None
+    assert [path.name for path in outcome.run_dir.glob(".export*")] == []
+    assert [step.step for step in striker.steps] == list(range(1, STEPS + 1))

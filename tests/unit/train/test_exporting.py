@@ -1,0 +1,141 @@
+"""The export at the end of a run: whole or not there, whether or not the driver's files are seen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.checkpoint.exported import export_problem
+from orchestrator.domain.errors import CheckpointError, UsageError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.layout import RunLayout
+from orchestrator.gang.files import Files, FileServer, write_marker
+from orchestrator.spec.job import JobSpec
+from orchestrator.train import export
+from orchestrator.train.exporting import export_run
+from tests.unit.train.exportable import checkpoint, job, prepared_data
+
+pytestmark = pytest.mark.unit
+
+
+class Session:
+    """What an export asks of a session, over real file transport."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.fetch, self.store, self.move_into_place = files.fetch, files.store, files.move_into_place
+
+    @property
+    def shares_files(self) -> bool:
+        return self.files.shared
+
+    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        self.events.append((kind, fields))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, Path, Path]:
+    """Spec, prepared data and a checkpoint of step 7."""
+    spec, directory = job("gpt2"), tmp_path_factory.mktemp("trained")
+    data_dir = prepared_data(tmp_path_factory.mktemp("data"))
+    return spec, data_dir, checkpoint(spec, data_dir, directory)[1]
+
+
+Make = Callable[[str], Any]
+WAYS = pytest.mark.parametrize("way", ["shared", "remote"])
+
+
+@pytest.fixture
+def make(trained: tuple[JobSpec, Path, Path], tmp_path: Path) -> Make:
+    """A context of a new attempt: the driver's files are `shared`, or `remote`."""
+    spec, data_dir, saved = trained
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    marker, word = write_marker(run_dir)
+
+    def context(way: str) -> Any:
+        server = FileServer((str(run_dir), str(data_dir), str(saved)), str(run_dir))
+        env = {"CONVOY_FILE_TRANSPORT": "remote"} if way == "remote" else {}
+        session = Session(Files(server, str(marker), word, tmp_path / "cache", env))
+        return SimpleNamespace(
+            session=session, spec=spec, plan=SimpleNamespace(run_dir=str(run_dir), data_dir=str(data_dir))
+        )
+
+    return context
+
+
+def left(context: Any) -> list[str]:
+    names = [path.name for path in Path(context.plan.run_dir).iterdir()]
+    return sorted(name for name in names if name != ".visible")
+
+
+@WAYS
+def test_it_is_whole_and_nothing_else_is_left(make: Make, trained: tuple[JobSpec, Path, Path], way: str) -> None:
+    for _ in range(2):  # again, after a recovery
+        context = make(way)
+        export_run(context, str(trained[2]), 7)
+        assert export_problem(RunLayout(Path(context.plan.run_dir)).export, 7) is None
+        assert left(context) == ["export"]
+        ((kind, fields),) = context.session.events
+        assert (kind, fields["path"]) == (EventKind.EXPORTED, str(Path(context.plan.run_dir) / "export"))
+
+
+@pytest.mark.parametrize(("way", "point"), [("shared", 1), ("remote", 1), ("remote", 4), ("shared", 9), ("remote", 9)])
+def test_one_that_breaks_off_is_not_there_and_the_next_is_whole(
+    make: Make, trained: tuple[JobSpec, Path, Path], monkeypatch: pytest.MonkeyPatch, way: str, point: int
+) -> None:
+    """While its files are written (1), sent (2 to 8), or moved (9)."""
+    context, calls = make(way), [1]
+
+    def breaking(really: Callable[..., None], number: int | None) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            calls[0] += number is None
+            if (number or calls[0]) == point:
+                raise ConnectionError("the worker is gone")
+            really(*arguments)
+
+        return call
+
+    monkeypatch.setattr(export, "_write_config", breaking(export._write_config, 1))
+    context.session.store = breaking(context.session.store, None)
+    context.session.move_into_place = breaking(context.session.move_into_place, 9)
+    with pytest.raises(ConnectionError):
+        export_run(context, str(trained[2]), 7)
+    monkeypatch.undo()
+    final = RunLayout(Path(context.plan.run_dir)).export
+    assert not final.exists()
+    assert context.session.events == []
+    export_run(make(way), str(trained[2]), 7)
+    assert export_problem(final, 7) is None
+
+
+def test_without_a_checkpoint_of_the_step_it_fails(make: Make, trained: tuple[JobSpec, Path, Path]) -> None:
+    context = make("shared")
+    with pytest.raises(CheckpointError, match="no checkpoint of step 8"):
+        export_run(context, None, 8)
+    with pytest.raises(CheckpointError, match="is of step 7, not 8"):
+        export_run(context, str(trained[2]), 8)
+    assert left(context) == []
+
+
+def test_what_is_no_export_is_not_replaced(make: Make, trained: tuple[JobSpec, Path, Path]) -> None:
+    context = make("shared")
+    thesis = Path(context.plan.run_dir) / "export" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(UsageError, match="not replaced"):
+        export_run(context, str(trained[2]), 7)
+    assert thesis.read_text() == "years of work"
+
+
+def test_a_sample_that_cannot_be_made_fails_no_run(make: Make, trained: tuple[JobSpec, Path, Path]) -> None:
+    context = make("shared")
+    generation = trained[0].generate.model_copy(update={"prompt": "def ", "temperature": -1.0})
+    context.spec = trained[0].model_copy(update={"generate": generation})
+    export_run(context, str(trained[2]), 7)
+    (exported, _), (told, fields) = context.session.events
+    assert (exported, told) == (EventKind.EXPORTED, EventKind.WARNING)
+    assert "no sample" in fields["message"]
