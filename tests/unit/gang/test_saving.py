@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.server import Server
 from orchestrator.checkpoint.survey import VaultContact
-from orchestrator.checkpoint.wire import Channel, Server
+from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.gang import saving as module
 from orchestrator.gang.saving import Pacer, Saves
