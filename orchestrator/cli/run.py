@@ -79,8 +79,8 @@ def run(
       convoy run --resume last --accept-changes
       convoy run job.yaml --json > events.jsonl
 
-    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong;
-    130 it was interrupted.
+    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong, or what a
+    resumed run was trained with has changed; 130 it was interrupted.
     """
     if accept_changes and resume is None:
         raise UsageError("--accept-changes goes with --resume: a new run has nothing to be compared with")

@@ -1,7 +1,7 @@
 """Whether prepared data is still what was prepared: nothing missing, nothing cut off, nothing overwritten.
 
-Sizes are always compared. Content is read only in files whose size, modification time or inode differ from those
-recorded: tokens are compared with the checksums of the journal, the rest is computed again.
+Sizes are always compared. Content is read only in files whose modification time differs from the one recorded: tokens
+are compared with the checksums of the journal, the rest is computed again.
 """
 
 import zlib
@@ -18,8 +18,8 @@ from orchestrator.data.tokenstore import JOURNAL_FILE, read_journal
 from orchestrator.data.view import sample_starts
 from orchestrator.domain.errors import DataError
 
-FileState = tuple[int, int, int]
-"""Size in bytes, modification time in nanoseconds since 1970, inode."""
+FileState = tuple[int, int]
+"""Size in bytes, modification time in nanoseconds since 1970. Nobody but Convoy writes these files."""
 
 Known = Mapping[str, FileState] | None
 """The states of the files when they were whole. Those that are as they were are not read; None: none are."""
@@ -31,7 +31,7 @@ def file_states(directory: Path) -> dict[str, FileState]:
     for path in sorted(directory.iterdir()):
         if path.is_file():
             status = path.stat()
-            found[path.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+            found[path.name] = (status.st_size, status.st_mtime_ns)
     return found
 
 

@@ -55,7 +55,7 @@ class Entry:
     def from_json(cls, value: Mapping[str, Any]) -> "Entry":
         """Raises KeyError, TypeError or ValueError if it is none."""
         data, model = value["data"], value["model"]
-        states = {str(name): (int(a), int(b), int(c)) for name, (a, b, c) in data["files"].items()}
+        states = {str(name): (int(size), int(mtime_ns)) for name, (size, mtime_ns) in data["files"].items()}
         return cls(
             float(value["time_s"]),
             int(value["from_step"]),

@@ -26,9 +26,11 @@ def prove(record: RunRecord) -> Proof:
     if not facts or not isinstance(facts.get("directory"), str):
         raise UsageError(f"run {record.id} has no record of its data ({layout.data})", hint="it ended before training")
     spec = load_job(layout.spec).spec
-    batch, skips = spec.train.global_batch, read_skips(layout)
+    history, skips = read_history(layout), read_skips(layout)
     cache_dir = cache_directory(spec, layout.root.parent)
-    parts = _parts(read_history(layout), cache_dir)
+    # The spec may have been edited since; a run's batch never changes.
+    batch = int(history[0].settings["train.global_batch"]) if history else spec.train.global_batch
+    parts = _parts(history, cache_dir)
     if len(parts) > 1:
         proof = verify_parts(read_steps(layout.steps), parts, batch, skips)
     else:

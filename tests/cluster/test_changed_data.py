@@ -42,7 +42,7 @@ def test_changed_texts_are_refused_then_accepted_with_the_same_tokenizer(tmp_pat
     )
     stop = threading.Event()
     first = run_job(load_job(job), home, [StopAt(8, stop)], stop)
-    assert first.state is RunState.STOPPED
+    assert (first.reason, first.state) == ("stopped on request", RunState.STOPPED)
     own = load(first.run_dir / "tokenizer", "own")
     (tmp_path / "corpus" / "aa.txt").write_text("zebras quiver and jump over hazy vexing boxes\n" * 300)
     state = (first.run_dir / "run.json").read_bytes()

@@ -221,6 +221,7 @@ def test_a_global_batch_cannot_change_even_where_changes_are_accepted(run: Train
     run.edit_spec("global_batch: 12", "global_batch: 24")
     assert "train.global_batch: 12 -> 24" in refused(run)
     assert "steps are counted in global batches" in refused(run, accept=True)
+    assert prove(RunStore(run.layout.root.parent).read(run.layout.run_id)).ok  # of the batch that it had
 
 
 def test_a_trained_tokenizer_is_never_trained_again(run: TrainedRun) -> None:
