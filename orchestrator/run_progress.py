@@ -18,7 +18,8 @@ class RunProgress:
     def on_event(self, event: Event) -> None:
         """Take one event."""
         if event.kind is EventKind.CHECKPOINT_SAVED:
-            self._run.saved_step = int(event.fields["step"])
+            # One that was written in the background may be told of after a later one.
+            self._run.saved_step = max(self._run.saved_step, int(event.fields["step"]))
         elif event.kind is EventKind.FAULT_INJECTED:
             came = (event.fields["fault"], event.fields["step"], event.fields["rank"])
             self._run.injections = tuple(i for i in self._run.injections if (i.kind, i.step, i.rank) != came)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.checkpoint.exported import clear_unfinished, export_problem
+from orchestrator.checkpoint.storage import open_storage
 from orchestrator.data.prepare import PreparedData, cache_directory
 from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.errors import CheckpointError, UsageError
@@ -24,6 +26,7 @@ from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.planner.shape import total_steps
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
+from orchestrator.store.checkpoints import checkpoint_places
 from orchestrator.store.progress import read_progress
 from orchestrator.store.resuming import Resumption
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
@@ -241,11 +244,16 @@ class Training:
         return whole
 
     def _stored(self, step: int) -> Origin | None:
-        """The checkpoint of a step, checked; None when there is none that will do, or storage does not answer."""
-        if self._run.saved_step < step:
-            return None
+        """The checkpoint of a step, checked; None when there is none that will do, or storage does not answer.
+
+        Storage is asked: the word that it was saved may be lost with the worker that saved it.
+        """
+        run = self._run
         try:
-            found = self._run.newest_checkpoint(self._below)
+            places = checkpoint_places(run.layout, run.spec.checkpoint.storage)
+            if all(each.step != step for place in places for each in list_checkpoints(open_storage(place))):
+                return None
+            found = run.newest_checkpoint(self._below)
         except CheckpointError:
             return None
         return found if found.step == step else None

@@ -8,15 +8,15 @@ import sys
 import threading
 from collections.abc import Callable
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
+from orchestrator.metrics.lineage import Lineage
 from orchestrator.whole_files import read_json, write_json
 
-KEPT_CHECKPOINTS = 16
-KEPT_STEPS = 64
 WRITE_INTERVAL_S = 5.0
 
 
@@ -41,7 +41,7 @@ class Category(StrEnum):
     WAITING = "waiting"
     """For nodes, with too few workers to train."""
     LOST = "lost"
-    """Training that was thrown away: an unfinished step, or steps after the checkpoint a run went on from."""
+    """Training for nothing: a step that was cut off, and steps that were made again or are to be."""
     OTHER = "other"
     """Everything else: between the phases, shutting down."""
 
@@ -76,32 +76,45 @@ class Ledger:
 
     def __init__(self, start_s: float, carried: dict[str, Any] | None = None) -> None:
         """`carried`: `to_json` of the driver before this one, to go on from; the time between is not the run's."""
-        self.seconds: dict[Category, float] = dict.fromkeys(Category, 0.0)
+        self._booked: dict[Category, float] = dict.fromkeys(Category, 0.0)
+        """But for `TRAINING`, and the part of `LOST` that was `TRAINING`: see `_lineage`."""
+        self._lineage = Lineage()
         self._start_s = start_s
         self._now_s = start_s
         self._open_s = start_s
-        """What lies between here and `_now_s` is not in `seconds` yet."""
+        """What lies between here and `_now_s` is not booked yet."""
         self._current = Category.OTHER
         self._step_checkpoint_s = 0.0
         self._carried_s = 0.0
-        self._trained_at: dict[int, float] = {0: 0.0}
-        """Productive seconds when the checkpoint of a step was written."""
-        self._trained_after: dict[int, float] = {}
-        """The same after each of the last steps: vaults hold their state."""
         if carried:
             self._carry(carried)
 
     def _carry(self, carried: dict[str, Any]) -> None:
-        for category in Category:
-            self.seconds[category] = float(carried["seconds"].get(category.value, 0.0))
-        self._carried_s = sum(self.seconds.values())
-        self._trained_at = {int(step): float(seconds) for step, seconds in carried["trained_at_checkpoint"].items()}
+        seconds = {category: max(0.0, float(carried["seconds"].get(category.value, 0.0))) for category in Category}
+        self._carried_s = sum(seconds.values())
+        trained_s, lost_s = seconds[Category.TRAINING], seconds[Category.LOST]
+        known = {int(step): float(after_s) for step, after_s in carried.get("trained_after_step", {}).items()}
+        lineage = Lineage(known or {0: trained_s}, carried.get("going_on_from") if known else None)
+        if lineage.counted_s > trained_s or lineage.undone_s > lost_s:
+            lineage = Lineage({0: trained_s})  # it does not belong to these seconds
+        self._lineage = lineage
+        # A step that the driver before this one did not live to see the end of was cut off.
+        cut_off_s = trained_s - lineage.counted_s
+        self._booked = {**seconds, Category.TRAINING: 0.0, Category.LOST: lost_s - lineage.undone_s + cut_off_s}
+
+    @property
+    def seconds(self) -> dict[Category, float]:
+        """Seconds by category, what lies open left out."""
+        lineage, booked = self._lineage, self._booked
+        lost_s = booked[Category.LOST] + lineage.superseded_s + lineage.undone_s
+        return {**booked, Category.TRAINING: lineage.counted_s, Category.LOST: lost_s}
 
     def on_event(self, event: Event, now_s: float) -> None:
         """Take an event that is known at `now_s`; its own time counts where it is plausible."""
         self._advance(min(event.time_s, now_s))
         recovering = self._current is Category.RECOVERING
-        if (category := _MEASURED.get(event.kind)) is not None and not recovering:
+        in_background = event.fields.get("write_seconds") is not None  # its step has said how long training stood
+        if (category := _MEASURED.get(event.kind)) is not None and not recovering and not in_background:
             taken = self._carve(category, _number(event.fields.get("seconds")))
             if category is Category.CHECKPOINTING:
                 self._step_checkpoint_s += taken
@@ -111,25 +124,26 @@ class Ledger:
             # Whichever comes last, it is the workers that are waited for then.
             self._switch(Category.STARTING_WORKERS)
         elif event.kind is EventKind.WORKER_PHASE:
-            # Every phase of a recovery is the recovery's, its first step ends it.
-            if not recovering:
-                self._switch(_PHASES.get(str(event.fields.get("phase")), Category.OTHER))
+            # Every phase of a recovery is the recovery's. Its first step ends it, or the export if no step is left.
+            phase = _PHASES.get(str(event.fields.get("phase")), Category.OTHER)
+            if not recovering or phase is Category.EXPORTING:
+                self._switch(phase)
         elif event.kind is EventKind.STATE_CHANGED:
-            state = str(event.fields.get("state"))
-            if state == RunState.FAILED and self._current is Category.TRAINING:
-                self._close(Category.LOST)
-            # `running` says nothing the phases do not say better.
-            if state != RunState.RUNNING:
-                self._switch(_STATES.get(state, Category.OTHER))
+            self._enter(str(event.fields.get("state")))
         elif event.kind is EventKind.WORKER_FAILED and self._current is Category.TRAINING:
             self._close(Category.LOST)
             self._switch(Category.OTHER)
-        elif event.kind is EventKind.CHECKPOINT_SAVED:
-            self._remember_checkpoint(int(_number(event.fields.get("step"))))
-        elif event.kind is EventKind.CHECKPOINT_RESTORED:
-            self._rewind(int(_number(event.fields.get("step"))))
-        elif event.kind is EventKind.RECOVERY_STARTED and event.fields.get("checkpoint") is None:
-            self._rewind(0)  # from the beginning: nothing will be restored
+        elif event.kind is EventKind.CHECKPOINT_RESTORED and "step" in event.fields:
+            self._lineage.go_on_from(int(_number(event.fields["step"])))
+        elif event.kind is EventKind.RECOVERY_STARTED and "from_step" in event.fields:
+            self._lineage.go_on_from(int(_number(event.fields["from_step"])))
+
+    def _enter(self, state: str) -> None:
+        """The run's state has changed; `running` says nothing that the phases do not say better."""
+        if state in (RunState.FAILED, RunState.RECOVERING) and self._current is Category.TRAINING:
+            self._close(Category.LOST)
+        if state != RunState.RUNNING:
+            self._switch(_STATES.get(state, Category.OTHER))
 
     def on_step(self, report: StepReport, now_s: float) -> None:
         """Take a finished step: what lies open becomes its phases, and the rest of it `other`."""
@@ -145,24 +159,23 @@ class Ledger:
         self._carve(Category.DATA_WAIT, data_wait_s)
         # A checkpoint that its own event has booked already is not booked twice.
         self._carve(Category.CHECKPOINTING, max(0.0, checkpoint_s - self._step_checkpoint_s))
-        self._carve(Category.TRAINING, max(0.0, report.step_time_s - data_wait_s - checkpoint_s))
+        trained_s = self._take(report.step_time_s - data_wait_s - checkpoint_s)
+        self._lineage.add(report.step, trained_s)
         self._close(Category.OTHER)
         self._step_checkpoint_s = 0.0
-        self._trained_after[report.step] = self.seconds[Category.TRAINING]
-        while len(self._trained_after) > KEPT_STEPS:
-            del self._trained_after[next(iter(self._trained_after))]
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         """The ledger as of `now_s`; what lies open is shown under what the run is doing."""
         self._advance(now_s)
-        seconds = dict(self.seconds)
+        seconds = self.seconds
         seconds[self._current] += self._now_s - self._open_s
         elapsed_s = self._carried_s + self._now_s - self._start_s
         return {
             "elapsed_s": elapsed_s,
             "goodput": seconds[Category.TRAINING] / elapsed_s if elapsed_s > 0 else 0.0,
             "seconds": {category.value: seconds[category] for category in Category},
-            "trained_at_checkpoint": {str(step): value for step, value in self._trained_at.items()},
+            "trained_after_step": {str(step): value for step, value in self._lineage.points.items()},
+            "going_on_from": self._lineage.position,
         }
 
     def _advance(self, time_s: float) -> None:
@@ -170,8 +183,13 @@ class Ledger:
 
     def _carve(self, category: Category, seconds: float) -> float:
         """Book up to `seconds` of what lies open; returns how much that was."""
-        taken = min(seconds, self._now_s - self._open_s)
-        self.seconds[category] += taken
+        taken = self._take(seconds)
+        self._booked[category] += taken
+        return taken
+
+    def _take(self, seconds: float) -> float:
+        """Up to `seconds` of what lies open, which no longer does."""
+        taken = max(0.0, min(self._now_s - self._open_s, seconds))
         self._open_s += taken
         return taken
 
@@ -183,23 +201,6 @@ class Ledger:
         # Training time that no step accounts for is not training.
         self._close(Category.OTHER if self._current is Category.TRAINING else self._current)
         self._current = category
-
-    def _remember_checkpoint(self, step: int) -> None:
-        self._trained_at[step] = self._trained_after.get(step, self.seconds[Category.TRAINING])
-        for old in sorted(self._trained_at)[: -KEPT_CHECKPOINTS - 1]:
-            if old != 0:
-                del self._trained_at[old]
-
-    def _rewind(self, step: int) -> None:
-        """The run goes on from `step`: what was trained after it was for nothing."""
-        kept = self._trained_after.get(step, self._trained_at.get(step))
-        if kept is None:
-            return
-        lost = max(0.0, self.seconds[Category.TRAINING] - kept)
-        self.seconds[Category.TRAINING] -= lost
-        self.seconds[Category.LOST] += lost
-        self._trained_at = {at: value for at, value in self._trained_at.items() if at <= step}
-        self._trained_after = {at: value for at, value in self._trained_after.items() if at <= step}
 
 
 class LedgerRecorder:
@@ -251,4 +252,4 @@ class LedgerRecorder:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and isfinite(value) else 0.0

@@ -50,7 +50,7 @@ def training(run: Run, *in_memory: int) -> Training:
 
 
 def save(run: Run, step: int) -> Path:
-    run.saved_step = step
+    """Without a word: it may be lost with the worker."""
     return write_checkpoint(run.layout.checkpoints, step, {"w": np.arange(8, dtype=np.float32)})
 
 
@@ -114,6 +114,13 @@ def test_a_last_step_that_is_saved_nowhere_is_no_success(run: Run, exports: bool
     state, reason, code = ended(run, [TrainResult(LAST, True, unsaved="No space left on device")], exports)
     assert (state, code) == (RunState.FAILED, 1)
     assert f"the state of the last one, {LAST}, could not be saved: No space left on device" in reason
+
+
+def test_a_checkpoint_that_is_told_of_late_is_not_the_newest(run: Run) -> None:
+    progress = RunProgress(run)
+    for step in (LAST, LAST - 4):
+        progress.on_event(Event(EventKind.CHECKPOINT_SAVED, 100.0, {"step": step}))
+    assert run.saved_step == LAST
 
 
 def test_a_recovery_with_no_step_left_is_over_with_the_export(run: Run) -> None:

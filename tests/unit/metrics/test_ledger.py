@@ -152,12 +152,116 @@ def test_a_recovery_is_one_thing_whatever_it_consists_of(report: Make) -> None:
 
 
 def test_steps_made_again_from_the_beginning_are_lost(report: Make) -> None:
-    """Without a checkpoint nothing is restored: the recovery's own event says so."""
+    """Without a checkpoint nothing is restored: the recovery's own event says where it goes on."""
     ledger = Ledger(0.0)
     event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
     for step in range(1, 11):
         ledger.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
     event(ledger, EventKind.STATE_CHANGED, 10.0, state="recovering")
-    event(ledger, EventKind.RECOVERY_STARTED, 10.0, checkpoint=None)
+    event(ledger, EventKind.RECOVERY_STARTED, 10.0, checkpoint=None, source="beginning", from_step=0)
     seconds = ledger.to_json(10.0)["seconds"]
     assert (seconds["training"], seconds["lost"]) == (pytest.approx(0.0), pytest.approx(10.0))
+
+
+def trained(report: Make, steps: int) -> Ledger:
+    """Steps of a second each, all of it productive."""
+    ledger = Ledger(0.0)
+    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    for step in range(1, steps + 1):
+        ledger.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
+    return ledger
+
+
+def recovered(ledger: Ledger, at_s: float, from_step: int, source: str) -> None:
+    """A worker is lost, and training goes on from a step, as a run tells it."""
+    event(ledger, EventKind.WORKER_FAILED, at_s, rank=1)
+    event(ledger, EventKind.STATE_CHANGED, at_s, state="recovering")
+    checkpoint = "/runs/x/checkpoints/step" if source == "storage" else None
+    event(ledger, EventKind.RECOVERY_STARTED, at_s, from_step=from_step, source=source, checkpoint=checkpoint)
+
+
+def test_a_recovery_from_vaults_that_makes_no_step_again_costs_none(report: Make) -> None:
+    ledger = trained(report, 10)
+    recovered(ledger, 10.0, 10, "vaults")
+    event(ledger, EventKind.CHECKPOINT_RESTORED, 12.0, step=10, path="vaults", seconds=0.5)
+    ledger.on_step(report(11, time_s=13.0, data_wait_s=0.0), 13.0)
+    value = ledger.to_json(13.0)
+    assert value["seconds"]["lost"] == 0.0
+    assert value["seconds"]["training"] == pytest.approx(11.0)
+    assert value["seconds"]["recovering"] == pytest.approx(2.0)
+    assert value["goodput"] == pytest.approx(11 / 13)
+
+
+@pytest.mark.parametrize(("source", "from_step"), [("vaults", 9), ("storage", 6), ("beginning", 0)])
+def test_what_is_made_again_is_lost_wherever_its_state_comes_from(report: Make, source: str, from_step: int) -> None:
+    ledger = trained(report, 10)
+    recovered(ledger, 10.25, from_step, source)
+    seconds = ledger.to_json(10.25)["seconds"]
+    assert seconds["lost"] == pytest.approx(10 - from_step + 0.25)  # with the one that was cut off
+    assert seconds["training"] == pytest.approx(from_step)
+    ledger.on_step(report(from_step + 1, time_s=14.0, data_wait_s=0.0), 14.0)
+    assert ledger.to_json(14.0)["seconds"]["lost"] == pytest.approx(10 - from_step + 0.25)
+
+
+def test_a_state_that_turns_out_newer_undoes_less(report: Make) -> None:
+    """While it waits for workers a run looks again at what it can go on from."""
+    ledger = trained(report, 10)
+    recovered(ledger, 10.0, 4, "storage")
+    assert ledger.to_json(10.0)["seconds"]["lost"] == pytest.approx(6.0)
+    event(ledger, EventKind.CHECKPOINT_RESTORED, 12.0, step=9, path="vaults", seconds=0.5)
+    assert ledger.to_json(12.0)["seconds"]["lost"] == pytest.approx(1.0)
+    ledger.on_step(report(10, time_s=13.0, data_wait_s=0.0), 13.0)
+    assert ledger.to_json(13.0)["seconds"]["lost"] == pytest.approx(1.0)
+
+
+def test_the_step_that_a_checkpoint_is_of_is_kept(report: Make) -> None:
+    """Its event comes before the report of the step."""
+    ledger = trained(report, 4)
+    event(ledger, EventKind.CHECKPOINT_SAVED, 5.0, step=5, seconds=0.0)
+    ledger.on_step(report(5, time_s=5.0, data_wait_s=0.0), 5.0)
+    again = Ledger(100.0, carried=ledger.to_json(5.0))
+    event(again, EventKind.CHECKPOINT_RESTORED, 101.0, step=5, seconds=1.0)
+    assert again.to_json(101.0)["seconds"]["lost"] == 0.0
+
+
+def test_a_driver_that_goes_on_from_the_beginning_supersedes_what_the_one_before_made(report: Make) -> None:
+    second = Ledger(1000.0, carried=trained(report, 10).to_json(10.0))
+    event(second, EventKind.WORKER_PHASE, 1001.0, phase="train")
+    assert second.to_json(1001.0)["seconds"]["lost"] == 0.0
+    second.on_step(report(1, time_s=1002.0, data_wait_s=0.0), 1002.0)
+    seconds = second.to_json(1002.0)["seconds"]
+    assert (seconds["lost"], seconds["training"]) == (pytest.approx(10.0), pytest.approx(1.0))
+
+
+def test_a_step_that_a_killed_driver_did_not_see_end_is_lost(report: Make) -> None:
+    killed = trained(report, 10).to_json(10.4)
+    assert killed["seconds"]["training"] == pytest.approx(10.4)
+    second = Ledger(1000.0, carried=killed)
+    value = second.to_json(1000.0)
+    assert (value["seconds"]["lost"], value["seconds"]["training"]) == (pytest.approx(0.4), pytest.approx(10.0))
+    assert sum(value["seconds"].values()) == pytest.approx(value["elapsed_s"]) == pytest.approx(10.4)
+
+
+def test_a_ledger_of_an_earlier_version_is_gone_on_from(report: Make) -> None:
+    before = trained(report, 10).to_json(10.0)
+    for key in ("trained_after_step", "going_on_from"):
+        del before[key]
+    second = Ledger(1000.0, carried={**before, "trained_at_checkpoint": {"0": 0.0, "5": 5.0}})
+    event(second, EventKind.CHECKPOINT_RESTORED, 1001.0, step=10, seconds=0.0)
+    event(second, EventKind.WORKER_PHASE, 1001.0, phase="train")
+    second.on_step(report(11, time_s=1002.0, data_wait_s=0.0), 1002.0)
+    seconds = second.to_json(1002.0)["seconds"]
+    assert (seconds["lost"], seconds["training"]) == (pytest.approx(0.0), pytest.approx(11.0))
+
+
+def test_an_export_without_a_step_to_make_ends_a_recovery(report: Make) -> None:
+    ledger = trained(report, 10)
+    event(ledger, EventKind.WORKER_PHASE, 10.0, phase="export")
+    recovered(ledger, 11.0, 10, "storage")
+    event(ledger, EventKind.WORKER_PHASE, 13.0, phase="restore")
+    event(ledger, EventKind.WORKER_PHASE, 14.0, phase="export")
+    event(ledger, EventKind.EXPORTED, 16.0, seconds=2.0)
+    event(ledger, EventKind.STATE_CHANGED, 16.0, state="succeeded")
+    seconds = ledger.to_json(16.0)["seconds"]
+    assert (seconds["recovering"], seconds["exporting"]) == (pytest.approx(3.0), pytest.approx(3.0))
+    assert seconds["lost"] == 0.0
