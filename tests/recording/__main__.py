@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.domain.layout import RunLayout
-from orchestrator.drill.processes import is_head, raylet_of
+from orchestrator.drill.processes import is_head
+from orchestrator.gang.node_processes import descendants, raylet_of
 from tests.recording.capture import Command, Recorder
 from tests.recording.outputs import DOCUMENT, ROOT, refresh, shell
 from tests.recording.svg import render
@@ -120,7 +121,7 @@ def node_processes(layout: RunLayout) -> list[int]:
     started = [event for event in events(layout) if event["kind"] == "worker.started"]
     places = [(event["pid"], raylet_of(event["pid"])) for event in sorted(started, key=lambda event: event["rank"])]
     worker, raylet = [place for place in places if not is_head(place[1])][-1]
-    return [*sorted({worker, *(process.pid for process in raylet.children(recursive=True))}), raylet.pid]
+    return [*sorted({worker, *(process.pid for process in descendants(raylet.pid))}), raylet.pid]
 
 
 def draw(recording: Recording) -> str:

@@ -32,6 +32,9 @@ class Session:
     def shares_files(self) -> bool:
         return self.files.shared
 
+    def progress(self) -> None:
+        """Nobody watches."""
+
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
         self.events.append((kind, fields))
 
