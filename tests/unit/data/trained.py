@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from corpora import Bench, sentences
 from test_verify_run import record as step_of
 
@@ -18,7 +19,7 @@ from orchestrator.domain.report import StepReport
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import dump_job, load_job
 from orchestrator.store.recording import record
-from orchestrator.store.resuming import Resumption, examine
+from orchestrator.store.resuming import ChangedError, Resumption, examine
 from orchestrator.store.runs import RunStore
 
 BATCH = 12
@@ -100,3 +101,23 @@ class TrainedRun:
 def phases(run: TrainedRun) -> Sequence[str]:
     """What a preparation did."""
     return [str(fields["phase"]) for fields in run.bench.kinds(EventKind.DATA_PROGRESS)]
+
+
+def text(run: TrainedRun, number: int) -> Path:
+    return run.bench.root / "texts" / f"t{number}.txt"
+
+
+def refused(run: TrainedRun, accept: bool = False) -> str:
+    before = {path: path.read_bytes() for path in run.layout.root.rglob("*") if path.is_file()}
+    with pytest.raises(ChangedError) as caught:
+        run.examine(accept)
+    assert caught.value.exit_code == 2
+    assert before == {path: path.read_bytes() for path in run.layout.root.rglob("*") if path.is_file()}
+    assert ("--accept-changes" in (caught.value.hint or "")) is ("cannot be accepted" not in caught.value.message)
+    return caught.value.message
+
+
+def edit(path: Path, old: str = "convoy", new: str = "CONVOY") -> None:
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
