@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from orchestrator.domain.hang import STEP_PHASES, Phase
 
 IO_BYTES = 1 << 20
-"""Bytes of I/O that count as progress. Log lines and other background noise stay below it for hours."""
+"""Bytes of I/O that count as progress. A Ray worker that does nothing writes about 16 KiB of logs a minute: that takes
+longer than any bound to add up to so much."""
 CPU_S = 1.0
 """CPU seconds that count as progress."""
 BUSY_S = 4 * 3600.0
