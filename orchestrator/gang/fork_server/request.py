@@ -13,8 +13,8 @@ SAFE_NAMES = frozenset(
     {
         # The shell's and the terminal's.
         "PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR",
-        # Set by Ray for the names of its processes.
-        "SPT_NOENV",
+        # Set by Ray, for the names of its processes and for a debugger that is looked up when it is called.
+        "SPT_NOENV", "PYTHONBREAKPOINT",
         # `tempfile` is reset after the fork.
         "TMPDIR",
         # CUDA reads its mask at the first call, which comes after the fork.
