@@ -58,8 +58,9 @@ calibrate: dev
 unit: dev
 	$(BIN)/python -m pytest -q -n 2 -m "(unit or contract) and not soak"
 
+# Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev
-	$(BIN)/python -m pytest -q -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
 
 test: calibrate lint unit cluster
 	@$(BIN)/python -m tests.calibration
