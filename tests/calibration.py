@@ -7,13 +7,16 @@ REFERENCE_S = 1.2
 """On the machine that time budgets are stated for."""
 
 
+LOOP = compile(f"total = 0\nfor number in range({ADDITIONS}):\n    total += number", "loop", "exec")
+"""As a script has it: its variables are global, which takes longer than in a function."""
+
+
 def measure_s() -> float:
     """Seconds that ten million additions take in a Python loop; the best of three."""
     best_s = float("inf")
     for _ in range(3):
-        started, total = time.perf_counter(), 0
-        for number in range(ADDITIONS):
-            total += number
+        started = time.perf_counter()
+        exec(LOOP, {})
         best_s = min(best_s, time.perf_counter() - started)
     return best_s
 

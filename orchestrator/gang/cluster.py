@@ -9,10 +9,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.device import NO_GPUS, dealt
@@ -21,7 +23,7 @@ from orchestrator.gang.fork_server.launch import ForkServer, find_fork_server
 from orchestrator.gang.gpus import machine_mask_variable
 from orchestrator.gang.node_processes import descendants
 from orchestrator.gang.placement import NodeCapacity, Request, can_ever_fit
-from orchestrator.gang.processes import kept_signal_handlers, kill_pids, start_bound
+from orchestrator.gang.processes import kept_signal_handlers, kill_processes, start_bound
 from orchestrator.gang.raylet import (
     LOOPBACK,
     UNUSED_PORT,
@@ -49,6 +51,8 @@ LOCAL_ENV = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "500",
     "RAY_health_check_failure_threshold": "3",
+    # A worker waits for the fork server's imports before it registers; Ray's default ends it after 60 s.
+    "RAY_worker_register_timeout_seconds": "180",
     "PYTHONUNBUFFERED": "1",
 }
 GUARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -66,7 +70,7 @@ class Cluster:
     forks: ForkServer | None = None
     """What local raylets get worker processes from; None if they start each anew."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    worker_pids: set[int] = field(default_factory=set)
+    workers: set[psutil.Process] = field(default_factory=set)
     """Processes of ours on local nodes, to be sure that they are gone in the end."""
     _lock: int | None = None
     _offered: dict[str, float] = field(default_factory=dict)
@@ -107,6 +111,12 @@ class Cluster:
             raise ClusterError(f"node {index} did not join the local cluster: {error}") from None
         return node.node_id
 
+    def remember(self, pids: Iterable[int]) -> None:
+        """See to it that these processes of local nodes are gone in the end. They live now."""
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.workers.add(psutil.Process(pid))
+
     @property
     def autoscales(self) -> bool:
         """An autoscaler reports to the GCS: nodes may come when asked for."""
@@ -129,7 +139,7 @@ class Cluster:
 
     def _end_processes(self) -> None:
         # Workers notice the end of their raylet by themselves, but not at once.
-        self.worker_pids |= {process.pid for raylet in self.processes for process in descendants(raylet.pid)}
+        self.workers.update(process for raylet in self.processes for process in descendants(raylet.pid))
         # Raylets take many seconds to end on SIGTERM, and have nothing to save.
         for process in reversed(self.processes):
             process.kill()
@@ -138,8 +148,8 @@ class Cluster:
         self.processes.clear()
         if self.forks is not None:
             self.forks.close()
-        kill_pids(sorted(self.worker_pids), patience_s=1.0)
-        self.worker_pids.clear()
+        kill_processes(self.workers, patience_s=1.0)
+        self.workers.clear()
         if self.files is not None:
             shutil.rmtree(self.files.root, ignore_errors=True)
         if self._lock is not None:

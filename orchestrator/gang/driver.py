@@ -151,7 +151,7 @@ class GangDriver:
         if not self._gang.ready(self._stopped):
             return False
         if cluster.local:
-            cluster.worker_pids |= self._gang.worker_pids
+            cluster.remember(self._gang.worker_pids)
         if cluster.forks is not None:
             cluster.forks.tell_bypassed(self._emit)
         return True

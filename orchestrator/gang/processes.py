@@ -7,7 +7,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import psutil
 
 PR_SET_PDEATHSIG = 1
 PR_SET_PTRACER = 0x59616D61
@@ -66,26 +68,29 @@ def allow_to_trace(pid: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(pid), 0, 0, 0)
 
 
-def kill_pids(pids: Sequence[int], patience_s: float) -> list[int]:
-    """SIGKILL processes and wait until they are gone; those still there after `patience_s`."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+def kill_processes(processes: Iterable[psutil.Process], patience_s: float) -> list[psutil.Process]:
+    """SIGKILL processes and wait until they are gone; those still there after `patience_s`.
+
+    A process is known by its pid and its start time: the kernel uses pids again, and the process that has one of them
+    now may be anybody's.
+    """
+    left = list(processes)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
     deadline = time.monotonic() + patience_s
-    left = list(pids)
     while left:
-        left = [pid for pid in left if _alive(pid)]
+        left = [process for process in left if _alive(process)]
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.01)
     return left
 
 
-def _alive(pid: int) -> bool:
+def _alive(process: psutil.Process) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # /proc, in a tight loop
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
         return False
 
 

@@ -96,8 +96,8 @@ class Server:
                     self._answer(selector, asked, pid, reason)
                 else:  # a client has ended: what it stood for has no owner any more
                     assert isinstance(key.data, Child)
-                    selector.unregister(key.fileobj)
-                    with contextlib.suppress(ProcessLookupError):
+                    if self.children.get(key.data.pid) is key.data:  # else it has ended, and its pid may be another's
+                        selector.unregister(key.fileobj)
                         os.kill(key.data.pid, signal.SIGKILL)
 
     def _answer(self, selector: selectors.BaseSelector, asked: "Forked", pid: int | None, reason: str | None) -> None:
