@@ -47,6 +47,7 @@ def test_exception_arrives_whole_with_its_rank(tmp_path: Path) -> None:
     assert ray_processes(pids) == []
 
 
+@pytest.mark.usefixtures("stock_workers")
 @pytest.mark.parametrize(("how", "said"), [("kill", "SIGKILL"), ("segv", "SIGSEGV"), ("exit", "_exit")])
 def test_death_of_a_process_is_named(tmp_path: Path, how: str, said: str) -> None:
     outcome, seen = run(tmp_path, "die_on_last", name=f"die-{how}")
