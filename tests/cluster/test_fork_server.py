@@ -26,7 +26,7 @@ out, ending = sys.argv[1:3]
 facts = {
     "pid": os.getpid(), "parent": os.getppid(), "argv": sys.argv, "cwd": os.getcwd(), "path": sys.path[0],
     "env": dict(os.environ), "umask": os.umask(0), "preloaded": "wave" in sys.modules, "name": __name__,
-    "random": random.random(), "stdin": sys.stdin.read(), "net": os.stat("/proc/self/ns/net").st_ino,
+    "group": os.getpgid(0), "random": random.random(), "stdin": sys.stdin.read(), "net": os.stat("/proc/self/ns/net").st_ino,
 }
 print("worker says hello", flush=True)
 open(out + ".partial", "w").write(json.dumps(facts))
@@ -106,6 +106,7 @@ def test_a_forked_process_has_everything_of_its_client(server: ForkServer, scrip
     assert (found["argv"], found["path"]) == ([str(script), str(out), "3"], str(script.parent))
     assert said == "worker says hello\n"
     assert asked.returncode == 3
+    assert found["group"] == found["pid"], "Ray signals the process group of a worker that ends"
     assert {name: found["env"][name] for name in ("RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")} == {
         "RAY_JOB_ID": "01",
         "CUDA_VISIBLE_DEVICES": "7",

@@ -155,6 +155,7 @@ class Forked:
         started."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         self.connection.close()
+        os.setpgid(0, 0)  # as a raylet starts workers: it signals the group of one that ends
         for number in (0, 1, 2):
             os.dup2(self.fds[number], number)
         if self.request.namespaces.get("net") != own_namespaces()["net"]:
