@@ -26,7 +26,8 @@ out, ending = sys.argv[1:3]
 facts = {
     "pid": os.getpid(), "parent": os.getppid(), "argv": sys.argv, "cwd": os.getcwd(), "path": sys.path[0],
     "env": dict(os.environ), "umask": os.umask(0), "preloaded": "wave" in sys.modules, "name": __name__,
-    "group": os.getpgid(0), "random": random.random(), "stdin": sys.stdin.read(), "net": os.stat("/proc/self/ns/net").st_ino,
+    "group": os.getpgid(0),
+    "random": random.random(), "stdin": sys.stdin.read(), "net": os.stat("/proc/self/ns/net").st_ino,
 }
 print("worker says hello", flush=True)
 open(out + ".partial", "w").write(json.dumps(facts))
