@@ -1,6 +1,5 @@
 """What the tests of the fault matrix share: a job, faults that strike in a phase, and the proof that nothing shows."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ import psutil
 from orchestrator.checkpoint.catalog import list_checkpoints
 from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.drill.processes import send
 from orchestrator.gang.node_processes import descendants, raylet_of
 from orchestrator.service import RunOutcome, run_job
 from orchestrator.spec.load import load_job
@@ -163,10 +163,7 @@ class Striker(Recording):
 def strike(fault: str, striker: Striker, rank: int) -> None:
     """Do it, to the process or the node of a rank."""
     if fault in ("kill-node", "silence-node"):
-        raylet = striker.raylet(rank)
-        for process in [raylet, *descendants(raylet.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
-                process.send_signal(signal.SIGKILL if fault == "kill-node" else signal.SIGSTOP)
+        send(striker.raylet(rank), signal.SIGKILL if fault == "kill-node" else signal.SIGSTOP)
         return
     if fault == "corrupt-shard":
         corrupt_newest(striker.checkpoints)

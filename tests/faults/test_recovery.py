@@ -1,19 +1,19 @@
 """Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
 
-import contextlib
 import json
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ray.util.placement_group import placement_group_table
 
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.report import StepReport
-from orchestrator.gang.node_processes import descendants, raylet_of
+from orchestrator.drill.processes import send
+from orchestrator.gang.node_processes import raylet_of
 from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.load import load_job
 from tests.cluster.gang_runs import (
@@ -45,10 +45,7 @@ JOB: dict[str, Any] = {
 
 def kill_node(pid: int) -> None:
     """The raylet of that worker and every process of it, as when a machine loses its power."""
-    raylet = raylet_of(pid)
-    for process in [raylet, *descendants(raylet.pid)]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
-            process.kill()
+    send(raylet_of(pid), signal.SIGKILL)
 
 
 def train(

@@ -22,7 +22,7 @@ for longer: see `cluster.LOCAL_ENV`."""
 NAMESPACES = ("ipc", "mnt", "net", "pid", "user", "uts")
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 FORKED = "worker-"
-"""This process's name is changed to `worker-<pid of the forked process>`: see `processes.descendants`."""
+"""This process's name is changed to `worker-<pid of the forked process>`: see `node_processes.descendants`."""
 OPTIONS_OF_SETUP = ("--serialized-runtime-env-context", "--language")
 """What Ray's setup_worker.py takes out of the arguments before it runs the worker."""
 
