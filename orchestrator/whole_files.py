@@ -52,18 +52,19 @@ def replace_directory(work: Path, final: Path) -> None:
     """
     for directory, _, names in os.walk(work):
         for name in (*names, "."):
-            _sync(Path(directory) / name)
+            sync_path(Path(directory) / name)
     aside = final.with_name(f".{final.name}.old")
     if aside.exists():
         shutil.rmtree(aside)
     if final.exists():
         final.rename(aside)
     work.rename(final)
-    _sync(final.parent)
+    sync_path(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Have a file, or the entries of a directory, on the device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,6 @@
 """`manifest.json`: written last, it makes a directory a checkpoint."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -136,15 +135,6 @@ def installed_versions() -> dict[str, str]:
 
 def _checksum(body: dict[str, Any]) -> str:
     return digest(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
-
-
-def sync_directory(path: Path) -> None:
-    """Have the directory's entries on the device. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(place: Path | str, storage: Storage | None = None) -> Manifest:

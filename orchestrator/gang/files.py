@@ -20,7 +20,7 @@ from typing import Protocol
 from orchestrator.checkpoint.flushing import SteadyFlush
 from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.gang.processes import die_with_parent
-from orchestrator.whole_files import replace_directory
+from orchestrator.whole_files import replace_directory, sync_path
 
 CHUNK_BYTES = 4 * 1024 * 1024
 CHECKED_BYTES = 16 * CHUNK_BYTES
@@ -117,7 +117,7 @@ class FileServer:
                 raise OSError(f"{path}: {found_bytes} bytes arrived, {size_bytes} were sent")
             os.fsync(file.fileno())
         partial.replace(self._inside(Path(path), (self._writable,)))
-        _sync_directory(partial.parent)
+        sync_path(partial.parent)
 
     def move_into_place(self, path: str, final: str) -> None:
         """See `Session.move_into_place`."""
@@ -195,7 +195,7 @@ class Files:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        _sync_directory(target.parent)
+        sync_path(target.parent)
 
     def move_into_place(self, path: str, final: str) -> None:
         """See `Session.move_into_place`."""
@@ -320,14 +320,6 @@ def _checksum(read: Callable[[int], bytes], tick: Tick) -> tuple[int, int]:
         size, crc = size + len(data), zlib.crc32(data, crc)
         tick()
     return size, crc
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _lock:  # noqa: N801  # used like a function

@@ -33,7 +33,6 @@ from orchestrator.checkpoint.manifest import (
     Manifest,
     ShardEntry,
     installed_versions,
-    sync_directory,
 )
 from orchestrator.checkpoint.peers import PeerReader
 from orchestrator.checkpoint.reader import CheckpointReader, IntervalReader
@@ -48,7 +47,7 @@ from orchestrator.train.waiting import ticking_collectives
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero_state import CapturedState, capture, to_storage
-from orchestrator.whole_files import write_bytes
+from orchestrator.whole_files import sync_path, write_bytes
 
 T = TypeVar("T")
 
@@ -301,12 +300,12 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
         file = place.work / shard.file
         if not file.is_file() or file.stat().st_size != shard.size_bytes:
             raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
-    sync_directory(place.work)
+    sync_path(place.work)
     aside, final = place.parent / f".{place.name}.old", Path(place.final)
     if final.exists():
         final.rename(aside)
     place.work.rename(final)
-    sync_directory(place.parent)
+    sync_path(place.parent)
     remove_tree(aside, session.progress)
     return manifest
 

@@ -18,7 +18,6 @@ from orchestrator.checkpoint.manifest import (
     Manifest,
     ShardEntry,
     TensorEntry,
-    sync_directory,
 )
 from orchestrator.checkpoint.reader import CheckpointReader
 from orchestrator.checkpoint.shard import Piece, ShardWriter, digest
@@ -35,7 +34,7 @@ from orchestrator.train.universal import (
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_restore import HYPERPARAMETERS
 from orchestrator.train.zero_state import LOSS_SCALE_FIELDS, to_storage
-from orchestrator.whole_files import write_bytes
+from orchestrator.whole_files import sync_path, write_bytes
 
 _SHARD = "shard-00000"
 
@@ -84,9 +83,9 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
         write_bytes(work / MANIFEST, manifest.to_bytes())
         with CheckpointReader(work) as reader:
             reader.require_whole()
-        sync_directory(work)
+        sync_path(work)
         work.rename(final)
-        sync_directory(dest)
+        sync_path(dest)
     except OSError as error:
         raise CheckpointError(f"{dest} cannot be written: {error}") from error
     finally:

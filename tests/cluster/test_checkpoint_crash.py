@@ -69,7 +69,7 @@ def die_while_saving(run_dir: str, moment: str) -> None:
     elif moment == "manifest" and dist.get_rank() == 0:
         checkpointing._manifest = die
     elif moment == "rename" and dist.get_rank() == 0:
-        checkpointing.sync_directory = die
+        checkpointing.sync_path = die
     save(engine, run_dir, 2)
 
 
