@@ -36,10 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
         required(os.environ)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if os.environ.get("PYTEST_XDIST_WORKER"):  # what is left behind by one of several is to be told apart
-        own = tempfile.mkdtemp(prefix="cx-", dir="/tmp")
-        os.environ["TMPDIR"] = tempfile.tempdir = own
-        config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:  # one of several processes: its files are told apart from those of the others
+        own = Path(f"/tmp/cx-{os.getppid()}-{worker}")
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(own)
+    else:  # after the others have ended: multiprocessing removes files of its own when a process exits
+        config.add_cleanup(lambda: [shutil.rmtree(own, True) for own in Path("/tmp").glob(f"cx-{os.getpid()}-*")])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

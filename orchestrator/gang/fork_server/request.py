@@ -19,6 +19,8 @@ SAFE_NAMES = frozenset(
         "TMPDIR",
         # CUDA reads its mask at the first call, which comes after the fork.
         "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+        # torch sets it, and reads it, when it compiles.
+        "TORCHINDUCTOR_CACHE_DIR",
         # gloo and NCCL read them when a process group is made.
         "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_HOSTID",
     }
