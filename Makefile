@@ -56,7 +56,7 @@ calibrate: dev
 	@$(BIN)/python -m tests.calibration
 
 unit: dev
-	$(BIN)/python -m pytest -q -n 2 -m "(unit or contract) and not soak"
+	$(BIN)/python -m pytest -q -n 3 -m "(unit or contract) and not soak"
 
 # Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev

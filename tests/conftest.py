@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import gc
 import os
 import re
 import shutil
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
+from orchestrator.gang.cluster import LOCAL_ENV
+from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer, start_fork_server
+from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.service import ENGINE_MODULES
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
@@ -21,7 +25,9 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "orchestrator.train.rehearsal",
 )
-CHANGED_BY_TESTS = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+CHANGED_BY_TESTS = (
+    ACCELERATOR_VARIABLE, "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
 """Variables for which a worker is rightly started without the fork server: some tests set them."""
 FORKED = ("cluster", "faults", "soak")
 """Markers of tests that start workers."""
@@ -46,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: [shutil.rmtree(own, True) for own in Path("/tmp").glob(f"cx-{os.getpid()}-*")])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is loaded by now stays: the garbage collector need not look at torch again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what cannot run here, and say why; fail if it was said that it can. See `requirements`."""
     for mark in item.iter_markers("needs"):
@@ -58,28 +70,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server(request: pytest.FixtureRequest) -> Iterator[None]:
+def fork_server(request: pytest.FixtureRequest) -> Iterator[ForkServer | None]:
     """One fork server for the local clusters of all tests: the imports are paid once. `stock_workers` leaves it out."""
-    from orchestrator.gang.cluster import LOCAL_ENV
-    from orchestrator.gang.fork_server.launch import VARIABLE, start_fork_server
-    from orchestrator.gang.worker_actor import worker_environment
-
     if VARIABLE in os.environ or not any(
         item.get_closest_marker(name) for item in request.session.items for name in FORKED
     ):
-        yield
+        yield None
         return
     directory = Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
     env = {**os.environ, **LOCAL_ENV, **worker_environment(1, 0, os.environ)}
     server = start_fork_server(directory, PRELOADED, env)
     os.environ[VARIABLE] = str(server.socket)
-    yield
+    yield server
     del os.environ[VARIABLE]
-    reason = server.bypassed() or ""
     server.close()
     shutil.rmtree(directory, ignore_errors=True)
-    foreign = [name for name in re.findall(r"[A-Z_]{3,}", reason) if name not in CHANGED_BY_TESTS]
-    assert not reason or (reason.startswith("the worker's environment") and not foreign), reason
+
+
+@pytest.fixture(autouse=True)
+def forked(fork_server: ForkServer | None) -> Iterator[None]:
+    """A test whose workers start without the fork server is slow, and does not test what it seems to."""
+    before = fork_server.refusals() if fork_server is not None else 0
+    yield
+    reason = fork_server.bypassed() if fork_server is not None else None
+    if fork_server is not None and reason is not None and (fork_server.refusals() != before or not fork_server.lives()):
+        foreign = [name for name in re.findall(r"[A-Z_]{3,}", reason) if name not in CHANGED_BY_TESTS]
+        assert reason.startswith("the worker's environment"), reason
+        assert foreign == [], reason
 
 
 @pytest.fixture

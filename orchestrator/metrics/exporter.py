@@ -31,6 +31,8 @@ CLIENT_S = 10.0
 """From a connection to the end of its answer."""
 MAX_CLIENTS = 16
 """Connections at a time, each with a thread; a further one ends the oldest."""
+CLOSE_POLL_S = 0.05
+"""How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
 ERROR_PAUSE_S = 0.1
 """After an error of accepting, which for want of descriptors would come again at once."""
 
@@ -241,7 +243,9 @@ class MetricsServer:
             ) from error
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSE_POLL_S,), name="metrics", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+PRODUCT = [path for path in SOURCES if "orchestrator" in path.relative_to(ROOT).parts]
 MAX_FILE_LINES = 420
 MAX_FUNCTION_LINES = 55
 MAX_PARAMETERS = 9
@@ -32,34 +33,41 @@ def test_there_is_something_to_check() -> None:
     assert len(SOURCES) > 40
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_file_is_small_and_well_named(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_FILE_LINES, f"{relative(path)} has {lines} lines"
-    assert path.stem not in BANNED_NAMES, f"{relative(path)}: the name says nothing"
+def test_files_are_small_and_well_named() -> None:
+    sizes = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
+    assert {name: lines for name, lines in sizes.items() if lines > MAX_FILE_LINES} == {}
+    assert [relative(path) for path in SOURCES if path.stem in BANNED_NAMES] == [], "such a name says nothing"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "orchestrator" in p.parts], ids=relative)
-def test_functions_are_small(path: Path) -> None:
-    for function in functions(path):
+def test_functions_are_small() -> None:
+    wrong = []
+    for path, function in ((each, function) for each in PRODUCT for function in functions(each)):
+        place = f"{relative(path)}:{function.lineno} {function.name}"
         size = (function.end_lineno or function.lineno) - function.lineno + 1
-        assert size <= MAX_FUNCTION_LINES, f"{relative(path)}:{function.lineno} {function.name} has {size} lines"
         parameters = len(function.args.args) + len(function.args.kwonlyargs)
-        assert parameters <= MAX_PARAMETERS, f"{relative(path)}:{function.lineno} {function.name}: {parameters}"
-        assert function.args.kwarg is None, f"{relative(path)}:{function.lineno} {function.name} takes **kwargs"
+        if size > MAX_FUNCTION_LINES:
+            wrong.append(f"{place} has {size} lines")
+        if parameters > MAX_PARAMETERS:
+            wrong.append(f"{place} has {parameters} parameters")
+        if function.args.kwarg is not None:
+            wrong.append(f"{place} takes **kwargs")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "orchestrator" in p.parts], ids=relative)
-def test_nothing_is_swallowed(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ExceptHandler):
-            continue
-        catches_all = node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"}
-        silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
-        assert not (catches_all and silent), f"{relative(path)}:{node.lineno} swallows every exception"
+def test_no_exception_is_swallowed() -> None:
+    wrong = []
+    for path in PRODUCT:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            catches_all = node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"}
+            silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
+            if catches_all and silent:
+                wrong.append(f"{relative(path)}:{node.lineno}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.name.startswith("test_")], ids=relative)
-def test_tests_are_marked(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert "pytestmark" in text or "@pytest.mark." in text, f"{relative(path)} has no marker"
+def test_tests_are_marked() -> None:
+    texts = {relative(path): path.read_text(encoding="utf-8") for path in SOURCES if path.name.startswith("test_")}
+    marks = ("pytestmark", "@pytest.mark.")
+    assert [name for name, text in texts.items() if not any(mark in text for mark in marks)] == []

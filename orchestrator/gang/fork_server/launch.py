@@ -40,12 +40,18 @@ class ForkServer:
         """Why workers started without it, as far as is known by now; None if they did not."""
         if self.status is None:
             return None
-        with contextlib.suppress(OSError, ValueError):
-            reason = json.loads(self.status.read_text()).get("refused")
-            return str(reason) if reason is not None else None
-        if self.process is not None and self.process.poll() is not None:
+        reason = self._read_status().get("refused")
+        if reason is None and self.process is not None and not self.lives():
             return f"its process ended with code {self.process.returncode}"
-        return None
+        return str(reason) if reason is not None else None
+
+    def lives(self) -> bool:
+        """Whether it is ours and its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def refusals(self) -> int:
+        """How many processes it was asked for and did not fork."""
+        return int(self._read_status().get("refusals", 0))
 
     def tell_bypassed(self, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
         """Report once, as a warning, that workers do not come from this server."""
@@ -53,6 +59,12 @@ class ForkServer:
         if reason is not None and not self._told:
             self._told = True
             emit(EventKind.WARNING, {"message": f"worker processes start without the fork server: {reason}"})
+
+    def _read_status(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            status: dict[str, Any] = json.loads(self.status.read_text()) if self.status is not None else {}
+            return status
+        return {}
 
     def close(self) -> None:
         """End it, and every process that it forked. Idempotent."""

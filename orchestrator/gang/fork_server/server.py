@@ -67,8 +67,8 @@ class Server:
     status: Path
     children: dict[int, Child] = field(default_factory=dict)
     """By pid."""
-    refused: str | None = None
-    """Why a request was refused, the last time."""
+    refusals: int = 0
+    """Requests that were refused."""
 
     def serve(self, env: Mapping[str, str]) -> "Forked":
         """Serve until killed. `env`: what the modules were imported under. Returns in forked processes only."""
@@ -111,9 +111,9 @@ class Server:
             selector.register(child.connection, selectors.EVENT_READ, child)
             return
         asked.connection.close()
-        if reason is not None and reason != self.refused:
-            self.refused = reason
-            write_status(self.status, {"refused": reason})
+        if reason is not None:
+            self.refusals += 1
+            write_status(self.status, {"refused": reason, "refusals": self.refusals})
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
         """Tell the clients of processes that have ended."""

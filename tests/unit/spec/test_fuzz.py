@@ -15,6 +15,8 @@ pytestmark = pytest.mark.unit
 JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
 CASES = 10_000
 CHUNKS = 20
+QUICK = 4
+"""Chunks of `make test`; `make soak` has the others."""
 VALUES_TEXT = """
 null ~ true no 0 -1 1.5 1e-4 1e400 .nan -.inf 0x1F 007 1_000 99999999999999999999999 'x' "1" "" [] {} [[]] {a:1}
 [1,two] !!int &a *a <<: ${X} ${X:-1} ${ $${X} ${PATH} | > ? - : # % @ ` ! 2026-01-01 12:30 auto ../.. cpu nvme
@@ -158,7 +160,9 @@ def load(raw: bytes, options: list[str]) -> tuple[Problem, ...]:
     return ()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize(
+    "chunk", [chunk if chunk < QUICK else pytest.param(chunk, marks=pytest.mark.soak) for chunk in range(CHUNKS)]
+)
 def test_no_job_however_broken_makes_a_traceback(chunk: int) -> None:
     rng = random.Random(chunk)
     valid = 0

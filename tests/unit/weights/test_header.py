@@ -30,12 +30,12 @@ def test_the_library_agrees(tmp_path: Path) -> None:
     assert read_safetensors(file, "f") == {"x": Tensor((3, 5), "F16", "f"), "y": Tensor((7,), "I64", "f")}
 
 
-@pytest.mark.parametrize("length", range(0x100, 0x200))
-def test_the_length_of_the_header_may_look_like_anything(tmp_path: Path, length: int) -> None:
+def test_the_length_of_the_header_may_look_like_anything(tmp_path: Path) -> None:
     """Its first byte is that of a text, a page or white space in some of 256 files."""
     text = json.dumps(header_of({"a": (2,)})).encode()
-    (tmp_path / "model.safetensors").write_bytes(file_of(text.ljust(length), 8))
-    assert list(read_safetensors(tmp_path / "model.safetensors", "f")) == ["a"]
+    for length in range(0x100, 0x200):
+        (tmp_path / "model.safetensors").write_bytes(file_of(text.ljust(length), 8))
+        assert list(read_safetensors(tmp_path / "model.safetensors", "f")) == ["a"], length
 
 
 WHOLE = tensors("a", "b", "c")
