@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return [step.loss for step in current_steps(outcome.run_dir / "steps.jsonl")]
 
 
+@pytest.fixture(scope="module")
+def standing() -> Iterator[str]:
+    """The address of a cluster that outlives the runs of several tests. Nothing of it is left in the end."""
+    pids, shm = all_pids(), shared_memory()
+    with own_temporary_directory(), standing_cluster(2) as address:
+        yield address
+    wait_until_gone(lambda: ray_processes(pids), 5.0)
+    assert left_in_shared_memory(shm) == set()
+
+
 def losses(home: Path) -> list[float]:
     """Of the only run, after the proof that its data is exact."""
     record = RunStore(home).read("last")
@@ -86,92 +96,88 @@ def ours(since: set[int]) -> list[str]:
     return [line for line in ray_processes(since) if "ray::Convoy" in line]
 
 
-def test_another_driver_adopts_the_vaults(tmp_path: Path, undisturbed: list[float]) -> None:
-    pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
-    with standing_cluster(2) as address:
-        job = write_job(tmp_path, **JOB, cluster={"address": address})
-        first = killed_at(home, 60, str(job))
-        record = RunStore(home).read("last")
-        assert record.lost
-        damaged = record.layout.checkpoint(10)  # that storage has nothing whole must not end what memory can go on with
-        damaged.mkdir(parents=True)
-        (damaged / MANIFEST).write_text("{")
-        second = Driver(home, "--resume", "last")
-        assert second.end() == 0, second.errors()
-        assert [event["path"] for event in second.of("checkpoint.rejected")] == [str(damaged)]
-        (adopted,) = second.of("vaults.adopted")
-        assert adopted["vaults"] == 2
-        assert adopted["step"] >= first.of("step")[-1]["step"] - 1
-        assert second.of("step")[0]["step"] == adopted["step"] + 1
-        assert adopted["time_s"] - second.started_s < 30
-        print(
-            f"adopted {adopted['time_s'] - second.started_s:.1f} s after its start, {adopted['seconds']:.2f} s of it "
-            f"adoption; first step after {second.of('step')[0]['time_s'] - second.started_s:.1f} s"
-        )
-        assert ours(pids) == []
+def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undisturbed: list[float]) -> None:
+    pids, home = all_pids(), tmp_path / "runs"
+    job = write_job(tmp_path, **JOB, cluster={"address": standing})
+    first = killed_at(home, 60, str(job))
+    record = RunStore(home).read("last")
+    assert record.lost
+    damaged = record.layout.checkpoint(10)  # that storage has nothing whole must not end what memory can go on with
+    damaged.mkdir(parents=True)
+    (damaged / MANIFEST).write_text("{")
+    second = Driver(home, "--resume", "last")
+    assert second.end() == 0, second.errors()
+    assert [event["path"] for event in second.of("checkpoint.rejected")] == [str(damaged)]
+    (adopted,) = second.of("vaults.adopted")
+    assert adopted["vaults"] == 2
+    assert adopted["step"] >= first.of("step")[-1]["step"] - 1
+    assert second.of("step")[0]["step"] == adopted["step"] + 1
+    assert adopted["time_s"] - second.started_s < 30
+    print(
+        f"adopted {adopted['time_s'] - second.started_s:.1f} s after its start, {adopted['seconds']:.2f} s of it "
+        f"adoption; first step after {second.of('step')[0]['time_s'] - second.started_s:.1f} s"
+    )
+    assert ours(pids) == []
     assert losses(home) == undisturbed
     left = read_json(record.layout.durability)
     assert left is not None
     assert (left["kept"], left["storage_step"]) == (False, STEPS)
     assert all("token" not in file.read_text() for file in [record.layout.durability, record.layout.state])
-    wait_until_gone(lambda: ray_processes(pids), 5.0)
-    assert left_in_shared_memory(shm) == set()
 
 
 def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
-    tmp_path: Path, undisturbed: list[float]
+    tmp_path: Path, standing: str, undisturbed: list[float]
 ) -> None:
     pids, home = all_pids(), tmp_path / "runs"
-    with standing_cluster(2) as address:
-        first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": address})))
-        first.read_until_step(40)
-        stopped = pid_of(first, 1)
-        os.kill(stopped, signal.SIGSTOP)
-        first.kill()
-        second = Driver(home, "--resume", "last")
-        second.read_until_step(1)
-        # Whoever ended it: it was gone before the first step of the next gang.
-        assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
-        assert second.end() == 0, second.errors()
-        assert second.of("vaults.adopted")[0]["step"] >= first.of("step")[-1]["step"] - 2
-        assert ours(pids) == []
+    first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": standing})))
+    first.read_until_step(40)
+    stopped = pid_of(first, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    first.kill()
+    second = Driver(home, "--resume", "last")
+    second.read_until_step(1)
+    # Whoever ended it: it was gone before the first step of the next gang.
+    assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
+    assert second.end() == 0, second.errors()
+    assert second.of("vaults.adopted")[0]["step"] >= first.of("step")[-1]["step"] - 2
+    assert ours(pids) == []
     assert losses(home) == undisturbed
 
 
-def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(tmp_path: Path, undisturbed: list[float]) -> None:
+def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
+    tmp_path: Path, standing: str, undisturbed: list[float]
+) -> None:
     pids, home = all_pids(), tmp_path / "runs"
-    with standing_cluster(2) as address:
-        recovery = {**JOB["recovery"], "max_failures": 0}
-        job = write_job(tmp_path, **{**JOB, "recovery": recovery}, cluster={"address": address})
-        first = Driver(home, str(job))
-        first.read_until_step(40)
-        os.kill(pid_of(first, 0), signal.SIGKILL)
-        assert first.end() == 1
-        (kept,) = first.of("vaults.kept")
-        assert kept["step"] >= first.of("step")[-1]["step"] - 1
-        assert "convoy run --resume" in first.errors()
-        assert len(ours(pids)) == 2  # the vaults
-        shown = CliRunner().invoke(cli, ["durability", "last", "--home", str(home)]).output
-        assert "`convoy run --resume` goes on from there" in shown
-        second = killed_at(home, kept["step"] + 20, "--resume", "last")
-        assert second.of("vaults.adopted")[0]["step"] == kept["step"]
-        assert second.of("vaults.adopted")[0]["workers_ended"] == 0
-        third = Driver(home, "--resume", "last")
-        assert third.end() == 0, third.errors()
-        assert third.of("vaults.adopted")[0]["step"] >= kept["step"] + 19
-        assert ours(pids) == []
+    recovery = {**JOB["recovery"], "max_failures": 0}
+    job = write_job(tmp_path, **{**JOB, "recovery": recovery}, cluster={"address": standing})
+    first = Driver(home, str(job))
+    first.read_until_step(40)
+    os.kill(pid_of(first, 0), signal.SIGKILL)
+    assert first.end() == 1
+    (kept,) = first.of("vaults.kept")
+    assert kept["step"] >= first.of("step")[-1]["step"] - 1
+    assert "convoy run --resume" in first.errors()
+    assert len(ours(pids)) == 2  # the vaults
+    shown = CliRunner().invoke(cli, ["durability", "last", "--home", str(home)]).output
+    assert "`convoy run --resume` goes on from there" in shown
+    second = killed_at(home, kept["step"] + 20, "--resume", "last")
+    assert second.of("vaults.adopted")[0]["step"] == kept["step"]
+    assert second.of("vaults.adopted")[0]["workers_ended"] == 0
+    third = Driver(home, "--resume", "last")
+    assert third.end() == 0, third.errors()
+    assert third.of("vaults.adopted")[0]["step"] >= kept["step"] + 19
+    assert ours(pids) == []
     assert losses(home) == undisturbed
 
 
-def test_vaults_that_nobody_asks_for_end_by_themselves(tmp_path: Path) -> None:
+def test_vaults_that_nobody_asks_for_end_by_themselves(tmp_path: Path, standing: str) -> None:
     pids, home = all_pids(), tmp_path / "runs"
-    with standing_cluster(2) as address:
-        killed_at(home, 20, str(write_job(tmp_path, **JOB, cluster={"address": address})))
-        killed_s = time.monotonic()
-        wait_until_gone(lambda: [line for line in ours(pids) if "Worker" in line], 10.0)
-        assert len(ours(pids)) == 2
-        wait_until_gone(lambda: ours(pids), 45.0)
-        assert time.monotonic() - killed_s > 25.0
+    killed_at(home, 20, str(write_job(tmp_path, **JOB, cluster={"address": standing})))
+    killed_s = time.monotonic()
+    wait_until_gone(lambda: [line for line in ours(pids) if "Worker" in line], 10.0)
+    assert len(ours(pids)) == 2
+    wait_until_gone(lambda: ours(pids), 45.0)
+    assert time.monotonic() - killed_s > 25.0
 
 
 def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[float]) -> None:

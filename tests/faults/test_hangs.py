@@ -28,10 +28,12 @@ from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
     Strike,
+    StrikeWhenProtected,
     all_pids,
     curve,
     kill_worker,
     left_in_shared_memory,
+    own_temporary_directory,
     ray_processes,
     shared_memory,
     write_job,
@@ -53,9 +55,21 @@ JOB: dict[str, Any] = {
 }
 
 
+HELD = f"{ENTRIES}:train_held"
+"""Slow until the worker is replaced: a driver that is late must not strike a gang that has finished."""
+
+
 def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **changes: Any) -> RunOutcome:
+    recording.safe_after(EventKind.RECOVERED, directory / "runs")
     job = load_job(write_job(directory, **{**JOB, **changes}))
     return run_job(job, directory / "runs", [recording], threading.Event(), entry)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of the job when nothing happens to it."""
+    with own_temporary_directory():
+        return curve(train(tmp_path_factory.mktemp("undisturbed"), Recording()), BATCH)
 
 
 def stop_process(pid: int) -> None:
@@ -66,14 +80,13 @@ def stacks(outcome: RunOutcome, rank: int) -> str:
     return (outcome.run_dir / "incidents" / "incident-001-stacks" / f"rank-{rank}.txt").read_text()
 
 
-def test_a_stopped_process_is_named_and_replaced(tmp_path: Path) -> None:
+def test_a_stopped_process_is_named_and_replaced(tmp_path: Path, undisturbed: list[float]) -> None:
     pids, shm = all_pids(), shared_memory()
-    undisturbed = train(tmp_path, Recording())
-    struck = Strike(12, 1, stop_process)
+    struck = StrikeWhenProtected(4, 1, stop_process)
     # Stacks are taken at half that time, when the process still counts as heard: its own are never to come.
-    outcome = train(tmp_path, struck, recovery={"hang_timeout_s": 5})
+    outcome = train(tmp_path, struck, HELD, recovery={"hang_timeout_s": 5})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed
     (hung,) = struck.of(EventKind.WORKER_HUNG)
     assert hung["rank"] == 1
     assert "stopped" in hung["reason"]
@@ -93,7 +106,7 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path) -> None:
     assert left_in_shared_memory(shm) == set()
 
 
-class StopTheNext(Strike):
+class StopTheNext(StrikeWhenProtected):
     """Kills a worker, and stops the one that takes its place before it has made a step."""
 
     def on_event(self, event: Event) -> None:
@@ -104,21 +117,21 @@ class StopTheNext(Strike):
             stop_process(self.pid)
 
 
-def test_a_worker_that_stands_still_during_a_recovery_prolongs_it(tmp_path: Path) -> None:
-    undisturbed, struck = train(tmp_path, Recording()), StopTheNext(12, 1, kill_worker)
-    outcome = train(tmp_path, struck)
+def test_a_worker_that_stands_still_during_a_recovery_prolongs_it(tmp_path: Path, undisturbed: list[float]) -> None:
+    struck = StopTheNext(4, 1, kill_worker)
+    outcome = train(tmp_path, struck, HELD)
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 2)
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed
     assert [fields["rank"] for fields in struck.of(EventKind.WORKER_HUNG)] == [1]
     assert [fields["source"] for fields in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "vaults"]
     assert (outcome.run_dir / "incidents" / "incident-002-stacks" / "rank-1.txt").exists()
 
 
-def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path) -> None:
-    undisturbed, recording = train(tmp_path, Recording()), Recording()
+def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path, undisturbed: list[float]) -> None:
+    recording = Recording()
     outcome = train(tmp_path, recording, f"{ENTRIES}:hang_in_python")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed
     (hung,) = recording.of(EventKind.WORKER_HUNG)
     assert (hung["rank"], hung["step"], hung["phase"]) == (1, 12, "optimizer")
     assert "in no collective, the others wait in exchange of step 12" in hung["reason"]
@@ -129,11 +142,11 @@ def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path) ->
     assert "a_lock_nobody_gives_back" in page
 
 
-def test_where_all_stand_still_all_are_replaced(tmp_path: Path) -> None:
-    undisturbed, recording = train(tmp_path, Recording()), Recording()
+def test_where_all_stand_still_all_are_replaced(tmp_path: Path, undisturbed: list[float]) -> None:
+    recording = Recording()
     outcome = train(tmp_path, recording, f"{ENTRIES}:everybody_hangs")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    assert curve(outcome, BATCH) == curve(undisturbed, BATCH)
+    assert curve(outcome, BATCH) == undisturbed
     (hung,) = recording.of(EventKind.WORKER_HUNG)
     assert (hung["rank"], hung["step"], hung["phase"]) == (None, 12, "forward")
     assert all("a_lock_nobody_gives_back" in stacks(outcome, rank) for rank in range(2))
@@ -168,6 +181,7 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
     def observed(vaults: Vaults, node_id: str) -> bool | None:
         probes.append(probe(vaults, node_id))
         if probes[-1] is False:
+            (tmp_path / "runs" / "safe").touch()
             for process in stopped:
                 process.send_signal(signal.SIGCONT)
         return probes[-1]
@@ -179,8 +193,8 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
             process.send_signal(signal.SIGSTOP)
 
     monkeypatch.setattr(Vaults, "answers", observed)
-    struck = Strike(12, 1, stop_node)
-    outcome = train(tmp_path, struck, train={**JOB["train"], "steps": 60})
+    struck = Strike(4, 1, stop_node)
+    outcome = train(tmp_path, struck, HELD, train={**JOB["train"], "steps": 60})
     assert (outcome.state, outcome.reason, struck.struck, len(stopped)) == (RunState.SUCCEEDED, None, 1, 2)
     assert False in probes
     assert quiet_events(outcome) == []

@@ -244,16 +244,16 @@ def test_a_spare_process_takes_the_place_at_once(tmp_path: Path, undisturbed: Ca
 
 
 def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
-    struck = Strike(12, 1, kill_worker)
-    outcome = train(tmp_path, struck, checkpoint={"interval_steps": 5, "memory": False})
+    struck = Strike(7, 1, kill_worker)
+    outcome = train(tmp_path, struck, PACED, checkpoint={"interval_steps": 5, "memory": False})
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     (started,) = struck.of(EventKind.RECOVERY_STARTED)
-    assert (started["from_step"], started["source"]) == (10, "storage")
+    assert (started["from_step"], started["source"]) == (5, "storage")
 
 
 def test_too_few_nodes_left_is_said_and_can_be_resumed(tmp_path: Path) -> None:
     struck = Strike(7, 1, kill_node)
-    outcome = train(tmp_path, struck, cluster={"nodes": 2, "cpus_per_node": 1})
+    outcome = train(tmp_path, struck, PACED, cluster={"nodes": 2, "cpus_per_node": 1})
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert outcome.reason is not None
     assert "cannot hold 2 workers" in outcome.reason

@@ -113,6 +113,7 @@ class OneAfterTheOther(Watching):
 def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undisturbed: list[float]) -> None:
     pids, shm = all_pids(), shared_memory()
     seen = OneAfterTheOther()
+    seen.safe_after(EventKind.RECOVERED, tmp_path / "runs")
     outcome = train(tmp_path, seen, f"{ENTRIES}:train_held")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     (told,) = [warning for warning in seen.named if "has ended while its node lives" in warning]
@@ -130,21 +131,25 @@ def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undistur
 class BothAtOnce(Watching):
     """Kills rank 0's vault and worker 1, on two nodes, at the same moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Path) -> None:
         super().__init__()
+        self.runs = runs
         self.struck = 0
         self.survivor = 0
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
-        if not self.struck and report.step >= 10 and report.protected_step is not None:
+        kept = report.protected_step
+        if not self.struck and report.step >= 3 and kept is not None:
             self.struck, self.survivor = report.step, self.pids[0]
             os.kill(self.vault(0).pid, signal.SIGKILL)
             os.kill(self.pids[1], signal.SIGKILL)
+        elif self.struck and kept is not None and kept > self.struck + 1:  # protected again
+            (self.runs / "safe").touch()
 
 
 def test_the_worker_beside_it_is_not_given_up(tmp_path: Path, undisturbed: list[float]) -> None:
-    seen = BothAtOnce()
+    seen = BothAtOnce(tmp_path / "runs")
     outcome = train(tmp_path, seen, f"{ENTRIES}:train_held")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     assert seen.struck
