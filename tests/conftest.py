@@ -70,8 +70,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server(request: pytest.FixtureRequest) -> Iterator[ForkServer | None]:
+def fork_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ForkServer | None]:
     """One fork server for the local clusters of all tests: the imports are paid once. `stock_workers` leaves it out."""
+    tmp_path_factory.getbasetemp()  # before a test changes the directory for temporary files
     if VARIABLE in os.environ or not any(
         item.get_closest_marker(name) for item in request.session.items for name in FORKED
     ):

@@ -1,6 +1,5 @@
 """What workers say, as the driver takes it in: polls, ends, last words."""
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ POLL_S = 0.5
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
 TICK_S = 0.1
 DRAIN_S = 0.6
+DRAIN_POLLS = 5
+"""Of each worker at the end: an answer may be lost, and the next one is then the same answer again."""
 
 
 class Listener:
@@ -68,7 +69,9 @@ class Listener:
                 tail = last_lines(Path(member.hello.output), 1000)
                 self._log(member, unseen_lines(tail, list(member.recent)))
         self._take_all({member.poll_ref: member for member in self._members if member.poll_ref is not None})
-        self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in self._members if member.lives})
+        left = [member for member in self._members if member.lives]
+        for _ in range(DRAIN_POLLS):
+            left = self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in left})
 
     def tell(self, events: Sequence[Event]) -> None:
         """Give events to the observers."""
@@ -80,16 +83,24 @@ class Listener:
             for observer in self._observers:
                 observer.on_event(event)
 
-    def _take_all(self, refs: dict[Any, Member]) -> None:
+    def _take_all(self, refs: dict[Any, Member]) -> list[Member]:
+        """Take in these answers. The members that may have more to say: an answer was lost, or held something."""
         if not refs:
-            return
-        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=DRAIN_S)
+            return []
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DRAIN_S)
+        more = []
         for ref in ready:
-            with contextlib.suppress(ray.exceptions.RayError):
-                self._digest(refs[ref], ray.get(ref))
-            refs[ref].poll_ref = None
-        for ref in late:
-            refs[ref].poll_ref = None
+            member, seen = refs[ref], refs[ref].seen
+            try:
+                self._digest(member, ray.get(ref))
+            except ray.exceptions.RayError:
+                more.append(member)
+                continue
+            if member.seen != seen:
+                more.append(member)
+        for member in refs.values():
+            member.poll_ref = None
+        return more
 
     def _take_poll(self, member: Member) -> None:
         try:

@@ -31,7 +31,7 @@ from tests.cluster.gang_runs import (
 )
 from tests.cluster.standing import Driver, standing_cluster
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
+pytestmark = pytest.mark.faults
 
 STEPS = 240
 JOB: dict[str, Any] = {
@@ -91,13 +91,13 @@ def wait_until_gone(processes: Callable[[], list[str]], patience_s: float) -> No
     assert processes() == []
 
 
-def ours(since: set[int]) -> list[str]:
-    """Processes of workers and vaults."""
-    return [line for line in ray_processes(since) if "ray::Convoy" in line]
+def ours() -> list[str]:
+    """Processes of workers and vaults on this module's clusters, also those that were idle before."""
+    return [line for line in ray_processes(set()) if "ray::Convoy" in line]
 
 
 def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undisturbed: list[float]) -> None:
-    pids, home = all_pids(), tmp_path / "runs"
+    home = tmp_path / "runs"
     job = write_job(tmp_path, **JOB, cluster={"address": standing})
     first = killed_at(home, 60, str(job))
     record = RunStore(home).read("last")
@@ -117,7 +117,7 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undistu
         f"adopted {adopted['time_s'] - second.started_s:.1f} s after its start, {adopted['seconds']:.2f} s of it "
         f"adoption; first step after {second.of('step')[0]['time_s'] - second.started_s:.1f} s"
     )
-    assert ours(pids) == []
+    assert ours() == []
     assert losses(home) == undisturbed
     left = read_json(record.layout.durability)
     assert left is not None
@@ -128,7 +128,7 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undistu
 def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
     tmp_path: Path, standing: str, undisturbed: list[float]
 ) -> None:
-    pids, home = all_pids(), tmp_path / "runs"
+    home = tmp_path / "runs"
     first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": standing})))
     first.read_until_step(40)
     stopped = pid_of(first, 1)
@@ -140,14 +140,14 @@ def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
     assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
     assert second.end() == 0, second.errors()
     assert second.of("vaults.adopted")[0]["step"] >= first.of("step")[-1]["step"] - 2
-    assert ours(pids) == []
+    assert ours() == []
     assert losses(home) == undisturbed
 
 
 def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     tmp_path: Path, standing: str, undisturbed: list[float]
 ) -> None:
-    pids, home = all_pids(), tmp_path / "runs"
+    home = tmp_path / "runs"
     recovery = {**JOB["recovery"], "max_failures": 0}
     job = write_job(tmp_path, **{**JOB, "recovery": recovery}, cluster={"address": standing})
     first = Driver(home, str(job))
@@ -157,7 +157,7 @@ def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     (kept,) = first.of("vaults.kept")
     assert kept["step"] >= first.of("step")[-1]["step"] - 1
     assert "convoy run --resume" in first.errors()
-    assert len(ours(pids)) == 2  # the vaults
+    assert len(ours()) == 2  # the vaults
     shown = CliRunner().invoke(cli, ["durability", "last", "--home", str(home)]).output
     assert "`convoy run --resume` goes on from there" in shown
     second = killed_at(home, kept["step"] + 20, "--resume", "last")
@@ -166,20 +166,21 @@ def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     third = Driver(home, "--resume", "last")
     assert third.end() == 0, third.errors()
     assert third.of("vaults.adopted")[0]["step"] >= kept["step"] + 19
-    assert ours(pids) == []
+    assert ours() == []
     assert losses(home) == undisturbed
 
 
 def test_vaults_that_nobody_asks_for_end_by_themselves(tmp_path: Path, standing: str) -> None:
-    pids, home = all_pids(), tmp_path / "runs"
+    home = tmp_path / "runs"
     killed_at(home, 20, str(write_job(tmp_path, **JOB, cluster={"address": standing})))
     killed_s = time.monotonic()
-    wait_until_gone(lambda: [line for line in ours(pids) if "Worker" in line], 10.0)
-    assert len(ours(pids)) == 2
-    wait_until_gone(lambda: ours(pids), 45.0)
+    wait_until_gone(lambda: [line for line in ours() if "Worker" in line], 10.0)
+    assert len(ours()) == 2
+    wait_until_gone(ours, 45.0)
     assert time.monotonic() - killed_s > 25.0
 
 
+@pytest.mark.usefixtures("temporary_directory")
 def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[float]) -> None:
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
     checkpoint = {"memory_interval_steps": 1, "interval_steps": 25}

@@ -68,8 +68,9 @@ def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **cha
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of the job when nothing happens to it."""
+    directory = tmp_path_factory.mktemp("undisturbed")
     with own_temporary_directory():
-        return curve(train(tmp_path_factory.mktemp("undisturbed"), Recording()), BATCH)
+        return curve(train(directory, Recording()), BATCH)
 
 
 def stop_process(pid: int) -> None:
