@@ -22,6 +22,19 @@ print(cluster.address, flush=True)
 time.sleep(600)
 """
 
+PACED = (
+    sys.executable,
+    "-c",
+    """
+import functools
+from orchestrator import service
+service.run_job = functools.partial(service.run_job, entry="tests.cluster.entries:train_paced")
+from orchestrator.cli.main import main
+main()
+""",
+)
+"""`convoy` whose training makes ten steps a second: what a test does at a step does not come after the end."""
+
 
 @contextmanager
 def standing_cluster(nodes: int) -> Iterator[str]:

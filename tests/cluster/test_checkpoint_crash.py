@@ -26,6 +26,7 @@ from tests.cluster.zero_gang import (
     train,
     train_and_save,
 )
+from tests.selection import every_day
 
 pytestmark = pytest.mark.cluster
 
@@ -74,7 +75,7 @@ def die_while_saving(run_dir: str, moment: str) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("moment", ["shard", "manifest", "rename"])
+@pytest.mark.parametrize("moment", every_day(["shard", "manifest", "rename"], "manifest"))
 def test_a_worker_killed_while_saving_leaves_the_previous_checkpoint(
     gang: Gang, run_dir: Path, moment: str, tmp_path: Path
 ) -> None:

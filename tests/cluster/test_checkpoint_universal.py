@@ -14,6 +14,7 @@ from orchestrator.train.from_deepspeed import from_deepspeed
 from orchestrator.train.to_deepspeed import Adam, to_deepspeed
 from tests.cluster.universal_gang import deepspeed_load, deepspeed_save, make_universal
 from tests.cluster.zero_gang import Gang, Setup, restore_and_train, train_and_save
+from tests.selection import every_day
 
 pytestmark = pytest.mark.cluster
 
@@ -50,7 +51,7 @@ def take(gang: Gang, setup: Setup, directory: Path, workers: int = 2) -> tuple[P
 # Convoy -> DeepSpeed -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("saved_stage", [0, 2, 3])
+@pytest.mark.parametrize("saved_stage", every_day([0, 2, 3], 3))
 def test_deepspeed_goes_on_at_every_stage_and_other_world_sizes(gang: Gang, tmp_path: Path, saved_stage: int) -> None:
     directory, expected = give(gang, Setup(saved_stage), tmp_path)
     shapes = [(1, 1), (3, 2), (3, 3), (1, 3)]
@@ -72,7 +73,7 @@ def test_stages_1_and_2_need_no_help_from_the_script(gang: Gang, tmp_path: Path)
         assert got["losses"] == expected, "bitwise at the same world size"
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", every_day([1, 3], 3))
 def test_bf16_masters_go_on(gang: Gang, tmp_path: Path, stage: int) -> None:
     setup = BF16.but(stage=stage, config=FP32_GRADIENTS)
     directory, expected = give(gang, setup, tmp_path)
@@ -83,7 +84,7 @@ def test_bf16_masters_go_on(gang: Gang, tmp_path: Path, stage: int) -> None:
     assert other["decays"] == [0.1, 0.0]
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(("stage", "precision"), every_day([(2, "fp32"), (3, "bf16")], (2, "fp32")))
 def test_frozen_parameters_and_buffers_come_with_the_line_the_notes_give(
     gang: Gang, tmp_path: Path, stage: int, precision: str
 ) -> None:
@@ -130,7 +131,10 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
+OFTEN = ("stage 2", "stage 3, several sub-groups", "stage 1, bf16 optimizer", "stage 3, frozen")
+
+
+@pytest.mark.parametrize("name", every_day(TAKEN, *OFTEN))
 def test_what_deepspeed_saved_goes_on_here(gang: Gang, tmp_path: Path, name: str) -> None:
     setup = TAKEN[name]
     checkpoint, expected = take(gang, setup, tmp_path)

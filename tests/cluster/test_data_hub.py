@@ -20,6 +20,7 @@ from orchestrator.domain.errors import DataError
 from orchestrator.spec.job import JobSpec
 from tests.cluster.hub_server import serve
 from tests.requirements import SHARED
+from tests.selection import every_day
 
 pytestmark = pytest.mark.cluster
 
@@ -148,7 +149,7 @@ def test_without_the_hub_there_is_an_error_in_seconds(
     assert "local path" in said["hint"]
 
 
-@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("streaming", every_day([True, False], True))
 def test_a_hub_dataset_and_a_run_that_resumes_without_the_hub(tmp_path: Path, streaming: bool) -> None:
     write_jsonl(tmp_path / "hub" / "datasets" / "someone" / "texts" / "train.jsonl", TEXTS)
     spec = job({"hub": "someone/texts", "field": "body", "streaming": streaming})
@@ -184,7 +185,9 @@ CORPORA = {
 }
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("large", marks=pytest.mark.needs("corpora"))])
+@pytest.mark.parametrize(
+    "size", ["small", pytest.param("large", marks=[pytest.mark.needs("corpora"), pytest.mark.soak])]
+)
 def test_corpora_in_their_formats(size: str, tmp_path: Path) -> None:
     prose, pairs, reviews, least_tokens = CORPORA[size]
     sources = [

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection import every_day
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = """
@@ -58,7 +60,7 @@ def measure(directory: Path, name: str, form: str, packing: str) -> tuple[int, i
     return value["peak_bytes"], value["tokens"]
 
 
-@pytest.mark.parametrize(("form", "packing"), [("lines", "no"), ("text", "yes")])
+@pytest.mark.parametrize(("form", "packing"), every_day([("lines", "no"), ("text", "yes")], ("text", "yes")))
 def test_memory_is_bounded_however_large_the_corpus(tmp_path: Path, form: str, packing: str) -> None:
     write_tokenizer(tmp_path)
     lines = SMALL_BYTES // len(LINE)

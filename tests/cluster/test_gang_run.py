@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.domain.events import EventKind, RunState
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
+from tests.selection import every_day
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
@@ -47,8 +48,11 @@ def test_exception_arrives_whole_with_its_rank(tmp_path: Path) -> None:
     assert ray_processes(pids) == []
 
 
+DEATHS = every_day([("kill", "SIGKILL"), ("segv", "SIGSEGV"), ("exit", "_exit")], ("kill", "SIGKILL"))
+
+
 @pytest.mark.usefixtures("stock_workers")
-@pytest.mark.parametrize(("how", "said"), [("kill", "SIGKILL"), ("segv", "SIGSEGV"), ("exit", "_exit")])
+@pytest.mark.parametrize(("how", "said"), DEATHS)
 def test_death_of_a_process_is_named(tmp_path: Path, how: str, said: str) -> None:
     outcome, seen = run(tmp_path, "die_on_last", name=f"die-{how}")
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection import every_day
+
 pytestmark = pytest.mark.cluster
 
 SEEMING_CUDA = Path(__file__).parent / "cuda_that_seems_there"
@@ -26,7 +28,7 @@ print("rehearsed")
 """
 
 
-@pytest.mark.parametrize(("stage", "other"), [(0, 3), (1, 2), (3, 0)])
+@pytest.mark.parametrize(("stage", "other"), every_day([(0, 3), (1, 2), (3, 0)], (3, 0)))
 def test_a_process_can_rehearse_and_then_do_something_else(stage: int, other: int) -> None:
     program = PROGRAM.format(stage=stage, other=other)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SEEMING_CUDA), str(SEEMING_CUDA.parents[2])])}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from orchestrator.domain.events import EventKind
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import GangFailedError, Outcome, TrainProcesses, train_plan
+from tests.selection import every_day
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -44,7 +46,7 @@ def test_stage_3_starts_from_the_same_weights(train: Callable[..., Outcome]) -> 
     close(partitioned.losses, whole.losses, 1e-6)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", every_day(STAGES, 0, 3))
 def test_bf16_follows_fp32(stage: int, train: Callable[..., Outcome]) -> None:
     """bf16 has 8 bits of mantissa: the curve follows to about a percent, masters in fp32 keep it from drifting."""
     exact = train(steps=20, stage=0)
@@ -54,8 +56,9 @@ def test_bf16_follows_fp32(stage: int, train: Callable[..., Outcome]) -> None:
     assert [n for n in rounded.grad_norms if n is not None] == pytest.approx(exact.grad_norms, rel=0.05)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("stage", "micro_batch"), every_day(product(STAGES, [1, 2, 5]), (0, 5), (1, 2), (2, 1), (3, 5))
+)
 def test_accumulation_changes_nothing(stage: int, micro_batch: int, train: Callable[..., Outcome]) -> None:
     """12 samples over 2 workers: 6, 3 and 2 micro steps, the last of them with an uneven rest."""
     at_once = train(steps=6, stage=0, micro_batch=12)
@@ -64,7 +67,10 @@ def test_accumulation_changes_nothing(stage: int, micro_batch: int, train: Calla
     close(in_pieces.losses, at_once.losses, 1e-5)
 
 
-@pytest.mark.parametrize(("architecture", "stage"), [("gpt2", 1), ("gpt2", 3), ("llama", 2), ("bert", 3)])
+ACTIVATIONS = every_day([("gpt2", 1), ("gpt2", 3), ("llama", 2), ("bert", 3)], ("gpt2", 3), ("llama", 2))
+
+
+@pytest.mark.parametrize(("architecture", "stage"), ACTIVATIONS)
 def test_activation_checkpointing_changes_nothing(architecture: str, stage: int, train: Callable[..., Outcome]) -> None:
     arguments = {"architecture": architecture, "steps": 6, "stage": stage, "workers": 2}
     kept = train(**arguments)
@@ -72,15 +78,12 @@ def test_activation_checkpointing_changes_nothing(architecture: str, stage: int,
     close(recomputed.losses, kept.losses, 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("stage", "zero"),
-    [
-        (1, {"offload_optimizer": {"device": "cpu"}}),
-        (2, {"offload_optimizer": {"device": "cpu"}}),
-        (3, {"offload_optimizer": {"device": "cpu"}}),
-        (3, {"offload_optimizer": {"device": "cpu"}, "offload_params": {"device": "cpu"}}),
-    ],
-)
+OPTIMIZER: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
+BOTH = {**OPTIMIZER, "offload_params": {"device": "cpu"}}
+OFFLOADED = [(1, OPTIMIZER), (2, OPTIMIZER), (3, OPTIMIZER), (3, BOTH)]
+
+
+@pytest.mark.parametrize(("stage", "zero"), every_day(OFFLOADED, (2, OPTIMIZER), (3, BOTH)))
 def test_offload_changes_nothing(stage: int, zero: dict[str, Any], train: Callable[..., Outcome]) -> None:
     kept = train(steps=8, stage=0)
     offloaded = train(workers=2, steps=8, stage=stage, zero=zero)
@@ -88,7 +91,7 @@ def test_offload_changes_nothing(stage: int, zero: dict[str, Any], train: Callab
     assert offloaded.grad_norms == pytest.approx(kept.grad_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", every_day(STAGES, 1, 3))
 def test_clipping_acts_at_every_stage(stage: int, train: Callable[..., Outcome]) -> None:
     """AdamW all but cancels the scale of gradients; with a large epsilon it does not, and clipping shows."""
     arguments = {"steps": 6, "optimizer": {"eps": 1.0}, "lr": 0.5}
@@ -104,7 +107,10 @@ def test_clipping_acts_at_every_stage(stage: int, train: Callable[..., Outcome])
     assert all(n is not None and n > 0.1 for n in found.grad_norms)
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neo", "llama", "mistral", "qwen2", "qwen3", "bert", "rwkv", "mamba"])
+ARCHITECTURES = ["gpt_neo", "llama", "mistral", "qwen2", "qwen3", "bert", "rwkv", "mamba"]
+
+
+@pytest.mark.parametrize("architecture", every_day(ARCHITECTURES, "llama", "bert", "rwkv", "mamba"))
 def test_architecture_learns(architecture: str, train: Callable[..., Outcome]) -> None:
     outcome = train(workers=2, architecture=architecture, steps=25, stage=2, lr=5e-3)
     start, end = outcome.evaluations[0], outcome.evaluations[25]
@@ -112,7 +118,7 @@ def test_architecture_learns(architecture: str, train: Callable[..., Outcome]) -
     assert end < 0.92 * start
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert"])
+@pytest.mark.parametrize("architecture", every_day(["llama", "bert"], "bert"))
 def test_stage_3_trains_other_architectures(architecture: str, train: Callable[..., Outcome]) -> None:
     whole = train(architecture=architecture, steps=6, stage=0)
     partitioned = train(workers=3, architecture=architecture, steps=6, stage=3)

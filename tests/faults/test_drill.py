@@ -176,6 +176,7 @@ def test_a_killed_driver_is_followed_by_another(tmp_path: Path) -> None:
     assert ray_processes(pids) == []
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 @pytest.mark.needs("mounts")
 def test_a_full_disk_stops_no_training(tmp_path: Path) -> None:
     job = a_job(tmp_path, workers=2)
@@ -199,6 +200,7 @@ def test_a_full_disk_stops_no_training(tmp_path: Path) -> None:
         verify_checkpoint(found.path)
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 def test_a_bucket_that_is_down_stops_no_training(tmp_path: Path) -> None:
     server = S3Server(tmp_path)
     server.start()

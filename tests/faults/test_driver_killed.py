@@ -29,11 +29,11 @@ from tests.cluster.gang_runs import (
     shared_memory,
     write_job,
 )
-from tests.cluster.standing import Driver, standing_cluster
+from tests.cluster.standing import PACED, Driver, standing_cluster
 
 pytestmark = pytest.mark.faults
 
-STEPS = 240
+STEPS = 100
 JOB: dict[str, Any] = {
     "train": {"steps": STEPS, "global_batch": 12, "lr": 1e-3},
     "zero": {"stage": 1},
@@ -73,7 +73,7 @@ def losses(home: Path) -> list[float]:
 
 def killed_at(home: Path, step: int, *arguments: str) -> Driver:
     """A driver that was SIGKILLed at a step."""
-    driver = Driver(home, *arguments)
+    driver = Driver(home, *arguments, program=PACED)
     driver.read_until_step(step)
     driver.kill()
     return driver
@@ -99,7 +99,7 @@ def ours() -> list[str]:
 def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undisturbed: list[float]) -> None:
     home = tmp_path / "runs"
     job = write_job(tmp_path, **JOB, cluster={"address": standing})
-    first = killed_at(home, 60, str(job))
+    first = killed_at(home, 30, str(job))
     record = RunStore(home).read("last")
     assert record.lost
     damaged = record.layout.checkpoint(10)  # that storage has nothing whole must not end what memory can go on with
@@ -125,12 +125,13 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undistu
     assert all("token" not in file.read_text() for file in [record.layout.durability, record.layout.state])
 
 
+@pytest.mark.soak
 def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
     tmp_path: Path, standing: str, undisturbed: list[float]
 ) -> None:
     home = tmp_path / "runs"
-    first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": standing})))
-    first.read_until_step(40)
+    first = Driver(home, str(write_job(tmp_path, **JOB, cluster={"address": standing})), program=PACED)
+    first.read_until_step(20)
     stopped = pid_of(first, 1)
     os.kill(stopped, signal.SIGSTOP)
     first.kill()
@@ -150,8 +151,8 @@ def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     home = tmp_path / "runs"
     recovery = {**JOB["recovery"], "max_failures": 0}
     job = write_job(tmp_path, **{**JOB, "recovery": recovery}, cluster={"address": standing})
-    first = Driver(home, str(job))
-    first.read_until_step(40)
+    first = Driver(home, str(job), program=PACED)
+    first.read_until_step(20)
     os.kill(pid_of(first, 0), signal.SIGKILL)
     assert first.end() == 1
     (kept,) = first.of("vaults.kept")
@@ -186,9 +187,9 @@ def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[fl
     checkpoint = {"memory_interval_steps": 1, "interval_steps": 25}
     with standing_cluster(2) as address:
         job = write_job(tmp_path, **{**JOB, "checkpoint": checkpoint}, cluster={"address": address})
-        first = Driver(home, str(job))
-        first.read_until_step(60)
-        first.read_until_saved(50)
+        first = Driver(home, str(job), program=PACED)
+        first.read_until_step(30)
+        first.read_until_saved(25)
     # The head is gone, and every other node with it.
     first.kill()
     wait_until_gone(lambda: ray_processes(pids), 10.0)
@@ -201,7 +202,7 @@ def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[fl
         assert second.end() == 0, second.errors()
     assert second.of("vaults.adopted") == []
     resumed = second.of("run.created")[0]["resumed_from_step"]
-    assert resumed >= 50
+    assert resumed >= 25
     assert second.of("step")[0]["step"] == resumed + 1
     # Workers may have gone on, up to a checkpoint, when their driver could write nothing down any more.
     steps = current_steps(record.layout.steps)

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from tests.cluster.gang_runs import (
     shared_memory,
     write_job,
 )
+from tests.cluster.standing import PACED
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -206,9 +206,7 @@ def test_a_driver_that_was_paused_blames_nobody(tmp_path: Path) -> None:
     job = write_job(tmp_path, **{**JOB, "train": {"steps": 100_000, "global_batch": BATCH, "lr": 1e-3}})
     env = {**os.environ, "CONVOY_HOME": str(tmp_path / "runs"), "CONVOY_METRICS_PORT": "0"}
     with (tmp_path / "out.txt").open("wb") as out:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "run", str(job)], stdout=out, stderr=out, env=env
-        )
+        driver = subprocess.Popen([*PACED, "run", str(job)], stdout=out, stderr=out, env=env)
     try:
         run_dir = wait_for(lambda: next((tmp_path / "runs").glob("gang-*/steps.jsonl"), None)).parent
         url = next(e["url"] for e in events_of(run_dir) if e["kind"] == "metrics.serving")

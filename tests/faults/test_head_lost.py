@@ -1,7 +1,6 @@
 """A cluster whose head dies for good while its driver and its nodes live: nothing is lost, and it is said why."""
 
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, shared_memory, write_job
-from tests.cluster.standing import Driver, standing_cluster
+from tests.cluster.standing import PACED, Driver, standing_cluster
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -32,13 +31,6 @@ JOB: dict[str, Any] = {
     "resources": {"workers": 2},
     "checkpoint": {"memory_interval_steps": 1, "interval_steps": 1000},
 }
-PACED = """
-import functools
-from orchestrator import service
-service.run_job = functools.partial(service.run_job, entry="tests.cluster.entries:train_paced")
-from orchestrator.cli.main import main
-main()
-"""
 
 
 def kill_head(cluster: HeadAndNodes) -> None:
@@ -69,7 +61,7 @@ def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path)
     assert undisturbed.state is RunState.SUCCEEDED
     with head_and_nodes(2) as cluster:
         job = write_job(tmp_path, **JOB, cluster={"address": cluster.address})
-        first = Driver(home, str(job), program=(sys.executable, "-c", PACED))
+        first = Driver(home, str(job), program=PACED)
         first.read_until_step(30)
         kill_head(cluster)
         killed_s = time.time()
@@ -98,7 +90,7 @@ def test_a_head_and_a_worker_that_are_lost_together_leave_a_reason_and_the_last_
     changes = {**JOB, "checkpoint": {"memory_interval_steps": 1, "interval_steps": 10}}
     with head_and_nodes(2) as cluster:
         job = write_job(tmp_path, **changes, cluster={"address": cluster.address})
-        first = Driver(home, str(job), program=(sys.executable, "-c", PACED))
+        first = Driver(home, str(job), program=PACED)
         first.read_until_step(30)
         kill_head(cluster)
         psutil.Process(first.of("worker.started")[-1]["pid"]).kill()

@@ -67,7 +67,12 @@ def _text(path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("number", "when"),
-    [(signal.SIGINT, training), (signal.SIGTERM, training), (signal.SIGINT, starting), (signal.SIGHUP, created)],
+    [
+        (signal.SIGINT, training),
+        pytest.param(signal.SIGTERM, training, marks=pytest.mark.soak),
+        (signal.SIGINT, starting),
+        (signal.SIGHUP, created),
+    ],
 )
 def test_a_signal_stops_everything(number: int, when: Callable[[Convoy], bool], tmp_path: Path) -> None:
     pids, shm = all_pids(), shared_memory()

@@ -45,10 +45,9 @@ QUICK = {
     ("hang-rank", "waiting"),
     ("nan", "restore"),
     ("corrupt-shard", "durable"),
-    ("kill-driver", "replication"),
 }
-"""These run in every `make test`: every fault, every phase but a mere step, which tests of their own have. The others
-run in `make soak`."""
+"""These run in every `make test`: every phase but a mere step, and every fault but a killed driver, which have tests of
+their own. The others run in `make soak`."""
 
 
 def cells() -> Iterator[Any]:

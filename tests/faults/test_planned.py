@@ -297,6 +297,7 @@ def test_waiting_can_be_stopped(tmp_path: Path, foreign: ForeignCluster) -> None
     assert time.monotonic() - since_s[0] < 5.0
 
 
+@pytest.mark.soak
 def test_waiting_has_an_end_where_the_job_says_so(tmp_path: Path, foreign: ForeignCluster) -> None:
     watcher = Watcher(tmp_path / "runs", lambda _: foreign.kill(1))
     outcome = start(

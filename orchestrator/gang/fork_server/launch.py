@@ -20,6 +20,12 @@ BACKLOG = 1024
 END_S = 5.0
 """How long a killed server may take to be gone."""
 HERE = Path(__file__).parent
+NEEDED_BY_RAY = (
+    "yaml", "jsonschema", "requests", "google.protobuf.timestamp_pb2", "google.protobuf.json_format", "pydantic.v1",
+    "numpy.ctypeslib", "pdb", "logging.handlers",
+)  # fmt: skip
+"""What Ray imports in every worker, vault and file server: most of the time that its own import takes. Not pyarrow,
+which starts a thread."""
 
 
 @dataclass
@@ -94,6 +100,13 @@ def start_fork_server(directory: Path, modules: Sequence[str], env: Mapping[str,
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(BACKLOG)
-        command = [sys.executable, str(HERE / "server.py"), str(listener.fileno()), str(status), *modules]
+        command = [
+            sys.executable,
+            str(HERE / "server.py"),
+            str(listener.fileno()),
+            str(status),
+            *NEEDED_BY_RAY,
+            *modules,
+        ]
         process = start_bound(command, env, passed=(listener.fileno(),))
     return ForkServer(path, status, process)
