@@ -60,7 +60,7 @@ unit: dev
 
 # Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
 
 test: calibrate lint unit cluster
 	@$(BIN)/python -m tests.calibration

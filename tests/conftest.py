@@ -52,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: [shutil.rmtree(own, True) for own in Path("/tmp").glob(f"cx-{os.getpid()}-*")])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of faults first: the longest ones, and those that wait, which others use the processors for."""
+    items.sort(key=lambda item: 0 if item.get_closest_marker("faults") else 1)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is loaded by now stays: the garbage collector need not look at torch again and again."""
     gc.collect()

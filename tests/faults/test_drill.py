@@ -234,7 +234,7 @@ def test_a_bucket_is_needed_to_be_down(tmp_path: Path) -> None:
 def test_a_node_that_is_cut_off_is_gone_on_without(tmp_path: Path) -> None:
     """Its processes live on, on the other side; nothing they do counts, and they end with the run."""
     pids, job = all_pids(), a_job(tmp_path, workers={"min": 1, "max": 3})
-    command = [CONVOY, "drill", str(job), "--json", "--fault", "partition", "--set", "train.steps=200"]
+    command = [CONVOY, "drill", str(job), "--json", "--fault", "partition", "--set", "train.steps=80"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=surroundings(tmp_path)
     ) as process:

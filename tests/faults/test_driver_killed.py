@@ -145,6 +145,7 @@ def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
     assert losses(home) == undisturbed
 
 
+@pytest.mark.soak
 def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     tmp_path: Path, standing: str, undisturbed: list[float]
 ) -> None:
@@ -181,6 +182,7 @@ def test_vaults_that_nobody_asks_for_end_by_themselves(tmp_path: Path, standing:
     assert time.monotonic() - killed_s > 25.0
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("temporary_directory")
 def test_a_new_cluster_goes_on_from_storage(tmp_path: Path, undisturbed: list[float]) -> None:
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"

@@ -54,6 +54,7 @@ def go_on_elsewhere(home: Path) -> int:
     return int(second.of("step")[0]["step"])
 
 
+@pytest.mark.soak  # Ray gives a head a minute
 @pytest.mark.timeout(600)
 def test_a_lost_head_ends_the_run_with_a_checkpoint_and_a_reason(tmp_path: Path) -> None:
     pids, shm, home = all_pids(), shared_memory(), tmp_path / "runs"
