@@ -65,10 +65,10 @@ cluster: dev
 test: calibrate lint unit cluster
 	@$(BIN)/python -m tests.calibration
 
-# What takes too long for every day, one after the other.
+# What takes too long for every day.
 soak: dev
 	$(BIN)/python -c "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()"
-	CONVOY_TEST_REQUIRE=cpu_adam $(BIN)/python -m pytest -m soak --durations=25
+	CONVOY_TEST_REQUIRE=cpu_adam $(BIN)/python -m pytest -q -n 2 --dist loadfile -m soak --durations=25 --durations-min=1
 	$(BIN)/python -m tests.faults.soak --times 100
 
 bench: $(VENV)/.installed-bench
