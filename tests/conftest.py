@@ -26,7 +26,8 @@ PRELOADED = (
     "orchestrator.train.rehearsal",
 )
 CHANGED_BY_TESTS = (
-    ACCELERATOR_VARIABLE, "PYTHONPATH", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
+    ACCELERATOR_VARIABLE, "PYTHONPATH", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
 )  # fmt: skip
 """Variables for which a worker is rightly started without the fork server: some tests set them."""
 FORKED = ("cluster", "faults", "soak")
