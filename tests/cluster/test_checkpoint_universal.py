@@ -131,7 +131,7 @@ TAKEN = {
 }
 
 
-OFTEN = ("stage 2", "stage 3, several sub-groups", "stage 1, bf16 optimizer", "stage 3, frozen")
+OFTEN = ("stage 3, several sub-groups", "stage 1, bf16 optimizer", "stage 3, frozen")
 
 
 @pytest.mark.parametrize("name", every_day(TAKEN, *OFTEN))

@@ -17,7 +17,7 @@ from tests.selection import every_day
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("stage", every_day([0, 1, 2, 3], 1, 3))
+@pytest.mark.parametrize("stage", every_day([0, 1, 2, 3], 3))
 def test_resuming_is_bitwise(
     stage: int, train_processes: TrainProcesses, make_spec: Callable[..., JobSpec], prepared_lines: Path, tmp_path: Path
 ) -> None:

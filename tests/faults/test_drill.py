@@ -64,7 +64,8 @@ def a_job(directory: Path, **resources: object) -> Path:
     )
 
 
-@pytest.mark.parametrize("fault", ["silence-node", pytest.param("corrupt-shard", marks=pytest.mark.soak)])
+@pytest.mark.soak  # each part of it has a shorter test
+@pytest.mark.parametrize("fault", ["silence-node", "corrupt-shard"])
 def test_a_fault_is_survived_and_scored(fault: str, tmp_path: Path) -> None:
     # Storage is looked at only where memory holds nothing.
     memory = "false" if fault == "corrupt-shard" else "true"
@@ -133,6 +134,7 @@ def test_slowness_needs_steps_to_be_seen_in(tmp_path: Path) -> None:
     assert "too few" in ended.stderr
 
 
+@pytest.mark.soak  # each part of it has a shorter test
 def test_what_does_not_survive_is_said(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=3), "--fault", "kill-node")
     assert ended.returncode == 1

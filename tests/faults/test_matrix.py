@@ -48,6 +48,8 @@ QUICK = {
 }
 """These run in every `make test`: every phase but a mere step, and every fault but a killed driver, which have tests of
 their own. The others run in `make soak`."""
+STOCK = ("silence-node", "durable")
+"""Its workers start without the fork server."""
 
 
 def cells() -> Iterator[Any]:
@@ -91,6 +93,8 @@ def test_the_curve_does_not_show_it(
     fault: str, phase: str, tmp_path: Path, pauses: Pauses, request: pytest.FixtureRequest
 ) -> None:
     pids, shm = all_pids(), shared_memory()
+    if (fault, phase) == STOCK:
+        request.getfixturevalue("stock_workers")
     if fault == "kill-driver":
         killed_driver(phase, tmp_path, pauses, request.getfixturevalue("undisturbed"))
     elif fault == "nan":

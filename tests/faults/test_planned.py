@@ -283,6 +283,7 @@ def test_below_the_minimum_it_waits_and_a_new_node_lets_it_go_on(
     assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["waiting"] > 0
 
 
+@pytest.mark.soak
 def test_waiting_can_be_stopped(tmp_path: Path, foreign: ForeignCluster) -> None:
     stop, since_s = threading.Event(), [0.0]
     watcher = Watcher(tmp_path / "runs", lambda _: foreign.kill(1))
