@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 MAX_REQUEST_BYTES = 1 << 20
 """Of one request: Linux limits arguments and environment to about that by default, too."""
@@ -56,10 +56,6 @@ class Request:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a request: {error}") from None
-
-    def to_json(self) -> bytes:
-        """The reverse of `from_json`."""
-        return json.dumps(asdict(self)).encode()
 
 
 def changed_variables(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
