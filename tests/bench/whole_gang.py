@@ -17,6 +17,7 @@ from tests.bench.measure import Row
 from tests.bench.peer_figures import Peers
 from tests.bench.peer_processes import say
 from tests.bench.recovery import peer_seconds
+from tests.cluster.gang_runs import command_of
 
 LEAST = 2
 STAGE = 1
@@ -59,7 +60,7 @@ class GangStriker(Striker):
         self._looked_s, before, self._seen_cpu_s = now_s, self._seen_cpu_s, {}
         for pid in self.pids.values():
             for process in descendants(raylet_of(pid).pid):
-                if process.pid not in self.pids.values() and "ray::ConvoyWorker" in process.cmdline()[0]:
+                if process.pid not in self.pids.values() and "ray::ConvoyWorker" in command_of(process):
                     self._seen_cpu_s[process.pid] = sum(process.cpu_times()[:2])
         idle = [pid for pid, cpu_s in self._seen_cpu_s.items() if cpu_s - before.get(pid, 0.0) < IDLE_CPU_S]
         return len(idle) == len(self._seen_cpu_s) == self._standby * NODES

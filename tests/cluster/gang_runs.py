@@ -139,6 +139,14 @@ def state_of(outcome: RunOutcome) -> dict[str, Any]:
     return value
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty if the process has ended meanwhile, as idle workers of Ray do at any time."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def ray_processes(since: set[int]) -> list[str]:
     """Ray processes of this test's own clusters that were not there before, whoever's children they are by now.
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.domain.errors import DataError
+from tests.cluster.gang_runs import command_of
 
 pytestmark = pytest.mark.cluster
 
@@ -37,7 +38,7 @@ def sleep(value: int) -> int:
 
 def children() -> set[psutil.Process]:
     """Processes below this one, but for multiprocessing's own keeper of resources."""
-    return {p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())}
+    return {p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in command_of(p)}
 
 
 @pytest.fixture

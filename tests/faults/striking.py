@@ -21,7 +21,7 @@ from orchestrator.spec.load import load_job
 from orchestrator.store.history import current_steps
 from orchestrator.store.proof import prove
 from orchestrator.store.runs import RunStore
-from tests.cluster.gang_runs import Recording, ray_processes, shared_memory, write_job
+from tests.cluster.gang_runs import Recording, command_of, ray_processes, shared_memory, write_job
 from tests.cluster.pauses import ENTRY, Pauses, Point
 from tests.cluster.standing import Driver
 
@@ -112,7 +112,7 @@ class Striker(Recording):
     def vaults(self) -> list[psutil.Process]:
         """All processes that are vaults of this cluster."""
         children = descendants(os.getpid())
-        return [each for each in children if "ray::ConvoyVault" in " ".join(each.cmdline())]
+        return [each for each in children if "ray::ConvoyVault" in command_of(each)]
 
     def story(self) -> str:
         """What happened, for a test that fails."""

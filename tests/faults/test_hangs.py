@@ -29,6 +29,7 @@ from tests.cluster.gang_runs import (
     Strike,
     StrikeWhenProtected,
     all_pids,
+    command_of,
     curve,
     kill_worker,
     left_in_shared_memory,
@@ -189,7 +190,7 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
 
     def stop_node(pid: int) -> None:
         raylet = raylet_of(pid)
-        stopped.extend(child for child in descendants(raylet.pid) if " ".join(child.cmdline()).startswith("ray::"))
+        stopped.extend(child for child in descendants(raylet.pid) if command_of(child).startswith("ray::"))
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
 

@@ -19,6 +19,7 @@ from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
     all_pids,
+    command_of,
     curve,
     left_in_shared_memory,
     own_temporary_directory,
@@ -67,7 +68,7 @@ class Watching(Recording):
     def vault(self, rank: int) -> psutil.Process:
         """Of a rank's node."""
         raylet = raylet_of(self.pids[rank])
-        (vault,) = [each for each in descendants(raylet.pid) if "ray::ConvoyVault" in " ".join(each.cmdline())]
+        (vault,) = [each for each in descendants(raylet.pid) if "ray::ConvoyVault" in command_of(each)]
         return vault
 
     def warnings(self) -> list[str]:
