@@ -18,6 +18,9 @@ from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
 
+WRAPPERS = 4
+"""Decorators around a method of DeepSpeed, at most."""
+
 
 def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Any:
     """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group.
@@ -155,15 +158,23 @@ def destroy_engine(engine: Any) -> None:
     gc.collect()
 
 
+def _caches(function: Any, depth: int) -> Iterator[Any]:
+    """Caches of functools in a function, or below at most `depth` decorators. DeepSpeed's set no `__wrapped__`."""
+    if hasattr(function, "cache_clear"):
+        yield function
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    for inner in [getattr(function, "__wrapped__", None), *cells]:
+        if callable(inner) and depth > 0:
+            yield from _caches(inner, depth - 1)
+
+
 def _reset_stage3_state() -> None:
     from deepspeed.runtime.zero import parameter_offload, partition_parameters, partitioned_param_coordinator
 
     coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
     for value in vars(coordinator).values():
-        for cached in (value, getattr(value, "__wrapped__", None)):
-            clear = getattr(cached, "cache_clear", None)
-            if clear is not None:
-                clear()
+        for cached in _caches(value, WRAPPERS):
+            cached.cache_clear()
     partition_parameters.Init.param_id = 0
     parameter_offload.FWD_MODULE_STACK.clear()
     # The module counter is a mutable default argument.

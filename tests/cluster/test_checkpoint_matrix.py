@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.catalog import verify_checkpoint
-from tests.cluster.zero_gang import Gang, Setup, restore_and_train, states_after_training_on, train_and_save
+from tests.cluster.zero_gang import (
+    Gang,
+    Setup,
+    engines_left,
+    restore_and_train,
+    states_after_training_on,
+    train_and_save,
+)
 from tests.selection import every_day
 
 pytestmark = pytest.mark.cluster
@@ -163,3 +170,9 @@ def test_what_is_known_of_an_engine_holds_while_it_trains(gang: Gang, stage: int
     setup = Setup(stage, precision, frozen=stage == 1)
     for known, anew in gang.run(2, states_after_training_on, setup):
         assert known == anew
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_engine_that_was_destroyed_is_gone(gang: Gang, stage: int) -> None:
+    """Else each recovery leaves a model, its optimizer and the process group in memory, whose threads go on."""
+    assert gang.run(2, engines_left, Setup(stage)) == [0, 0]

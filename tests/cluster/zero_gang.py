@@ -244,6 +244,24 @@ def restore_and_train(setup: Setup, checkpoint: str, steps: int) -> tuple[Any, l
     return progress, losses, seen
 
 
+def engines_left(setup: Setup) -> int:
+    """How many engines there are in this process after one has trained and was destroyed."""
+    import gc
+
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    from orchestrator.train.engine import destroy_engine
+
+    engine = build(setup)
+    train(
+        engine, 0, 4
+    )  # from the third step on DeepSpeed knows the order of parameters, and caches what follows from it
+    destroy_engine(engine)
+    del engine
+    gc.collect()
+    return sum(isinstance(found, DeepSpeedEngine) for found in gc.get_objects())
+
+
 def states_after_training_on(setup: Setup) -> tuple[Any, Any]:
     """A digest of the state after four steps, looked up by what was learned of the engine after one, and anew."""
     import torch
