@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker:  # one of several processes: its files are told apart from those of the others
+    if worker:  # each of several test processes has its own directory
         own = Path(f"/tmp/cx-{os.getppid()}-{worker}")
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(mode=0o700)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -158,14 +158,15 @@ def destroy_engine(engine: Any) -> None:
     gc.collect()
 
 
-def _caches(function: Any, depth: int) -> Iterator[Any]:
-    """Caches of functools in a function, or below at most `depth` decorators. DeepSpeed's set no `__wrapped__`."""
+def _cache_clears(function: object, depth: int) -> Iterator[Callable[[], object]]:
+    """`cache_clear` of each functools cache in a function, or below at most `depth` decorators: DeepSpeed's set no
+    `__wrapped__`."""
     if hasattr(function, "cache_clear"):
-        yield function
+        yield function.cache_clear
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     for inner in [getattr(function, "__wrapped__", None), *cells]:
         if callable(inner) and depth > 0:
-            yield from _caches(inner, depth - 1)
+            yield from _cache_clears(inner, depth - 1)
 
 
 def _reset_stage3_state() -> None:
@@ -173,8 +174,8 @@ def _reset_stage3_state() -> None:
 
     coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
     for value in vars(coordinator).values():
-        for cached in _caches(value, WRAPPERS):
-            cached.cache_clear()
+        for clear in _cache_clears(value, WRAPPERS):
+            clear()
     partition_parameters.Init.param_id = 0
     parameter_offload.FWD_MODULE_STACK.clear()
     # The module counter is a mutable default argument.

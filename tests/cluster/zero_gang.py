@@ -253,9 +253,7 @@ def engines_left(setup: Setup) -> int:
     from orchestrator.train.engine import destroy_engine
 
     engine = build(setup)
-    train(
-        engine, 0, 4
-    )  # from the third step on DeepSpeed knows the order of parameters, and caches what follows from it
+    train(engine, 0, 4)  # from the third step on DeepSpeed caches which parameters a module releases
     destroy_engine(engine)
     del engine
     gc.collect()

@@ -57,10 +57,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 def standing() -> Iterator[str]:
     """The address of a cluster that outlives the runs of several tests. Nothing of it is left in the end."""
     pids, shm = all_pids(), shared_memory()
-    with own_temporary_directory(), standing_cluster(2) as address:
-        yield address
-    wait_until_gone(lambda: ray_processes(pids), 5.0)
-    assert left_in_shared_memory(shm) == set()
+    with own_temporary_directory():  # `ray_processes` looks for those that use it
+        with standing_cluster(2) as address:
+            yield address
+        wait_until_gone(lambda: ray_processes(pids), 5.0)
+        assert left_in_shared_memory(shm) == set()
 
 
 def losses(home: Path) -> list[float]:
@@ -137,7 +138,7 @@ def test_a_worker_that_cannot_end_by_itself_is_ended_before_training_goes_on(
     first.kill()
     second = Driver(home, "--resume", "last")
     second.read_until_step(1)
-    # Whoever ended it: it was gone before the first step of the next gang.
+    # It ends before the first step of the next gang, whichever process ends it.
     assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
     assert second.end() == 0, second.errors()
     assert second.of("vaults.adopted")[0]["step"] >= first.of("step")[-1]["step"] - 2

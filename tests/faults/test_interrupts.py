@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, shared_memory, write_job
+from tests.selection import every_day
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -65,14 +66,12 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+OFTEN = [(signal.SIGINT, training), (signal.SIGINT, starting), (signal.SIGHUP, created)]
+
+
 @pytest.mark.parametrize(
     ("number", "when"),
-    [
-        (signal.SIGINT, training),
-        pytest.param(signal.SIGTERM, training, marks=pytest.mark.soak),
-        (signal.SIGINT, starting),
-        (signal.SIGHUP, created),
-    ],
+    every_day([*OFTEN, (signal.SIGTERM, training)], *OFTEN),
 )
 def test_a_signal_stops_everything(number: int, when: Callable[[Convoy], bool], tmp_path: Path) -> None:
     pids, shm = all_pids(), shared_memory()

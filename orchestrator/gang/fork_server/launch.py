@@ -28,6 +28,15 @@ NEEDED_BY_RAY = (
 which starts a thread."""
 
 
+@dataclass(frozen=True)
+class Status:
+    """What a server says of itself."""
+
+    refused: str | None = None
+    """Why it did not fork the last process that it refused."""
+    refusals: int = 0
+
+
 @dataclass
 class ForkServer:
     """A server that local raylets get worker processes from."""
@@ -44,12 +53,10 @@ class ForkServer:
 
     def bypassed(self) -> str | None:
         """Why workers started without it, as far as is known by now; None if they did not."""
-        if self.status is None:
-            return None
-        reason = self._read_status().get("refused")
+        reason = self._read_status().refused
         if reason is None and self.process is not None and not self.lives():
             return f"its process ended with code {self.process.returncode}"
-        return str(reason) if reason is not None else None
+        return reason
 
     def lives(self) -> bool:
         """Whether it is ours and its process runs."""
@@ -57,7 +64,7 @@ class ForkServer:
 
     def refusals(self) -> int:
         """How many processes it was asked for and did not fork."""
-        return int(self._read_status().get("refusals", 0))
+        return self._read_status().refusals
 
     def tell_bypassed(self, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
         """Report once, as a warning, that workers do not come from this server."""
@@ -66,11 +73,12 @@ class ForkServer:
             self._told = True
             emit(EventKind.WARNING, {"message": f"worker processes start without the fork server: {reason}"})
 
-    def _read_status(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            status: dict[str, Any] = json.loads(self.status.read_text()) if self.status is not None else {}
-            return status
-        return {}
+    def _read_status(self) -> "Status":
+        if self.status is not None:
+            with contextlib.suppress(OSError, ValueError):
+                value = json.loads(self.status.read_text())
+                return Status(value.get("refused"), value.get("refusals", 0))
+        return Status()
 
     def close(self) -> None:
         """End it, and every process that it forked. Idempotent."""

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.spec.errors import Place, Problem, SpecError
 from orchestrator.spec.load import decode_source, dump_job, load_text
+from tests.selection import every_day
 
 pytestmark = pytest.mark.unit
 
@@ -160,9 +161,7 @@ def load(raw: bytes, options: list[str]) -> tuple[Problem, ...]:
     return ()
 
 
-@pytest.mark.parametrize(
-    "chunk", [chunk if chunk < QUICK else pytest.param(chunk, marks=pytest.mark.soak) for chunk in range(CHUNKS)]
-)
+@pytest.mark.parametrize("chunk", every_day(range(CHUNKS), *range(QUICK)))
 def test_no_job_however_broken_makes_a_traceback(chunk: int) -> None:
     rng = random.Random(chunk)
     valid = 0
