@@ -42,12 +42,7 @@ ENGINE_MODULES = (
     "torch",
     "torch.distributed",
     "deepspeed",
-    # DeepSpeed imports these when the first engine is built; the first one compiles functions, which takes a second.
-    "deepspeed.runtime.zero.muon.original_muon",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.comm.mori",
+    "orchestrator.train.engine_imports",
     "orchestrator.train.loop",
     "orchestrator.train.worker",
     "orchestrator.data.dataset",

@@ -121,7 +121,7 @@ def _staleness(value: dict[str, Any]) -> list[str]:
     if until_s is not None:
         return [
             f"  STALE: {seen}; nobody drives it. Its nodes keep the memory until {render.when(until_s)}: "
-            "`convoy run --resume` goes on from there",
+            "continue from there with `convoy run --resume`",
         ]
     if value["state"] == "lost":
         return [f"  STALE: {seen}; its driver is gone, and the memory of its nodes with it"]

@@ -26,6 +26,7 @@ from orchestrator.gang.gpus import gpus_for
 from orchestrator.gang.head import Head
 from orchestrator.gang.joining import connect
 from orchestrator.gang.placement import (
+    NodeCapacity,
     Request,
     explain,
     fitting_nodes,
@@ -334,16 +335,17 @@ class GangDriver:
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // workers
-        return self._memory_per_node_bytes() // -(-workers // max(1, len(fitting_nodes(cluster.nodes(), self.request))))
+        return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
 
     def _memory_per_node_bytes(self) -> int:
         """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
         cluster = self._require_cluster()
         if cluster.local:
             return int(psutil.virtual_memory().available) // max(1, len(cluster.nodes()))
-        return int(
-            min((node.total.get("memory", 0.0) for node in fitting_nodes(cluster.nodes(), self.request)), default=0.0)
-        )
+        return int(min((node.total.get("memory", 0.0) for node in self._fitting_nodes()), default=0.0))
+
+    def _fitting_nodes(self) -> list[NodeCapacity]:
+        return fitting_nodes(self._require_cluster().nodes(), self.request)
 
     def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
         """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""

@@ -17,11 +17,19 @@ SEEMING_CUDA = Path(__file__).parent / "cuda_that_seems_there"
 PROGRAM = """
 import os
 os.environ["DS_ACCELERATOR"] = "cpu"
+import sys
+from importlib import import_module
+from orchestrator.service import ENGINE_MODULES
+for module in (*ENGINE_MODULES, "transformers.models.gpt2.modeling_gpt2"):
+    import_module(module)
+imported = set(sys.modules)
 from orchestrator.train import rehearsal
 getattr(rehearsal, "stage_{stage}")()
-import sys, threading, torch.distributed as dist
+import torch.distributed as dist
 assert not dist.is_initialized()
-assert "deepspeed" in sys.modules
+late = [name for name in sys.modules.keys() - imported if name.startswith("deepspeed")]
+assert late == [], late  # the first engine finds imported what it needs
+assert "torch._inductor.compile_fx" not in sys.modules  # torch's compiler: a fifth of a worker's start
 getattr(rehearsal, "stage_{other}")()
 assert not dist.is_initialized()
 print("rehearsed")

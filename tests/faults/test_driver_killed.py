@@ -162,7 +162,7 @@ def test_a_failed_run_can_be_gone_on_with_from_memory_for_a_while(
     assert "convoy run --resume" in first.errors()
     assert len(ours()) == 2  # the vaults
     shown = CliRunner().invoke(cli, ["durability", "last", "--home", str(home)]).output
-    assert "`convoy run --resume` goes on from there" in shown
+    assert "continue from there with `convoy run --resume`" in shown
     second = killed_at(home, kept["step"] + 20, "--resume", "last")
     assert second.of("vaults.adopted")[0]["step"] == kept["step"]
     assert second.of("vaults.adopted")[0]["workers_ended"] == 0

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.events import EventKind
 from orchestrator.gang.processes import start_bound
@@ -66,7 +65,7 @@ class ForkServer:
         """How many processes it was asked for and did not fork."""
         return self._read_status().refusals
 
-    def tell_bypassed(self, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
+    def tell_bypassed(self, emit: Callable[[EventKind, dict[str, object]], None]) -> None:
         """Report once, as a warning, that workers do not come from this server."""
         reason = self.bypassed()
         if reason is not None and not self._told:

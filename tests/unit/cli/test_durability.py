@@ -89,7 +89,7 @@ def test_a_run_whose_driver_is_gone(a_run: Callable[..., RunLayout], ago_s: floa
     write_json(layout.state, state)
     text = convoy(layout).output
     assert "lost, step 42" in text
-    assert ("`convoy run --resume` goes on from there" in text) == kept
+    assert ("continue from there with `convoy run --resume`" in text) == kept
     assert ("step 30, on storage" in text) == (not kept)
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_is_over(a_run: Callable[..., RunLayout]) -> None:
     assert "the run is over" in text
     assert "step 30, on storage" in text
     kept = {**over, "kept": True, "memory_kept_s": 900.0}
-    assert "`convoy run --resume` goes on" in convoy(a_run(RunState.FAILED, kept)).output
+    assert "continue from there with `convoy run --resume`" in convoy(a_run(RunState.FAILED, kept)).output
 
 
 def test_a_run_without_any(a_run: Callable[..., RunLayout]) -> None:
