@@ -138,9 +138,7 @@ def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
     if "accelerator" in facts:
         yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads a process")
     uses = {
-        "deepspeed_shm_comm": "faster collectives in one host",
         "cpu_adam": "zero.offload_optimizer on the CPU",
-        "fused_adam": "a faster optimizer on the GPU",
         "async_io": "offload to nvme",
     }
     for name, buildable in facts.get("ops", {}).items():

@@ -155,6 +155,9 @@ def _tested_versions() -> dict[str, str]:
     return {name.strip(): version.strip() for name, _, version in pairs}
 
 
+NEEDED_FOR = "needed only for zero.offload_optimizer, which DeepSpeed compiles at first use"
+
+
 def build_checks() -> Iterator[Check]:
     """What DeepSpeed's operators are built with at first use, and builds that were left half done."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -162,24 +165,25 @@ def build_checks() -> Iterator[Check]:
     yield Check(
         "operators",
         "C++ compiler",
-        "ok" if found else "missing",
+        "ok" if found else "warning",
         str(compiler) if found else f"none ({compiler or 'c++, g++'})",
-        None if found else "apt-get install g++ (or set CXX); DeepSpeed compiles its operators at first use",
+        None if found else f"{NEEDED_FOR}: apt-get install g++, or set CXX",
     )
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     yield Check(
         "operators",
         "Python headers",
-        "ok" if header.exists() else "missing",
+        "ok" if header.exists() else "warning",
         str(header.parent) if header.exists() else f"no {header}",
-        None if header.exists() else f"apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-dev",
+        None
+        if header.exists()
+        else f"{NEEDED_FOR}: apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-dev",
     )
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-    yield Check(
-        "operators", "ninja", "ok" if ninja else "missing", ninja or "none", None if ninja else "pip install ninja"
-    )
+    hint = None if ninja else f"{NEEDED_FOR}: pip install ninja"
+    yield Check("operators", "ninja", "ok" if ninja else "warning", ninja or "none", hint)
     aio = ctypes.util.find_library("aio")
-    hint = None if aio else "only needed for offload to nvme: apt-get install libaio-dev"
+    hint = None if aio else "needed only for offload to nvme: apt-get install libaio-dev"
     yield Check("operators", "libaio", "ok" if aio else "info", aio or "none", hint)
     yield from _built_operators(time.time())
 
