@@ -2,22 +2,30 @@
 
 import multiprocessing
 import multiprocessing.forkserver
-from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 
 import pytest
 
 from orchestrator.domain.device import device_environment
+from orchestrator.service import ENGINE_MODULES
+
+PRELOADED = (
+    *ENGINE_MODULES,
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "tests.cluster.zero_gang",
+    "tests.cluster.frozen",  # last
+)
 
 
-def cpu_forkserver(preload: Sequence[str]) -> ForkServerContext:
-    """A context whose processes are forked from a server that has imported `preload` and sees no GPU.
+def cpu_forkserver() -> ForkServerContext:
+    """A context whose processes are forked from a server that has imported the engine and sees no GPU.
 
-    The first caller decides what is imported. The server keeps the environment that it starts with; this process's own
-    is left as it was, for tests that look for a GPU.
+    The server keeps the environment that it starts with; this process's own is left as it was, for tests that look for
+    a GPU.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context.set_forkserver_preload(list(PRELOADED))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in device_environment(0).items():
             patch.setenv(name, value)

@@ -145,7 +145,7 @@ class TrainProcesses:
         # Read by the server process that forks the workers, before it imports anything.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        context = multiprocessing.get_context("spawn") if gpus else cpu_forkserver(IMPORTED_ONCE)
+        context = multiprocessing.get_context("spawn") if gpus else cpu_forkserver()
         self._scratch = scratch
         self._cases = 0
         self._processes = []

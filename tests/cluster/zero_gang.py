@@ -34,7 +34,7 @@ class Gang:
     def __init__(self, size: int, directory: Path) -> None:
         self._directory = directory
         self._groups = 0
-        context = cpu_forkserver(["torch", "deepspeed", "transformers.models.gpt2.modeling_gpt2", __name__])
+        context = cpu_forkserver()
         self._connections: list[Connection] = []
         self.processes = []
         for rank in range(size):
