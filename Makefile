@@ -9,6 +9,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One BLAS/OpenMP thread a process: four workers on two cores thrash otherwise.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Hundreds of processes import the package: it is compiled once.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: quickstart install dev test lint calibrate unit cluster soak bench docs recording constraints clean help
 
@@ -56,7 +58,7 @@ calibrate: dev
 	@$(BIN)/python -m tests.calibration
 
 unit: dev
-	$(BIN)/python -m pytest -q -n 3 -m "(unit or contract) and not soak"
+	$(BIN)/python -m pytest -q -n 3 -m "(unit or contract) and not soak" tests/unit tests/contract
 
 # Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev

@@ -75,16 +75,15 @@ def drill(
     network.sweep()
     machine = look_at_machine(fault, os.environ)
     _require(fault, times, job, machine, None)
+    if job.spec.train.steps is not None:
+        _strike_steps(job.spec.train.steps, times)
     watch = _Watch()
     undisturbed = run_job(job, home, [watch, *observers], stop)
     if stop.is_set():
         return None
     if undisturbed.state is not RunState.SUCCEEDED:
         raise UsageError(f"the job does not finish even undisturbed: {undisturbed.reason}")
-    try:
-        when = strike_steps(undisturbed.step, times)
-    except ValueError as error:
-        raise UsageError(str(error), hint="lower --times, or raise train.steps") from error
+    when = _strike_steps(undisturbed.step, times)
     seen = Undisturbed(undisturbed.step, watch.micro_batch, watch.checkpoint_bytes)
     _require(fault, times, job, machine, seen)
     choices, left_out = permitted(job.spec, machine, seen) if fault is Fault.RANDOM else ([fault], {})
@@ -116,6 +115,13 @@ def _require(fault: Fault, times: int, job: LoadedJob, machine: Machine, seen: U
     why = objection(fault, times, job.spec, machine, seen)
     if why is not None:
         raise UsageError(why.message, hint=why.hint)
+
+
+def _strike_steps(steps: int, times: int) -> tuple[int, ...]:
+    try:
+        return strike_steps(steps, times)
+    except ValueError as error:
+        raise UsageError(str(error), hint="lower --times, or raise train.steps") from error
 
 
 class _Watch:

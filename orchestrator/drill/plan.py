@@ -85,10 +85,11 @@ def objection(
             f"partition gives each node a network namespace of its own, which is not permitted: {machine.no_network}",
             "run it as root (CAP_NET_ADMIN and CAP_SYS_ADMIN) with iproute2 installed, or take --fault silence-node",
         )
-    if seen is not None and fault is Fault.SLOW_RANK and seen.steps < (times + 1) * 2 * WINDOW_STEPS:
+    steps, needed = seen.steps if seen is not None else spec.train.steps, (times + 1) * 2 * WINDOW_STEPS
+    if fault is Fault.SLOW_RANK and steps is not None and steps < needed:
         return Objection(
-            f"workers are compared over {WINDOW_STEPS} steps: {seen.steps} are too few for {times} faults",
-            f"--set train.steps={(times + 1) * 2 * WINDOW_STEPS}",
+            f"workers are compared over {WINDOW_STEPS} steps: {steps} are too few for {times} faults",
+            f"--set train.steps={needed}",
         )
     return _of_storage(fault, times, spec, machine, seen) if fault in ON_STORAGE else None
 

@@ -132,6 +132,14 @@ def test_slowness_needs_steps_to_be_seen_in(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank")
     assert ended.returncode == 2
     assert "too few" in ended.stderr
+    assert not (tmp_path / "runs").exists(), "told before anything runs"
+
+
+def test_more_faults_than_steps_are_told_before_anything_runs(tmp_path: Path) -> None:
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "kill-worker", "--times", "20")
+    assert ended.returncode == 2
+    assert "20 faults need at least 41 steps, the job has 30" in ended.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.soak  # each part of it has a shorter test

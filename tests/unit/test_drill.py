@@ -90,6 +90,7 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
         (Fault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
         (Fault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
         (Fault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (Fault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
         (Fault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
         (Fault.DISK_FULL, {"checkpoint": {"interval_steps": 10}}, replace(ABLE, no_mount="must be root"), "be root"),
         (Fault.DISK_FULL, {"checkpoint": {"storage": "s3://b/p"}}, ABLE, "fills a directory"),
@@ -119,7 +120,8 @@ def test_what_is_not_permitted_is_refused_before_the_undisturbed_run(
 def test_what_the_undisturbed_run_shows_is_held_against_it(
     fault: Fault, times: int, seen: Undisturbed, said: str, tmp_path: Path
 ) -> None:
-    spec = a_job(tmp_path, checkpoint={"interval_steps": 10}).spec
+    train = {"epochs": 1, "global_batch": 8, "lr": 1e-3}  # the number of steps depends on the data
+    spec = a_job(tmp_path, checkpoint={"interval_steps": 10}, train=train).spec
     assert objection(fault, times, spec, ABLE) is None
     why = objection(fault, times, spec, ABLE, seen)
     assert why is not None
