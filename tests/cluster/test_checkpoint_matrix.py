@@ -118,6 +118,7 @@ def test_special_state_is_restored(gang: Gang, tmp_path: Path, name: str) -> Non
     assert restore(gang, 3, wide, checkpoint) == pytest.approx(uninterrupted[BEFORE:], rel=1e-5)
 
 
+@pytest.mark.soak  # the operator is compiled for each environment, which takes minutes
 @pytest.mark.needs("cpu_adam")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_cpu_adam_is_restored(gang: Gang, tmp_path: Path, stage: int) -> None:

@@ -106,6 +106,7 @@ def test_a_scheduler_of_the_script_goes_on_where_it_was(gang: Gang, tmp_path: Pa
             assert got["losses"] == pytest.approx(expected, rel=EXACT)
 
 
+@pytest.mark.soak  # the operator is compiled for each environment, which takes minutes
 @pytest.mark.needs("cpu_adam")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_cpu_adam_goes_on(gang: Gang, tmp_path: Path, stage: int) -> None:

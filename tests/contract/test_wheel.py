@@ -103,7 +103,7 @@ def assert_trains(bin_directory: Path, work: Path) -> None:
     assert "PROVED" in convoy(bin_directory, work, "data", "verify", "last", timeout_s=60)
 
 
-@pytest.mark.contract
+@pytest.mark.cluster
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     ours = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file()}
     ours = {name for name in ours if "__pycache__" not in name}

@@ -70,12 +70,12 @@ class RayNodes:
             process = subprocess.Popen([ray, "start", *which, *common], stdout=file, stderr=file, env=self.env)
         self.nodes.append(process)
         deadline = time.monotonic() + STARTED_S
-        while "Ray runtime started" not in log.read_text():
+        started = rf"Ray runtime started.*?([\d.]+:{self._port})" if not self.address else "Ray runtime started"
+        while (said := re.search(started, log.read_text(), re.DOTALL)) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        if not self.address:
-            self.address = re.findall(rf"[\d.]+:{self._port}", log.read_text())[0]
+        self.address = self.address or said[1]
 
     def close(self) -> None:
         """All processes end."""
