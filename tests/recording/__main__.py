@@ -26,6 +26,7 @@ from tests.recording.timeline import Output, Pane, frames, segments
 
 PICTURE = ROOT / "docs" / "node-killed.svg"
 TITLE = "A node is killed while a model trains on four nodes; the other three go on"
+PARTS = ("picture", "outputs")
 RUN, SHELL = 0, 1
 PANES = (Pane("convoy", 100, 15), Pane("another shell", 100, 8))
 TRAIN = "convoy run jobs/quickstart.yaml --set train.steps=60 --set 'resources.workers={min: 2, max: 4}'"
@@ -143,20 +144,23 @@ def without_summary(outputs: list[Output]) -> list[Output]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.recording", description=__doc__)
-    parser.add_argument("part", nargs="*", choices=["picture", "outputs"], default=["picture", "outputs"])
+    parser.add_argument("part", nargs="*", metavar="picture|outputs", help="default: both")
     parser.add_argument("--render", type=Path, metavar="FILE", help="draw an earlier recording, record nothing")
     options = parser.parse_args()
+    parts = set(options.part or PARTS)
+    if not parts <= set(PARTS):
+        parser.error(f"parts are {' and '.join(PARTS)}")
     home = ROOT / "runs"
     home.mkdir(exist_ok=True)
     os.chdir(ROOT)
     if options.render is not None:
         paint(options.render)
         return
-    if "picture" in options.part:
+    if "picture" in parts:
         kept = home / "recording.json"
         kept.write_text(json.dumps(asdict(record(home))))
         paint(kept)
-    if "outputs" in options.part:
+    if "outputs" in parts:
         with tempfile.TemporaryDirectory() as shims:
             run = shell(environment(Path(shims), home))
             DOCUMENT.write_text(refresh(DOCUMENT.read_text(encoding="utf-8"), run), encoding="utf-8")
