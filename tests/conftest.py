@@ -15,16 +15,11 @@ from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
 from orchestrator.gang.cluster import LOCAL_ENV
 from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer, start_fork_server
 from orchestrator.gang.worker_actor import worker_environment
-from orchestrator.service import ENGINE_MODULES
+from tests.cluster.forked import ENGINE_AND_MODELS
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
 
-PRELOADED = (
-    *ENGINE_MODULES,
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.llama.modeling_llama",
-    "orchestrator.train.rehearsal",
-)
+PRELOADED = (*ENGINE_AND_MODELS, "orchestrator.train.rehearsal")
 CHANGED_BY_TESTS = (
     ACCELERATOR_VARIABLE, "PYTHONPATH", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
     "TRANSFORMERS_OFFLINE",

@@ -21,6 +21,7 @@ from orchestrator.cli import render
 
 Status = Literal["ok", "warning", "missing", "info"]
 GIB = 1024**3
+NEEDED_FOR = "needed only for zero.offload_optimizer, which DeepSpeed compiles at first use"
 STALE_LOCK_S = 600.0
 """No operator takes this long to build; its lock was left by a build that was killed."""
 
@@ -153,9 +154,6 @@ def _tested_versions() -> dict[str, str]:
         return {}
     pairs = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
     return {name.strip(): version.strip() for name, _, version in pairs}
-
-
-NEEDED_FOR = "needed only for zero.offload_optimizer, which DeepSpeed compiles at first use"
 
 
 def build_checks() -> Iterator[Check]:

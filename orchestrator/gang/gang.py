@@ -362,9 +362,8 @@ class Gang:
         while any(m.run_ref is not None and m.lives for m in self.members) and waited_s < INTERRUPT_S + POLL_S:
             started_s = time.monotonic()
             listener.listen(TICK_S)
-            waited_s += min(
-                time.monotonic() - started_s, 2 * TICK_S
-            )  # if the driver was paused, that is not their time
+            # If the driver was paused, that is not their time.
+            waited_s += min(time.monotonic() - started_s, 2 * TICK_S)
         for member in self.members:
             if member.run_ref is not None and member.lives:
                 member.take_silence("its process could not be interrupted", time.monotonic())

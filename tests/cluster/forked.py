@@ -9,10 +9,13 @@ import pytest
 from orchestrator.domain.device import device_environment
 from orchestrator.service import ENGINE_MODULES
 
-PRELOADED = (
+ENGINE_AND_MODELS = (
     *ENGINE_MODULES,
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
+)
+PRELOADED = (
+    *ENGINE_AND_MODELS,
     "tests.cluster.zero_gang",
     "tests.cluster.frozen",  # last
 )

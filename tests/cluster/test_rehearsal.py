@@ -27,6 +27,7 @@ from orchestrator.train import rehearsal
 getattr(rehearsal, "stage_{stage}")()
 import torch.distributed as dist
 assert not dist.is_initialized()
+assert "deepspeed" in sys.modules
 late = [name for name in sys.modules.keys() - imported if name.startswith("deepspeed")]
 assert late == [], late  # the first engine finds imported what it needs
 assert "torch._inductor.compile_fx" not in sys.modules  # torch's compiler: a fifth of a worker's start

@@ -27,11 +27,10 @@ from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAcce
 from orchestrator.planner.shape import shape_batch
 from orchestrator.spec.job import JobSpec
 from orchestrator.whole_files import replace_directory
-from tests.cluster.forked import cpu_forkserver
+from tests.cluster.forked import PRELOADED, cpu_forkserver
 
 START_TIMEOUT_S = 180.0
 CASE_TIMEOUT_S = 60.0
-IMPORTED_ONCE = ["orchestrator.train.loop", "orchestrator.train.worker", "transformers.models.gpt2.modeling_gpt2"]
 
 
 @dataclass
@@ -215,7 +214,7 @@ class TrainProcesses:
 def _serve(pipe: Connection, gpus: int) -> None:
     """A worker process: one gang after another until the pipe closes."""
     os.environ.update(device_environment(gpus))
-    for module in IMPORTED_ONCE:
+    for module in PRELOADED:  # a process that was spawned, for a GPU, has imported nothing
         importlib.import_module(module)
     from orchestrator.train import loop
     from orchestrator.train.worker import run_worker

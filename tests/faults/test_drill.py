@@ -132,7 +132,7 @@ def test_slowness_needs_steps_to_be_seen_in(tmp_path: Path) -> None:
     ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank")
     assert ended.returncode == 2
     assert "too few" in ended.stderr
-    assert not (tmp_path / "runs").exists(), "told before anything runs"
+    assert not (tmp_path / "runs").exists(), "the drill started a run before it refused"
 
 
 def test_more_faults_than_steps_are_told_before_anything_runs(tmp_path: Path) -> None:
