@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(mode=0o700)
         os.environ["TMPDIR"] = tempfile.tempdir = str(own)
+        # Torch would put it below the directory of the first test that needs it, and use it after that one is gone.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
     else:  # after the others have ended: multiprocessing removes files of its own when a process exits
         config.add_cleanup(lambda: [shutil.rmtree(own, True) for own in Path("/tmp").glob(f"cx-{os.getpid()}-*")])
 

@@ -36,6 +36,7 @@ JOB: dict[str, Any] = {
     "cluster": {"nodes": 2, "cpus_per_node": 1},
     "checkpoint": {"memory_interval_steps": 1, "interval_steps": EVERY, "keep_last": 3},
 }
+TWO: dict[str, Any] = {"resources": {"workers": {"min": 1, "max": 2}}, "cluster": JOB["cluster"]}
 THREE: dict[str, Any] = {"resources": {"workers": {"min": 1, "max": 3}}, "cluster": {"nodes": 3, "cpus_per_node": 1}}
 PATIENCE_S = 100.0
 

@@ -20,6 +20,7 @@ from tests.faults.striking import (
     NAN_STEP,
     STRIKE_STEP,
     THREE,
+    TWO,
     Striker,
     curve,
     driver_is_killed,
@@ -49,7 +50,7 @@ QUICK = {
 """These run in every `make test`: every phase but a mere step, and every fault but a killed driver, which have tests of
 their own. The others run in `make soak`."""
 STOCK = ("silence-node", "durable")
-"""Its workers start without the fork server."""
+"""Its workers start without the fork server. They are two: each takes five seconds of CPU to start."""
 
 
 def cells() -> Iterator[Any]:
@@ -107,7 +108,8 @@ def test_the_curve_does_not_show_it(
 def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed: list[float]) -> None:
     """A fault that comes from outside: it strikes while a process stands still in the phase."""
     on_node = fault in ("kill-node", "silence-node")
-    victim = 2 if on_node else 1
+    nodes = TWO if (fault, phase) == STOCK else THREE
+    victim = nodes["cluster"]["nodes"] - 1 if on_node else 1
     with Striker(pauses, lambda striker, rank: strike(fault, striker, rank)) as striker:
         if phase == "waiting":
             striker.plan(Point.STEP, STRIKE_STEP, victim, first="kill-worker")
@@ -117,7 +119,7 @@ def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed:
             striker.then(Point.RESTORE, 0, 1 if on_node else 0)
         else:
             striker.plan(Point(phase), STRIKE_STEP, victim)
-        outcome = train(directory, striker, **(THREE if on_node else {}))
+        outcome = train(directory, striker, **(nodes if on_node else {}))
     assert (outcome.state, outcome.reason, striker.struck) == (RunState.SUCCEEDED, None, 1), striker.story()
     expected = undisturbed
     if {step.world_size for step in striker.steps} != {2}:

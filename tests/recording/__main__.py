@@ -161,8 +161,9 @@ def main() -> None:
         kept.write_text(json.dumps(asdict(record(home))))
         paint(kept)
     if "outputs" in parts:
-        with tempfile.TemporaryDirectory() as shims:
-            run = shell(environment(Path(shims), home))
+        # In an empty home nothing is cached: the document shows the first run of a reader.
+        with tempfile.TemporaryDirectory() as shims, tempfile.TemporaryDirectory(dir=home) as empty:
+            run = shell(environment(Path(shims), Path(empty)), {empty: str(home)})
             DOCUMENT.write_text(refresh(DOCUMENT.read_text(encoding="utf-8"), run), encoding="utf-8")
         print(f"refreshed {DOCUMENT.relative_to(ROOT)}")
 

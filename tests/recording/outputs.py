@@ -70,8 +70,12 @@ def fewer_steps(lines: Sequence[str]) -> list[str]:
     return kept
 
 
-def shell(environment: Mapping[str, str]) -> Callable[[str], str]:
-    """Runs commands in the checkout; gives what they print. Raises SystemExit where one fails."""
+def shell(environment: Mapping[str, str], shown: Mapping[str, str]) -> Callable[[str], str]:
+    """Run commands in the checkout and return what they print; `shown`: absolute paths and what to print instead.
+
+    Raises SystemExit if a command fails.
+    """
+    paths = {**shown, **{_relative(path): _relative(instead) for path, instead in shown.items()}}
 
     def run(command: str) -> str:
         done = subprocess.run(
@@ -80,6 +84,13 @@ def shell(environment: Mapping[str, str]) -> Callable[[str], str]:
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"error: {command} ended with {done.returncode}\n{done.stdout}")
-        return done.stdout.replace(str(ROOT), SHOWN_ROOT)
+        text = done.stdout
+        for path, instead in {**paths, str(ROOT): SHOWN_ROOT}.items():
+            text = text.replace(path, instead)
+        return text
 
     return run
+
+
+def _relative(path: str) -> str:
+    return str(Path(path).relative_to(ROOT))
