@@ -62,10 +62,12 @@ unit: dev
 
 # Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1 tests/cluster tests/faults tests/gpu
 
-test: calibrate lint unit cluster
-	@$(BIN)/python -m tests.calibration
+# Lint runs in one process, beside the unit tests.
+test: calibrate
+	@$(MAKE) --no-print-directory -j 2 lint unit
+	@$(MAKE) --no-print-directory cluster calibrate
 
 # What takes too long for every day.
 soak: dev

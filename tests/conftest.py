@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import contextlib
 import gc
 import os
 import re
@@ -12,14 +13,11 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
-from orchestrator.gang.cluster import LOCAL_ENV
-from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer, start_fork_server
-from orchestrator.gang.worker_actor import worker_environment
-from tests.cluster.forked import ENGINE_AND_MODELS
+from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
+from tests.session_server import is_alive, own_server, shared_server, starts_workers
 
-PRELOADED = (*ENGINE_AND_MODELS, "orchestrator.train.rehearsal")
 CHANGED_BY_TESTS = (
     ACCELERATOR_VARIABLE, "PYTHONPATH", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
     "TRANSFORMERS_OFFLINE",
@@ -48,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
     else:  # after the others have ended: multiprocessing removes files of its own when a process exits
         config.add_cleanup(lambda: [shutil.rmtree(own, True) for own in Path("/tmp").glob(f"cx-{os.getpid()}-*")])
+        if config.getoption("numprocesses", None) and VARIABLE not in os.environ and starts_workers(config.args):
+            server = contextlib.ExitStack()
+            server.enter_context(own_server(os.environ))
+            config.add_cleanup(server.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,19 +80,13 @@ def fork_server(
 ) -> Iterator[ForkServer | None]:
     """One fork server for the local clusters of all tests: the imports are paid once. `stock_workers` leaves it out."""
     tmp_path_factory.getbasetemp()  # before a test changes the directory for temporary files
-    if VARIABLE in os.environ or not any(
-        item.get_closest_marker(name) for item in request.session.items for name in FORKED
-    ):
+    if VARIABLE in os.environ:
+        yield shared_server(os.environ)
+    elif any(item.get_closest_marker(name) for item in request.session.items for name in FORKED):
+        with own_server(os.environ) as server:
+            yield server
+    else:
         yield None
-        return
-    directory = Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
-    env = {**os.environ, **LOCAL_ENV, **worker_environment(1, 0, os.environ)}
-    server = start_fork_server(directory, PRELOADED, env)
-    os.environ[VARIABLE] = str(server.socket)
-    yield server
-    del os.environ[VARIABLE]
-    server.close()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +94,11 @@ def forked(fork_server: ForkServer | None) -> Iterator[None]:
     """A test whose workers start without the fork server is slow, and does not test what it seems to."""
     before = fork_server.refusals() if fork_server is not None else 0
     yield
-    reason = fork_server.bypassed() if fork_server is not None else None
-    if fork_server is not None and reason is not None and (fork_server.refusals() != before or not fork_server.lives()):
+    if fork_server is None:
+        return
+    assert is_alive(os.environ), "the fork server of the test session has ended"
+    reason = fork_server.bypassed()
+    if reason is not None and fork_server.refusals() != before:
         foreign = [name for name in re.findall(r"[A-Z_]{3,}", reason) if name not in CHANGED_BY_TESTS]
         assert reason.startswith("the worker's environment"), reason
         assert foreign == [], reason

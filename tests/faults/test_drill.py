@@ -115,7 +115,7 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(tmp_path: Path) -> None:
 
 
 def test_a_slow_worker_is_named_and_lives(tmp_path: Path) -> None:
-    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank", "--set", "train.steps=160")
+    ended = drill(tmp_path, a_job(tmp_path, workers=2), "--fault", "slow-rank", "--set", "train.steps=100")
     assert ended.returncode == 0, ended.stderr[-3000:]
     card = json.loads(ended.stdout)
     assert card["survived"] is True

@@ -1,24 +1,21 @@
 """The wheel: it holds what the package reads, and trains outside the checkout."""
 
-import ast
 import os
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from orchestrator.gang.fork_server.launch import VARIABLE
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "orchestrator"
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
-COMES_WITH = {"pydantic_core": "pydantic", "annotated_types": "pydantic"}
-"""Modules that another dependency brings in a version of its own choice."""
 JOB = """\
 name: tiny
 model:
@@ -55,8 +52,9 @@ def pip(*arguments: str, timeout_s: float, python: str = sys.executable) -> None
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what leads to the checkout or to the runs of whoever runs the tests."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CONVOY_HOME")}
+    """Without what leads to the checkout, to its fork server, or to the runs of whoever runs the tests."""
+    left_out = ("PYTHONPATH", "CONVOY_HOME", VARIABLE)
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def environment_of(wheel: Path, directory: Path, with_dependencies_of_this: bool) -> Path:
@@ -117,25 +115,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert f"{info}/licenses/LICENSE" in names
     assert "\nName: convoy-train\n" in metadata
     assert "\nRequires-Python: <3.14,>=3.11\n" in metadata
-
-
-@pytest.mark.contract
-def test_the_package_imports_only_what_it_declares() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[\[<>=]", text)[0].lower().replace("-", "_") for text in project["dependencies"]}
-    declared = {{"pyyaml": "yaml"}.get(name, name) for name in declared}
-    imported = {COMES_WITH.get(name, name) for path in PACKAGE.rglob("*.py") for name in imports_of(path)}
-    assert imported - declared - sys.stdlib_module_names - {"orchestrator"} == set()
-
-
-def imports_of(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module)
-    return {name.partition(".")[0] for name in names}
 
 
 @pytest.mark.cluster

@@ -1,0 +1,33 @@
+"""The package imports nothing that it does not declare."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "orchestrator"
+COMES_WITH = {"pydantic_core": "pydantic", "annotated_types": "pydantic"}
+"""Modules that another dependency brings in a version of its own choice."""
+
+
+@pytest.mark.contract
+def test_the_package_imports_only_what_it_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\[<>=]", text)[0].lower().replace("-", "_") for text in project["dependencies"]}
+    declared = {{"pyyaml": "yaml"}.get(name, name) for name in declared}
+    imported = {COMES_WITH.get(name, name) for path in PACKAGE.rglob("*.py") for name in imports_of(path)}
+    assert imported - declared - sys.stdlib_module_names - {"orchestrator"} == set()
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
