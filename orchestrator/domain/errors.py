@@ -13,6 +13,10 @@ class DeviceError(UsageError):
     """A worker cannot train on the device that the spec promises it."""
 
 
+class BrokenDeviceError(DeviceError):
+    """The GPU of a worker does not work, or not any more."""
+
+
 class WeightsError(UsageError):
     """The weights of a pretrained model are missing, damaged, or not those of the model that its config describes."""
 
@@ -23,6 +27,10 @@ class DataError(ConvoyError):
 
 class ClusterError(ConvoyError):
     """The cluster cannot be reached, or cannot hold what was asked for."""
+
+
+class PeerLostError(ConvoyError):
+    """Another worker is lost: this one left the collective that waits for it. Its cause is elsewhere."""
 
 
 class CheckpointError(ConvoyError):

@@ -63,7 +63,9 @@ class GangDriver:
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = Planned(spec, request_of(spec.resources), desk, emit)
-        self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
+        self._worker_env = worker_environment(
+            spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
+        )
         self._cluster: Cluster | None = None
         self._gang: Any = None
         self._vaults: Any = None

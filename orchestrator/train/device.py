@@ -15,7 +15,7 @@ from orchestrator.domain.device import (
     decide_device,
     explain_error,
 )
-from orchestrator.domain.errors import DeviceError
+from orchestrator.domain.errors import BrokenDeviceError
 from orchestrator.domain.session import Session
 
 SIDE = 64
@@ -27,11 +27,11 @@ ERROR_CHARACTERS = 300
 def worker_device(session: Session, gpus: int) -> torch.device:
     """The device this worker trains on; `gpus`: of `resources.gpus_per_worker`.
 
-    Raises DeviceError where the spec promises a GPU that does not work: nothing is trained on a CPU instead.
+    Raises BrokenDeviceError if the spec promises a GPU that does not work: nothing is trained on a CPU instead.
     """
     found = usable_device(gpus, session.local_rank)
     if isinstance(found, DeviceProblem):
-        raise DeviceError(
+        raise BrokenDeviceError(
             f"rank {session.rank} on {socket.gethostname()} ({session.node_ip}) cannot use the GPU that "
             f"resources.gpus_per_worker promises: {found.why}",
             hint=found.hint,

@@ -120,6 +120,7 @@ class TrainLoop:
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
+        context.check_interrupted()
         due = self._checkpoint_due(outcome) or (outcome.leave.regroup and not kept)
         # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
         evaluate_first = self._evaluation_due(step) and due
@@ -164,6 +165,7 @@ class TrainLoop:
         facts = self._facts(batch, wait_s, float(loss_sum), started)
         beat(step, Phase.EXCHANGE)
         ranks = exchange(facts, context.device)
+        context.check_interrupted()
         return StepOutcome(step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
 
     def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:

@@ -5,6 +5,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.domain.device import CUDA
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
@@ -27,30 +28,25 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     _set_threads(spec)
     from orchestrator.train.device import worker_device
     from orchestrator.train.rendezvous import join_process_group, leave_process_group
+    from orchestrator.train.sequence import nccl_counts
     from orchestrator.train.unblock import Unblocker
 
     device = worker_device(session, spec.resources.gpus_per_worker)
     _import_model(spec, device.type)
     _phase(session, Phase.RENDEZVOUS)
-    unblock = Unblocker()
+    unblock = Unblocker(device.type)
     session.on_interrupt(unblock)
+    session.count_collectives(nccl_counts if device.type == CUDA else None)
     try:
-        join_process_group(session, device)
-        _phase(session, Phase.BUILD)
-        context = _build(session, plan, spec, device)
+        with unblock.aborting_on_error():
+            join_process_group(session, device)
+            _phase(session, Phase.BUILD)
+            context = _build(session, plan, spec, device)
         try:
-            unblock.learn()
-            session.report_event(
-                EventKind.WORKER_STARTED,
-                {
-                    "rank": session.rank,
-                    "node": session.node_ip,
-                    "pid": os.getpid(),
-                    "device": _device_name(device),
-                    "seconds": time.perf_counter() - started,
-                },
-            )
-            return _train(context)
+            with unblock.aborting_on_error():
+                unblock.learn()
+                _tell_started(session, device, time.perf_counter() - started)
+                return _train(context)
         finally:
             from orchestrator.train.engine import destroy_engine
 
@@ -59,8 +55,20 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
             destroy_engine(engine)
             del engine
     finally:
-        session.on_interrupt(None)
         leave_process_group()
+        session.count_collectives(None)
+        session.on_interrupt(None)  # last: to leave may wait for a peer, too
+
+
+def _tell_started(session: Session, device: Any, seconds: float) -> None:
+    fields = {
+        "rank": session.rank,
+        "node": session.node_ip,
+        "pid": os.getpid(),
+        "device": _device_name(device),
+        "seconds": seconds,
+    }
+    session.report_event(EventKind.WORKER_STARTED, fields)
 
 
 def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":

@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
@@ -74,6 +74,13 @@ class FileSession:
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         pass
+
+    def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
+        pass
+
+    @property
+    def interrupted(self) -> bool:
+        return False
 
     def publish(self, key: str, value: str) -> None:
         partial = self.directory / f".{key}.partial"

@@ -77,6 +77,9 @@ BROKEN = [
     ((WORKERS, WORKERS + "checkpoint: {storage: 'az://b/x?sig=s'}\n"), "26:23", "holds credentials or options"),
     ((WORKERS, WORKERS + "  custom: {GPU: 1}\n"), "26:12", "Ray has it built in"),
     ((WORKERS, WORKERS + "  custom: {'a b': 1}\n"), "26:12", "no name of a resource"),
+    ((WORKERS, WORKERS + "  env: {'a b': x}\n"), "26:9", "no name of an environment variable"),
+    ((WORKERS, WORKERS + "  env: {CUDA_VISIBLE_DEVICES: '1'}\n"), "26:9", "is set by Convoy for each worker"),
+    ((WORKERS, WORKERS + "  env: {HF_TOKEN: hf_x}\n"), "26:9", "looks like a secret"),
     ((WORKERS, WORKERS + "cluster: {nodes: 2, address: auto}\n"), "26:11", "does not go with `cluster.address`"),
     ((WORKERS, WORKERS + "cluster: {address: somewhere}\n"), "26:20", "expected `host:port` or `auto`"),
     ((WORKERS, WORKERS + "cluster: {nodes: 1, cpus_per_node: 1}\n"), "26:36", "hold"),
@@ -123,9 +126,10 @@ KEPT = [
     (WORKERS, WORKERS + "checkpoint: {storage: az://container}\n"),
     (WORKERS, WORKERS + "checkpoint: {storage: /mnt/all}\n"),
     (WORKERS, "  workers: {min: 1, max: 8}\n  memory_per_worker: 1.5GiB\n  custom: {rack_a: 1, 'node:x': 0.5}\n"),
+    (WORKERS, WORKERS + "  env: {NCCL_SOCKET_IFNAME: eth0, TOKENS_PER_FILE: '3'}\n"),
     (WORKERS, WORKERS + "  placement: strict_pack\ncluster: {nodes: 3, cpus_per_node: 2}\n"),
     (WORKERS, WORKERS + "cluster: {address: '10.0.0.1:6379'}\n"),
-    (WORKERS, WORKERS + "  gpus_per_worker: 1\n"),
+    (WORKERS, WORKERS + "  gpus_per_worker: 1\n  standby: 1\n"),
     ("global_batch: 8", "global_batch: 9\n  micro_batch: 5"),
 ]
 

@@ -1,0 +1,94 @@
+"""What ranks run besides training: entry points for single checks, called as a worker's own."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.domain.session import Session, TrainPlan, TrainResult
+
+ASSERT_STEP = 6
+
+
+def facts(session: Session, plan: TrainPlan) -> TrainResult:
+    """Device, driver and versions, as this process finds them."""
+    import deepspeed
+    import torch
+    import transformers
+
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+        "cuda_build": torch.version.cuda,
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "available": torch.cuda.is_available(),
+    }
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found |= {
+            "device": torch.cuda.get_device_name(),
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "free_bytes": free,
+            "total_bytes": total,
+            "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        }
+    return TrainResult(0, True, facts=found)
+
+
+def failing_assertion(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train; at `ASSERT_STEP` a kernel of rank 1 refuses its input, as with a token id beyond the vocabulary."""
+    import torch
+
+    from orchestrator.train import tasks
+    from orchestrator.train.worker import run_worker
+
+    plain, calls = tasks.CausalLM.loss, 0
+
+    def loss(task: Any, model: Any, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if session.rank == 1 and calls == ASSERT_STEP * plan.accumulation:
+            table = torch.zeros(4, device=batch.labels.device)
+            beyond = torch.tensor([1_000_000], device=batch.labels.device)
+            table.index_select(0, beyond)
+        return plain(task, model, batch)
+
+    with _replaced(tasks.CausalLM, "loss", loss):
+        return run_worker(session, plan)
+
+
+def paced(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train, at most twenty steps a second: what is done at a step does not come after the last one."""
+    import time
+
+    from orchestrator.train import loop
+    from orchestrator.train.worker import run_worker
+
+    plain = loop.TrainLoop._step
+
+    def step(self: Any, number: int, feed: Any) -> Any:
+        time.sleep(0.05)
+        return plain(self, number, feed)
+
+    with _replaced(loop.TrainLoop, "_step", step):
+        return run_worker(session, plan)
+
+
+def device_memory(session: Session, plan: TrainPlan) -> TrainResult:
+    """Bytes that this process holds on its device between two generations."""
+    import torch
+
+    gc.collect()
+    return TrainResult(0, True, facts={"reserved_bytes": torch.cuda.memory_reserved()})
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Any:
+    before = getattr(owner, name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
