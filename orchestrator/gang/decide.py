@@ -148,6 +148,20 @@ def root_cause(failures: Sequence[Failure]) -> Failure:
     return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
 
 
+CPU_PATIENCE_S = 2.0
+"""How long a worker may take to leave its collective; then its process is given up."""
+GPU_PATIENCE_S = 15.0
+"""The same on a GPU: the kernels that are queued before the collective have to end, and its communicators are torn
+down."""
+GPU_STEPS = 2.0
+"""Or this many steps, if that is longer."""
+
+
+def patience_s(gpus: bool, step_s: float) -> float:
+    """How long to wait for a survivor; `step_s`: of the last step."""
+    return max(GPU_PATIENCE_S, GPU_STEPS * step_s) if gpus else CPU_PATIENCE_S
+
+
 FATAL = re.compile(r"Fatal Python error: ([A-Z][\w ]+)|\*\*\* (SIG[A-Z]+) received")
 NAMES = {"Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS", "Illegal instruction": "SIGILL",
          "Floating point exception": "SIGFPE"}  # fmt: skip

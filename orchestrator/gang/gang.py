@@ -30,13 +30,14 @@ from orchestrator.gang.decide import (
     is_consequence,
     is_out_of_memory,
     numeric_fault,
+    patience_s,
     root_cause,
 )
 from orchestrator.gang.device_checks import DeviceChecks
 from orchestrator.gang.files import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.head import Head
-from orchestrator.gang.interrupting import interrupt, patience_s
+from orchestrator.gang.interrupting import interrupt
 from orchestrator.gang.listening import TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills, taken_places
 from orchestrator.gang.placement import Request

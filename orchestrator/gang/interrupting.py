@@ -9,19 +9,6 @@ import ray
 from orchestrator.gang.listening import POLL_S, TICK_S, Listener
 from orchestrator.gang.member import Member
 
-CPU_PATIENCE_S = 2.0
-"""How long a worker may take to leave its collective; then its process is given up."""
-GPU_PATIENCE_S = 15.0
-"""The same on a GPU: the kernels that are queued before the collective have to end, and its communicators are torn
-down."""
-GPU_STEPS = 2.0
-"""Or this many steps, if that is longer."""
-
-
-def patience_s(gpus: bool, step_s: float) -> float:
-    """How long to wait for a survivor; `step_s`: of the last step."""
-    return max(GPU_PATIENCE_S, GPU_STEPS * step_s) if gpus else CPU_PATIENCE_S
-
 
 def interrupt(members: Sequence[Member], generation: int, limit_s: float, listener: Listener) -> None:
     """Interrupt all members who live and wait for them, `limit_s` at most. End the processes of the others: those that

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from orchestrator.domain.numeric import Injection
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import TrainPlan
-from orchestrator.gang.interrupting import CPU_PATIENCE_S, GPU_PATIENCE_S
+from orchestrator.gang.decide import CPU_PATIENCE_S, GPU_PATIENCE_S
 from orchestrator.gang.worker_actor import Raised
 from orchestrator.planner.shape import shape_batch
 from tests.gpu.lab import Lab

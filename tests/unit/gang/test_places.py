@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.gang.interrupting import CPU_PATIENCE_S, GPU_PATIENCE_S, patience_s
+from orchestrator.gang.decide import CPU_PATIENCE_S, GPU_PATIENCE_S, patience_s
 from orchestrator.gang.places import FAULTS, Places
 
 pytestmark = pytest.mark.unit
