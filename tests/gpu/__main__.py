@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.gpu import checks
+from tests.gpu import checks, measures
 from tests.gpu.lab import Lab, has_gpu
 from tests.gpu.table import Result, as_json, as_markdown
 
@@ -33,6 +33,8 @@ CHECKS: dict[str, tuple[Check, float]] = {
     "recovery": (checks.check_recovery, 200.0),
     "assertion": (checks.check_assertion, 60.0),
     "out-of-memory": (checks.check_out_of_memory, 60.0),
+    "saved-state": (measures.check_saved_state, 90.0),
+    "speed": (measures.check_speed, 150.0),
 }
 """In order, with the seconds that each may take."""
 

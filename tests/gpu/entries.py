@@ -92,3 +92,40 @@ def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Any:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def state_digest(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train, and tell a digest of all state that is saved: of masters, moments, buffers, counters."""
+    from dataclasses import replace
+
+    from orchestrator.train import loop
+    from orchestrator.train.worker import run_worker
+
+    plain, digests = loop.TrainLoop.run, []
+
+    def run(self: Any) -> Any:
+        result = plain(self)
+        digests.append(_digest(self._context.engine))
+        return result
+
+    with _replaced(loop.TrainLoop, "run", run):
+        return replace(run_worker(session, plan), facts={"digest": digests[0]})
+
+
+def _digest(engine: Any) -> str:
+    """SHA-256 over every flat that a snapshot copies, on the host, and over the counters."""
+    import hashlib
+
+    import torch
+
+    from orchestrator.train.zero_state import EngineState
+
+    state = EngineState(engine).capture()
+    found = hashlib.sha256()
+    for flat in state.flats:
+        for fragment in flat.fragments:
+            part = flat.tensor.detach().view(-1)[fragment.offset : fragment.offset + fragment.length]
+            found.update(f"{fragment.name} {fragment.start}".encode())
+            found.update(part.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
+    found.update(repr((state.counters, state.groups, state.loss_scaler)).encode())
+    return found.hexdigest()
