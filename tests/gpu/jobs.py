@@ -16,8 +16,7 @@ SMALL: dict[str, Any] = {"n_layer": 4, "n_embd": 256, "n_head": 4}
 TINY: dict[str, Any] = {"n_layer": 2, "n_embd": 48, "n_head": 2}
 M355: dict[str, Any] = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
 B1: dict[str, Any] = {"n_layer": 24, "n_embd": 1792, "n_head": 14}
-"""About one billion parameters with a vocabulary of 50,257."""
-GPT2_VOCABULARY = 50_257
+"""About one billion parameters."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,23 @@ class Jobs:
         return SMALL if self.gpu else TINY
 
     def spec(
-        self, stage: int, precision: str, steps: int, batch: int = 12, sequence_length: int = 64, **changes: Any
+        self,
+        stage: int,
+        precision: str,
+        steps: int,
+        batch: int = 12,
+        sequence_length: int = 64,
+        vocabulary: int = 512,
+        **changes: Any,
     ) -> JobSpec:
-        """A spec; `changes` replace whole sections, or add to `train`, `zero` and `model`'s config."""
+        """A spec; `changes` replace whole sections, or add to `train`, `zero` and `checkpoint`; `config` is the model's.
+        A large vocabulary needs all of the standard library for a text."""
         value: dict[str, Any] = {
             "name": "gpu",
             "model": {"architecture": "gpt2", "config": changes.pop("config", self.model)},
-            "tokenizer": {"train": {"vocab_size": 512}},
+            "tokenizer": {"train": {"vocab_size": vocabulary}},
             "data": {
-                "sources": [{"files": ["json/*.py", "email/*.py"]}],
+                "sources": [{"files": ["json/*.py", "email/*.py"] if vocabulary <= 1024 else ["**/*.py"]}],
                 "sequence_length": sequence_length,
             },
             "train": {

@@ -38,9 +38,8 @@ def check_saved_state(lab: Lab, result: Result) -> None:
             plan = lab.jobs.plan(name.replace(", ", "-").replace(" ", "-"), spec, 1)
             digests = []
             for each in (plan, None):
-                (ended,) = ranks.run(
-                    each or resumed(plan, ranks.newest(), plan.shares), entry=f"{ENTRIES}:state_digest"
-                )
+                again = each or resumed(plan, ranks.newest(), plan.shares)
+                (ended,) = ranks.run(again, entry=f"{ENTRIES}:state_digest")
                 if isinstance(ended, Raised):
                     raise RuntimeError(ended.traceback_text)
                 digests.append(ended.facts["digest"])
@@ -53,8 +52,9 @@ def check_speed(lab: Lab, result: Result) -> None:
     for name, config, micro_batch in sizes:
         steps, length = (25, 1024) if lab.gpu else (8, 64)
         spec = lab.jobs.spec(
-            1, "bf16", steps, batch=2 * micro_batch, sequence_length=length, micro_batch=micro_batch, config=config
-        )
+            1, "bf16", steps, batch=2 * micro_batch, sequence_length=length, micro_batch=micro_batch, config=config,
+            vocabulary=32_768 if lab.gpu else 512,
+        )  # fmt: skip
         plan = lab.jobs.plan(f"speed-{name.replace(' ', '-')}", spec, 1)
         with lab.ranks(1) as ranks:
             ours = ranks.train(plan, limit_s=120.0)[WARM_STEPS:]
