@@ -76,6 +76,8 @@ class Found:
     """GPUs that it sees."""
     error: str | None = None
     """What it said when it could not initialise them."""
+    shared: bool = False
+    """A daemon of NVIDIA's Multi-Process Service (MPS) runs: processes share a context on the device."""
 
 
 def device_environment(gpus: int) -> dict[str, str]:
@@ -153,6 +155,11 @@ def decide_device(gpus: int, mask: str | None, local_rank: int, found: Found | N
         return DeviceProblem(
             f"no GPU is visible to its process (the mask is `{mask}`)",
             f"look at {NVIDIA_MASK} ({AMD_MASK} with ROCm) where the node was started, and at its GPUs in `ray status`",
+        )
+    if found.shared:
+        return DeviceProblem(
+            "its GPU is shared through MPS, which ends all processes on a GPU if one of them fails",
+            "stop it on that node (`echo quit | nvidia-cuda-mps-control`), or use MIG",
         )
     if found.error is not None:
         return explain_error(found.error, mask)

@@ -42,8 +42,8 @@ class Jobs:
         vocabulary: int = 512,
         **changes: Any,
     ) -> JobSpec:
-        """A spec; `changes` replace whole sections, or add to `train`, `zero` and `checkpoint`; `config` is the model's.
-        A large vocabulary needs all of the standard library for a text."""
+        """A spec; `changes` replace whole sections, or add to `train`, `zero` and `checkpoint`; `config` is the
+        model's. A large vocabulary is trained on all of the standard library."""
         value: dict[str, Any] = {
             "name": "gpu",
             "model": {"architecture": "gpt2", "config": changes.pop("config", self.model)},
