@@ -94,7 +94,7 @@ recording: dev
 # After a deliberate upgrade in .venv: freeze what is installed, and review the diff.
 constraints: $(VENV)/.installed-bench
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --all --exclude-editable \
-		| grep -viE '^(#|pip==|nvidia|triton)' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
+		| grep -viE '^(#|pip==|nvidia-[^m]|nvidia_|triton)' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,8 +11,24 @@ AMD_DRIVER = Path("/dev/kfd")
 
 
 def count_gpus(listing: Path = NVIDIA_GPUS) -> int:
-    """NVIDIA GPUs of this machine, without loading a library for it. 0 may also mean that a sandbox hides them."""
-    return len(list(listing.glob("*")))
+    """NVIDIA GPUs of this machine. The driver lists them in /proc; some sandboxes hide that, and the driver's library
+    (NVML) is asked. 0 if there is none, or if nobody can tell."""
+    return len(list(listing.glob("*"))) or _count_by_nvml()
+
+
+def _count_by_nvml() -> int:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, or no library of it
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def mask_variable(nvidia: bool, amd: bool) -> str:
