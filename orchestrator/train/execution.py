@@ -1,12 +1,10 @@
-"""How the model is executed: attention kernels, compiled blocks, TF32, deterministic kernels."""
+"""How the model is executed: attention kernels, TF32, deterministic kernels, and what is needed to compile blocks."""
 
 import importlib.util
 import os
 import shutil
-from typing import Any
 
 import torch
-from torch import nn
 
 from orchestrator.domain.device import CUDA
 from orchestrator.domain.errors import UsageError
@@ -57,27 +55,6 @@ def attention_implementation(spec: JobSpec, model_type: str) -> str | None:
         known = f"one of {', '.join(kinds)}, or auto" if kinds else "auto: it has no attention"
         raise UsageError(f"model.attention: {wanted} does not go with {model_type}", hint=f"expected {known}")
     return ATTENTION_NAMES[wanted]
-
-
-def compile_blocks(model: Any) -> int:
-    """Have every repeated block of the model compiled when it is first called; how many there are.
-
-    In place, so that the names of parameters stay. All blocks of a model share one compiled graph. The head and the
-    embeddings stay as they are. What earlier engines of this process left compiled is dropped: their graphs would
-    count against torch's limit of recompilations.
-    """
-    torch.compiler.reset()
-    names = set(model._no_split_modules)
-    blocks = [
-        block
-        for layers in model.modules()
-        if isinstance(layers, nn.ModuleList)
-        for block in layers
-        if type(block).__name__ in names
-    ]
-    for block in blocks:
-        block.compile()
-    return len(blocks)
 
 
 def set_numerics(spec: JobSpec, device: str) -> None:

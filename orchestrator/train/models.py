@@ -135,7 +135,8 @@ def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -
     """
     import torch
 
-    from orchestrator.train.execution import attention_implementation, compile_blocks
+    from orchestrator.train.compilation import compile_blocks
+    from orchestrator.train.execution import attention_implementation
 
     config = model_config(spec, manifest)
     attention = attention_implementation(spec, config.model_type)

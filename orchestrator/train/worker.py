@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import CUDA, deterministic_environment
@@ -144,6 +145,7 @@ def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
 
 def _train(context: "TrainContext") -> TrainResult:
     from orchestrator.train.checkpointing import Progress
+    from orchestrator.train.compilation import compilation_reported
     from orchestrator.train.loop import TrainLoop
 
     session, plan = context.session, context.plan
@@ -154,7 +156,8 @@ def _train(context: "TrainContext") -> TrainResult:
     if session.rank == 0 and not plan.restores and context.device.type == CUDA:
         _warn_of_precision(context)
     _phase(session, Phase.TRAIN)
-    result = TrainLoop(context, start).run()
+    with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
+        result = TrainLoop(context, start).run()
     if plan.export and result.finished and result.unsaved is None and session.rank == 0:
         from orchestrator.train.exporting import export_run
 

@@ -8,13 +8,7 @@ import torch
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.errors import UsageError
 from orchestrator.spec.check_execution import ALL_KINDS, attention_kinds
-from orchestrator.train.execution import (
-    attention_implementation,
-    check_execution,
-    compile_blocks,
-    set_numerics,
-    slow_precision,
-)
+from orchestrator.train.execution import attention_implementation, check_execution, set_numerics, slow_precision
 from orchestrator.train.models import ARCHITECTURES, build_model
 from tests.unit.train.builders import manifest_with, spec_with
 from tests.unit.train.test_models import TINY
@@ -72,16 +66,6 @@ def test_what_is_not_installed_is_named_before_training(monkeypatch: pytest.Monk
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UsageError, match=r"^train\.compile: blocks needs a compiler \(g\+\+ or clang\+\+\)"):
         check_execution(spec_of(compile="blocks"))
-
-
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_every_layer_is_compiled_in_place(architecture: str) -> None:
-    model: Any = build_model(spec_of(architecture), manifest_with())
-    names = [name for name, _ in model.named_parameters()]
-    assert compile_blocks(model) == model.config.num_hidden_layers
-    assert [name for name, _ in model.named_parameters()] == names
-    compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
-    assert len({name.rpartition(".")[0] for name in compiled}) == 1, compiled
 
 
 def test_numerics_are_set_and_set_back() -> None:
