@@ -30,6 +30,7 @@ FORKED = ("cluster", "faults", "soak")
 def pytest_configure(config: pytest.Config) -> None:
     """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
     os.environ[ACCELERATOR_VARIABLE] = CPU
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # DeepSpeed does this, and every worker is to be told the same
     settings.register_profile("convoy", deadline=None)  # a busy machine is no defect
     settings.load_profile("convoy")
     try:

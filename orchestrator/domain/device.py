@@ -80,6 +80,12 @@ class Found:
     """A daemon of NVIDIA's Multi-Process Service (MPS) runs: processes share a context on the device."""
 
 
+def deterministic_environment(deterministic: bool) -> dict[str, str]:
+    """Variables of a process that is to compute deterministically on a GPU. They are read when cuBLAS starts and when
+    transformers calls flash-attn (https://docs.nvidia.com/cuda/cublas/#results-reproducibility)."""
+    return {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"} if deterministic else {}
+
+
 def device_environment(gpus: int) -> dict[str, str]:
     """Variables of a process that trains on a GPU, or of one that must not touch any.
 

@@ -12,6 +12,7 @@ from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.arranged import NodeAddress
+from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
@@ -66,6 +67,7 @@ class GangDriver:
         self._worker_env = worker_environment(
             spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
         )
+        self._worker_env.update(deterministic_environment(spec.train.deterministic))
         self._cluster: Cluster | None = None
         self._gang: Any = None
         self._vaults: Any = None

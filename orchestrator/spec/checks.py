@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec import check_data, check_model, check_recovery, check_resources
+from orchestrator.spec import check_data, check_execution, check_model, check_recovery, check_resources
 from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.hints import listing
@@ -93,6 +93,7 @@ def nvme_paths(view: View) -> Iterator[Problem]:
 CHECKS: tuple[Check, ...] = (
     *check_model.CHECKS,
     *check_data.CHECKS,
+    *check_execution.CHECKS,
     one_length,
     warmup_fits,
     evaluation_has_data,

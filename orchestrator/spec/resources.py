@@ -44,8 +44,10 @@ class ResourcesSpec(SpecModel):
     `PYTORCH_`; these here win. Variables that Convoy sets itself (ranks, device masks, NCCL's error handling) are
     refused. Not for secrets: they would be kept with the run."""
 
-    placement: Literal["spread", "pack", "strict_spread", "strict_pack"] = "spread"
-    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else."""
+    placement: Literal["auto", "spread", "pack", "strict_spread", "strict_pack"] = "auto"
+    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else. `auto`: `pack` for workers
+    on GPUs, which exchange gradients fastest within a node, and `spread` for workers on CPUs, where the loss of a node
+    then costs the fewest."""
 
     standby: int = Field(default=0, ge=0, le=16)
     """Spare worker processes on each node that has workers: imported, idle, without a reservation of their own. One
@@ -54,6 +56,11 @@ class ResourcesSpec(SpecModel):
 
     placement_timeout_s: float = Field(default=60, gt=0)
     """How long to wait for the placement before giving up with what is missing."""
+
+    @property
+    def strategy(self) -> str:
+        """The placement, decided: never `auto`."""
+        return self.placement if self.placement != "auto" else "pack" if self.gpus_per_worker else "spread"
 
 
 class CheckpointSpec(SpecModel):

@@ -71,10 +71,29 @@ class TrainSpec(SpecModel):
     """Seed of weights, data order and dropout."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU."""
+    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU. On GPUs bf16 is several times
+    faster than fp32."""
+
+    tf32: bool = True
+    """On GPUs, compute matrix products of `precision: fp32` in TF32: several times faster, with 10 bits of mantissa
+    instead of 23. `false`: full fp32. Without effect on CPUs and in other precisions."""
+
+    deterministic: bool = False
+    """Use deterministic kernels only, so that on GPUs too the same job gives the same numbers bit by bit on the same
+    number of GPUs of the same kind with the same software, also if it is continued from a checkpoint. Slower. An
+    operation that has no such kernel ends the run. CPUs compute deterministically without it."""
+
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks`: compile the repeated blocks of the model with torch's compiler. The first step takes up to a minute
+    longer, as does the first one after a recovery. Not at `zero.stage: 3`. Needs a C++ compiler on every node."""
 
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Keep only the inputs of the model's blocks, and recompute a block's activations in its backward pass."""
+
+    loss_chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
+    """Compute the loss from the last hidden states so many tokens at a time, so that the logits of all tokens are never
+    in memory together. `off`: all tokens of a micro batch at once. `auto`: in chunks of 256 MiB of fp32 logits if the
+    micro batch's logits are larger than that. The losses are the same up to rounding."""
 
     eval_interval_steps: int | None = Field(default=None, ge=1)
     """Measure validation loss every so many steps. Default: before the first and after the last step only."""

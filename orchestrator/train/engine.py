@@ -125,25 +125,28 @@ class Stepper:
         """Count the micro step; at the accumulation boundary clip and update.
 
         Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
-        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there it has no gradients then.
+        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there the optimizer is told.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self._clips:
             limit = float("inf") if self._limit is None else self._limit
-            self._norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
-            if not torch.isfinite(self._norm):
-                self._engine.module.zero_grad(set_to_none=True)
+            norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+            # torch's fused optimizers read this on the device (it is how GradScaler has them leave an update out), so
+            # that nobody waits for the norm here.
+            self._engine.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
+            self._norm = norm
         loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
         self._engine.step()
         if boundary and not self._clips:
             norm = self._engine.get_global_grad_norm()
             self._norm = None if norm is None else norm / loss_scale
 
-    def grad_norm(self) -> float:
-        """Global L2 norm of the last update's gradients before clipping; not finite where they overflowed."""
+    def grad_norm(self) -> float | torch.Tensor:
+        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor where
+        the norm may not have been computed yet."""
         if self._norm is None:
             raise RuntimeError("DeepSpeed reported no gradient norm for this step")
-        return float(self._norm)
+        return self._norm
 
 
 def destroy_engine(engine: Any) -> None:

@@ -135,7 +135,13 @@ def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -
     """
     import torch
 
+    from orchestrator.train.compilation import compile_blocks
+    from orchestrator.train.execution import attention_implementation
+
     config = model_config(spec, manifest)
+    attention = attention_implementation(spec, config.model_type)
+    if attention is not None:
+        config._attn_implementation = attention
     model: Any
     if restored:
         model = _without_weights(config)
@@ -152,6 +158,8 @@ def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -
     if spec.train.activation_checkpointing:
         # The non-reentrant kind works with ZeRO-3's hooks and with inputs that need no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.train.compile == "blocks":
+        compile_blocks(model)
     # With a padding id transformers looks for padding in every forward pass, which on a GPU waits for the device, and
     # warns that there is no attention mask. The task knows where padding is.
     model.config.pad_token_id = None

@@ -3,9 +3,11 @@
 import json
 import os
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.device import CUDA, deterministic_environment
+from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
@@ -25,13 +27,16 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     spec = JobSpec.model_validate_json(json.dumps(plan.spec))
     _phase(session, Phase.IMPORT)
     started = time.perf_counter()
+    os.environ.update(deterministic_environment(spec.train.deterministic))
     _set_threads(spec)
     from orchestrator.train.device import worker_device
+    from orchestrator.train.execution import set_numerics
     from orchestrator.train.rendezvous import join_process_group, leave_process_group
     from orchestrator.train.sequence import nccl_counts
     from orchestrator.train.unblock import Unblocker
 
     device = worker_device(session, spec.resources.gpus_per_worker)
+    set_numerics(spec, device.type)
     _import_model(spec, device.type)
     _phase(session, Phase.RENDEZVOUS)
     unblock = Unblocker(device.type)
@@ -85,7 +90,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     model = build_model(spec, dataset.manifest, restored=plan.restores)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
-    task = _task(spec, dataset.manifest, model)
+    task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
     if session.rank == 0:
         session.report_event(
             EventKind.PLAN,
@@ -104,13 +109,32 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
-def _task(spec: JobSpec, manifest: Any, model: Any) -> Any:
-    from orchestrator.domain.errors import UsageError
+def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
+    """The model's head, if the loss is to be computed in chunks. Raises UsageError if the model cannot do that."""
+    from orchestrator.domain.loss_chunks import loss_chunk_tokens
+    from orchestrator.train.linear_loss import install_chunked_head
+    from orchestrator.train.tasks import IGNORE
+
+    wanted = spec.train.loss_chunk_tokens
+    most = plan.micro_batch * spec.data.sequence_length
+    chunk_tokens = loss_chunk_tokens(wanted, most, model.config.vocab_size)
+    if chunk_tokens is None:
+        return None
+    head = install_chunked_head(model, chunk_tokens, IGNORE)
+    if head is None and wanted != "auto":
+        raise UsageError(
+            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            hint="Set it to auto or off.",
+        )
+    return head
+
+
+def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
     from orchestrator.train.models import objective_of
     from orchestrator.train.tasks import CausalLM, MaskedLM
 
     if objective_of(model.config) == "causal":
-        return CausalLM(pad_id=manifest.pad_id)
+        return CausalLM(pad_id=manifest.pad_id, head=head)
     if manifest.mask_id is None:
         raise UsageError(
             "the model is a masked language model, but the tokenizer has no mask token",
@@ -122,11 +146,13 @@ def _task(spec: JobSpec, manifest: Any, model: Any) -> Any:
         vocab_size=manifest.vocab_size,
         probability=spec.train.mlm_probability,
         seed=spec.train.seed,
+        head=head,
     )
 
 
 def _train(context: "TrainContext") -> TrainResult:
     from orchestrator.train.checkpointing import Progress
+    from orchestrator.train.compilation import compilation_reported
     from orchestrator.train.loop import TrainLoop
 
     session, plan = context.session, context.plan
@@ -134,8 +160,11 @@ def _train(context: "TrainContext") -> TrainResult:
     if plan.restores:
         _phase(session, Phase.RESTORE)
         start = _restore(context)
+    if session.rank == 0 and not plan.restores and context.device.type == CUDA:
+        _warn_of_precision(context)
     _phase(session, Phase.TRAIN)
-    result = TrainLoop(context, start).run()
+    with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
+        result = TrainLoop(context, start).run()
     if plan.export and result.finished and result.unsaved is None and session.rank == 0:
         from orchestrator.train.exporting import export_run
 
@@ -148,6 +177,16 @@ def _train(context: "TrainContext") -> TrainResult:
         "checkpoint": result.checkpoint,
     }
     return TrainResult(result.step, result.finished, result.regroup, result.unsaved, facts)
+
+
+def _warn_of_precision(context: "TrainContext") -> None:
+    import torch
+
+    from orchestrator.train.execution import slow_precision
+
+    message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
+    if message is not None:
+        context.session.report_event(EventKind.WARNING, {"message": message})
 
 
 def _restore(context: "TrainContext") -> "Progress":

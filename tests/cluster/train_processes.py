@@ -174,6 +174,7 @@ class TrainProcesses:
         stop_at_step: int | None = None,
         wish: Leave = Leave.STOP,
         vaults: Sequence[VaultAccess | None] = (),
+        session: type[FileSession] = FileSession,
     ) -> Outcome:
         """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
         self._cases += 1
@@ -183,7 +184,7 @@ class TrainProcesses:
         for rank, pipe in enumerate(pipes):
             vault = vaults[rank] if vaults else None
             stop = stop_at_step if rank == world_size - 1 else None
-            pipe.send((plan, FileSession(rank, world_size, directory, stop, wish, vault)))
+            pipe.send((plan, session(rank, world_size, directory, stop, wish, vault)))
         answers = self._answers(pipes)
         failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:

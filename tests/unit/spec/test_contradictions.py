@@ -87,6 +87,11 @@ BROKEN = [
     ((WORKERS, WORKERS + "recovery: {loss_spike: {}}\n"), "26:12", "no step of `train.steps` (100) would ever be"),
     ((WORKERS, WORKERS + "recovery: {loss_spike: {window: 100}}\n"), "26:33", "no step of `train.steps` (100)"),
     ((WORKERS, WORKERS + "  placement: strict_spread\ncluster: {nodes: 1}\n"), "26:14", "puts 2 workers"),
+    ((MODEL, "  architecture: gpt_neo\n  attention: sdpa\n"), "4:14", "does not go with `architecture: gpt_neo`"),
+    ((MODEL, "  architecture: mamba\n  attention: eager\n"), "4:14", "does not go with `architecture: mamba`"),
+    ((MODEL, MODEL + "  attention: flash\n"), "8:14", "needs a GPU"),
+    ((MODEL, MODEL + "  attention: flash\n", WORKERS, WORKERS + "  gpus_per_worker: 1\n"), "8:14", "16 bits only"),
+    ((LR, LR + "  compile: blocks\n", ZERO, "  stage: 3\n"), "21:12", "does not go with `zero.stage: 3`"),
     (
         (
             "gpt2",
@@ -130,6 +135,8 @@ KEPT = [
     (WORKERS, WORKERS + "  placement: strict_pack\ncluster: {nodes: 3, cpus_per_node: 2}\n"),
     (WORKERS, WORKERS + "cluster: {address: '10.0.0.1:6379'}\n"),
     (WORKERS, WORKERS + "  gpus_per_worker: 1\n  standby: 1\n"),
+    (LR, LR + "  precision: bf16\n  compile: blocks\n  tf32: false\n  deterministic: true\n  loss_chunk_tokens: 512\n"),
+    (MODEL, "  architecture: gpt_neo\n  attention: eager\n"),
     ("global_batch: 8", "global_batch: 9\n  micro_batch: 5"),
 ]
 
