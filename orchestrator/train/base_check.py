@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.domain.errors import WeightsError
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.execution import check_execution
+from orchestrator.train.execution import attention_implementation, check_execution
 from orchestrator.train.pretrained import base_config, directory_here, hub_tensors
 from orchestrator.train.weights import check_fit, check_values, declared, open_tensors, wanted_of
 from orchestrator.weights.directory import Base, inspect
@@ -31,6 +31,7 @@ def check_base(question: dict[str, Any]) -> None:
     if name is None:
         return
     config = base_config(spec, spec.data.sequence_length)
+    attention_implementation(spec, config.model_type)
     wanted = wanted_of(config)
     directory = directory_here(name, spec.model.revision)
     if directory is not None:

@@ -1,5 +1,6 @@
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,9 +8,15 @@ import torch
 
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.errors import UsageError
+from orchestrator.service import _base_question
 from orchestrator.spec.check_execution import ALL_KINDS, attention_kinds
+from orchestrator.spec.errors import SpecError
+from orchestrator.spec.load import LoadedJob, load_job
+from orchestrator.train.base_check import check_base
 from orchestrator.train.execution import attention_implementation, check_execution, set_numerics, slow_precision
 from orchestrator.train.models import ARCHITECTURES, build_model
+from orchestrator.train.standalone import _check_base
+from tests.unit.spec.jobs_for_tests import edited
 from tests.unit.train.builders import manifest_with, spec_with
 from tests.unit.train.test_models import TINY
 
@@ -94,3 +101,32 @@ def test_fp32_on_a_gpu_that_is_faster_in_bf16_is_told() -> None:
     assert "train.precision: bf16" in told
     assert "train.tf32" not in told
     assert "train.tf32" in (slow_precision(spec_of(tf32=False), (8, 0)) or "")
+
+
+def job_at(directory: Path, *changes: tuple[str, str]) -> LoadedJob:
+    path = directory / "job.yaml"
+    path.write_text(edited(*changes))
+    return load_job(path)
+
+
+def test_what_is_not_installed_is_told_at_its_place_in_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = job_at(tmp_path, ("  lr: 1e-3\n", "  lr: 1e-3\n  compile: blocks\n"))
+    run: Any = SimpleNamespace(spec=job.spec)
+    assert _base_question(run) is not None
+    run.spec = spec_of()
+    assert _base_question(run) is None
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    with pytest.raises(SpecError) as raised:
+        _check_base(job)
+    (problem,) = raised.value.problems
+    assert str(problem).startswith(f"{job.path}:21:12: `train.compile`: blocks needs a compiler")
+    assert problem.hint is not None
+
+
+def test_attention_of_a_pretrained_model_is_checked_before_data_is_tokenised(tmp_path: Path) -> None:
+    base: Any = build_model(spec_of("gpt_neo"), manifest_with())
+    base.config.save_pretrained(tmp_path / "base")
+    spec = spec_of(attention="sdpa")
+    model = spec.model.model_copy(update={"architecture": None, "config": {}, "pretrained": str(tmp_path / "base")})
+    with pytest.raises(UsageError, match=r"^model\.attention: sdpa does not go with gpt_neo"):
+        check_base({"spec": spec.model_copy(update={"model": model}).model_dump(), "thorough": False})
