@@ -95,6 +95,7 @@ class TrainLoop:
                 outcome = self._step(step, feed)
                 if outcome.leave is not Leave.NO:
                     break
+            self._protection.flush()
         finally:
             feed.close()
             self._protection.close()
@@ -160,7 +161,7 @@ class TrainLoop:
                 del loss
                 beat(step, Phase.OPTIMIZER)
                 with clock.phase("optimizer"):
-                    self._stepper.step()
+                    self._stepper.step(self._protection.fence)
         facts = self._facts(batch, wait_s, float(loss_sum), started)
         beat(step, Phase.EXCHANGE)
         ranks = exchange(facts, context.device)

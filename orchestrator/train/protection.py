@@ -34,7 +34,7 @@ class Protection:
         self._anew = False
         """Some rank had no vault since then."""
         self._spent_s = 0.0
-        self._told = False
+        self._told = self._told_slow = False
         self.stored: set[int] = set()
         """Steps that the vaults were told to write as checkpoints; they may be at it yet."""
         self._snapshots: Snapshots | None = None
@@ -69,12 +69,23 @@ class Protection:
         return snapshots.replicated_step
 
     def spent_s(self) -> float:
-        """Seconds the last snapshot took, once."""
+        """Seconds that the last snapshot took from training, once."""
         spent_s, self._spent_s = self._spent_s, 0.0
-        return spent_s
+        return spent_s + (self._snapshots.stalled_s() if self._snapshots is not None else 0.0)
+
+    def fence(self) -> None:
+        """Called before each update, which must not change what a snapshot is still copying."""
+        if self._snapshots is not None:
+            self._snapshots.fence()
+
+    def flush(self) -> None:
+        """Wait until this rank's vault holds what was taken last. Not collective."""
+        if self._snapshots is not None:
+            self._snapshots.flush()
 
     def after_step(self, outcome: StepOutcome) -> bool:
-        """Take a snapshot where one is due; whether the vaults hold this very step now. Collective."""
+        """Take a snapshot if one is due; whether the vaults hold this very step, or will as soon as it is copied. If
+        the gang is left to be formed anew, they hold it. Collective."""
         if not self._context.spec.checkpoint.memory:
             return False
         self._tell_problem()
@@ -129,6 +140,8 @@ class Protection:
         """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
         not `able` to or it takes too long. Collective."""
         for _ in range(HAND_OVER_ROUNDS):
+            if self._last == outcome.step:
+                self.flush()  # if that fails, this rank says NO_VAULT
             replicated_step = global_min(self.replicated_step if able else NO_VAULT, self._context.device)
             if replicated_step == NO_VAULT:
                 return False
@@ -136,8 +149,8 @@ class Protection:
                 return True
             if self._room(replicated_step):
                 self._take(outcome)
-                return True
-            time.sleep(HAND_OVER_PAUSE_S)
+            else:
+                time.sleep(HAND_OVER_PAUSE_S)
         return False
 
     def _take(self, outcome: StepOutcome) -> None:
@@ -147,9 +160,13 @@ class Protection:
         self._last, self._anew = outcome.step, False
 
     def _tell_problem(self) -> None:
-        problem = self._snapshots.problem if self._snapshots is not None else None
-        if problem is None or self._told:
+        snapshots, session = self._snapshots, self._context.session
+        if snapshots is None:
             return
-        self._told = True
-        message = f"worker {self._context.session.rank}: state is not kept in memory: {problem}"
-        self._context.session.report_event(EventKind.WARNING, {"message": message})
+        if snapshots.slow is not None and not self._told_slow and session.local_rank == 0:
+            self._told_slow = True
+            session.report_event(EventKind.WARNING, {"message": f"worker {session.rank}: {snapshots.slow}"})
+        if snapshots.problem is not None and not self._told:
+            self._told = True
+            message = f"worker {session.rank}: state is not kept in memory: {snapshots.problem}"
+            session.report_event(EventKind.WARNING, {"message": message})
