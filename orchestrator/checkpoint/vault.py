@@ -16,6 +16,7 @@ from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.copies import Copies, CpuTime
 from orchestrator.checkpoint.fencing import end_writers
 from orchestrator.checkpoint.held import CellKey, FreedError, Held
+from orchestrator.checkpoint.numa import preferring
 from orchestrator.checkpoint.peers import descriptor_path
 from orchestrator.checkpoint.replication import Filled, Replication, Reported
 from orchestrator.checkpoint.reports import Reports
@@ -316,7 +317,8 @@ class Vault:
             )
         key = _key(frame)
         writer = int(frame.get("pid", 0)) if own else 0
-        cell = Cell.create(size, f"{key.generation}-{key.rank}", writes=not own)
+        with preferring(frame.get("numa_node")):
+            cell = Cell.create(size, f"{key.generation}-{key.rank}", writes=not own)
         held = Held(cell, int(frame["world_size"]), index, own, writer)
         return self._hold(key, held)
 

@@ -222,6 +222,7 @@ class Snapshots:
             request = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
                 "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
+                "numa_node": self._staging.numa_node(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
             cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from orchestrator.checkpoint.cells import address_of
+from orchestrator.checkpoint.numa import node_of
 from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.lasting_thread import LastingThread
 
@@ -47,6 +48,10 @@ class Staging(Protocol):
 
     overlaps: bool
     """The copy may still run when `begin` returns: what changes before the next update has to be cloned first."""
+
+    def numa_node(self) -> int | None:
+        """Where the memory of the targets should lie; None if it makes no difference. Called by the thread that calls
+        `pin`."""
 
     def pin(self, memory: memoryview) -> str | None:
         """Prepare the memory that all targets lie in, before the first copy; may take seconds. Returns why copies will
@@ -78,6 +83,9 @@ class HostStaging:
     def __init__(self, tick: Tick = no_tick) -> None:
         """`tick`: called after each copy."""
         self._tick = tick
+
+    def numa_node(self) -> int | None:
+        return None
 
     def pin(self, memory: memoryview) -> str | None:
         return None
@@ -129,6 +137,9 @@ class BackgroundStaging:
         self._idle.set()
         self._stalled_s = 0.0
         self._thread = LastingThread("snapshot-copy", self._turn)
+
+    def numa_node(self) -> int | None:
+        return None
 
     def pin(self, memory: memoryview) -> str | None:
         return None
@@ -221,6 +232,15 @@ class CudaStaging(BackgroundStaging):
         self._stalls: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         """On the compute stream, before and after the last fence."""
         self._pinned: memoryview | None = None
+
+    def numa_node(self) -> int | None:
+        """The device's."""
+        found = torch.cuda.get_device_properties(self._device)
+        # As in torch/numa/binding.py; the attributes are missing in its type stubs.
+        domain, bus, number = (
+            int(getattr(found, name, -1)) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")
+        )
+        return node_of(f"{domain:04x}:{bus:02x}:{number:02x}.0")
 
     def pin(self, memory: memoryview) -> str | None:
         """Page-lock the memory with cudaHostRegister, which takes seconds for some GB. If that is refused, copies are
