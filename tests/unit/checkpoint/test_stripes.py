@@ -1,6 +1,8 @@
 """Large slots travel to peers in stripes over several connections, several cells at once, whatever happens to one."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,24 +136,40 @@ def test_a_stream_that_fails_fails_its_copy_only(vaults: list[Vault], monkeypatc
     assert all(read(peer, rank, 1) == data_of(rank, 1) for rank in RANKS)
 
 
-def test_a_peer_that_is_lost_between_two_stripes_leaves_the_others_whole(
-    vaults: list[Vault], monkeypatch: pytest.MonkeyPatch
-) -> None:
+STOPPING = """
+import sys, threading
+from orchestrator.checkpoint import stripes
+from orchestrator.checkpoint.vault import Vault
+
+receive = stripes.Arrivals.receive
+
+def stop(arrivals, key, ticket, channel, offset, length):
+    if offset == 7000:
+        print("here", flush=True)
+        threading.Event().wait()
+    receive(arrivals, key, ticket, channel, offset, length)
+
+stripes.Arrivals.receive = stop
+vault = Vault("127.0.0.1", sys.argv[1], lambda: 1 << 30)
+print(vault.address, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_peer_that_is_killed_between_two_stripes_leaves_the_others_whole(vaults: list[Vault]) -> None:
     here, peer = vaults
-    lost = Vault("127.0.0.1", TOKEN, lambda: 1 << 30)
-    reached = threading.Event()
-
-    def stop(key: CellKey, offset: int) -> None:
-        if offset == 7000 and not reached.is_set():
-            reached.set()
-            lost.close()
-            raise OSError("the process has ended")
-
-    Receptions(monkeypatch, stop)
-    tell_peers(here, 1, lost.address, peer.address)
-    worker = channel(here)
-    cell = create(worker, 0)
-    fill(worker, cell, 0, 1)
+    process = subprocess.Popen([sys.executable, "-c", STOPPING, TOKEN], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        tell_peers(here, 1, process.stdout.readline().strip(), peer.address)
+        worker = channel(here)
+        cell = create(worker, 0)
+        fill(worker, cell, 0, 1)
+        assert process.stdout.readline() == "here\n"
+        assert here.last_problem == ""
+    finally:
+        process.kill()
+        process.wait()
     eventually(lambda: "copy of rank 0, step 1" in here.last_problem)
     eventually(lambda: bool(channel(peer).ask({"do": "inventory"})[0]["held"]))
     assert read(peer, 0, 1) == data_of(0, 1)
