@@ -1,5 +1,6 @@
 """When state is copied into the vaults. Every rank decides alike, from what all of them exchanged."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,19 @@ from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
 from orchestrator.train.snapshots import NO_VAULT, Snapshots
 
-HAND_OVER_ROUNDS = 100
 HAND_OVER_PAUSE_S = 0.02
+HAND_OVER_S = 2.0
+"""How long a gang that is left waits for the last snapshot to be whole everywhere, however small it is."""
+HAND_OVER_BYTES_PER_S = 250e6
+"""And how much longer, for the bytes of a rank: 8 ranks of a node at 2 GB/s, a third of a network of 50 Gbit/s."""
+STATE_BYTES = 12
+"""Of a parameter: an fp32 master and two moments."""
+
+
+def hand_over_rounds(parameters: int, world_size: int) -> int:
+    """How often the ranks ask each other whether the last snapshot is whole; the same on all of them."""
+    limit_s = HAND_OVER_S + STATE_BYTES * parameters / world_size / HAND_OVER_BYTES_PER_S
+    return math.ceil(limit_s / HAND_OVER_PAUSE_S)
 
 
 class Protection:
@@ -139,7 +151,9 @@ class Protection:
     def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
         """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
         not `able` to or it takes too long. Collective."""
-        for _ in range(HAND_OVER_ROUNDS):
+        session = self._context.session
+        for _ in range(hand_over_rounds(self._context.size.parameters, session.world_size)):
+            session.progress()  # for a bounded time, and as long as all ranks take part
             if self._last == outcome.step:
                 self.flush()  # if that fails, this rank says NO_VAULT
             replicated_step = global_min(self.replicated_step if able else NO_VAULT, self._context.device)
