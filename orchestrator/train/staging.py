@@ -25,6 +25,8 @@ from orchestrator.lasting_thread import LastingThread
 
 COPY_LIMIT_S = 120.0
 """A copy that takes longer has failed. The largest state of one GPU (13 GB) takes 4 s even from pageable memory."""
+BEGIN_LIMIT_S = 10.0
+"""From the word that a copy is complete to the time when the next one can begin: a moment, on a machine that has one."""
 CLOSE_LIMIT_S = 2.0
 """How long `close` waits for a copy that is under way: survivors of a failure have little time to get ready."""
 _QUERY_PAUSE_S = 0.002
@@ -145,8 +147,9 @@ class BackgroundStaging:
         return None
 
     def begin(self, copies: Sequence[Copy], done: Done) -> None:
-        """See `Staging`. Raises RuntimeError while another copy is under way."""
-        if not self._idle.is_set():
+        """See `Staging`. Raises RuntimeError if another copy is under way: callers know that the last one is complete,
+        but perhaps before the thread that has told them so goes on."""
+        if not self.wait(BEGIN_LIMIT_S):
             raise RuntimeError("a snapshot was begun while the one before it is being copied")
         self._idle.clear()
         try:

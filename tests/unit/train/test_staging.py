@@ -66,7 +66,8 @@ def test_a_fence_waits_for_the_copy() -> None:
     background.close()
 
 
-def test_one_copy_at_a_time() -> None:
+def test_one_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "BEGIN_LIMIT_S", 0.02)
     gate = Gate()
     background = BackgroundStaging(gate)
     background.begin(pieces(), lambda problem: None)
@@ -75,6 +76,24 @@ def test_one_copy_at_a_time() -> None:
     gate.open.set()
     assert background.wait(10.0)
     background.begin(pieces(), lambda problem: None)
+    background.close()
+
+
+def test_the_next_copy_waits_for_the_end_of_the_word_of_the_last() -> None:
+    """Its vault may have replicated it before the thread that has told the vault goes on."""
+    told, go_on = threading.Event(), threading.Event()
+    background = BackgroundStaging()
+
+    def done(problem: str | None) -> None:
+        told.set()
+        assert go_on.wait(10.0)
+
+    background.begin(pieces(), done)
+    assert told.wait(10.0)
+    threading.Timer(0.03, go_on.set).start()
+    background.begin(copies := pieces(), done)
+    assert background.wait(10.0)
+    assert all_copied(copies)
     background.close()
 
 
