@@ -26,7 +26,7 @@ from orchestrator.lasting_thread import LastingThread
 COPY_LIMIT_S = 120.0
 """A copy that takes longer has failed. The largest state of one GPU (13 GB) takes 4 s even from pageable memory."""
 BEGIN_LIMIT_S = 10.0
-"""From the word that a copy is complete to the time when the next one can begin: a moment, on a machine that has one."""
+"""From the word that a copy is complete to the time when the next one can begin: a moment, usually."""
 CLOSE_LIMIT_S = 2.0
 """How long `close` waits for a copy that is under way: survivors of a failure have little time to get ready."""
 _QUERY_PAUSE_S = 0.002
