@@ -121,8 +121,8 @@ class Stepper:
             scale *= self._scale.cur_scale
         self._engine.backward(loss_sum * scale, scale_wrt_gas=False)
 
-    def step(self) -> None:
-        """Count the micro step; at the accumulation boundary clip and update.
+    def step(self, before_update: Callable[[], None] = lambda: None) -> None:
+        """Count the micro step; at the accumulation boundary clip, call `before_update`, and update.
 
         Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
         (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there the optimizer is told.
@@ -136,6 +136,8 @@ class Stepper:
             self._engine.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
             self._norm = norm
         loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
+        if boundary:
+            before_update()
         self._engine.step()
         if boundary and not self._clips:
             norm = self._engine.get_global_grad_norm()

@@ -97,6 +97,7 @@ class TrainLoop:
                 outcome = self._step(step, feed)
                 if outcome.leave is not Leave.NO:
                     break
+            self._protection.flush()
         finally:
             feed.close()
             self._protection.close()
@@ -165,7 +166,7 @@ class TrainLoop:
                 del loss
                 beat(step, Phase.OPTIMIZER)
                 with clock.phase("optimizer"):
-                    self._stepper.step()
+                    self._stepper.step(self._protection.fence)
         summed, grad_norm = read_numbers((loss_sum, self._stepper.grad_norm()), context.device)
         ahead = feed.targets_ahead()
         facts = self._facts(batch, wait_s, summed, -1 if ahead is None else ahead, started)

@@ -13,7 +13,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -35,7 +36,8 @@ CASE_TIMEOUT_S = 60.0
 
 @dataclass
 class FileSession:
-    """A `Session` over a shared directory. `stop_at_step`: asked to leave while this step is under way."""
+    """A `Session` over a shared directory. `stop_at_step`: asked to leave while this step is under way. `piece_s`: see
+    `TrainProcesses.run`."""
 
     rank: int
     world_size: int
@@ -43,6 +45,7 @@ class FileSession:
     stop_at_step: int | None = None
     wish: Leave = Leave.STOP
     vault: VaultAccess | None = None
+    piece_s: float | None = None
     local_rank: int = 0
     node_ip: str = "127.0.0.1"
     asked: int = 0
@@ -175,8 +178,12 @@ class TrainProcesses:
         wish: Leave = Leave.STOP,
         vaults: Sequence[VaultAccess | None] = (),
         session: type[FileSession] = FileSession,
+        piece_s: float | None = None,
     ) -> Outcome:
-        """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
+        """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs.
+
+        `piece_s`: snapshots are copied as on a GPU, beside the next step, and each piece takes so long.
+        """
         self._cases += 1
         directory = self._scratch / f"case-{self._cases}"
         directory.mkdir(parents=True)
@@ -184,7 +191,7 @@ class TrainProcesses:
         for rank, pipe in enumerate(pipes):
             vault = vaults[rank] if vaults else None
             stop = stop_at_step if rank == world_size - 1 else None
-            pipe.send((plan, session(rank, world_size, directory, stop, wish, vault)))
+            pipe.send((plan, session(rank, world_size, directory, stop, wish, vault, piece_s)))
         answers = self._answers(pipes)
         failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:
@@ -219,6 +226,21 @@ class TrainProcesses:
                 process.join()
 
 
+@contextmanager
+def late_copies(piece_s: float | None) -> Iterator[None]:
+    """Have snapshots copied by a thread that pauses after each piece, as a GPU copies them beside the next step."""
+    from orchestrator.train import snapshots
+    from orchestrator.train.staging import BackgroundStaging
+
+    usual = snapshots.staging_for
+    if piece_s is not None:
+        snapshots.staging_for = lambda device, tick: BackgroundStaging(lambda: time.sleep(piece_s))
+    try:
+        yield
+    finally:
+        snapshots.staging_for = usual
+
+
 def _serve(pipe: Connection, gpus: int) -> None:
     """A worker process: one gang after another until the pipe closes."""
     os.environ.update(device_environment(gpus))
@@ -236,7 +258,8 @@ def _serve(pipe: Connection, gpus: int) -> None:
         except EOFError:
             return
         try:
-            result = run_worker(session, plan)
+            with late_copies(session.piece_s):
+                result = run_worker(session, plan)
         except BaseException:  # noqa: BLE001 - every failure belongs to the test that caused it
             pipe.send(traceback.format_exc())
         else:
