@@ -20,6 +20,7 @@ from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
+from orchestrator.domain.threads import thread_environment
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.gpus import show_assigned_gpus
@@ -90,7 +91,7 @@ def worker_environment(cpus: float, gpus: int, driver: Mapping[str, str]) -> dic
     """Variables of a worker process; they replace those of its node. What the user set in the driver's environment
     wins where it is a matter of taste; the device is the spec's, whatever any environment says."""
     env = {
-        "OMP_NUM_THREADS": driver.get("OMP_NUM_THREADS") or str(max(1, int(cpus))),
+        **thread_environment(cpus, driver),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",

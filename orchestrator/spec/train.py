@@ -86,11 +86,8 @@ class TrainSpec(SpecModel):
 class OffloadSpec(SpecModel):
     """Where a part of the state lives instead of the device."""
 
-    device: Literal["none", "cpu", "nvme"] = "none"
-    """`cpu`: host memory. `nvme`: a local disk, stage 3 only, needs libaio."""
-
-    nvme_path: str | None = None
-    """Directory on the local disk; required with `device: nvme`."""
+    device: Literal["none", "cpu"] = "none"
+    """`cpu`: host memory. DeepSpeed's `nvme` is not supported: state on a disk can be neither saved nor restored."""
 
 
 class ZeroSpec(SpecModel):

@@ -5,7 +5,6 @@ from typing import Any
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.train import OffloadSpec
 
 # Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
 FORBIDDEN_ZERO_KEYS = frozenset({"round_robin_gradients"})
@@ -84,16 +83,9 @@ def _zero(spec: JobSpec) -> dict[str, Any]:
     zero = spec.zero
     result: dict[str, Any] = {"stage": zero.stage}
     if zero.stage >= 1 and zero.offload_optimizer.device != "none":
-        result["offload_optimizer"] = _offload(zero.offload_optimizer)
+        result["offload_optimizer"] = {"device": zero.offload_optimizer.device}
     if zero.stage == 3 and zero.offload_params.device != "none":
-        result["offload_param"] = _offload(zero.offload_params)
-    return result
-
-
-def _offload(offload: OffloadSpec) -> dict[str, Any]:
-    result: dict[str, Any] = {"device": offload.device}
-    if offload.nvme_path is not None:
-        result["nvme_path"] = offload.nvme_path
+        result["offload_param"] = {"device": zero.offload_params.device}
     return result
 
 
