@@ -69,10 +69,11 @@ def keep_for(spec: JobSpec, rank: int, world_size: int, device: torch.device) ->
     """
     zero: Any = spec.zero.deepspeed.get("zero_optimization") or {}
     plain = zero.get("zero_hpz_partition_size", 1) == 1 and not any(zero.get(key) for key in _WHOLE_NEEDED)
+    dtype = PRECISIONS[spec.train.precision]  # DeepSpeed makes its fp32 masters of the rounded values
     if spec.zero.stage == 3 and plain:
-        return Keep(rank, world_size, sharded=True)
+        return Keep(rank, world_size, dtype, sharded=True)
     if device.type == CUDA:
-        return Keep(dtype=PRECISIONS[spec.train.precision], device=device)
+        return Keep(dtype=dtype, device=device)
     return None
 
 

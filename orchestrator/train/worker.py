@@ -1,5 +1,6 @@
 """A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
 
+import gc
 import json
 import os
 import time
@@ -148,7 +149,10 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
     """Only once the engine is gone: its memory, on the host and on a GPU, is the export's then."""
     if plan.export and result.finished and result.unsaved is None and session.rank == 0:
         from orchestrator.train.exporting import export_run
+        from orchestrator.train.memory import return_free_memory
 
+        gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
+        return_free_memory()
         _phase(session, Phase.EXPORT, result.step)
         export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
 

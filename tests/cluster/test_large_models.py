@@ -38,11 +38,12 @@ def built(spec: JobSpec, restored: bool = False, plainly: bool = False) -> Any:
     from orchestrator.train.deepspeed_config import EngineShape
     from orchestrator.train.engine import build_engine, import_deepspeed
     from orchestrator.train.models import build_model
-    from orchestrator.train.shares import keep_for
+    from orchestrator.train.shares import is_sharded, keep_for
 
     import_deepspeed("cpu")
     keep = None if plainly else keep_for(spec, dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     model = build_model(spec, manifest_with(), restored=restored, keep=keep)
+    assert is_sharded(model) == (not plainly)
     return build_engine(spec, model, EngineShape(dist.get_world_size(), 4, 1, "cpu"), restored=restored)
 
 

@@ -140,7 +140,7 @@ def test_what_is_kept_follows_from_stage_and_device() -> None:
     def keep(device: torch.device, zero: dict[str, Any], precision: str = "bf16") -> Keep | None:
         return keep_for(spec_with(train={"precision": precision}, zero=zero), 1, 4, device)
 
-    assert keep(cpu, {"stage": 3}) == keep(cuda, {"stage": 3}) == Keep(1, 4, sharded=True)
+    assert keep(cpu, {"stage": 3}) == keep(cuda, {"stage": 3}) == Keep(1, 4, torch.bfloat16, sharded=True)
     assert keep(cpu, {"stage": 2}) is None
     assert keep(cuda, {"stage": 2}) == Keep(0, 1, torch.bfloat16, cuda)
     assert keep(cuda, {"stage": 0}, "fp32") == Keep(0, 1, torch.float32, cuda)
