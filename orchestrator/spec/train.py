@@ -97,7 +97,8 @@ class ZeroSpec(SpecModel):
     """0: nothing. 1: optimizer state. 2: and gradients. 3: and parameters."""
 
     offload_optimizer: OffloadSpec = Field(default_factory=OffloadSpec)
-    """Where optimizer state lives. Stages 1 to 3."""
+    """Where optimizer state lives. Stages 1 to 3. With `cpu`, a worker that has a GPU updates the parameters with its
+    share of the host's cores, whatever `resources.cpus_per_worker` is, unless `OMP_NUM_THREADS` is set."""
 
     offload_params: OffloadSpec = Field(default_factory=OffloadSpec)
     """Where parameters live. Stage 3."""
