@@ -22,6 +22,7 @@ from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
 from orchestrator.domain.errors import BrokenDeviceError, ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
+from orchestrator.domain.threads import thread_environment
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
 from orchestrator.gang.gpus import show_assigned_gpus, show_gpus
@@ -100,7 +101,7 @@ def worker_environment(
     spec's, whatever any environment says.
     """
     env = {
-        "OMP_NUM_THREADS": driver.get("OMP_NUM_THREADS") or str(max(1, int(cpus))),
+        **thread_environment(cpus, driver),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",

@@ -105,11 +105,8 @@ class TrainSpec(SpecModel):
 class OffloadSpec(SpecModel):
     """Where a part of the state lives instead of the device."""
 
-    device: Literal["none", "cpu", "nvme"] = "none"
-    """`cpu`: host memory. `nvme`: a local disk, stage 3 only, needs libaio."""
-
-    nvme_path: str | None = None
-    """Directory on the local disk; required with `device: nvme`."""
+    device: Literal["none", "cpu"] = "none"
+    """`cpu`: host memory. DeepSpeed's `nvme` is not supported: state on a disk can be neither saved nor restored."""
 
 
 class ZeroSpec(SpecModel):
@@ -119,7 +116,8 @@ class ZeroSpec(SpecModel):
     """0: nothing. 1: optimizer state. 2: and gradients. 3: and parameters."""
 
     offload_optimizer: OffloadSpec = Field(default_factory=OffloadSpec)
-    """Where optimizer state lives. Stages 1 to 3."""
+    """Where optimizer state lives. Stages 1 to 3. With `cpu`, a worker that has a GPU updates the parameters with its
+    share of the host's cores, whatever `resources.cpus_per_worker` is, unless `OMP_NUM_THREADS` is set."""
 
     offload_params: OffloadSpec = Field(default_factory=OffloadSpec)
     """Where parameters live. Stage 3."""

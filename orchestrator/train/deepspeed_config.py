@@ -6,7 +6,6 @@ from typing import Any
 from orchestrator.domain.device import CUDA
 from orchestrator.domain.errors import UsageError
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.train import OffloadSpec
 
 # Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
 FORBIDDEN_ZERO_KEYS = frozenset({"round_robin_gradients"})
@@ -85,12 +84,12 @@ def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
     zero = spec.zero
     result: dict[str, Any] = {"stage": zero.stage}
     if zero.stage >= 1 and zero.offload_optimizer.device != "none":
-        result["offload_optimizer"] = _offload(zero.offload_optimizer)
+        result["offload_optimizer"] = {"device": zero.offload_optimizer.device}
     elif _overlaps(spec, shape):
         # Stage 3's default. Gradients of the last layers are reduced while those of the first are computed.
         result["overlap_comm"] = True
     if zero.stage == 3 and zero.offload_params.device != "none":
-        result["offload_param"] = _offload(zero.offload_params)
+        result["offload_param"] = {"device": zero.offload_params.device}
     return result
 
 
@@ -102,13 +101,6 @@ def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
     """
     passed: Any = spec.zero.deepspeed.get("zero_optimization", {})
     return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed
-
-
-def _offload(offload: OffloadSpec) -> dict[str, Any]:
-    result: dict[str, Any] = {"device": offload.device}
-    if offload.nvme_path is not None:
-        result["nvme_path"] = offload.nvme_path
-    return result
 
 
 def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) -> dict[str, Any]:

@@ -11,28 +11,34 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
 from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
+from orchestrator.train.shares import is_sharded
 
 WRAPPERS = 4
 """Decorators around a method of DeepSpeed, at most."""
 
 
 def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Any:
-    """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group.
+    """A `DeepSpeedEngine` around a model of `build_model`. Collective: needs the process group.
 
     `restored`: a saved state replaces all of its weights, optimizer state and buffers before they are used.
     """
     deepspeed = import_deepspeed(shape.device)
-    config = deepspeed_config(spec, shape)
+    config, groups = deepspeed_config(spec, shape), parameter_groups(spec, model)
     sending = _nothing_sent(deepspeed) if restored else contextlib.nullcontext()
     # BF16_Optimizer prints the memory it uses, whatever the log level.
     with _no_operator_probe(deepspeed), sending, _short_parameters(), contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
+        if is_sharded(model):
+            from orchestrator.train.zero_partition import partition_shares
+
+            partition_shares(model, config, dist.get_rank(), dist.get_world_size())
+        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=groups)
     if _is_unfused(engine.optimizer):
         # Its allocating update also counted as step 1, which would spoil Adam's bias correction.
         engine.optimizer.optimizer.state.clear()

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
 
 STORE_KEY = "store"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -69,6 +71,14 @@ def _hosted_store(address: str, timeout: timedelta) -> TCPStore:
             timeout=timeout,
             master_listen_fd=listener.detach(),  # the store owns it from here
         )
+
+
+def ranks_on_host() -> int:
+    """Ranks of the process group on this rank's host, or in its container. Collective."""
+    own = f"{socket.gethostname()} {BOOT_ID.read_text().strip()}"
+    names: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(names, own)
+    return names.count(own)
 
 
 def leave_process_group() -> None:

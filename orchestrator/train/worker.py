@@ -1,16 +1,18 @@
 """A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
 
+import gc
 import json
 import os
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.device import CUDA, deterministic_environment
+from orchestrator.domain.device import CPU, CUDA, deterministic_environment
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.domain.threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -45,13 +47,14 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     try:
         with unblock.aborting_on_error():
             join_process_group(session, device)
+            _set_offload_threads(spec, device)
             _phase(session, Phase.BUILD)
             context = _build(session, plan, spec, device)
         try:
             with unblock.aborting_on_error():
                 unblock.learn()
                 _tell_started(session, device, time.perf_counter() - started)
-                return _train(context)
+                result = _train(context)
         finally:
             from orchestrator.train.engine import destroy_engine
 
@@ -59,6 +62,8 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
             del context
             destroy_engine(engine)
             del engine
+        _export(session, plan, spec, result)
+        return result
     finally:
         leave_process_group()
         session.count_collectives(None)
@@ -82,12 +87,14 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.train.deepspeed_config import EngineShape
     from orchestrator.train.engine import build_engine
     from orchestrator.train.models import build_model
+    from orchestrator.train.shares import keep_for
     from orchestrator.train.sizing import model_size
     from orchestrator.train.waiting import ticking_collectives
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
     session.beat(0, Phase.MODEL)
-    model = build_model(spec, dataset.manifest, restored=plan.restores)
+    keep = keep_for(spec, session.rank, session.world_size, device)
+    model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
     task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
@@ -165,11 +172,6 @@ def _train(context: "TrainContext") -> TrainResult:
     _phase(session, Phase.TRAIN)
     with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
         result = TrainLoop(context, start).run()
-    if plan.export and result.finished and result.unsaved is None and session.rank == 0:
-        from orchestrator.train.exporting import export_run
-
-        _phase(session, Phase.EXPORT, result.step)
-        export_run(context, result.checkpoint or plan.resume_from, result.step)
     facts = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
@@ -187,6 +189,18 @@ def _warn_of_precision(context: "TrainContext") -> None:
     message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
     if message is not None:
         context.session.report_event(EventKind.WARNING, {"message": message})
+
+
+def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
+    """Only once the engine is gone: its memory, on the host and on a GPU, is the export's then."""
+    if plan.export and result.finished and result.unsaved is None and session.rank == 0:
+        from orchestrator.train.exporting import export_run
+        from orchestrator.train.memory import return_free_memory
+
+        gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
+        return_free_memory()
+        _phase(session, Phase.EXPORT, result.step)
+        export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
 
 
 def _restore(context: "TrainContext") -> "Progress":
@@ -221,11 +235,24 @@ def _phase(session: Session, phase: Phase, step: int = 0) -> None:
 
 def _set_threads(spec: JobSpec) -> None:
     """As many compute threads as the worker has CPUs, unless the environment says otherwise."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, int(spec.resources.cpus_per_worker)))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    cpus = spec.resources.cpus_per_worker
+    if not os.environ.get(THREADS_VARIABLE):
+        os.environ.update(thread_environment(cpus, os.environ))
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute_threads(cpus, os.environ))
+
+
+def _set_offload_threads(spec: JobSpec, device: Any) -> None:
+    """More of them if the optimizer runs on the host while the model trains on a GPU. Collective."""
+    if device.type == CPU or spec.zero.offload_optimizer.device == "none":
+        return
+    import torch
+
+    from orchestrator.train.rendezvous import ranks_on_host
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(offload_threads(spec.resources.cpus_per_worker, os.environ, cores, ranks_on_host()))
 
 
 def _import_model(spec: JobSpec, device: str) -> None:

@@ -5,6 +5,7 @@ Each case runs `run_worker` in `world_size` of the processes. Nothing of the eng
 """
 
 import faulthandler
+import gc
 import importlib
 import multiprocessing
 import os
@@ -59,6 +60,8 @@ class FileSession:
         self.steps.append(report)
 
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        if kind is EventKind.EXPORTED:
+            fields = {**fields, "engines": _engines()}
         self.events.append((kind, fields))
 
     def beat(self, step: int, phase: Phase) -> None:
@@ -114,6 +117,13 @@ class FileSession:
 
     def move_into_place(self, path: str, final: str) -> None:
         replace_directory(Path(path), Path(final))
+
+
+def _engines() -> int:
+    """Engines of this process that are not gone yet."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    return sum(isinstance(found, DeepSpeedEngine) for found in gc.get_objects())
 
 
 @dataclass(frozen=True)
