@@ -9,7 +9,8 @@ from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics.durability import DurabilityRecorder
-from orchestrator.planner.memory import ModelShape
+from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.snapshot_costs import snapshots_planned
 
 if TYPE_CHECKING:
     from orchestrator.gang.driver import GangDriver
@@ -81,6 +82,7 @@ class Keeping:
         if need.to_json() != self._told:
             self._told = need.to_json()
             self._emit(EventKind.VAULTS_PLANNED, self._told)
+            self._emit(EventKind.SNAPSHOTS_PLANNED, snapshots_planned(driver.spec, shape, driver.workers_by_node))
         return 0 if driver.request.bundle.get("memory") else need.cell_bytes * (1 + need.copies)
 
     def end(self, driver: "GangDriver", succeeded: bool) -> None:

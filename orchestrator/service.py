@@ -235,6 +235,7 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
         workers = driver.start_workers(warm, later, check, question)
         if workers is None:
             return stopped()
+        run.fitting.check_early(workers, driver.device_room(), run.model_config())
         if question is not None:
             _hear_answers(run, driver)
         data = _prepare(run, driver)

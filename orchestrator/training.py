@@ -20,8 +20,9 @@ from orchestrator.domain.recovery import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, StepRecord
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan, TrainResult
+from orchestrator.fitting import Fitting
 from orchestrator.keeping import Keeping
-from orchestrator.planner.memory import model_shape
+from orchestrator.planner.model_shape import known_config, model_shape
 from orchestrator.planner.plan import DataFacts, Limits, train_plan
 from orchestrator.planner.shape import total_steps
 from orchestrator.spec.errors import SpecError
@@ -95,6 +96,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.keeping = Keeping(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
+        self.fitting = Fitting(self.spec, self.emit)
 
     def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
         """Tell the observers."""
@@ -116,6 +118,12 @@ class Run:
             self.records[report.step] = StepRecord(report.step, report.loss, report.grad_norm, tolerance)
             while len(self.records) > KEPT_RECORDS:
                 del self.records[next(iter(self.records))]
+
+    def model_config(self) -> dict[str, Any]:
+        """The model's config as far as it is known without loading a library."""
+        pretrained = self.spec.model.pretrained
+        found = read_json(self.job_dir / pretrained / "config.json") if pretrained is not None else None
+        return known_config(self.spec, found)
 
     def newest_checkpoint(self, below: int | None = None) -> Origin:
         """The newest checkpoint that will do, with an event for each that will not; the beginning where there is none.
@@ -211,11 +219,14 @@ class Training:
     def _plan(self, workers: int, origin: Origin) -> TrainPlan:
         run, data = self._run, self._data
         facts = DataFacts(str(data.directory.absolute()), data.manifest.train_samples, data.manifest.vocab_size)
-        config = _config(run)
+        config = run.model_config()
         clear_unfinished(run.layout)
-        kept_bytes = run.keeping.plan(self._driver, model_shape(config, facts.vocab_size))
-        limits = Limits(self._driver.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch)
+        shape = model_shape(config, facts.vocab_size)
+        kept_bytes, room = run.keeping.plan(self._driver, shape), self._driver.device_room()
+        run.fitting.check(workers, room, shape)
+        limits = Limits(self._driver.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch, room)
         plan = train_plan(run.spec, str(run.layout.root), facts, config, workers, limits)
+        run.fitting.tell(workers, room, shape, plan.micro_batch)
         return replace(
             plan,
             resume_from=origin.checkpoint,
@@ -283,8 +294,9 @@ class Training:
         if outcome.restore_mismatch:
             lost_nobody = False
             self._distrust(plan, outcome.failure.message)
+        before_samples = outcome.before_samples
         self._failures.append(
-            RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch)
+            RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch, before_samples)
         )
         verdict = judge(self._failures, self._budget)
         if not verdict.recover:
@@ -393,10 +405,3 @@ def _give_up(judged: Ended, verdict: Verdict) -> Ended:
     if verdict.reason is not None:
         reason = f"{verdict.reason}; the last: {reason}\nhint: {verdict.hint}"
     return state, reason, exit_code
-
-
-def _config(run: Run) -> dict[str, Any]:
-    """The model's config as far as it is known without loading a library; the spec's own fields win."""
-    pretrained = run.spec.model.pretrained
-    found = read_json(run.job_dir / pretrained / "config.json") if pretrained is not None else None
-    return {**(found or {}), **run.spec.model.config}

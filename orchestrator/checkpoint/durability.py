@@ -80,6 +80,8 @@ class Durability:
     """Most that the vault of one node is expected to take, recoveries apart."""
     memory_kept_s: float
     """How long the vaults keep what they have once nobody drives the run; 0: they end with the driver."""
+    node_loss: dict[str, Any] | None = None
+    """What the loss of a node would cost at this size: `repeated_steps`, `repeated_s`, `read_s`, `copied_s`."""
     over_s: float | None = None
     """Unix time at which the driver left; None while it drives."""
     kept: bool = False

@@ -74,7 +74,7 @@ def text(value: dict[str, Any]) -> str:
     if value["memory_kept_until_s"] is None and value["state"] in ("succeeded", "failed", "stopped", "lost"):
         left = f"step {value['storage_step']}, on storage" if value["storage_step"] else "nothing"
         return "\n".join([*lines, f"  what is left   {left}"])
-    lines += [_risk(value), "", *_tiers(value), "", *_shards(value), *_nodes(value)]
+    lines += [_risk(value), *_node_loss(value), "", *_tiers(value), "", *_shards(value), *_nodes(value)]
     return "\n".join(lines)
 
 
@@ -136,6 +136,20 @@ def _risk(value: dict[str, Any]) -> str:
     steps, safe = value["steps_at_risk"], value["safe_step"]
     after = f"step {safe}" if safe else "the beginning"
     return f"  at risk now    {steps} step{'' if steps == 1 else 's'}: without any one node it would go on from {after}"
+
+
+def _node_loss(value: dict[str, Any]) -> list[str]:
+    """What losing a node costs at this model's size; nothing where that is not known, or was not by then."""
+    loss = value.get("node_loss")
+    if not loss:
+        return []
+    steps = loss["repeated_steps"]
+    text = (
+        f"  node loss      at most {steps} step{'' if steps == 1 else 's'} again "
+        f"({render.duration(loss['repeated_s'])}), {render.duration(loss['read_s'])} to read the state from peers"
+    )
+    copied = loss["copied_s"]
+    return [text + (f", {render.duration(copied)} more until it has its copies again" if copied else "")]
 
 
 def _tiers(value: dict[str, Any]) -> list[str]:

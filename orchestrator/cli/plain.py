@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from orchestrator.cli import render, vaults
+from orchestrator.cli import fit, render, vaults
 from orchestrator.cli.live import (
     changes_text,
     cluster_ready,
@@ -240,6 +240,10 @@ def _describe_recovery(event: Event) -> str | None:
             return waiting_text(event)
         case EventKind.VAULTS_PLANNED:
             return f"memory: {vaults.planned(fields)}"
+        case EventKind.DEVICE_PLANNED:
+            return f"GPU memory: {fit.planned(fields)}"
+        case EventKind.SNAPSHOTS_PLANNED:
+            return f"node loss: {fit.node_loss(fields)}"
         case EventKind.VAULTS_ADOPTED:
             return f"adopted: {vaults.adopted(fields)}"
         case EventKind.VAULTS_KEPT:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli import fit
 from orchestrator.cli.vaults import estimate
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.job import JobSpec
@@ -45,9 +46,9 @@ def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     print(f"{file if str(file) != '-' else '<stdin>'}: valid")
     for label, text in summary_lines(spec):
         print(f"  {label:<11}{text}")
-    memory = estimate(spec)
-    if memory is not None:
-        print(f"  {'memory':<11}{memory}")
+    for label, memory in (("memory", estimate(spec)), ("GPU memory", fit.estimate(spec))):
+        if memory is not None:
+            print(f"  {label:<11}{memory}")
 
 
 def _load(file: Path, overrides: tuple[str, ...]) -> JobSpec:

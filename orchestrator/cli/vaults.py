@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.cli import render
-from orchestrator.planner.memory import model_shape
+from orchestrator.cli import fit, render
 from orchestrator.planner.vaults import spread_evenly, vault_need
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.resources import WorkersRange
 
 
 def planned(fields: Mapping[str, Any]) -> str:
@@ -42,15 +40,11 @@ def estimate(spec: JobSpec) -> str | None:
     """What a job will keep in memory, as far as it is known before anything runs; None where the model is not."""
     if not spec.checkpoint.memory:
         return "no state is kept in memory: a lost worker costs all steps since the last checkpoint"
-    vocab_size = spec.tokenizer.train.vocab_size if spec.tokenizer.train is not None else None
-    if vocab_size is None:
-        found = spec.model.config.get("vocab_size")
-        vocab_size = found if isinstance(found, int) else None
-    if spec.model.architecture is None or vocab_size is None:
+    shape, workers = fit.known_shape(spec), fit.most_workers(spec)
+    if shape is None:
         return None
-    workers = spec.resources.workers.max if isinstance(spec.resources.workers, WorkersRange) else spec.resources.workers
     nodes = workers if spec.cluster.address is not None else spec.cluster.nodes or 1
-    need = vault_need(spec, model_shape(spec.model.config, vocab_size), spread_evenly(workers, nodes))
+    need = vault_need(spec, shape, spread_evenly(workers, nodes))
     return None if need is None else f"about {planned(need.to_json())}"
 
 

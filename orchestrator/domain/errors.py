@@ -1,5 +1,7 @@
 """Every error Convoy raises on purpose. What is not one of these is a bug and keeps its traceback."""
 
+from typing import Any
+
 from orchestrator.errors import ConvoyError as ConvoyError
 
 
@@ -15,6 +17,23 @@ class DeviceError(UsageError):
 
 class BrokenDeviceError(DeviceError):
     """The GPU of a worker does not work, or not any more."""
+
+
+BEFORE_SAMPLES = "before_samples"
+"""Key of `ConvoyError.details`: memory was short before any sample was fed."""
+
+
+class WantOfMemoryError(ConvoyError):
+    """A worker's device was full while its engine was built or its state restored: no micro batch is small enough."""
+
+    def __init__(self, message: str, hint: str | None, foreign_bytes: int) -> None:
+        """`foreign_bytes`: what others hold on the device; 0 where that is too little to matter."""
+        super().__init__(message, hint)
+        self.foreign_bytes = foreign_bytes
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
 
 
 class WeightsError(UsageError):

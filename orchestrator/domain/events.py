@@ -30,6 +30,9 @@ class EventKind(StrEnum):
     """source, reason, count, first (path and place)."""
     PLAN = "plan"
     """world_size, shares, micro_batch, accumulation, total_steps, parameters."""
+    DEVICE_PLANNED = "device.planned"
+    """micro_batch, need_bytes (on each GPU, at the peak), parts (bytes by what they are for), free_bytes (on the
+    smallest GPU when its worker started), total_bytes, device (its name). Only where workers train on GPUs."""
     WORKER_STARTED = "worker.started"
     """rank, node, pid, device, seconds."""
     WORKER_PHASE = "worker.phase"
@@ -68,6 +71,11 @@ class EventKind(StrEnum):
     VAULTS_PLANNED = "vaults.planned"
     """node_bytes (most that one node's vault will take), recovery_bytes (for a moment in a recovery), cell_bytes (two
     slots of one worker), copies (of each worker's state, on other nodes)."""
+    SNAPSHOTS_PLANNED = "snapshots.planned"
+    """state_bytes (of one worker), stall_s (of training, for a copy), interval_s (between copies, by the budget),
+    interval_steps (null where the budget decides), sent_bytes (by a node, to its peers), sent_s, repeated_s (training
+    that losing a node repeats at most; null: all since the last checkpoint), read_s (until the state is there again),
+    copied_s (until it has its copies again), copy_bytes_per_s, link_bytes_per_s (assumed, not measured)."""
     VAULTS_ADOPTED = "vaults.adopted"
     """step (the newest on record that they hold whole; null: none), vaults, workers_ended (of the driver before),
     seconds."""

@@ -21,11 +21,13 @@ class RunFailure:
     """Whatever happened, it was for want of memory."""
     micro_batch: int = 1
     """Of the gang that failed."""
+    before_samples: bool = False
+    """Memory was short while the engine was built or restored, before any sample was fed."""
 
     @property
     def can_shrink(self) -> bool:
         """A smaller micro batch may be the cure: the global batch stays, accumulation makes up for it."""
-        return self.out_of_memory and self.micro_batch > 1
+        return self.out_of_memory and self.micro_batch > 1 and not self.before_samples
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,16 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
     """What to do after the last of `failures`, which are all of this driver's, oldest first; at least one.
 
     An exception of the worker's own code is not recovered from: the same code on the same data raises it again. Want
-    of memory is, with half the micro batch, as long as that can be halved.
+    of memory is, with half the micro batch, as long as that can be halved. A halving is no failure in the sense of the
+    budget, unless that is 0: there can be no more of them than the micro batch has binary digits.
     """
     last = failures[-1]
     if (last.raised and not last.can_shrink) or budget.max_failures == 0:
         return Verdict(False)
-    recent = [failure for failure in failures if last.time_s - failure.time_s < WINDOW_S]
+    if last.can_shrink:
+        return Verdict(True, last.micro_batch // 2)
+    counted = [failure for failure in failures if not failure.can_shrink]
+    recent = [failure for failure in counted if last.time_s - failure.time_s < WINDOW_S]
     if len(recent) > budget.max_failures:
         return Verdict(
             False,
@@ -64,10 +70,8 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
             f"{len(recent)} failures within an hour, recovery.max_failures is {budget.max_failures}",
             "find out what takes the workers (the last one is below), or raise recovery.max_failures",
         )
-    if last.can_shrink:
-        return Verdict(True, last.micro_batch // 2)
     tries = budget.max_without_progress
-    in_a_row = [failure for failure in failures if not failure.can_shrink][-tries:]  # halving is a progress of its own
+    in_a_row = counted[-tries:]  # halving is a progress of its own
     if len(in_a_row) == tries and len({failure.step for failure in in_a_row}) == 1:
         return Verdict(
             False,

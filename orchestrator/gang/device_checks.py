@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError, DeviceError
 from orchestrator.gang.listening import TICK_S
 from orchestrator.gang.member import first_line
@@ -23,11 +24,13 @@ class DeviceChecks:
     def __init__(self, actors: Sequence[Any], hello_refs: Sequence[Any], entry: str | None) -> None:
         """`entry`: what tells why a process cannot use its GPU, as an import string; None: nobody needs one."""
         self._hello_refs = list(hello_refs)
+        self.rooms: list[DeviceRoom | None] = [None] * len(self._hello_refs)
+        """Memory of each worker's GPU, once all have passed."""
         self._refs = [actor.check_device.remote(entry) for actor in actors] if entry is not None else []
 
-    def passed(self, stopped: Callable[[], bool]) -> bool:
-        """Wait for all of them; False if `stopped` meanwhile. Raises DeviceError if a GPU cannot be used, ClusterError
-        if a process ends or does not answer in time."""
+    def passed(self, stopped: Callable[[], bool], warn: Callable[[str], None]) -> bool:
+        """Wait for all of them; False if `stopped` meanwhile. `warn` is told of GPUs whose memory others hold. Raises
+        DeviceError if a GPU cannot be used, ClusterError if a process ends or does not answer in time."""
         deadline_s = time.monotonic() + TIMEOUT_S
         waiting = list(self._refs)
         while waiting:
@@ -41,22 +44,40 @@ class DeviceChecks:
                     hint="look whether `nvidia-smi` answers on each node: a driver that hangs needs a restart",
                 )
         try:
-            problems: list[DeviceProblem | None] = ray.get(self._refs)
-            hellos: list[Hello] = ray.get(self._hello_refs) if any(problems) else []
+            answers: list[DeviceProblem | DeviceRoom | None] = ray.get(self._refs)
+            hellos: list[Hello] = ray.get(self._hello_refs) if any(answers) else []
         except ray.exceptions.RayError as error:
             raise ClusterError(
                 f"a worker process ended while it tried its GPU: {first_line(error)}",
                 hint="see `dmesg` and Ray's logs on its node",
             ) from error
-        unfit = [(hello, problem) for hello, problem in zip(hellos, problems, strict=False) if problem is not None]
+        told = zip(hellos, answers, strict=False)
+        unfit = [(hello, answer) for hello, answer in told if isinstance(answer, DeviceProblem)]
         if unfit:
             raise _refusal(unfit, len(self._refs))
+        if answers:
+            self.rooms = [answer if isinstance(answer, DeviceRoom) else None for answer in answers]
+        for hello, room in zip(hellos, self.rooms, strict=False):
+            if (text := shared_text(hello, room)) is not None:
+                warn(text)
         return True
 
 
 def where(hello: Hello) -> str:
     """A worker's place, for people."""
     return f"{hello.host} ({hello.node_ip}, process {hello.pid})"
+
+
+def shared_text(hello: Hello, room: DeviceRoom | None) -> str | None:
+    """What is said of a GPU whose memory somebody else holds; None where nobody does."""
+    if room is None or not room.is_shared:
+        return None
+    name = f"the {room.name}" if room.name else "the GPU"
+    return (
+        f"others hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of a worker on "
+        f"{where(hello)}: the plan uses the rest (`nvidia-smi` there names them; the memory of a killed worker "
+        "comes back after some seconds)"
+    )
 
 
 def _refusal(unfit: Sequence[tuple[Hello, DeviceProblem]], workers: int) -> DeviceError:

@@ -13,6 +13,7 @@ from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.arranged import NodeAddress
 from orchestrator.domain.device import deterministic_environment
+from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.report import StepReport
@@ -40,7 +41,7 @@ from orchestrator.gang.placement import (
 from orchestrator.gang.planned import Emit, Planned
 from orchestrator.gang.regroup import leave_lost_nodes, seek
 from orchestrator.gang.worker_actor import worker_environment
-from orchestrator.planner.memory import ModelShape
+from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import spec_hash
@@ -150,6 +151,16 @@ class GangDriver:
             each = least_worker_bytes(self._spec, shape, workers)
         return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
 
+    @property
+    def spec(self) -> JobSpec:
+        """The job."""
+        return self._spec
+
+    @property
+    def workers_by_node(self) -> tuple[int, ...]:
+        """How many members of the gang each node has that has any."""
+        return tuple(self._gang.workers_by_node)
+
     def _arrived(self) -> bool:
         """Wait for the worker processes. False if stopped. Raises ClusterError."""
         cluster = self._require_cluster()
@@ -223,7 +234,7 @@ class GangDriver:
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm, later, check, question)
-        return len(found) if self._gang.device_checks.passed(self._stopped) else None
+        return len(found) if self._gang.device_checks.passed(self._stopped, self.planned.warn) else None
 
     def wait_for_answers(self) -> str | None:
         """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
@@ -340,6 +351,11 @@ class GangDriver:
         if cluster.local:
             return int(psutil.virtual_memory().available) // workers
         return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
+
+    def device_room(self) -> DeviceRoom | None:
+        """Memory of the smallest GPU of the workers that have been started; None where they train on CPUs."""
+        members = self._gang.members
+        return smallest([member.room for member in members] if members else self._gang.device_checks.rooms)
 
     def _memory_per_node_bytes(self) -> int:
         """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""

@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator.domain.engine_errors import Cause
-from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
 from orchestrator.domain.session import Leave, Question, TrainPlan, TrainResult
@@ -87,12 +87,20 @@ class GangOutcome:
         return self.failure is not None and "restore_mismatch" in self.failure.facts
 
     @property
+    def before_samples(self) -> bool:
+        """Memory was short before any sample was fed: see `WantOfMemoryError`."""
+        return self.failure is not None and BEFORE_SAMPLES in self.failure.facts
+
+    @property
     def lost_nobody(self) -> bool:
-        """A worker's own code raised; no process and no node, as far as can be told, was lost."""
+        """A worker's own code raised; no process and no node, as far as can be told, was lost. Memory that others hold
+        is none of its own: they may give it back."""
         failure = self.failure
         if failure is None or failure.ending is not Ending.RAISED:
             return False
-        return not is_consequence(failure) and not ends_process(failure)
+        if is_consequence(failure) or ends_process(failure):
+            return False
+        return not (failure.facts.get(BEFORE_SAMPLES) or {}).get("foreign_bytes")
 
 
 class Gang:
@@ -171,9 +179,8 @@ class Gang:
                 hint="convoy must be installed on every node, in the same version",
             ) from error
         groups = self.places.empty(())
-        arrived = [
-            Member(actor, hello, group) for actor, hello, group in zip(self._actors, hellos, groups, strict=True)
-        ]
+        found = zip(self._actors, hellos, groups, self.device_checks.rooms, strict=True)
+        arrived = [Member(actor, hello, group, room=room) for actor, hello, group, room in found]
         self._form(arrived)
         return True
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.engine_errors import CAUSE
 from orchestrator.domain.session import TrainResult
 from orchestrator.gang.capture import last_lines
@@ -29,6 +30,8 @@ class Member:
     group: Any
     """Its reservation: a placement group of one bundle."""
     assignment: Assignment = field(default_factory=lambda: Assignment(-1, 0, 0, ""))
+    room: DeviceRoom | None = None
+    """Memory of its GPU when its process started; None: it has none, or was not asked."""
     run_ref: Any = None
     poll_ref: Any = None
     lease: Lease | None = None

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 
 from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.gang.device_checks import shared_text
 from orchestrator.gang.member import Member
 from orchestrator.gang.worker_actor import Hello
 
@@ -27,6 +29,8 @@ class _Recruit:
     check_ref: Any = None
     """Whether it can use its GPU; None: it needs none, or can."""
     hello: Hello | None = None
+    room: DeviceRoom | None = None
+    """Memory of its GPU."""
     warm: bool = False
 
 
@@ -96,11 +100,14 @@ class Recruits:
                 if recruit.hello is None and _done(recruit.hello_ref):
                     recruit.hello = ray.get(recruit.hello_ref)
                 if recruit.hello is not None and recruit.check_ref is not None and _done(recruit.check_ref):
-                    problem: DeviceProblem | None = ray.get(recruit.check_ref)
+                    answer: DeviceProblem | DeviceRoom | None = ray.get(recruit.check_ref)
                     recruit.check_ref = None
-                    if problem is not None:
-                        self._refuse(recruit, recruit.hello, problem)
+                    if isinstance(answer, DeviceProblem):
+                        self._refuse(recruit, recruit.hello, answer)
                         continue
+                    recruit.room = answer
+                    if (shared := shared_text(recruit.hello, answer)) is not None:
+                        self._warn(shared)
                 checked = recruit.hello is not None and recruit.check_ref is None
                 if checked and not recruit.warm and _done(recruit.warm_ref):
                     ray.get(recruit.warm_ref)
@@ -136,7 +143,7 @@ class Recruits:
         members = []
         for recruit in joined:
             assert recruit.hello is not None
-            members.append(Member(recruit.actor, recruit.hello, recruit.group))
+            members.append(Member(recruit.actor, recruit.hello, recruit.group, room=recruit.room))
         return members
 
     def dismiss(self) -> None:

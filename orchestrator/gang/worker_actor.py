@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
 from orchestrator.domain.errors import BrokenDeviceError, ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
@@ -171,10 +173,10 @@ class WorkerActor:
         self._gpus = ids
         show_gpus(ids)
 
-    def check_device(self, entry: str) -> DeviceProblem | None:
-        """Call a function that tells why this process cannot use its GPU, None if it can."""
+    def check_device(self, entry: str) -> DeviceProblem | DeviceRoom | None:
+        """Call a function that tells why this process cannot use its GPU, or how much memory that has."""
         try:
-            found: DeviceProblem | None = resolve(entry)()
+            found: DeviceProblem | DeviceRoom | None = resolve(entry)()
         except Exception as error:  # noqa: BLE001  # torch that does not import, most likely
             lines = str(error).strip().splitlines() or [""]
             hint = "Convoy's installation on that node is broken: run `convoy doctor` there"
@@ -330,8 +332,13 @@ def _cause(cause: Cause | None) -> dict[str, Any]:
 
 
 def _give_memory_back() -> None:
-    """Free what the last run left, back to the kernel: the next one is to find room."""
+    """Free what the last run left, back to the kernel and to the GPU's driver: the next one is to find room, and NCCL
+    allocates beside torch."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(Exception):  # on a GPU that has failed every call raises what failed before
+            torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

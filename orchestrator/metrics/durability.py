@@ -2,8 +2,11 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import median
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,6 +16,7 @@ from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.metrics import catalog
+from orchestrator.planner.snapshot_costs import measured_loss
 from orchestrator.whole_files import write_json
 
 COMPUTED = (
@@ -25,6 +29,10 @@ COMPUTED = (
     catalog.VAULT_PLANNED_BYTES,
 )
 """Metrics that are worked out from the newest survey when they are asked for."""
+
+
+STEPS = 20
+"""Step times that count for what a step takes."""
 
 
 class DurabilityRecorder:
@@ -42,6 +50,8 @@ class DurabilityRecorder:
         self._storage_step: int | None = None
         self._storage_changed = True
         self._planned_bytes: int | None = None
+        self._snapshots: dict[str, Any] | None = None
+        self._steps_s: deque[float] = deque(maxlen=STEPS)
         self._failed = False
         self.memory_kept_s = 0.0
         """See `Durability.memory_kept_s`."""
@@ -54,6 +64,8 @@ class DurabilityRecorder:
                 self._storage_changed = True
             case EventKind.VAULTS_PLANNED:
                 self._planned_bytes = int(event.fields["node_bytes"])
+            case EventKind.SNAPSHOTS_PLANNED:
+                self._snapshots = dict(event.fields)
             case EventKind.VAULTS_ADOPTED:
                 self._step = max(self._step, int(event.fields["step"] or 0))
             case EventKind.RECOVERY_STARTED:
@@ -62,13 +74,14 @@ class DurabilityRecorder:
     def on_step(self, report: StepReport) -> None:
         """A step is finished."""
         self._step, self._protected_step = report.step, report.protected_step or 0
+        self._steps_s.append(report.step_time_s)
 
     def take(self, reports: Sequence[VaultReport]) -> None:
         """The vaults have answered: write what that means."""
         if self._storage_changed:
             self._look_at_storage()
         known = Surroundings(self._clock(), self._step, self._storage_step, self._planned_bytes, self.memory_kept_s)
-        self._write(assess(reports, known))
+        self._write(replace(assess(reports, known), node_loss=self._node_loss()))
 
     def end(self, kept: bool) -> None:
         """The driver leaves; `kept`: without ending the vaults."""
@@ -84,6 +97,13 @@ class DurabilityRecorder:
             return None
         safe = max(last.safe_step, self._protected_step) if last.copies_min > 1 else last.safe_step
         return max(0, self._step - safe)
+
+    def _node_loss(self) -> dict[str, Any] | None:
+        """What the loss of a node would cost; None where nothing is planned, or no step has been made."""
+        steps_s = list(self._steps_s)  # a copy: steps are observed in another thread
+        if self._snapshots is None or not steps_s:
+            return None
+        return measured_loss(self._snapshots, median(steps_s))
 
     def _look_at_storage(self) -> None:
         """Where it cannot be looked at now, what was known stays, and the next survey tries again."""

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import TrainPlan
-from orchestrator.planner.memory import largest_micro_batch, memory_need, model_shape
+from orchestrator.planner.device_fit import auto_micro_batch
+from orchestrator.planner.device_memory import DEFAULT, Assumptions, device_need
+from orchestrator.planner.memory import largest_micro_batch, memory_need
+from orchestrator.planner.model_shape import ModelShape, model_shape
 from orchestrator.planner.shape import shape_batch, total_steps
 from orchestrator.spec.job import JobSpec
 
@@ -26,9 +30,14 @@ class Limits:
     """What a worker has room for."""
 
     memory_bytes: int | None
-    """Of one worker; None where it is not known: `train.micro_batch: auto` takes the whole share then."""
+    """Of the host, of one worker that trains on CPUs; None where it is not known: `train.micro_batch: auto` takes the
+    whole share then."""
     micro_batch: int
     """The largest micro batch, whatever the spec says."""
+    device: DeviceRoom | None = None
+    """Of the smallest GPU of those that train; None as above."""
+    assumed: Assumptions = DEFAULT
+    """What a worker's need on its GPU depends on besides the job."""
 
 
 def train_plan(
@@ -46,9 +55,9 @@ def train_plan(
     micro_batch = shape.shares[0]
     if train.micro_batch != "auto":
         micro_batch = train.micro_batch
-    elif limits.memory_bytes is not None:
-        need = memory_need(spec, model_shape(config, data.vocab_size), workers)
-        micro_batch = largest_micro_batch(need, limits.memory_bytes, shape.shares[0])
+    else:
+        found = model_shape(config, data.vocab_size)
+        micro_batch = _micro_batch(spec, found, workers, limits, shape.shares[0])
     shape = shape_batch(train.global_batch, workers, min(micro_batch, limits.micro_batch))
     return TrainPlan(
         spec=spec.model_dump(mode="json"),
@@ -59,3 +68,14 @@ def train_plan(
         micro_batch=shape.micro_batch,
         accumulation=shape.accumulation,
     )
+
+
+def _micro_batch(spec: JobSpec, shape: ModelShape, workers: int, limits: Limits, share: int) -> int:
+    """`train.micro_batch: auto`: of the memory of the device that trains, GPU or host."""
+    if spec.resources.gpus_per_worker:
+        if limits.device is None:
+            return share
+        return auto_micro_batch(device_need(spec, shape, workers, limits.assumed), limits.device, share)
+    if limits.memory_bytes is None:
+        return share
+    return largest_micro_batch(memory_need(spec, shape, workers), limits.memory_bytes, share)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.planner.memory import PROCESS_BYTES, ModelShape, memory_need
+from orchestrator.planner.memory import PROCESS_BYTES, memory_need
+from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.zero_memory import zero_memory
 from orchestrator.spec.job import JobSpec
 
 STATE_BYTES = 12
@@ -75,9 +77,10 @@ def spread_evenly(workers: int, nodes: int) -> tuple[int, ...]:
 
 
 def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
-    """Host memory that a worker cannot do without: the model's state and one sample, or on a GPU the process alone."""
+    """Host memory that a worker cannot do without: the model's state and one sample, or on a GPU the process and what
+    is offloaded."""
     if spec.resources.gpus_per_worker:
-        return PROCESS_BYTES
+        return PROCESS_BYTES + zero_memory(spec, shape, workers).host_bytes
     return memory_need(spec, shape, workers).total_bytes(1)
 
 

@@ -10,7 +10,7 @@ from orchestrator.data import globs, hub
 from orchestrator.data.contents import DIGEST_HEX, read_weights, unread
 from orchestrator.data.manifest import DataManifest
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, settings_of
-from orchestrator.planner.memory import model_shape
+from orchestrator.planner.model_shape import model_shape
 from orchestrator.spec.job import JobSpec
 from orchestrator.whole_files import read_json
 

@@ -16,6 +16,7 @@ from orchestrator.domain.device import (
     decide_device,
     explain_error,
 )
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import BrokenDeviceError
 from orchestrator.domain.session import Session
 
@@ -42,10 +43,18 @@ def worker_device(session: Session, gpus: int) -> torch.device:
     return torch.device(found.type) if found.type != CUDA else torch.device(found.type, found.index)
 
 
-def check_gpu() -> DeviceProblem | None:
-    """Why this process cannot use the one GPU that it was shown; None where it can. `gang` names it by string."""
+def check_gpu() -> DeviceProblem | DeviceRoom:
+    """Why this process cannot use the one GPU that it was shown, or how much memory that has. `gang` names it by
+    string."""
     found = usable_device(1, 0)
-    return found if isinstance(found, DeviceProblem) else None
+    return found if isinstance(found, DeviceProblem) else device_room(torch.device(found.type, found.index))
+
+
+def device_room(device: torch.device) -> DeviceRoom:
+    """Memory of a GPU that this process has used. What torch's allocator holds of it counts as free."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    free_bytes = min(total_bytes, free_bytes + torch.cuda.memory_reserved(device))
+    return DeviceRoom(free_bytes, total_bytes, torch.cuda.get_device_name(device))
 
 
 def usable_device(gpus: int, local_rank: int) -> Device | DeviceProblem:

@@ -5,25 +5,28 @@ torchrun --nproc-per-node 2 -m orchestrator.train.standalone job.yaml
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import device_environment
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan
-from orchestrator.whole_files import replace_directory
+from orchestrator.fitting import Fitting
+from orchestrator.whole_files import read_json, replace_directory
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.spec.load import LoadedJob
 
 PREPARED_KEY = "prepared"
+ROOM_KEY = "room"
+ROOM_TIMEOUT_S = 180.0
+"""For the other ranks to have tried their GPUs."""
 
 
 class StandaloneSession:
@@ -203,6 +209,7 @@ def _run(options: argparse.Namespace) -> int:
 
     job = load_job(options.job, options.overrides)
     gpus = job.spec.resources.gpus_per_worker
+    room: DeviceRoom | None = None
     os.environ.update(device_environment(gpus))  # before anything imports torch
     check_files(job)
     job = replace(job, spec=anchored(job.spec, job.path.parent))
@@ -211,18 +218,39 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: session.stop.set())
     run_dir = options.run_dir.resolve()
     if gpus:
-        from orchestrator.train.device import worker_device
+        from orchestrator.train.device import device_room, worker_device
 
-        worker_device(session, gpus)  # before hours of tokenising
+        room = smallest_room(session, device_room(worker_device(session, gpus)))  # before hours of tokenising
     if session.rank == 0:
         session.observers = _observers(RunLayout(run_dir))
         if options.resume is None:
             _check_base(job)
+    fitting = Fitting(job.spec, session.report_event)
+    fitting.check_early(session.world_size, room, _config(job))
     data_dir = _prepared(job, session, run_dir)
-    result = run_worker(session, _plan(job, session, run_dir, data_dir, options))
+    result = run_worker(session, _plan(job, session, run_dir, data_dir, options, room, fitting))
     if result.unsaved is not None:
         raise CheckpointError(f"the last step could not be saved: {result.unsaved}")
     return 0 if result.finished else 1
+
+
+def smallest_room(session: StandaloneSession, own: DeviceRoom) -> DeviceRoom:
+    """Memory of the smallest GPU of all ranks: their plans must be the same. Raises TimeoutError."""
+    session.publish(f"{ROOM_KEY}/{session.rank}", json.dumps(asdict(own)))
+    rooms = [own]
+    for rank in range(session.world_size):
+        if rank != session.rank:
+            rooms.append(DeviceRoom(**json.loads(session.lookup(f"{ROOM_KEY}/{rank}", ROOM_TIMEOUT_S))))
+    return min(rooms, key=lambda room: room.usable_bytes)
+
+
+def _config(job: "LoadedJob") -> dict[str, Any]:
+    """The model's config as far as it is known without loading a library."""
+    from orchestrator.planner.model_shape import known_config
+
+    pretrained = job.spec.model.pretrained
+    found = read_json(job.path.parent / pretrained / "config.json") if pretrained is not None else None
+    return known_config(job.spec, found)
 
 
 def _check_base(job: "LoadedJob") -> None:
@@ -257,15 +285,26 @@ def _prepared(job: "LoadedJob", session: StandaloneSession, run_dir: Path) -> Pa
 
 
 def _plan(
-    job: "LoadedJob", session: StandaloneSession, run_dir: Path, data_dir: Path, options: argparse.Namespace
+    job: "LoadedJob",
+    session: StandaloneSession,
+    run_dir: Path,
+    data_dir: Path,
+    options: argparse.Namespace,
+    room: DeviceRoom | None,
+    fitting: Fitting,
 ) -> TrainPlan:
     from orchestrator.data.manifest import DataManifest
+    from orchestrator.planner.model_shape import model_shape
     from orchestrator.planner.plan import DataFacts, Limits, train_plan
 
     manifest = DataManifest.read(data_dir)
     facts = DataFacts(str(data_dir), manifest.train_samples, manifest.vocab_size)
-    limits = Limits(None, job.spec.train.global_batch)
-    plan = train_plan(job.spec, str(run_dir), facts, {}, session.world_size, limits)
+    limits = Limits(None, job.spec.train.global_batch, room)
+    config, workers = _config(job), session.world_size
+    shape = model_shape(config, facts.vocab_size)
+    fitting.check(workers, room, shape)
+    plan = train_plan(job.spec, str(run_dir), facts, config, workers, limits)
+    fitting.tell(workers, room, shape, plan.micro_batch)
     return replace(
         plan, resume_from=str(options.resume.resolve()) if options.resume else None, export=not options.no_export
     )

@@ -85,6 +85,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.data.dataset import TokenDataset
     from orchestrator.train.context import TrainContext
     from orchestrator.train.deepspeed_config import EngineShape
+    from orchestrator.train.device_memory import no_samples_yet, shape_of
     from orchestrator.train.engine import build_engine
     from orchestrator.train.models import build_model
     from orchestrator.train.shares import keep_for
@@ -111,7 +112,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
             },
         )
     session.beat(0, Phase.BUILD)
-    with ticking_collectives(session.progress):
+    with ticking_collectives(session.progress), no_samples_yet(session, spec, shape_of(model, size.parameters), device):
         engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 

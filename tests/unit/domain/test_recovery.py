@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.domain.recovery import WINDOW_S, Budget, RunFailure, judge
+from orchestrator.domain.recovery import WINDOW_S, Budget, RunFailure, Verdict, judge
 
 pytestmark = pytest.mark.unit
 BUDGET = Budget(max_failures=2, max_without_progress=3)
@@ -56,3 +56,20 @@ def test_want_of_memory_is_cured_by_half_the_micro_batch() -> None:
     assert (killed.recover, killed.micro_batch) == (True, None)
     assert judge([starved(0, 4), starved(0, 2), lost(1.0, 0)], wide).recover
     assert not judge([starved(0, 4)], Budget(0, 3)).recover
+
+
+def test_halvings_do_not_use_up_the_budget() -> None:
+    halvings = [starved(0, 64), starved(0, 32), starved(0, 16), starved(0, 8)]  # more than `max_failures`
+    assert judge(halvings, BUDGET).micro_batch == 4
+    assert judge([*halvings, lost(1.0, 3), lost(2.0, 5)], BUDGET).recover
+    verdict = judge([*halvings, lost(1.0, 3), lost(2.0, 5), lost(3.0, 6)], BUDGET)
+    assert (verdict.recover, verdict.reason) == (False, "3 failures within an hour, recovery.max_failures is 2")
+
+
+def test_no_micro_batch_is_small_enough_before_the_first_sample() -> None:
+    building = RunFailure(0.0, 0, raised=True, out_of_memory=True, micro_batch=8, before_samples=True)
+    assert not judge([building], BUDGET).recover
+    # What others hold may be given back: tried again, with the same micro batch, as long as the budget lasts.
+    others = RunFailure(0.0, 0, raised=False, out_of_memory=True, micro_batch=8, before_samples=True)
+    assert judge([others], BUDGET) == Verdict(True)
+    assert not judge([others, others, others], BUDGET).recover

@@ -7,6 +7,7 @@ import pynvml
 import pytest
 
 from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.gang import device_checks, gpus, recruits
 from orchestrator.gang.recruits import FIRST_PAUSE_S, Recruits
 from orchestrator.gang.worker_actor import Hello
@@ -65,10 +66,41 @@ def test_a_refusal_names_where_and_why() -> None:
     assert refused.hint == "install the driver"
 
 
+GIB = 1 << 30
+EMPTY = DeviceRoom(79 * GIB, 80 * GIB, "NVIDIA H100")
+SHARED = DeviceRoom(30 * GIB, 80 * GIB, "NVIDIA H100")
+
+
+def test_memory_that_others_hold_is_told_by_name() -> None:
+    assert device_checks.shared_text(HELLO, None) is None
+    assert device_checks.shared_text(HELLO, EMPTY) is None
+    text = device_checks.shared_text(HELLO, SHARED)
+    assert text is not None
+    assert text.startswith(
+        "others hold 49.4 of 80.0 GiB on the NVIDIA H100 of a worker on gpu-03 (10.0.0.7, process 47"
+    )
+
+
+def test_checks_tell_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_checks.ray, "get", lambda refs: refs)
+    monkeypatch.setattr(device_checks.ray, "wait", lambda refs, num_returns, timeout: (refs, []))
+    told: list[str] = []
+    actors = [Answers(EMPTY), Answers(SHARED)]
+    checks = device_checks.DeviceChecks(actors, [HELLO, HELLO], "module:check")
+    assert checks.rooms == [None, None]
+    assert checks.passed(lambda: False, told.append)
+    assert checks.rooms == [EMPTY, SHARED]
+    assert len(told) == 1
+    # On CPUs nobody is asked.
+    checks = device_checks.DeviceChecks(actors, [HELLO, HELLO], None)
+    assert checks.passed(lambda: False, told.append)
+    assert checks.rooms == [None, None]
+
+
 class Answers:
     """In place of Ray: what is asked of an actor is its answer, and there at once."""
 
-    def __init__(self, problem: DeviceProblem | None) -> None:
+    def __init__(self, problem: DeviceProblem | DeviceRoom | None) -> None:
         self.problem = problem
 
     def __getattr__(self, name: str) -> Any:
@@ -83,7 +115,7 @@ def test_a_worker_whose_gpu_does_not_work_never_joins(monkeypatch: pytest.Monkey
     monkeypatch.setattr(recruits.ray, "kill", lambda actor, no_restart: None)
     monkeypatch.setattr(recruits.time, "monotonic", lambda: clock[0])
     told: list[str] = []
-    problems: list[DeviceProblem | None] = [PROBLEM, PROBLEM, None]
+    problems: list[DeviceProblem | DeviceRoom] = [PROBLEM, PROBLEM, SHARED]
     found = Recruits(lambda group: Answers(problems.pop(0)), ("torch",), "module:check", told.append)
     for number in (1, 2):
         found.call("group")
@@ -99,3 +131,5 @@ def test_a_worker_whose_gpu_does_not_work_never_joins(monkeypatch: pytest.Monkey
     found.call("group")
     assert found.look() == ["node"]
     assert found.ready == 1
+    assert "others hold 49.4 of 80.0 GiB" in told[-1]
+    assert found.join(1)[0].room == SHARED

@@ -7,8 +7,8 @@ from orchestrator.planner.memory import (
     MemoryNeed,
     largest_micro_batch,
     memory_need,
-    model_shape,
 )
+from orchestrator.planner.model_shape import model_shape
 from orchestrator.spec.job import JobSpec
 
 pytestmark = pytest.mark.unit

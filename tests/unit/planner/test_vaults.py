@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.planner.memory import ModelShape
+from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vaults import SMALL_STATE_BYTES, VaultNeed, check_room, spread_evenly, vault_need
 from orchestrator.spec.job import JobSpec
 

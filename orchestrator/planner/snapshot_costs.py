@@ -1,0 +1,175 @@
+"""What it costs to keep state in the memory of nodes, and what losing a node costs then, at a model's size. Pure.
+
+A worker's state is 12 P / W bytes: fp32 masters and two fp32 moments of P parameters over W workers. It is copied to
+host memory at a step boundary, kept in two slots there, and sent to the vaults of `copies` other nodes. All speeds are
+arguments: nothing here was measured on the machine that a job runs on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.cadence import steps_between
+from orchestrator.planner.model_shape import ModelShape
+from orchestrator.spec.job import JobSpec
+
+STATE_BYTES = 12
+"""Per parameter: an fp32 master and two fp32 moments."""
+SLOTS = 2
+FLOPS_PER_PARAMETER = 6
+"""Of a token: forward and backward (Kaplan et al., arXiv:2001.08361, section 2.1), attention left out."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Assumptions. The defaults are those of a node with eight H100s."""
+
+    copy_bytes_per_s: float
+    """From a worker's device to host memory."""
+    link_bytes_per_s: float = 2.5e9
+    """Between two nodes, in each direction: 25 Gbit/s, less what protocols take."""
+
+
+PAGEABLE = Speeds(4e9)
+"""GPUs, to host memory that is not page-locked."""
+PINNED = Speeds(25e9)
+"""GPUs, to page-locked host memory, over PCIe 4."""
+HOST = Speeds(4e9)
+"""Workers on CPUs: a copy within host memory, by one thread."""
+
+
+@dataclass(frozen=True)
+class SnapshotCosts:
+    """What one snapshot takes."""
+
+    state_bytes: int
+    """Of one worker."""
+    stall_s: float
+    """That training stands still for it."""
+    node_bytes: int
+    """Host memory that the fullest node's own workers take for it."""
+    copied_node_bytes: int
+    """The same with the copies that it keeps for others."""
+    recovery_bytes: int
+    """The same while a recovery goes on: the old gang's and the new gang's."""
+    sent_bytes: int
+    """What the fullest node sends to others; 0 where no copies are kept."""
+    sent_s: float
+
+    def interval_s(self, budget: float) -> float:
+        """Seconds from one snapshot to the next if they may take that share of the time; never less than the copies
+        need to arrive."""
+        return max(self.stall_s / budget, self.sent_s)
+
+    def interval_steps(self, step_s: float, budget: float) -> int:
+        """The same in steps."""
+        return max(steps_between(self.stall_s, step_s, budget), math.ceil(self.sent_s / step_s))
+
+
+@dataclass(frozen=True)
+class NodeLoss:
+    """What losing the fullest node costs, at worst."""
+
+    repeated_s: float
+    """Training since the newest snapshot whose copies had arrived."""
+    repeated_steps: int | None
+    """The same in steps; None where a step's time is not known."""
+    read_s: float
+    """Until the survivors have the state again."""
+    copied_s: float
+    """Until it has as many copies again; training goes on meanwhile."""
+
+
+def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: int, speeds: Speeds) -> SnapshotCosts:
+    """What a snapshot takes where workers lie on nodes like that."""
+    workers, nodes = sum(workers_by_node), len(workers_by_node)
+    copies = min(replicas, nodes - 1)
+    fullest = max(workers_by_node)
+    state_bytes = STATE_BYTES * -(-parameters // workers)
+    node_bytes = SLOTS * state_bytes * fullest
+    sent_bytes = state_bytes * fullest * copies
+    return SnapshotCosts(
+        state_bytes=state_bytes,
+        stall_s=state_bytes / speeds.copy_bytes_per_s,
+        node_bytes=node_bytes,
+        copied_node_bytes=node_bytes * (1 + copies),
+        recovery_bytes=2 * node_bytes * (1 + copies),
+        sent_bytes=sent_bytes,
+        sent_s=sent_bytes / speeds.link_bytes_per_s,
+    )
+
+
+def node_loss(
+    costs: SnapshotCosts,
+    parameters: int,
+    workers_by_node: Sequence[int],
+    speeds: Speeds,
+    interval_s: float,
+    step_s: float | None = None,
+) -> NodeLoss | None:
+    """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
+    since the last checkpoint.
+
+    At worst the node is lost just before the copies of the newest snapshot have arrived: what was trained since the one
+    before is made again. Every survivor reads its part of the new partition, most of it from other nodes.
+    """
+    nodes = len(workers_by_node)
+    if costs.sent_bytes == 0:
+        return None
+    repeated_s = interval_s + costs.sent_s
+    left_bytes = STATE_BYTES * parameters / (nodes - 1)
+    steps = None if step_s is None else max(1, math.ceil(repeated_s / step_s))
+    return NodeLoss(
+        repeated_s=repeated_s,
+        repeated_steps=steps,
+        read_s=left_bytes / speeds.link_bytes_per_s,
+        copied_s=left_bytes / speeds.link_bytes_per_s if nodes > 2 else 0.0,
+    )
+
+
+def step_estimate_s(parameters: int, tokens: int, workers: int, flops_per_s: float) -> float:
+    """Seconds of an optimizer step of that many tokens, at a speed of one worker."""
+    return FLOPS_PER_PARAMETER * parameters * tokens / (workers * flops_per_s)
+
+
+def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> dict[str, float | None]:
+    """Fields of the event `snapshots.planned`, for workers that lie on nodes like that."""
+    speeds = PAGEABLE if spec.resources.gpus_per_worker else HOST
+    checkpoint = spec.checkpoint
+    costs = snapshot_costs(shape.parameters, workers_by_node, checkpoint.replicas, speeds)
+    interval_s = costs.interval_s(checkpoint.overhead_budget)
+    loss = node_loss(costs, shape.parameters, workers_by_node, speeds, interval_s)
+    by_time = loss is not None and checkpoint.memory_interval_steps is None
+    return {
+        "state_bytes": costs.state_bytes,
+        "stall_s": costs.stall_s,
+        "interval_s": interval_s,
+        "interval_steps": checkpoint.memory_interval_steps,
+        "sent_bytes": costs.sent_bytes,
+        "sent_s": costs.sent_s,
+        "repeated_s": loss.repeated_s if loss is not None and by_time else None,
+        "read_s": loss.read_s if loss is not None else None,
+        "copied_s": loss.copied_s if loss is not None else None,
+        "copy_bytes_per_s": speeds.copy_bytes_per_s,
+        "link_bytes_per_s": speeds.link_bytes_per_s,
+    }
+
+
+def measured_loss(planned: Mapping[str, Any], step_s: float) -> dict[str, float] | None:
+    """What losing a node costs, with a step's measured time; None where no copies are kept. `planned`: fields of
+    `snapshots.planned`.
+
+    A snapshot is taken at a step's end at the earliest, and its copies are sent while the next steps are made.
+    """
+    if planned.get("read_s") is None or step_s <= 0:
+        return None
+    sent_s, interval_s = float(planned["sent_s"]), float(planned["interval_s"])
+    interval = int(planned["interval_steps"] or max(1, math.ceil(interval_s / step_s)))
+    steps = interval + math.ceil(sent_s / step_s)
+    return {
+        "repeated_steps": steps,
+        "repeated_s": steps * step_s,
+        "read_s": float(planned["read_s"]),
+        "copied_s": float(planned["copied_s"]),
+    }

@@ -1,0 +1,78 @@
+"""Costs of snapshots at 7 B and 70 B parameters, against figures made by hand."""
+
+import pytest
+
+from orchestrator.planner.snapshot_costs import (
+    PAGEABLE,
+    PINNED,
+    SnapshotCosts,
+    node_loss,
+    snapshot_costs,
+    step_estimate_s,
+)
+
+pytestmark = pytest.mark.unit
+
+GB = 1e9
+SEVEN, SEVENTY = 7_000_000_000, 70_000_000_000
+BUDGET = 0.02
+
+
+def costs(parameters: int, nodes: int, speeds: object = PAGEABLE, replicas: int = 1) -> SnapshotCosts:
+    return snapshot_costs(parameters, (8,) * nodes, replicas, speeds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "nodes", "state_gb", "stall_s", "every_s", "pinned_s", "pinned_every_s", "own_gb", "copied_gb"),
+    [
+        # 12 bytes a parameter; 4 GB/s pageable, 25 GB/s pinned; 2% of the time; two slots of eight workers.
+        (SEVEN, 1, 10.5, 2.6, 131, 0.42, 21, 168, 168),
+        (SEVEN, 8, 1.3, 0.33, 16, 0.05, 3, 21, 42),
+        (SEVENTY, 8, 13.1, 3.3, 164, 0.5, 26, 210, 420),
+    ],
+)  # fmt: skip
+def test_stall_interval_and_memory(
+    parameters: int, nodes: int, state_gb: float, stall_s: float, every_s: float, pinned_s: float,
+    pinned_every_s: float, own_gb: float, copied_gb: float,
+) -> None:  # fmt: skip
+    pageable, pinned = costs(parameters, nodes), costs(parameters, nodes, PINNED)
+    assert pageable.state_bytes / GB == pytest.approx(state_gb, abs=0.05)
+    assert pageable.stall_s == pytest.approx(stall_s, rel=0.02)
+    assert pageable.stall_s / BUDGET == pytest.approx(every_s, rel=0.03)
+    assert pinned.stall_s == pytest.approx(pinned_s, rel=0.06)
+    assert pinned.stall_s / BUDGET == pytest.approx(pinned_every_s, rel=0.13)  # written as "3 s": it is 2.6
+    assert pageable.node_bytes / GB == pytest.approx(own_gb, rel=0.01)
+    assert pageable.copied_node_bytes / GB == pytest.approx(copied_gb, rel=0.01)
+    assert pageable.recovery_bytes == 2 * pageable.copied_node_bytes
+
+
+def test_bytes_on_the_wire() -> None:
+    assert costs(SEVEN, 1).sent_bytes == 0
+    assert costs(SEVEN, 8).sent_s == pytest.approx(4, rel=0.06)  # 10.5 GB at 2.5 GB/s
+    assert costs(SEVENTY, 8).sent_s == pytest.approx(42, rel=0.01)
+    assert costs(SEVENTY, 8, replicas=2).sent_s == pytest.approx(84, rel=0.01)
+
+
+def test_copies_that_take_longer_than_the_budget_set_the_interval() -> None:
+    pinned = costs(SEVENTY, 8, PINNED)
+    assert pinned.stall_s / BUDGET == pytest.approx(26, rel=0.02)
+    assert pinned.interval_s(BUDGET) == pinned.sent_s
+    assert pinned.interval_steps(10.0, BUDGET) == 5  # 42 s are five steps of 10 s
+    assert costs(SEVEN, 1).interval_steps(1.0, BUDGET) == 132
+
+
+def test_the_loss_of_a_node_repeats_an_interval_and_what_was_on_its_way() -> None:
+    pageable = costs(SEVENTY, 8)
+    loss = node_loss(pageable, SEVENTY, (8,) * 8, PAGEABLE, pageable.interval_s(BUDGET), step_s=10.0)
+    assert loss is not None
+    assert loss.repeated_s == pytest.approx(164 + 42, rel=0.01)
+    assert loss.repeated_steps == 21
+    # Seven nodes read 840 GB: 120 GB each at 2.5 GB/s.
+    assert loss.read_s == pytest.approx(48, rel=0.01)
+    alone = costs(SEVEN, 1)
+    assert node_loss(alone, SEVEN, (8,), PAGEABLE, 100.0) is None
+
+
+def test_a_step_at_a_given_speed() -> None:
+    # 6 x 7e9 x 4 M tokens at 400 TFLOP/s on each of 64 GPUs.
+    assert step_estimate_s(SEVEN, 4_000_000, 64, 4e14) == pytest.approx(6.56, rel=0.01)
