@@ -22,9 +22,10 @@ GRADIENTS_AT_ONCE = 3
 STAGE_0_BUCKET_ELEMENTS = 500_000_000
 """`MEMORY_OPT_ALLREDUCE_SIZE` of engine.py: of the all-reduce that is not a ZeRO optimizer's own."""
 DTYPE_BYTES = {"fp32": FP32, "fp16": FP16, "bf16": FP16, "bfp16": FP16}
-WHOLE_MODEL_AT_BUILD = True
-"""`DeepSpeedEngine._configure_distributed_model` moves a model that was built plainly to the device as a whole, at
-stage 3 too, and only then partitions it."""
+WHOLE_MODEL_AT_BUILD = False
+"""At stage 3 each rank's model holds only the rank's share of each parameter (`train.shares`). A model that was built
+plainly would be moved to the device as a whole before it is partitioned
+(`DeepSpeedEngine._configure_distributed_model`)."""
 
 
 @dataclass(frozen=True)
