@@ -121,9 +121,7 @@ def assumed_of(spec: JobSpec, shape: ModelShape) -> Assumptions:
     return Assumptions(attention, chunk)
 
 
-def device_need(
-    spec: JobSpec, shape: ModelShape, workers: int, assumed: Assumptions | None = None
-) -> DeviceNeed:
+def device_need(spec: JobSpec, shape: ModelShape, workers: int, assumed: Assumptions | None = None) -> DeviceNeed:
     """What one of `workers` needs on its GPU. `assumed`: default, as the job says."""
     assumed = assumed if assumed is not None else assumed_of(spec, shape)
     return DeviceNeed(

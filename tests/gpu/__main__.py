@@ -34,6 +34,8 @@ CHECKS: dict[str, tuple[Check, float]] = {
     "assertion": (checks.check_assertion, 60.0),
     "out-of-memory": (checks.check_out_of_memory, 60.0),
     "saved-state": (measures.check_saved_state, 90.0),
+    "copies": (measures.check_copies, 45.0),
+    "memory": (measures.check_memory, 90.0),
     "speed": (measures.check_speed, 150.0),
 }
 """In order, with the seconds that each may take."""

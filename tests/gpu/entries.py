@@ -129,3 +129,76 @@ def _digest(engine: Any) -> str:
             found.update(part.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
     found.update(repr((state.counters, state.groups, state.loss_scaler)).encode())
     return found.hexdigest()
+
+
+def large_vocabulary(session: Session, plan: TrainPlan) -> TrainResult:
+    """Peak bytes of the device for a loss and its gradients at a vocabulary of 128k, in chunks and plain."""
+    import torch
+
+    from orchestrator.domain.loss_chunks import loss_chunk_tokens
+    from orchestrator.train.linear_loss import chunked_cross_entropy
+    from orchestrator.train.tasks import IGNORE, summed_cross_entropy
+
+    tokens, width, vocabulary = 8192, 1024, 128_256
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(tokens, width, device=device, generator=generator, dtype=torch.bfloat16).requires_grad_()
+    weight = torch.randn(vocabulary, width, device=device, generator=generator, dtype=torch.bfloat16).mul_(0.02)
+    weight.requires_grad_()
+    labels = torch.randint(0, vocabulary, (tokens,), device=device, generator=generator)
+    chunk = loss_chunk_tokens("auto", tokens, vocabulary)
+    assert chunk is not None
+    found: dict[str, Any] = {}
+    losses = []
+    for name in ("chunked", "plain"):
+        hidden.grad = weight.grad = None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        if name == "chunked":
+            loss = chunked_cross_entropy(hidden, weight, None, labels, chunk, IGNORE)
+        else:
+            loss = summed_cross_entropy(hidden @ weight.T, labels)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        found[f"{name}_bytes"] = torch.cuda.max_memory_allocated() - before
+        del loss
+    return TrainResult(0, True, facts={**found, "difference": abs(losses[0] - losses[1]) / abs(losses[1])})
+
+
+def copy_speed(session: Session, plan: TrainPlan) -> TrainResult:
+    """Bytes a second from the device into shared memory, as snapshots copy: before and after it is page-locked."""
+    import mmap
+    import time
+
+    import torch
+
+    from orchestrator.train.staging import CudaStaging
+
+    size = 1 << 30
+    device = torch.device("cuda", torch.cuda.current_device())
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    descriptor = os.memfd_create("convoy-copy-speed")
+    os.ftruncate(descriptor, size)
+    memory = memoryview(mmap.mmap(descriptor, size))
+    target = torch.frombuffer(memory, dtype=torch.uint8)
+    target.zero_()  # the pages are there
+    found: dict[str, Any] = {}
+    staging = CudaStaging(device)
+    for name in ("pageable", "page-locked"):
+        if name == "page-locked":
+            started_s = time.perf_counter()
+            problem = staging.pin(memory)
+            found["register_s"] = time.perf_counter() - started_s
+            assert problem is None, problem
+        times = []
+        for _ in range(3):
+            torch.cuda.synchronize()
+            started_s = time.perf_counter()
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - started_s)
+        found[name] = size / min(times)
+    assert bool((target == 1).all())
+    staging.close()
+    return TrainResult(0, True, facts=found)
