@@ -97,15 +97,20 @@ class RankStep:
         return RankReport(rank, self.samples, self.tokens, phases, self.memory, self.waits)
 
 
-def exchange(own: RankStep, device: torch.device) -> list[RankStep]:
-    """Every rank's facts, by rank, on every rank. Collective."""
+def exchange(own: RankStep, device: torch.device) -> list[list[float]]:
+    """Every rank's facts, packed, by rank, on every rank. Collective.
+
+    To be unpacked when it is certain that the collective was not aborted: one of NCCL's that was ends without an error,
+    and leaves numbers that `RankStep.unpack` may not be able to read.
+    """
     world_size = dist.get_world_size()
     if world_size == 1:
-        return [own]
+        return [own.pack()]
     vector = _on_device(own.pack(), device)
     gathered = torch.empty(world_size * vector.numel(), dtype=torch.float64, device=device)
     dist.all_gather_into_tensor(gathered, vector)
-    return [RankStep.unpack(row) for row in gathered.view(world_size, -1).tolist()]
+    rows: list[list[float]] = gathered.view(world_size, -1).tolist()
+    return rows
 
 
 def _on_device(values: list[float], device: torch.device) -> torch.Tensor:

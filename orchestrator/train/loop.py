@@ -171,9 +171,10 @@ class TrainLoop:
         ahead = feed.targets_ahead()
         facts = self._facts(batch, wait_s, summed, -1 if ahead is None else ahead, started)
         beat(step, Phase.EXCHANGE)
-        ranks = exchange(facts, context.device)
+        packed = exchange(facts, context.device)
         context.check_interrupted()
-        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, tuple(ranks))
+        ranks = tuple(RankStep.unpack(row) for row in packed)
+        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks)
         self._targets_ahead = outcome.targets_ahead
         return outcome
 

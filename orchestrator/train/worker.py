@@ -4,11 +4,13 @@ import gc
 import json
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.engine_errors import find_cause
+from orchestrator.domain.errors import PeerLostError, UsageError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
@@ -45,13 +47,13 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     session.on_interrupt(unblock)
     session.count_collectives(nccl_counts if device.type == CUDA else None)
     try:
-        with unblock.aborting_on_error():
+        with blamed_on_peers(session), unblock.aborting_on_error():
             join_process_group(session, device)
             _set_offload_threads(spec, device)
             _phase(session, Phase.BUILD)
             context = _build(session, plan, spec, device)
         try:
-            with unblock.aborting_on_error():
+            with blamed_on_peers(session), unblock.aborting_on_error():
                 unblock.learn()
                 _tell_started(session, device, time.perf_counter() - started)
                 result = _train(context)
@@ -68,6 +70,20 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
         leave_process_group()
         session.count_collectives(None)
         session.on_interrupt(None)  # last: to leave may wait for a peer, too
+
+
+@contextmanager
+def blamed_on_peers(session: Session) -> Iterator[None]:
+    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
+    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = find_cause(f"{type(error).__name__}: {error}")
+        if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
+            raise
+        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
 
 
 def _tell_started(session: Session, device: Any, seconds: float) -> None:
