@@ -194,8 +194,8 @@ def address_of(memory: memoryview) -> int:
 
 
 def _populate(memory: memoryview) -> None:
-    """Fill the page tables. MAP_POPULATE would do the same, but Python 3.11 holds the interpreter lock meanwhile: a
-    third of a second for each GiB, in which no heartbeat is sent. An older kernel leaves the pages to the first copy.
+    """Fill the page tables. MAP_POPULATE would do the same, but Python 3.11 holds the interpreter lock meanwhile, for
+    about 0.4 s a GiB, in which no heartbeat is sent. An older kernel leaves the pages to the first copy.
     """
     with contextlib.suppress(OSError, AttributeError):
         madvise = ctypes.CDLL(None, use_errno=True).madvise  # without the interpreter lock
