@@ -63,8 +63,8 @@ class Keep:
 def keep_for(spec: JobSpec, rank: int, world_size: int, device: torch.device) -> Keep | None:
     """What a rank keeps of the model on the host while it is built; None: all of it, in fp32.
 
-    At stage 3 it keeps its share. At the other stages a GPU gets each parameter as soon as it is complete, and the host
-    keeps nothing; without a GPU the host is where the model belongs. Partitions that DeepSpeed quantises or holds twice
+    At stage 3 it keeps its share. At the other stages each parameter goes to its device in the training precision as
+    soon as it is complete, so that a GPU's host keeps nothing. Partitions that DeepSpeed quantises or holds twice
     (hpZ) are made by DeepSpeed itself, of whole parameters.
     """
     zero: Any = spec.zero.deepspeed.get("zero_optimization") or {}
@@ -72,7 +72,7 @@ def keep_for(spec: JobSpec, rank: int, world_size: int, device: torch.device) ->
     dtype = PRECISIONS[spec.train.precision]  # DeepSpeed makes its fp32 masters of the rounded values
     if spec.zero.stage == 3 and plain:
         return Keep(rank, world_size, dtype, sharded=True)
-    if device.type == CUDA:
+    if device.type == CUDA or dtype is not torch.float32:
         return Keep(dtype=dtype, device=device)
     return None
 

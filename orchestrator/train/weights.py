@@ -194,10 +194,13 @@ def _read_shares(
     """Raises WeightsError if values are not finite, or if parameters that share one tensor were saved with two."""
     import torch
 
+    from orchestrator.train.memory import return_free_memory
+    from orchestrator.train.shares import RESIDENT_BYTES
+
     names: dict[nn.Parameter, list[str]] = {}
     for slot, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(slot)
-    shares, broken = [], []
+    shares, broken, read_bytes = [], [], 0
     for parameter, slots in names.items():
         part = keep.part(parameter.numel())
         filled = [slot for slot in slots if slot in compared.filled]
@@ -208,6 +211,10 @@ def _read_shares(
         if not bool(torch.isfinite(found[0]).all()):
             broken.append(filled[0])
         shares.append((parameter, found[0].to(keep.device, keep.dtype)))
+        read_bytes += sum(tensor.nbytes for tensor in found)
+        if read_bytes > RESIDENT_BYTES:
+            return_free_memory()
+            read_bytes = 0
     if broken:
         raise _broken(place, broken)
     return shares

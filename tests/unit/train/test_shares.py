@@ -141,12 +141,13 @@ def test_what_is_kept_follows_from_stage_and_device() -> None:
         return keep_for(spec_with(train={"precision": precision}, zero=zero), 1, 4, device)
 
     assert keep(cpu, {"stage": 3}) == keep(cuda, {"stage": 3}) == Keep(1, 4, torch.bfloat16, sharded=True)
-    assert keep(cpu, {"stage": 2}) is None
+    assert keep(cpu, {"stage": 2}, "fp32") is None
+    assert keep(cpu, {"stage": 2}) == Keep(0, 1, torch.bfloat16, cpu)
     assert keep(cuda, {"stage": 2}) == Keep(0, 1, torch.bfloat16, cuda)
     assert keep(cuda, {"stage": 0}, "fp32") == Keep(0, 1, torch.float32, cuda)
     for key, value in {"zero_hpz_partition_size": 2, "zero_quantized_weights": True}.items():
         passed = {"stage": 3, "deepspeed": {"zero_optimization": {key: value}}}
-        assert keep(cpu, passed) is None
+        assert keep(cpu, passed, "fp32") is None
         assert keep(cuda, passed) == Keep(0, 1, torch.bfloat16, cuda)
 
 
