@@ -229,8 +229,8 @@ def test_what_the_loss_of_a_node_costs_is_told_at_the_start() -> None:
     fields = {"state_bytes": 13 << 30, "interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0}
     text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, {**fields, "repeated_s": 206.0}), RunView())
     assert text == (
-        "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; each "
-        "worker's 13.0 GiB are copied to memory about every 2:44, and sent to peers in 42.0 s"
+        "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; "
+        "each worker's 13.0 GiB are copied to memory about every 2:44, and sent to peers in 42.0 s"
     )
     fixed = {**fields, "interval_steps": 3, "repeated_s": None}
     text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, fixed), RunView()) or ""
