@@ -28,12 +28,14 @@ def node_loss(fields: Mapping[str, Any]) -> str:
     every = f"every {steps} step{'s' if steps != 1 else ''}" if steps else f"about every {render.duration(interval_s)}"
     copies = f"each worker's {render.size(fields.get('state_bytes'))} are copied to memory {every}"
     if fields.get("read_s") is None:
-        return f"all steps since the last checkpoint: no copies are kept on other nodes; {copies}"
+        return f"repeats all steps since the last checkpoint: no copies are kept on other nodes; {copies}"
     repeated_s = fields.get("repeated_s")
-    again = f"at most {render.duration(repeated_s)} of training or a step" if repeated_s is not None else "steps"
+    repeated = "the steps since the newest copy"
+    if repeated_s is not None:
+        repeated = f"up to {render.duration(repeated_s)} of training, at least a step,"
     return (
-        f"{again} again, then {render.duration(fields.get('read_s'))} to read the state from peers; {copies}, and sent "
-        f"to peers in {render.duration(fields.get('sent_s'))}"
+        f"repeats {repeated} and takes {render.duration(fields.get('read_s'))} to read the state from peers; {copies}, "
+        f"and sent to peers in {render.duration(fields.get('sent_s'))}"
     )
 
 

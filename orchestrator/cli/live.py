@@ -39,6 +39,8 @@ ANNOUNCED = {
     EventKind.WORKER_SLOW: "yellow",
     EventKind.CHECKPOINT_FAILED: "yellow",
     EventKind.CHECKPOINT_REJECTED: "yellow",
+    EventKind.DEVICE_PLANNED: "dim",
+    EventKind.SNAPSHOTS_PLANNED: "dim",
 }
 """Events whose line stays above the display, and its style: the state in the title is gone a second later."""
 

@@ -245,7 +245,7 @@ def _stage_3(
     optimizer = (MASTER + MOMENTS) * share
     bucket = inputs.communication * settings.reduce_elements if settings.contiguous_gradients else 0
     group = min(share, settings.sub_group_elements)
-    live = min(p, settings.max_live_elements + inputs.largest) if inputs.workers > 1 else 0
+    live = min(p, settings.max_live_elements + inputs.largest) if inputs.workers > 1 or offload_params else 0
     weights = 0 if offload_params else value * share
     whole = value * p if whole_model_at_build else value * inputs.largest
     return ZeroMemory(

@@ -23,7 +23,8 @@ class RecoverySpec(SpecModel):
     """How a run that loses workers, or its numbers, goes on, and when it gives up."""
 
     max_failures: int = Field(default=8, ge=0)
-    """Failures within any hour that a run recovers from; one more ends it, resumable. 0: the first one does."""
+    """Failures within any hour that a run recovers from; one more ends it, resumable. 0: the first one does.
+    A micro batch that is halved because memory was short does not count."""
 
     max_without_progress: int = Field(default=3, ge=1)
     """Failures in a row, none of them a step further than the one before, after which a run gives up."""

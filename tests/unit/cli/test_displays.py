@@ -212,3 +212,30 @@ def test_without_a_checkpoint_no_resume_is_promised() -> None:
     text = summary.failed(seen(fails_at=3), LAYOUT, DEFAULT_HOME, "x")
     assert "--resume" not in text
     assert "no checkpoint to go on from" in text
+
+
+def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
+    gib = 1 << 30
+    parts = {"optimizer": 10 * gib, "weights": 13 * gib}
+    fields = {"micro_batch": 4, "need_bytes": 23 * gib, "parts": parts, "free_bytes": 79 * gib, "total_bytes": 80 * gib}
+    event = Event(EventKind.DEVICE_PLANNED, T0, {**fields, "device": "NVIDIA H100"})
+    assert describe(event, RunView()) == (
+        "GPU memory: 23.0 GiB expected of 80.0 GiB of the smallest NVIDIA H100, 79.0 GiB free, at a micro batch of 4: "
+        "weights 13.0 GiB, optimizer 10.0 GiB"
+    )
+
+
+def test_what_the_loss_of_a_node_costs_is_told_at_the_start() -> None:
+    fields = {"state_bytes": 13 << 30, "interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0}
+    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, {**fields, "repeated_s": 206.0}), RunView())
+    assert text == (
+        "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; "
+        "each worker's 13.0 GiB are copied to memory about every 2:44, and sent to peers in 42.0 s"
+    )
+    fixed = {**fields, "interval_steps": 3, "repeated_s": None}
+    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, fixed), RunView()) or ""
+    assert text.startswith("node loss: repeats the steps since the newest copy and takes 48.0 s")
+    assert "every 3 steps" in text
+    alone = {**fields, "read_s": None}
+    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, alone), RunView()) or ""
+    assert text.startswith("node loss: repeats all steps since the last checkpoint: no copies are kept on other nodes")

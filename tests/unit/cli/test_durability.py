@@ -112,3 +112,16 @@ def test_watching_ends_with_the_run(a_run: Callable[..., RunLayout]) -> None:
     layout = a_run(RunState.SUCCEEDED, {**survey(time.time()).to_json(), "over_s": time.time()})
     lines = convoy(layout, "--watch", "--json").output.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["succeeded"]
+
+
+def test_what_losing_a_node_costs_at_this_size(a_run: Callable[..., RunLayout]) -> None:
+    loss = {"repeated_steps": 22, "repeated_s": 220.0, "read_s": 48.0, "copied_s": 47.0}
+    layout = a_run(RunState.RUNNING, {**survey(time.time()).to_json(), "node_loss": loss})
+    assert (
+        "  node loss      at most 22 steps again (3:40), 48.0 s to read the state from peers, 47.0 s more until it has "
+        "its copies again"
+    ) in convoy(layout).output
+    # Of a run whose driver did not write it.
+    value = survey(time.time()).to_json()
+    del value["node_loss"]
+    assert "node loss" not in convoy(a_run(RunState.RUNNING, value)).output

@@ -31,6 +31,14 @@ def test_a_valid_job_is_summed_up_on_stdout() -> None:
     assert "2 to 3, each with 1 CPU" in result.stdout
 
 
+def test_what_a_gpu_needs_is_estimated_where_the_model_is_known() -> None:
+    assert "GPU memory" not in call(QUICKSTART).stdout
+    result = call(QUICKSTART, "--set", "resources.gpus_per_worker=1", "--set", "train.precision=bf16")
+    line = next(line for line in result.stdout.splitlines() if line.startswith("  GPU memory "))
+    assert " a GPU with 4 workers and a micro batch of " in line
+    assert "communicators 960.0 MiB" in line or "communicators 0.9 GiB" in line
+
+
 def test_every_problem_is_on_stderr_with_exit_code_2(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(Path(QUICKSTART).read_text().replace("  lr: 1e-3", "  lrr: 1e-3").replace("n_layer", "n_layers"))

@@ -110,3 +110,25 @@ def test_the_metrics_are_those_of_the_last_survey(tmp_path: Path, report: Make) 
     recorder.take([*reports(8)[:1], VaultReport("nc", "10.0.0.3:7", answers=False)])
     assert value("convoy_vault_bytes", node="nb") is None
     assert (value("convoy_vault_up", node="nc"), value("convoy_unrecoverable_nodes")) == (0, 1)
+
+
+def test_what_losing_a_node_costs_follows_measured_steps(tmp_path: Path, report: Make) -> None:
+    recorder = DurabilityRecorder(RunLayout(tmp_path), Storage(), clock=lambda: 50.0)
+    planned = {"interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0, "copied_s": 48.0}
+    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, planned))
+    recorder.take(reports(8))
+    assert recorder.last is not None
+    assert recorder.last.node_loss is None  # nobody knows yet what a step takes
+    for step, step_time_s in ((1, 90.0), (2, 10.0), (3, 10.0)):
+        recorder.on_step(replace(report(step), step_time_s=step_time_s))
+    recorder.take(reports(8))
+    # A copy every 17 steps of 10 s, on its way for 5 more.
+    expected = {"repeated_steps": 22, "repeated_s": 220.0, "read_s": 48.0, "copied_s": 48.0}
+    assert json.loads((tmp_path / "durability.json").read_text())["node_loss"] == expected
+    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, {**planned, "interval_steps": 2}))
+    recorder.take(reports(8))
+    assert recorder.last.node_loss is not None
+    assert recorder.last.node_loss["repeated_steps"] == 7
+    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, {**planned, "read_s": None}))
+    recorder.take(reports(8))
+    assert recorder.last.node_loss is None
