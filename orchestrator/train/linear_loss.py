@@ -35,7 +35,7 @@ def chunked_cross_entropy(
     16-bit weight is added up in fp32.
 
     `hidden` [tokens, features], `weight` [vocabulary, features], `bias` [vocabulary], `labels` int64 [tokens]. Memory,
-    besides the gradients: at most three chunks of fp32 logits. Backward works once.
+    besides the gradients: two chunks of fp32 logits. Backward works once.
     """
     if torch.is_grad_enabled():
         computed: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
