@@ -147,7 +147,7 @@ class _Lending(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._loans: dict[int, _Loan] = {}
         """By storage."""
         self._resident: dict[int, _Loan] = {}
-        """Those that may be put away, the least recently used first."""
+        """Those that may have memory and may lose it, the least recently used first."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
