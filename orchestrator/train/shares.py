@@ -147,7 +147,7 @@ class _Lending(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._loans: dict[int, _Loan] = {}
         """By storage."""
         self._resident: dict[int, _Loan] = {}
-        """Those that may be put away, the least recently used first."""
+        """Those that may have memory and may lose it, the least recently used first."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -195,13 +195,17 @@ class _Lending(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Operations called from here would be dispatched to this mode, so only note it.
         self._registered.append(parameter)
 
+    @torch.no_grad()
     def _adopt(self) -> None:
+        """Take charge of parameters that were registered since the last operation."""
         for parameter in self._registered:
             key = _key(parameter)
             if key not in self._loans:
                 loan = _Loan(parameter.data, parameter.untyped_storage().nbytes())
                 self._loans[key] = loan
                 if parameter.dim() > 1:
+                    # Also a parameter that nothing initialises may take memory: deterministic torch fills it.
+                    self._release(max(0, RESIDENT_BYTES - loan.size_bytes))
                     self._resident[key] = loan
         self._registered.clear()
 

@@ -1,5 +1,6 @@
 """ZeRO-3 of models larger than one device: the same numbers, and a process holds no more than its share of them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,26 @@ def write_wide(spec: JobSpec, directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
-def hosts() -> int:
-    from orchestrator.train.rendezvous import ranks_on_host
+def threads_of(offload: str, chosen: str) -> tuple[int, int]:
+    """Threads of a worker on a GPU, and the cores that it may use."""
+    import torch
 
-    return ranks_on_host()
+    from orchestrator.domain.threads import CHOSEN_VARIABLE
+    from orchestrator.train.worker import _set_offload_threads
+
+    spec = spec_of("gpt2", stage=1, offload_optimizer={"device": offload})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CHOSEN_VARIABLE, chosen)
+        _set_offload_threads(spec, torch.device("cuda", 0))
+        found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return found, len(os.sched_getaffinity(0))
 
 
-def test_ranks_of_a_host_are_counted(gang: Gang) -> None:
-    assert gang.run(3, hosts) == [3, 3, 3]
+def test_an_offloaded_optimizer_gets_a_share_of_the_host(gang: Gang) -> None:
+    """Unless the user chose the number of threads."""
+    for ranks in (1, 2):
+        for found, cores in gang.run(ranks, threads_of, "cpu", "0"):
+            assert found == max(1, cores // ranks)
+        assert {found for found, _ in gang.run(ranks, threads_of, "cpu", "1")} == {1}
+        assert {found for found, _ in gang.run(ranks, threads_of, "none", "0")} == {1}

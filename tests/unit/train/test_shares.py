@@ -10,7 +10,7 @@ from torch import nn
 
 from orchestrator.train import shares
 from orchestrator.train.models import ARCHITECTURES, build_model
-from orchestrator.train.shares import Keep, construct_kept, is_sharded, keep_for, take_share
+from orchestrator.train.shares import Keep, construct_bare, construct_kept, is_sharded, keep_for, take_share
 from orchestrator.train.sizing import model_size
 from tests.unit.train.bases import base_spec, write_base
 from tests.unit.train.builders import manifest_with, spec_with
@@ -100,6 +100,22 @@ def test_a_restored_pretrained_model_is_set_up_as_a_loaded_one(tmp_path: Path) -
     loaded = build_model(value, manifest_with(), keep=Keep())
     same_but_for_weights(loaded, build_model(value, manifest_with(), restored=True))
     same_but_for_weights(loaded, build_model(value, manifest_with(), restored=True, keep=Keep()))
+
+
+class Counting(nn.Module):
+    """Parameters that are only allocated, and how many of them have memory afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number in range(10):
+            self.register_parameter(f"part{number}", nn.Parameter(torch.empty(8, 8)))
+        self.resident = sum(part.untyped_storage().nbytes() > 0 for part in self.parameters())
+
+
+def test_parameters_that_nothing_initialises_are_put_away_too() -> None:
+    assert Counting().resident == 10
+    bare: Any = construct_bare(Counting)
+    assert bare.resident <= 2
 
 
 class Careless(nn.Module):
