@@ -177,13 +177,16 @@ def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
 def _train(context: "TrainContext") -> TrainResult:
     from orchestrator.train.checkpointing import Progress
     from orchestrator.train.compilation import compilation_reported
+    from orchestrator.train.device_memory import no_samples_yet, shape_of
     from orchestrator.train.loop import TrainLoop
 
     session, plan = context.session, context.plan
     start = Progress(step=0, position=0)
     if plan.restores:
         _phase(session, Phase.RESTORE)
-        start = _restore(context)
+        shape = shape_of(context.engine.module, context.size.parameters)
+        with no_samples_yet(session, context.spec, shape, context.device):
+            start = _restore(context)
     if session.rank == 0 and not plan.restores and context.device.type == CUDA:
         _warn_of_precision(context)
     _phase(session, Phase.TRAIN)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.memory_steps import measured
+from tests.cluster.memory_steps import measured, peak
 from tests.cluster.zero_gang import Gang
 from tests.selection import every_day
 
@@ -50,3 +50,18 @@ def test_deepspeed_allocates_what_the_formula_says(gang: Gang, stage: int, preci
             assert fixed == pytest.approx(stays, rel=0.02)
         planned = fixed + max(zero.gathered_bytes + zero.reducing_bytes, zero.update_bytes)
         assert planned == pytest.approx(max(backward, update), rel=0.10)
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_batch", "checkpointing"),
+    every_day(
+        [(1, 4, False), (2, 8, False), (3, 8, True), (1, 1, True), (3, 4, False)],
+        (2, 8, False),
+        (3, 8, True),
+    ),
+)
+def test_the_peak_of_a_step_is_what_the_planner_expects(
+    gang: Gang, stage: int, micro_batch: int, checkpointing: bool
+) -> None:
+    for measured_bytes, planned_bytes in gang.run(2, peak, stage, micro_batch, checkpointing):
+        assert planned_bytes == pytest.approx(measured_bytes, rel=0.10)

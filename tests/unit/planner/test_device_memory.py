@@ -167,9 +167,9 @@ def test_a_chunked_loss_does_not_grow_with_the_vocabulary_or_the_micro_batch() -
 
     # 4 samples of 4096 tokens at 128 k: 25 GB.
     assert 4 * 2 * logits(128_256, None)[0] / GB == pytest.approx(25.2, rel=0.01)
-    # As many numbers in a chunk, whatever the vocabulary.
-    assert logits(128_000, 256) == logits(32_000, 1024)
-    assert logits(128_000, 256)[1] == 256 * 128_000 * 12
+    # Two chunks of logits, and the gradient of the head's weight; for each sample only that of what goes into the head.
+    assert logits(128_000, 256)[1] == 4 * 128_000 * (2 * 256 + 4096)
+    assert logits(128_000, 256)[0] == logits(32_000, 1024)[0]
 
 
 def test_parts_add_up() -> None:

@@ -3,8 +3,17 @@
 import pytest
 
 from orchestrator.domain.errors import ClusterError
+from orchestrator.planner.memory import PROCESS_BYTES
 from orchestrator.planner.model_shape import ModelShape
-from orchestrator.planner.vaults import SMALL_STATE_BYTES, VaultNeed, check_room, spread_evenly, vault_need
+from orchestrator.planner.vaults import (
+    SMALL_STATE_BYTES,
+    VaultNeed,
+    check_build,
+    check_room,
+    least_worker_bytes,
+    spread_evenly,
+    vault_need,
+)
 from orchestrator.spec.job import JobSpec
 
 pytestmark = pytest.mark.unit
@@ -80,3 +89,29 @@ def test_room_for_training_but_not_for_a_recovery_is_a_warning() -> None:
     assert warning is not None
     assert "while a recovery goes on" in warning
     assert check_room(need, 100 * MIB + need.recovery_bytes, 100 * MIB) is None
+
+
+def on_gpus(stage: int, offload: str = "none") -> JobSpec:
+    value = spec().model_dump(mode="json") | {
+        "resources": {"gpus_per_worker": 1},
+        "zero": {"stage": stage, "offload_optimizer": {"device": offload}},
+    }
+    value["train"]["precision"] = "bf16"
+    return JobSpec.model_validate(value)
+
+
+def test_on_gpus_the_host_holds_the_process_and_what_is_offloaded() -> None:
+    assert least_worker_bytes(on_gpus(2), MILLION, 4) == PROCESS_BYTES
+    # Masters and moments 12, fp32 gradients 4, and weights in bf16 2, of a quarter.
+    assert least_worker_bytes(on_gpus(2, "cpu"), MILLION, 4) == PROCESS_BYTES + 18 * 300_000
+
+
+def test_eight_workers_that_build_a_whole_model_each_may_not_find_room() -> None:
+    seven = ModelShape(7_000_000_000, 32, 4096, 32, 32_000)
+    assert check_build(on_gpus(1), seven, 256 << 30, 8) is None
+    text = check_build(on_gpus(1), seven, 128 << 30, 8)
+    assert text is not None
+    assert text.startswith(
+        "building the model takes about 219,223 MiB of host memory on a node, 26,703 MiB in each of 8"
+    )
+    assert check_build(spec(), seven, 1 << 30, 8) is None  # on CPUs the state itself is planned there
