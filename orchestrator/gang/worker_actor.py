@@ -103,7 +103,7 @@ def worker_environment(
     spec's, whatever any environment says.
     """
     env = {
-        **thread_environment(cpus, driver),
+        **thread_environment(cpus, {**driver, **own}),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",

@@ -2,7 +2,7 @@
 says that no micro batch is small enough."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,15 +30,18 @@ def shape_of(model: Any, parameters: int) -> ModelShape:
 
 
 @contextmanager
-def no_samples_yet(session: Session, spec: JobSpec, shape: ModelShape, device: torch.device) -> Iterator[None]:
-    """For what is done before the first sample. Raises WantOfMemoryError in place of torch's OutOfMemoryError."""
+def no_samples_yet(
+    session: Session, spec: JobSpec, shape: Callable[[], ModelShape], device: torch.device
+) -> Iterator[None]:
+    """For what is done before the first sample. Raises WantOfMemoryError in place of torch's OutOfMemoryError. `shape`
+    is only called then: the model may not be whole at that moment."""
     room = device_room(device) if device.type == CUDA else None
     if room is not None and room.is_shared:
         session.report_event(EventKind.WARNING, {"message": _shared_text(session, room)})
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise want_of_memory(error, session, spec, shape, room) from error
+        raise want_of_memory(error, session, spec, shape(), room) from error
 
 
 def want_of_memory(

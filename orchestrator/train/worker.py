@@ -18,8 +18,10 @@ from orchestrator.domain.threads import THREADS_VARIABLE, compute_threads, offlo
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
+    from orchestrator.planner.model_shape import ModelShape
     from orchestrator.train.checkpointing import Progress
     from orchestrator.train.context import TrainContext
+    from orchestrator.train.flops import ModelSize
 
 
 def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
@@ -103,34 +105,41 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.train.deepspeed_config import EngineShape
     from orchestrator.train.device_memory import no_samples_yet, shape_of
     from orchestrator.train.engine import build_engine
-    from orchestrator.train.models import build_model
+    from orchestrator.train.models import build_model, model_config, skeleton
     from orchestrator.train.shares import keep_for
     from orchestrator.train.sizing import model_size
     from orchestrator.train.waiting import ticking_collectives
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
+
+    def model_shape() -> "ModelShape":
+        bare = skeleton(model_config(spec, dataset.manifest))
+        return shape_of(bare, model_size(bare).parameters)
+
     session.beat(0, Phase.MODEL)
-    keep = keep_for(spec, session.rank, session.world_size, device)
-    model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
-    size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
-    task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
-    if session.rank == 0:
-        session.report_event(
-            EventKind.PLAN,
-            {
-                "world_size": session.world_size,
-                "shares": list(plan.shares),
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "total_steps": plan.total_steps,
-                "parameters": size.parameters,
-            },
-        )
-    session.beat(0, Phase.BUILD)
-    with ticking_collectives(session.progress), no_samples_yet(session, spec, shape_of(model, size.parameters), device):
-        engine = build_engine(spec, model, shape, restored=plan.restores)
+    with no_samples_yet(session, spec, model_shape, device):
+        keep = keep_for(spec, session.rank, session.world_size, device)
+        model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
+        size = model_size(model)
+        task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
+        if session.rank == 0:
+            session.report_event(EventKind.PLAN, _planned(session, plan, size))
+        session.beat(0, Phase.BUILD)
+        with ticking_collectives(session.progress):
+            engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
+
+
+def _planned(session: Session, plan: TrainPlan, size: "ModelSize") -> dict[str, Any]:
+    return {
+        "world_size": session.world_size,
+        "shares": list(plan.shares),
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "total_steps": plan.total_steps,
+        "parameters": size.parameters,
+    }
 
 
 def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
@@ -184,8 +193,8 @@ def _train(context: "TrainContext") -> TrainResult:
     start = Progress(step=0, position=0)
     if plan.restores:
         _phase(session, Phase.RESTORE)
-        shape = shape_of(context.engine.module, context.size.parameters)
-        with no_samples_yet(session, context.spec, shape, context.device):
+        module, parameters = context.engine.module, context.size.parameters
+        with no_samples_yet(session, context.spec, lambda: shape_of(module, parameters), context.device):
             start = _restore(context)
     if session.rank == 0 and not plan.restores and context.device.type == CUDA:
         _warn_of_precision(context)
