@@ -143,7 +143,7 @@ class GangDriver:
             return None, None
         by_node = self._gang.workers_by_node
         need = vault_need(self._spec, shape, by_node)
-        building = check_build(self._spec, shape, self._memory_per_node_bytes(), max(by_node))
+        building = check_build(self._spec, shape, sum(by_node), self._memory_per_node_bytes(), max(by_node))
         if need is None:
             return None, building
         workers = sum(by_node)

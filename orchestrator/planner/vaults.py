@@ -19,6 +19,8 @@ from orchestrator.spec.job import JobSpec
 
 STATE_BYTES = 12
 """Per parameter: an fp32 master and two fp32 moments."""
+BUILD_BYTES = 64 << 20
+"""Held while parameters are drawn or read one by one."""
 SLOTS = 2
 FP32_BYTES = 4
 SMALL_STATE_BYTES = 44 << 10
@@ -85,19 +87,27 @@ def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
     return memory_need(spec, shape, workers).total_bytes(1)
 
 
-def check_build(spec: JobSpec, shape: ModelShape, node_memory_bytes: int, workers_on_node: int) -> str | None:
-    """A warning where the workers of the fullest node may not find room to build the model, each the whole of it in
-    fp32 (`train.models.build_model`); None where they will, or where their own state is planned in host memory anyway.
-    """
+def build_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
+    """Host memory that one of `workers` on GPUs needs while its model is built: one parameter in fp32 at a time, and at
+    stage 3 its share of the model in the training precision (`train.shares`)."""
+    value = FP32_BYTES if spec.train.precision == "fp32" else FP32_BYTES // 2
+    share = value * -(-shape.parameters // workers) if spec.zero.stage == 3 else 0
+    return PROCESS_BYTES + max(BUILD_BYTES, FP32_BYTES * shape.largest_parameter) + share
+
+
+def check_build(
+    spec: JobSpec, shape: ModelShape, workers: int, node_memory_bytes: int, workers_on_node: int
+) -> str | None:
+    """A warning if the workers of the fullest node may not find room to build the model; None if they will, or if their
+    own state is planned in host memory anyway. `workers`: of the gang."""
     if not spec.resources.gpus_per_worker:
         return None
-    model_bytes = FP32_BYTES * shape.parameters
-    needed_bytes = workers_on_node * (PROCESS_BYTES + model_bytes)
+    needed_bytes = workers_on_node * build_bytes(spec, shape, workers)
     if needed_bytes <= node_memory_bytes:
         return None
     return (
-        f"building the model takes about {_mib(needed_bytes)} of host memory on a node, {_mib(model_bytes)} in each of "
-        f"{workers_on_node} workers, and {_mib(node_memory_bytes)} are there"
+        f"building the model takes about {_mib(needed_bytes)} of host memory on a node with {workers_on_node} workers, "
+        f"and {_mib(node_memory_bytes)} are there"
     )
 
 

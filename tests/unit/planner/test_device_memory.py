@@ -150,7 +150,8 @@ def test_activations_of_a_layer_by_hand() -> None:
     found = need(3)
     layer = 65_536 + 32_768 + 128 + 88_064
     assert found.sample.kept_bytes == pytest.approx(2048 * (32 * layer + 8 * 4096), rel=0.001)
-    assert found.sample.logits_bytes == 2048 * 32_000 * 12
+    plain = device_need(spec(3), SEVEN_B, 8, Assumptions(loss_chunk_tokens=None))
+    assert plain.sample.logits_bytes == 2048 * 32_000 * 12
     recomputed = device_need(spec(3, activation_checkpointing=True), SEVEN_B, 8)
     assert recomputed.sample.kept_bytes == 2048 * (32 * 2 * 4096 + 8 * 4096)
     # A matrix of 2048 x 2048 for each of 32 heads and layers, in fp32 and bf16.

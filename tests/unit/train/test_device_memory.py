@@ -12,6 +12,7 @@ from orchestrator.domain.events import EventKind
 from orchestrator.gang import worker_actor
 from orchestrator.gang.decide import Ending, Failure
 from orchestrator.gang.gang import GangOutcome
+from orchestrator.gang.worker_actor import describe
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train import device as module
@@ -79,7 +80,8 @@ def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleN
     assert "16 workers (" in str(caught.value.hint)
     assert session.events == []
     # What the driver makes of it: no halving, and no recovery, since nobody was lost.
-    failure = Failure(3, Ending.RAISED, 1.0, f"WantOfMemoryError: {text}", "", None, caught.value.details)
+    details = describe(3, caught.value).details
+    failure = Failure(3, Ending.RAISED, 1.0, f"WantOfMemoryError: {text}", "", None, details)
     outcome = GangOutcome((), failure, False, 0)
     assert (outcome.out_of_memory, outcome.before_samples, outcome.lost_nobody) == (True, True, True)
 
