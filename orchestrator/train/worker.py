@@ -5,6 +5,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.domain.device import CUDA
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
@@ -130,6 +131,10 @@ def _train(context: "TrainContext") -> TrainResult:
         shape = shape_of(context.engine.module, context.size.parameters)
         with no_samples_yet(session, context.spec, shape, context.device):
             start = _restore(context)
+    elif context.device.type == CUDA:
+        from orchestrator.train.trial import try_longest
+
+        try_longest(context)
     _phase(session, Phase.TRAIN)
     result = TrainLoop(context, start).run()
     if plan.export and result.finished and result.unsaved is None and session.rank == 0:
