@@ -69,6 +69,8 @@ class ZeroMemory:
     """Where gradients of the micro steps are added up, if that is not `parameter.grad`."""
     optimizer_bytes: int
     """fp32 masters and moments."""
+    moments_bytes: int
+    """Of these, what the first update allocates."""
     buckets_bytes: int
     """Buffers of the gradients' reduction that stay from one micro step to the next."""
     gathered_bytes: int
@@ -147,6 +149,7 @@ def _torch_optimizer(inputs: _Inputs) -> ZeroMemory:
         gradients_bytes=FP32 * p,
         accumulators_bytes=0,
         optimizer_bytes=MOMENTS * p,
+        moments_bytes=MOMENTS * p,
         buckets_bytes=0,
         gathered_bytes=0,
         reducing_bytes=0,
@@ -165,6 +168,7 @@ def _unfused_optimizer(inputs: _Inputs) -> ZeroMemory:
         gradients_bytes=inputs.value * p,
         accumulators_bytes=0,
         optimizer_bytes=(MASTER + MOMENTS) * p,
+        moments_bytes=MOMENTS * p,
         buckets_bytes=0,
         gathered_bytes=0,
         reducing_bytes=0,
@@ -188,6 +192,7 @@ def _bf16_optimizer(inputs: _Inputs) -> ZeroMemory:
         gradients_bytes=value * p,
         accumulators_bytes=FP32 * p,
         optimizer_bytes=(MASTER + MOMENTS) * inputs.share,
+        moments_bytes=MOMENTS * inputs.share,
         buckets_bytes=0,
         gathered_bytes=0,
         reducing_bytes=0,
@@ -225,6 +230,7 @@ def _stage_1_and_2(inputs: _Inputs, stage: int, accumulated: int, offload: bool)
         gradients_bytes=gradients,
         accumulators_bytes=accumulators,
         optimizer_bytes=0 if offload else optimizer,
+        moments_bytes=0 if offload else MOMENTS * share,
         buckets_bytes=moved + (buffers if stage == 1 and settings.contiguous_gradients else 0),
         gathered_bytes=0,
         reducing_bytes=copies + buffers + GRADIENTS_AT_ONCE * value * inputs.largest if stage == 2 else 0,
@@ -253,6 +259,7 @@ def _stage_3(
         gradients_bytes=0,
         accumulators_bytes=0 if offload else accumulated * share,
         optimizer_bytes=0 if offload else optimizer,
+        moments_bytes=0 if offload else MOMENTS * share,
         buckets_bytes=bucket,
         gathered_bytes=value * live,
         reducing_bytes=inputs.communication * inputs.bucket + GRADIENTS_AT_ONCE * value * inputs.largest,

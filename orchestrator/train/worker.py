@@ -196,6 +196,10 @@ def _train(context: "TrainContext") -> TrainResult:
         module, parameters = context.engine.module, context.size.parameters
         with no_samples_yet(session, context.spec, lambda: shape_of(module, parameters), context.device):
             start = _restore(context)
+    elif context.device.type == CUDA:
+        from orchestrator.train.trial import try_longest
+
+        try_longest(context)
     if session.rank == 0 and not plan.restores and context.device.type == CUDA:
         _warn_of_precision(context)
     _phase(session, Phase.TRAIN)

@@ -38,7 +38,7 @@ def measured(stage: int, precision: str, overlap: bool = False) -> tuple[int, in
     from orchestrator.train.deepspeed_config import EngineShape
     from orchestrator.train.engine import Stepper, build_engine, destroy_engine
 
-    workers, spec, live = dist.get_world_size(), _spec(stage, precision, overlap), Live()
+    workers, spec, live = dist.get_world_size(), spec_of(stage, precision, overlap), Live()
     with live:
         model = GPT2LMHeadModel(GPT2Config(**MODEL, bos_token_id=0, eos_token_id=0))
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -74,7 +74,7 @@ def peak(stage: int, micro_batch: int, checkpointing: bool = False) -> tuple[int
     from orchestrator.train.tasks import summed_cross_entropy
 
     workers, live = dist.get_world_size(), Live()
-    spec = _spec(stage, "bf16", False, checkpointing)
+    spec = spec_of(stage, "bf16", False, checkpointing)
     with live:
         model = LlamaForCausalLM(LlamaConfig(**LLAMA, bos_token_id=0, eos_token_id=0))
         model.config.use_cache = False
@@ -100,7 +100,8 @@ def peak(stage: int, micro_batch: int, checkpointing: bool = False) -> tuple[int
     return live.peak_bytes, device_need(spec, shape, workers, apart).total_bytes(micro_batch)
 
 
-def _spec(stage: int, precision: str, overlap: bool, checkpointing: bool = False) -> JobSpec:
+def spec_of(stage: int, precision: str, overlap: bool, checkpointing: bool = False) -> JobSpec:
+    """A job whose buffers are as small as its model."""
     zero: dict[str, Any] = {"stage": stage}
     if stage:
         zero["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": BUCKET, "overlap_comm": overlap}}

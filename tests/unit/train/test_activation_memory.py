@@ -15,6 +15,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.train.models import ARCHITECTURES
 from orchestrator.train.tasks import summed_cross_entropy
 from tests.live_memory import Live
+from tests.selection import every_day
 
 pytestmark = pytest.mark.unit
 
@@ -77,11 +78,12 @@ def spec(name: str, precision: str) -> JobSpec:
     )
 
 
-CASES = [(name, "sdpa") for name in CONFIGS] + [(name, "eager") for name in ("gpt2", "llama", "qwen3", "bert")]
+PAIRS = [(name, "sdpa") for name in CONFIGS] + [(name, "eager") for name in ("gpt2", "llama", "qwen3", "bert")]
+CASES = [(*pair, precision) for pair in PAIRS for precision in PRECISIONS]
+DAILY = (("gpt2", "sdpa", "bf16"), ("llama", "sdpa", "bf16"), ("llama", "eager", "fp32"), ("mamba", "sdpa", "fp32"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize(("name", "attention", "precision"), every_day(CASES, *DAILY))
 def test_a_layer_keeps_what_the_formula_says(name: str, attention: str, precision: str) -> None:
     # The difference of four layers and two: what comes before and after the layers does not count.
     measured = kept_bytes(name, 4, precision, attention) - kept_bytes(name, 2, precision, attention)

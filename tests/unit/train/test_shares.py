@@ -12,6 +12,7 @@ from orchestrator.train import shares
 from orchestrator.train.models import ARCHITECTURES, build_model
 from orchestrator.train.shares import Keep, construct_bare, construct_kept, is_sharded, keep_for, take_share
 from orchestrator.train.sizing import model_size
+from tests.selection import every_day
 from tests.unit.train.bases import base_spec, write_base
 from tests.unit.train.builders import manifest_with, spec_with
 from tests.unit.train.test_models import same_but_for_weights, spec
@@ -32,7 +33,7 @@ def joined(build: Callable[[Keep], Any], world_size: int) -> dict[str, torch.Ten
     return {name: torch.cat([take_share(rank[name]) for rank in ranks]).view(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", every_day(sorted(ARCHITECTURES), "bert", "gpt2", "llama", "mamba"))
 def test_shares_are_those_of_the_whole_model(architecture: str) -> None:
     """Whatever a parameter's size and the number of ranks, and the random state is left alone."""
     value = spec(architecture)
@@ -47,7 +48,7 @@ def test_shares_are_those_of_the_whole_model(architecture: str) -> None:
         assert torch.equal(found[name], parameter), name
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", every_day(sorted(ARCHITECTURES), "bert", "gpt2", "llama", "mamba"))
 def test_all_else_is_that_of_the_whole_model(architecture: str) -> None:
     """Shapes, names, ties, buffers: before the parameters are partitioned they look whole."""
     value = spec(architecture)
