@@ -12,13 +12,14 @@ export TOKENIZERS_PARALLELISM ?= false
 # Hundreds of processes import the package: it is compiled once.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart install dev test lint calibrate unit cluster soak bench docs recording constraints clean help
+.PHONY: quickstart install dev test lint calibrate unit cluster soak gpu bench docs recording constraints clean help
 
 help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
 	@echo "make test         lint, types, import contracts and all tests (15 minutes on two cores)"
 	@echo "make unit         unit and contract tests only (under a minute)"
 	@echo "make soak         the tests that take too long for every day, and a hundred random faults in one run"
+	@echo "make gpu          what one GPU can prove, in eight minutes; on CPUs a rehearsal"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
 	@echo "make recording    record what the documents show, from real runs; best on a quiet machine"
@@ -75,6 +76,10 @@ soak: dev
 	CONVOY_TEST_REQUIRE=cpu_adam $(BIN)/python -m pytest -q -n 2 --dist loadfile -m soak --durations=25 --durations-min=1
 	$(BIN)/python -m tests.faults.soak --times 100
 
+# Needs torch, deepspeed and transformers, but neither Ray nor pytest: GPU=python runs it where only those are there.
+gpu:
+	$(or $(GPU),$(BIN)/python) -m tests.gpu
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)
 
@@ -89,7 +94,7 @@ recording: dev
 # After a deliberate upgrade in .venv: freeze what is installed, and review the diff.
 constraints: $(VENV)/.installed-bench
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --all --exclude-editable \
-		| grep -viE '^(#|pip==|nvidia|triton)' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
+		| grep -viE '^(#|pip==|nvidia-[^m]|nvidia_|triton)' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -266,20 +266,22 @@ def _stored_origin(run: Run) -> tuple[Origin, CheckpointError | None]:
 
 
 def _base_question(run: Run) -> Question | None:
-    """Whether the pretrained model can be trained on, if there is one and training begins with it."""
-    if run.spec.model.pretrained is None:
+    """Whether the pretrained model can be trained on, if there is one and training begins with it, and whether workers
+    have the packages that the job needs beyond Convoy's own."""
+    spec = run.spec
+    if spec.model.pretrained is None and spec.model.attention != "flash" and spec.train.compile == "off":
         return None
     return Question(BASE_ENTRY, {"spec": run.spec.model_dump(mode="json")})
 
 
 def _hear_answers(run: Run, driver: Any) -> None:
-    """Raises SpecError, at `model.pretrained`, if a worker says that the model cannot be trained on."""
+    """Raises SpecError, at the field that is wrong, if a worker says that the model cannot be trained on."""
     try:
         problem = driver.wait_for_answers()
     except UsageError as error:
         raise run.blame(error) from error
     if problem is not None:
-        what = f"the pretrained weights could not be checked beforehand: {problem}; they are checked when loaded"
+        what = f"the model could not be checked beforehand: {problem}; it is checked when it is built"
         run.emit(EventKind.WARNING, {"message": what})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
 from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
@@ -20,7 +20,7 @@ from tests.session_server import is_alive, own_server, shared_server, starts_wor
 
 CHANGED_BY_TESTS = (
     ACCELERATOR_VARIABLE, "PYTHONPATH", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
+    "TRANSFORMERS_OFFLINE", *GPU_DEFAULTS, *RECOVERY_IN_PROCESS,
 )  # fmt: skip
 """Variables for which a worker is rightly started without the fork server: some tests set them."""
 FORKED = ("cluster", "faults", "soak")

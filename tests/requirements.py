@@ -39,6 +39,10 @@ def _cpu_adam() -> str | None:
     return f"DeepSpeedCPUAdam is not built in {cache}; building it takes a minute or two"
 
 
+def _compiler() -> str | None:
+    return None if shutil.which("g++") else "g++ is not installed"
+
+
 def _cuda() -> str | None:
     return None if ctypes.util.find_library("cuda") else "no CUDA driver"
 
@@ -51,6 +55,7 @@ MISSING: Mapping[str, Callable[[], str | None]] = {
     "networks": network.why_not,
     "corpora": _corpora,
     "cpu_adam": _cpu_adam,
+    "compiler": _compiler,
     "cuda": _cuda,
 }
 """By name: why it is not there; None if it is."""

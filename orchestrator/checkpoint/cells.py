@@ -10,6 +10,8 @@ slots. A slot: length of the small state (int64), the small state (JSON), and,
 from a page boundary on, the payload. A slot's step is written last, and taken back first.
 """
 
+import contextlib
+import ctypes
 import mmap
 import os
 import secrets
@@ -23,6 +25,8 @@ NONE = -1
 _MAGIC = 0x434F4E564F59
 _INT = struct.Struct("<q")
 _REPLICATED, _STEPS, _SERIAL, _SPENT = 8, 16, 32, 40
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14 and later; the mmap module does not have the constant."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,27 @@ class CellSize:
 class Cell:
     """One rank's two slots. One process writes a slot at a time; any number read."""
 
-    def __init__(self, descriptor: int, size: CellSize) -> None:
-        """Map what `descriptor` holds, and own the descriptor."""
+    def __init__(self, descriptor: int, size: CellSize, writes: bool) -> None:
+        """Map what `descriptor` holds, and own the descriptor.
+
+        `writes`: the payload will be written through this mapping, so its page tables are filled now: a page fault in
+        the training path costs more than the copy. A reader has no use for them (2 GB for 1 TB of payload), and
+        faults in what it reads.
+        """
         self.descriptor, self.size = descriptor, size
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # a page fault in the training path costs more than the copy
-        self._map = mmap.mmap(descriptor, size.total_bytes, flags=flags)
+        self._map = mmap.mmap(descriptor, size.total_bytes, flags=mmap.MAP_SHARED)
         self._view = memoryview(self._map)
+        if writes:
+            _populate(self._view)
 
     @classmethod
-    def create(cls, size: CellSize, name: str) -> Self:
-        """New memory, all of it taken now. Raises OSError where there is none."""
+    def create(cls, size: CellSize, name: str, writes: bool = True) -> Self:
+        """New memory, all of it taken now. `writes`: see the constructor. Raises OSError where there is none."""
         descriptor = os.memfd_create(f"convoy-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(descriptor, size.total_bytes)
             os.posix_fallocate(descriptor, 0, size.total_bytes)
-            cell = cls(descriptor, size)
+            cell = cls(descriptor, size, writes)
         except BaseException:
             os.close(descriptor)
             raise
@@ -74,13 +84,14 @@ class Cell:
         return cell
 
     @classmethod
-    def attach(cls, path: str, size: CellSize) -> Self:
-        """Memory that another process made. Raises OSError where it cannot be reached, ValueError where it is other."""
+    def attach(cls, path: str, size: CellSize, writes: bool = True) -> Self:
+        """Memory that another process made; `writes`: see the constructor. Raises OSError where it cannot be reached,
+        ValueError where it is other."""
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(descriptor).st_size != size.total_bytes:
                 raise ValueError(f"{path} has {os.fstat(descriptor).st_size} bytes, expected {size.total_bytes}")
-            cell = cls(descriptor, size)
+            cell = cls(descriptor, size, writes)
         except BaseException:
             os.close(descriptor)
             raise
@@ -88,6 +99,11 @@ class Cell:
             cell.close()
             raise ValueError(f"{path} is no cell")
         return cell
+
+    @property
+    def memory(self) -> memoryview:
+        """All of the mapping. Whoever keeps a view of it keeps the memory mapped after `close`."""
+        return self._view[:]
 
     @property
     def serial(self) -> int:
@@ -170,6 +186,21 @@ class Cell:
 
     def _put(self, offset: int, value: int) -> None:
         _INT.pack_into(self._view, offset, value)
+
+
+def address_of(memory: memoryview) -> int:
+    """Where writable memory lies in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _populate(memory: memoryview) -> None:
+    """Fill the page tables. MAP_POPULATE would do the same, but Python 3.11 holds the interpreter lock meanwhile, for
+    about 0.4 s a GiB, in which no heartbeat is sent. An older kernel leaves the pages to the first copy.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None, use_errno=True).madvise  # without the interpreter lock
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        madvise(address_of(memory), len(memory), _MADV_POPULATE_WRITE)
 
 
 def _pages(size_bytes: int) -> int:

@@ -1,23 +1,49 @@
 """How a vault's states come to its peers: over the network, or, on one machine, by letting them hold the memory too.
 
-For the one thread of a vault that replicates.
+For one thread of a vault that replicates.
 """
 
 import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
+from orchestrator.checkpoint import stripes
 from orchestrator.checkpoint.held import CellKey, Held
+from orchestrator.checkpoint.stripes import Stripes
 from orchestrator.checkpoint.wire import Channel, RefusedError, WireError
 
 PEER_TIMEOUT_S = 30.0
 """How long a peer may take for one frame."""
 
 
+class CpuTime:
+    """Seconds of CPU that a vault has spent on copies, sent and received. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, since_s: float) -> None:
+        """Count this thread's time since `time.thread_time()` was `since_s`."""
+        with self._lock:
+            self.seconds += time.thread_time() - since_s
+
+    def counting(self) -> Callable[[], None]:
+        """Count this thread's time from now until what is returned is called, in the same thread."""
+        since_s = time.thread_time()
+        return lambda: self.add(since_s)
+
+
 class Copies:
     """Connections to peers, and what they have heard of already."""
 
-    def __init__(self, address: str, token: str, shares: bool) -> None:
-        """`address`: of the vault itself. `shares`: see `Vault`."""
+    def __init__(self, address: str, token: str, shares: bool, spent: CpuTime) -> None:
+        """`address`: of the vault itself. `shares`: see `Vault`. `spent`: counts what threads of this one's spend; what
+        the caller's does is the caller's to count."""
         self._address, self._token, self._shares = address, token, shares
+        self._stripes = Stripes(lambda peer: Channel.connect(peer, token, PEER_TIMEOUT_S), spent.counting)
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
         """Who has the index of what."""
@@ -77,14 +103,20 @@ class Copies:
             channel = self._channel(peer)
             state, size = held.cell.state(slot), held.cell.size
             index = b"" if (peer, key) in self._told else held.index
-            header = {
+            header: dict[str, Any] = {
                 "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
                 "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
                 "state_bytes": len(state), "index_bytes": len(index),
             }  # fmt: skip
             position = held.cell.payload_position(slot)
-            channel.send_file(header, index + state, held.cell.descriptor, position, size.payload_bytes)
-            channel.answer()
+            if size.payload_bytes < 2 * stripes.STRIPE_BYTES:
+                channel.send_file(header, index + state, held.cell.descriptor, position, size.payload_bytes)
+                channel.answer()
+            else:
+                answer, _ = channel.ask({**header, "striped": True}, index + state)
+                of = {"generation": key.generation, "rank": key.rank, "ticket": answer["ticket"]}
+                self._stripes.send(peer, of, held.cell.descriptor, position, size.payload_bytes)
+                channel.ask({"do": "whole", **of})
         except OSError as error:
             return self._failed(peer, key, step, error)
         self._told.add((peer, key))
@@ -102,6 +134,12 @@ class Copies:
             self._channel(peer).send(frame, data)
         except OSError as error:
             self.last_problem = f"report of step {step}, to {peer}: {error}"
+            self._hang_up(peer)
+
+    def close(self) -> None:
+        """Hang up on all peers."""
+        self._stripes.close()
+        for peer in list(self._channels):
             self._hang_up(peer)
 
     def _channel(self, peer: str) -> Channel:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.checkpoint.cells import Cell, CellSize
 from orchestrator.checkpoint.intervals import Kind
@@ -16,8 +17,11 @@ from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.domain.session import PeerState, ShardPlace
 
 READ_TIMEOUT_S = 20.0
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 16 << 20
 """What is copied, or asked of a vault, at once."""
+STREAMS = 4
+"""Connections over which a process reads a shard: one gives 1 to 2 GB/s, a node's network up to 50, and the workers of
+a node read side by side."""
 
 
 @dataclass(frozen=True)
@@ -65,62 +69,88 @@ class CellIndex:
 
 
 class PeerReader(IntervalReader):
-    """The state of one step, out of the vaults that hold it. Raises CheckpointError where none that holds a
-    shard can be reached; reading goes on from another where one goes meanwhile."""
+    """The state of one step, out of the vaults that hold it. Raises CheckpointError if none that holds a shard can be
+    reached; reading goes on from another if one goes meanwhile.
+
+    All shards are described when it is made, and opened when they are first read: a rank reads few of them, and a
+    mapping of all shards costs page tables in every process. Memory: the indexes; payloads go where the caller says.
+    """
 
     def __init__(
         self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None, tick: Tick = no_tick
     ) -> None:
         """`own_vault`: address of this node's vault, whose process is `vault_pid`: read without the network. `tick`:
-        called after each shard that is opened and each piece that is read."""
-        opened: list[ShardSource] = []
-        indexes: list[CellIndex] = []
-        small: list[dict[str, Any]] = []
-        try:
+        called after each shard that is described and each piece that is read, by any thread."""
+        described: list[_Described] = []
+        with _Descriptions(state, token, own_vault, vault_pid, tick) as descriptions:
             for place in state.shards:
-                source, index, body = _open(state, place, token, own_vault, vault_pid)
-                opened.append(_InPieces(source, tick))
+                described.append(descriptions.of(place))
                 tick()
-                indexes.append(index)
-                small.append(body)
-            manifest = manifest_of_state(indexes[0], [body["manifest"] for body in small])
-        except BaseException:
-            for source in opened:
-                source.close()
-            raise
-        self._rng = {place.rank: dict(body["rng"]) for place, body in zip(state.shards, small, strict=True)}
+        self._rng = {place.rank: dict(of.small["rng"]) for place, of in zip(state.shards, described, strict=True)}
         super().__init__(
-            manifest, [index.shard for index in indexes], opened.__getitem__, f"the peers' state of step {state.step}"
+            manifest_of_state(described[0].index, [of.small["manifest"] for of in described]),
+            [of.index.shard for of in described],
+            lambda number: described[number].open(),
+            f"the peers' state of step {state.step}",
         )
-        self._shards = dict(enumerate(opened))
 
     def rng(self, rank: int) -> dict[str, str]:
         return self._rng.get(rank, {})
 
 
-class _InPieces:
-    """A shard that is read piece by piece, with a tick after each."""
+@dataclass(frozen=True)
+class _LocalPlace:
+    """Where this host's vault holds a payload."""
 
-    def __init__(self, source: ShardSource, tick: Tick) -> None:
-        self._source, self._tick = source, tick
+    path: str
+    size: CellSize
+    slot: int
+    serial: int
 
-    def read_into(self, offset: int, out: memoryview) -> None:
-        for start in range(0, len(out), PIECE_BYTES):
-            self._source.read_into(offset + start, out[start : start + PIECE_BYTES])
-            self._tick()
 
-    def close(self) -> None:
-        self._source.close()
+@dataclass(frozen=True)
+class _Described:
+    """A shard that has not been opened."""
+
+    index: CellIndex
+    small: dict[str, Any]
+    key: dict[str, int]
+    """Generation, rank and step."""
+    addresses: tuple[str, ...]
+    """Vaults that hold it; the first has described it."""
+    local: _LocalPlace | None
+    """In the first of them, if that is this host's."""
+    token: str
+    tick: Tick
+
+    def open(self) -> ShardSource:
+        """Raises CheckpointError if the only vault that holds it does not any more."""
+        if self.local is None:
+            return _RemoteShard(self.addresses, self.key, self.token, self.tick)
+        try:
+            return _LocalShard(self.local, self.key["step"], self.tick)
+        except (OSError, ValueError) as error:
+            if len(self.addresses) == 1:
+                raise _lost(self.addresses[0], error) from error
+            return _RemoteShard(self.addresses[1:], self.key, self.token, self.tick)
 
 
 class _LocalShard:
     """A payload mapped from this host's vault."""
 
-    def __init__(self, cell: Cell, slot: int) -> None:
-        self._cell, self._payload = cell, cell.payload(slot)
+    def __init__(self, place: _LocalPlace, step: int, tick: Tick) -> None:
+        """Raises OSError or ValueError if the vault does not hold it any more."""
+        self._cell = Cell.attach(place.path, place.size, writes=False)
+        if self._cell.serial != place.serial or self._cell.step(place.slot) != step:
+            self._cell.close()
+            raise ValueError(f"step {step} is not there any more")
+        self._payload, self._tick = self._cell.payload(place.slot), tick
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        out[:] = self._payload[offset : offset + len(out)]
+        for start in range(0, len(out), PIECE_BYTES):
+            piece = out[start : start + PIECE_BYTES]
+            piece[:] = self._payload[offset + start : offset + start + len(piece)]
+            self._tick()
 
     def close(self) -> None:
         self._payload.release()
@@ -128,14 +158,47 @@ class _LocalShard:
 
 
 class _RemoteShard:
-    """A payload behind a connection; where that breaks off, the same one behind another: nodes also go while they are
-    read."""
+    """A payload in vaults of other hosts, read over several connections at once. For one thread at a time."""
 
-    def __init__(self, channel: Channel, where: str, others: Sequence[str], key: dict[str, int], token: str) -> None:
-        """`others`: addresses of vaults that hold the same."""
-        self._channel: Channel | None = channel
-        self._where, self._others = where, list(others)
+    def __init__(self, addresses: Sequence[str], key: dict[str, int], token: str, tick: Tick) -> None:
+        """`addresses`: of vaults that hold it, to be asked in this order."""
+        self._lines = [_Line(addresses, key, token) for _ in range(STREAMS)]
+        self._pool: ThreadPoolExecutor | None = None
+        self._tick = tick
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        pieces = [(offset + start, out[start : start + PIECE_BYTES]) for start in range(0, len(out), PIECE_BYTES)]
+        if len(pieces) <= 1:
+            self._read(self._lines[0], pieces)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="peer-read")
+        shares = [(line, pieces[number::STREAMS]) for number, line in enumerate(self._lines)]
+        reads = [self._pool.submit(self._read, line, share) for line, share in shares]
+        wait(reads)  # nothing is written into `out` after an error has been raised
+        for read in reads:
+            read.result()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        for line in self._lines:
+            line.close()
+
+    def _read(self, line: "_Line", pieces: Sequence[tuple[int, memoryview]]) -> None:
+        for offset, piece in pieces:
+            line.read_into(offset, piece)
+            self._tick()
+
+
+class _Line:
+    """A connection to a vault that holds a payload; if it breaks off, one to another vault that does: nodes also go
+    while they are read."""
+
+    def __init__(self, addresses: Sequence[str], key: dict[str, int], token: str) -> None:
+        self._where, *self._others = addresses
         self._key, self._token = key, token
+        self._channel: Channel | None = None
 
     def read_into(self, offset: int, out: memoryview) -> None:
         while True:
@@ -161,34 +224,50 @@ class _RemoteShard:
         self._channel.take_into(out)
 
 
-def _open(
-    state: PeerState, place: ShardPlace, token: str, own_vault: str | None, vault_pid: int | None
-) -> tuple[ShardSource, CellIndex, dict[str, Any]]:
-    key = {"generation": state.generation, "rank": place.rank, "step": state.step}
-    last: CheckpointError | None = None
-    addresses = _nearest_first(place.vaults, own_vault)
-    for number, address in enumerate(addresses, 1):
-        try:
-            channel = Channel.connect(address, token, READ_TIMEOUT_S)
-        except OSError as error:
-            last = _lost(address, error)
-            continue
-        try:
-            answer, count = channel.ask({"do": "describe", **key})
-            data = channel.take(count)
-        except OSError as error:
+class _Descriptions:
+    """Asks vaults what they hold of a state, each over one connection for as long as this is entered."""
+
+    def __init__(self, state: PeerState, token: str, own_vault: str | None, vault_pid: int | None, tick: Tick) -> None:
+        self._state, self._token, self._tick = state, token, tick
+        self._own, self._pid = own_vault, vault_pid
+        self._channels: dict[str, Channel] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for channel in self._channels.values():
             channel.close()
-            last = _lost(address, error)
-            continue
+
+    def of(self, place: ShardPlace) -> _Described:
+        """The shard of a rank, as the nearest vault that can be reached describes it. Raises CheckpointError."""
+        key = {"generation": self._state.generation, "rank": place.rank, "step": self._state.step}
+        last: CheckpointError | None = None
+        addresses = tuple(sorted(place.vaults, key=lambda address: address != self._own))
+        for number, address in enumerate(addresses):
+            try:
+                return self._ask(address, key, addresses[number:])
+            except OSError as error:
+                channel = self._channels.pop(address, None)
+                if channel is not None:
+                    channel.close()
+                last = _lost(address, error)
+        raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+
+    def _ask(self, address: str, key: dict[str, int], addresses: tuple[str, ...]) -> _Described:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = Channel.connect(address, self._token, READ_TIMEOUT_S)
+        answer, count = channel.ask({"do": "describe", **key})
+        data = channel.take(count)
         small = json.loads(data[: answer["state_bytes"]])
         index = CellIndex.from_bytes(data[answer["state_bytes"] :], f"the vault at {address}")
-        if address == own_vault and vault_pid is not None:
-            channel.close()
+        local: _LocalPlace | None = None
+        if address == self._own and self._pid is not None:
             size = CellSize(answer["payload_bytes"], answer["slot_state_bytes"])
-            path = descriptor_path(vault_pid, answer["descriptor"])
-            return _LocalShard(Cell.attach(path, size), answer["slot"]), index, small
-        return _RemoteShard(channel, address, addresses[number:], key, token), index, small
-    raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+            path = descriptor_path(self._pid, answer["descriptor"])
+            local = _LocalPlace(path, size, answer["slot"], answer["serial"])
+        return _Described(index, small, key, addresses, local, self._token, self._tick)
 
 
 def descriptor_path(pid: int, descriptor: int) -> str:
@@ -196,11 +275,7 @@ def descriptor_path(pid: int, descriptor: int) -> str:
     return f"/proc/{pid}/fd/{descriptor}"
 
 
-def _nearest_first(vaults: Sequence[str], own: str | None) -> list[str]:
-    return sorted(vaults, key=lambda address: address != own)
-
-
-def _lost(address: str, error: OSError) -> CheckpointError:
+def _lost(address: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"the vault at {address} cannot be reached: {error}")
 
 

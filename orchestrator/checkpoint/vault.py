@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
-from orchestrator.checkpoint.copies import Copies
+from orchestrator.checkpoint.copies import Copies, CpuTime
 from orchestrator.checkpoint.fencing import end_writers
 from orchestrator.checkpoint.held import CellKey, FreedError, Held
+from orchestrator.checkpoint.numa import preferring
 from orchestrator.checkpoint.peers import descriptor_path
-from orchestrator.checkpoint.replication import CpuTime, Filled, Replication, Reported
+from orchestrator.checkpoint.replication import Filled, Replication, Reported
 from orchestrator.checkpoint.reports import Reports
 from orchestrator.checkpoint.server import Server
+from orchestrator.checkpoint.stripes import Arrivals
 from orchestrator.checkpoint.wire import Channel, WireError
 from orchestrator.checkpoint.writing import ShardOrder
 
@@ -41,6 +43,7 @@ class Vault:
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
         self._reports = Reports()
+        self._arrivals = Arrivals()
         self.asked_s = time.monotonic()
         """When a driver last asked for something."""
         self._newest = 0
@@ -51,15 +54,20 @@ class Vault:
         """Everything below is there: a request may come before the constructor returns."""
         self._server = Server(host, token, self._handle)
         self.address = self._server.address
-        self._copies = Copies(self.address, token, shares)
-        self._replication = Replication(self._copies, self._look_up, lambda: self._newest, memory_left, self._spent)
+        self._replication = Replication(
+            lambda: Copies(self.address, token, shares, self._spent),
+            self._look_up,
+            lambda: self._newest,
+            memory_left,
+            self._spent,
+        )
         self._ready.set()
 
     @property
     def last_problem(self) -> str:
         """What is wrong: why connections are not taken at present, or else why a copy did not arrive the last time one
         did not."""
-        return self._server.problem or self._copies.last_problem
+        return self._server.problem or self._replication.last_problem
 
     @property
     def deaf_s(self) -> float:
@@ -86,6 +94,8 @@ class Vault:
             "written": self._on_written,
             "peers": self._on_peers,
             "copy": self._on_copy,
+            "stripe": self._on_stripe,
+            "whole": self._on_whole,
             "share": self._on_share,
             "inventory": self._on_inventory,
             "describe": self._on_describe,
@@ -149,7 +159,8 @@ class Vault:
         channel.send({})
 
     def _on_copy(self, channel: Channel, frame: dict[str, Any]) -> None:
-        """A peer's slot arrives: index (unless it is known), small state, payload."""
+        """A peer's slot arrives: index (unless it is known), small state, and the payload, or `striped` a ticket for
+        its stripes."""
         index = channel.take(frame["index_bytes"])
         held = self._cells.get(_key(frame))
         try:
@@ -160,6 +171,15 @@ class Vault:
             channel.send({"error": str(error)})
             raise WireError("refused") from error  # the payload is on its way: hang up
         slot, started_s = int(frame["slot"]), time.thread_time()
+        if frame.get("striped"):
+            state = channel.take(frame["state_bytes"])
+            try:
+                ticket = self._arrivals.begin(_key(frame), held, slot, int(frame["step"]), state)
+            except OSError as error:
+                channel.send({"error": str(error)})
+            else:
+                channel.send({"ticket": ticket})
+            return
         with held.in_use() as cell:
             payload = cell.begin(slot)
             state = channel.take(frame["state_bytes"])
@@ -167,6 +187,29 @@ class Vault:
             payload.release()
             cell.finish(slot, int(frame["step"]), state)
         self._spent.add(started_s)
+        channel.send({})
+
+    def _on_stripe(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """A part of a slot whose arrival was begun."""
+        started_s = time.thread_time()
+        try:
+            self._require_current(frame)
+            self._arrivals.receive(_key(frame), int(frame["ticket"]), channel, int(frame["offset"]), frame["bytes"])
+        except OSError as error:
+            channel.send({"error": str(error)})
+            raise WireError("refused") from error  # what is on its way of the stripe is never taken: hang up
+        finally:
+            self._spent.add(started_s)
+        channel.send({})
+
+    def _on_whole(self, channel: Channel, frame: dict[str, Any]) -> None:
+        """All stripes of a slot have been sent."""
+        try:
+            self._require_current(frame)
+            self._arrivals.finish(_key(frame), int(frame["ticket"]))
+        except OSError as error:
+            channel.send({"error": str(error)})
+            return
         channel.send({})
 
     def _on_share(self, channel: Channel, frame: dict[str, Any]) -> None:
@@ -203,7 +246,7 @@ class Vault:
         try:
             with self._found(frame) as (held, cell, slot):
                 state = cell.state(slot)
-                where = {"descriptor": cell.descriptor, "slot": slot}
+                where = {"descriptor": cell.descriptor, "slot": slot, "serial": cell.serial}
                 size = {"payload_bytes": cell.size.payload_bytes, "slot_state_bytes": cell.size.state_bytes}
                 channel.send({**where, **size, "state_bytes": len(state)}, state + held.index)
         except FreedError:
@@ -228,6 +271,7 @@ class Vault:
             gone = [key for key in self._cells if key.generation < before]
             cells = [self._cells.pop(key) for key in gone]
         self._replication.forget(before, gone)
+        self._arrivals.forget(before)
         for held in cells:
             held.free()
         channel.send({})
@@ -273,13 +317,15 @@ class Vault:
             )
         key = _key(frame)
         writer = int(frame.get("pid", 0)) if own else 0
-        held = Held(Cell.create(size, f"{key.generation}-{key.rank}"), int(frame["world_size"]), index, own, writer)
+        with preferring(frame.get("numa_node")):
+            cell = Cell.create(size, f"{key.generation}-{key.rank}", writes=not own)
+        held = Held(cell, int(frame["world_size"]), index, own, writer)
         return self._hold(key, held)
 
     def _join(self, frame: dict[str, Any], index: bytes) -> Held:
         """Hold memory of another vault of this host. Raises OSError, ValueError where it cannot be reached."""
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
-        cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size)
+        cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size, writes=False)
         if cell.serial != int(frame["serial"]) or not index:
             cell.close()
             raise ValueError("that is another cell")

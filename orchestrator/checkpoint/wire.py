@@ -3,6 +3,7 @@
 A connection begins with the run's token (see `server`). Nothing is unpickled.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -128,6 +129,11 @@ class Channel:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLHUP)
         return bool(poll.poll(0))
+
+    def abort(self) -> None:
+        """Hang up on whoever waits in this channel, in another thread: that raises there."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Hang up."""

@@ -7,6 +7,7 @@ of it is asked for (`answers`); whoever has all shards of a step makes the check
 
 import contextlib
 import json
+import mmap
 import os
 import queue
 import threading
@@ -26,6 +27,7 @@ from orchestrator.lasting_thread import LastingThread
 
 NICENESS = 10
 KEPT_ANSWERS = 32
+_COPIED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ShardWriterThread:
     """Writes one shard after the other. `order` is for the thread that owns the slots, `answers` for any."""
 
     def __init__(self) -> None:
-        self._orders: queue.Queue[tuple[ShardOrder, bytearray, bytes, bytes] | None] = queue.Queue()
+        self._orders: queue.Queue[tuple[ShardOrder, memoryview, bytes, bytes] | None] = queue.Queue()
         self._answers: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._nice = False
@@ -61,7 +63,7 @@ class ShardWriterThread:
             while len(self._answers) >= KEPT_ANSWERS:
                 self._answers.pop(next(iter(self._answers)))
             self._answers[key] = {"rank": order.rank, "pending": True, "parts": 0}
-        self._orders.put((order, bytearray(payload), state, index))
+        self._orders.put((order, _copied(payload), state, index))
 
     def refuse(self, order: ShardOrder, reason: str) -> None:
         """Answer for a slot that cannot be written."""
@@ -106,7 +108,17 @@ class ShardWriterThread:
                 answer["parts"] += 1
 
 
-def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes, tick: Tick) -> dict[str, Any]:
+def _copied(payload: memoryview) -> memoryview:
+    """A copy, made piece by piece: a copy in one call would keep all other threads of the vault from running, for
+    several seconds if it has 10 GB. The memory is given back with the last view of it."""
+    size_bytes = len(payload)
+    copy = memoryview(mmap.mmap(-1, max(1, size_bytes)))[:size_bytes]
+    for first in range(0, size_bytes, _COPIED_BYTES):
+        copy[first : first + _COPIED_BYTES] = payload[first : first + _COPIED_BYTES]
+    return copy
+
+
+def _write(order: ShardOrder, copy: memoryview, state: bytes, index: bytes, tick: Tick) -> dict[str, Any]:
     started_s = time.monotonic()
     try:
         described = CellIndex.from_bytes(index, "the vault")
@@ -118,7 +130,7 @@ def _write(order: ShardOrder, copy: bytearray, state: bytes, index: bytes, tick:
                 order.name,
                 order.rank,
                 described.shard.intervals,
-                memoryview(copy),
+                copy,
                 small["rng"],
                 None,
                 order.tag,

@@ -139,7 +139,6 @@ def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
         yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads a process")
     uses = {
         "cpu_adam": "zero.offload_optimizer on the CPU",
-        "async_io": "offload to nvme",
     }
     for name, buildable in facts.get("ops", {}).items():
         use = uses.get(name, "")

@@ -1,6 +1,5 @@
 """What this machine is, found without importing anything heavy: the checks of `convoy doctor` that take no time."""
 
-import ctypes.util
 import importlib.metadata
 import os
 import platform
@@ -180,9 +179,6 @@ def build_checks() -> Iterator[Check]:
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     hint = None if ninja else f"{NEEDED_FOR}: pip install ninja"
     yield Check("operators", "ninja", "ok" if ninja else "warning", ninja or "none", hint)
-    aio = ctypes.util.find_library("aio")
-    hint = None if aio else "needed only for offload to nvme: apt-get install libaio-dev"
-    yield Check("operators", "libaio", "ok" if aio else "info", aio or "none", hint)
     yield from _built_operators(time.time())
 
 

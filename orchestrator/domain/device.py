@@ -4,7 +4,7 @@ Everything here is pure: `train.device` finds out what a process can use, `gang.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CPU, CUDA = "cpu", "cuda"
@@ -14,6 +14,29 @@ ACCELERATOR_VARIABLE = "DS_ACCELERATOR"
 """Read by DeepSpeed once, when it is imported."""
 NVIDIA_MASK, AMD_MASK = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 """Read by the driver's library once, at the first call that needs a device."""
+RECOVERY_IN_PROCESS = {
+    # The watchdog of ProcessGroupNCCL must leave communicators and the process alone: the driver decides who is gone,
+    # and `torch.distributed._abort_process_group` asks for 0.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    # An error that the watchdog finds must not end the process, as std::terminate would.
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    # After an error the watchdog would sleep four times as long for a dump that nobody reads.
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    # The monitor of the watchdog ends the process whatever the error handling is
+    # (https://github.com/pytorch/pytorch/issues/155916).
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+"""Of GPU workers: survivors of a lost peer go on in the same process. Read when a process group is made."""
+GPU_DEFAULTS = {
+    # Aborts hang with NVLink SHARP (https://nvidia.github.io/nvidia-resiliency-ext/inprocess/usage_guide.html).
+    "NCCL_NVLS_ENABLE": "0",
+    # After an out-of-memory error, what the allocator has cached is of use for other sizes too.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+"""Of GPU workers, unless the user says otherwise."""
+CARRIED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "PYTORCH_", "TORCH_LOGS", "CUDA_LAUNCH_BLOCKING")
+"""Variables of the driver's environment that GPU workers get on every node."""
 NO_GPUS = {NVIDIA_MASK: "", AMD_MASK: "-1"}
 """Masks that hide every GPU. ROCm takes an empty one for no mask."""
 
@@ -53,15 +76,32 @@ class Found:
     """GPUs that it sees."""
     error: str | None = None
     """What it said when it could not initialise them."""
+    shared: bool = False
+    """A daemon of NVIDIA's Multi-Process Service (MPS) runs: processes share a context on the device."""
+
+
+def deterministic_environment(deterministic: bool) -> dict[str, str]:
+    """Variables of a process that is to compute deterministically on a GPU. They are read when cuBLAS starts and when
+    transformers calls flash-attn (https://docs.nvidia.com/cuda/cublas/#results-reproducibility)."""
+    return {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"} if deterministic else {}
 
 
 def device_environment(gpus: int) -> dict[str, str]:
     """Variables of a process that trains on a GPU, or of one that must not touch any.
 
     For CPUs the GPUs are hidden, whatever the process inherits: Ray leaves the masks alone where it assigns no GPU.
-    Which GPU a worker sees is for Ray to say.
+    Which GPU a worker sees is for Ray to say. `user_variables` has those that the user may change.
     """
-    return {ACCELERATOR_VARIABLE: CUDA} if gpus else {ACCELERATOR_VARIABLE: CPU, **NO_GPUS}
+    return {ACCELERATOR_VARIABLE: CUDA, **RECOVERY_IN_PROCESS} if gpus else {ACCELERATOR_VARIABLE: CPU, **NO_GPUS}
+
+
+def user_variables(gpus: int, environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a worker that are the user's to choose: our defaults for GPUs, over them what the driver's
+    environment says of CUDA and NCCL, over that the job's own (`resources.env`)."""
+    if not gpus:
+        return dict(own)
+    carried = {name: value for name, value in environ.items() if name.startswith(CARRIED_PREFIXES)}
+    return {**GPU_DEFAULTS, **carried, **own}
 
 
 def visible_gpus(mask: str) -> tuple[str, ...]:
@@ -121,6 +161,11 @@ def decide_device(gpus: int, mask: str | None, local_rank: int, found: Found | N
         return DeviceProblem(
             f"no GPU is visible to its process (the mask is `{mask}`)",
             f"look at {NVIDIA_MASK} ({AMD_MASK} with ROCm) where the node was started, and at its GPUs in `ray status`",
+        )
+    if found.shared:
+        return DeviceProblem(
+            "its GPU is shared through MPS, which ends all processes on a GPU if one of them fails",
+            "stop it on that node (`echo quit | nvidia-cuda-mps-control`), or use MIG",
         )
     if found.error is not None:
         return explain_error(found.error, mask)

@@ -15,6 +15,10 @@ class DeviceError(UsageError):
     """A worker cannot train on the device that the spec promises it."""
 
 
+class BrokenDeviceError(DeviceError):
+    """The GPU of a worker does not work, or not any more."""
+
+
 BEFORE_SAMPLES = "before_samples"
 """Key of `ConvoyError.details`: memory was short before any sample was fed."""
 
@@ -42,6 +46,10 @@ class DataError(ConvoyError):
 
 class ClusterError(ConvoyError):
     """The cluster cannot be reached, or cannot hold what was asked for."""
+
+
+class PeerLostError(ConvoyError):
+    """Another worker is lost: this one left the collective that waits for it. Its cause is elsewhere."""
 
 
 class CheckpointError(ConvoyError):

@@ -111,6 +111,18 @@ def bound_s(phase: Phase, pace: Pace, asked_s: float | None) -> float:
 
 
 @dataclass(frozen=True)
+class CollectiveCounts:
+    """How far a rank is in its sequence of NCCL collectives. The sequence is the same on every rank, so the numbers of
+    two ranks can be compared."""
+
+    enqueued: int
+    """Its host has called so many."""
+    started: int
+    """Its device has started so many: what was queued before them has ended."""
+    completed: int
+
+
+@dataclass(frozen=True)
 class Pulse:
     """One rank whose part is not over, as the driver sees it. Time that the driver itself was paused is left out."""
 
@@ -132,6 +144,8 @@ class Pulse:
     """Its training thread is in a collective, by its stack; None: its stack is not known."""
     blocked: bool = False
     """The kernel has a thread of it blocked in storage."""
+    counts: CollectiveCounts | None = None
+    """Of its NCCL collectives; None: not known, or it has none."""
 
     @property
     def heard(self) -> bool:
@@ -211,6 +225,8 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
         if len(silent) == len(pulses):
             return (), "no process answers"
         return _ranks(silent), "its process does not answer, and nobody makes a step without it"
+    if late := _late_in_collectives(pulses):
+        return late
     last = [pulse for pulse in pulses if pulse.place == behind]
     ahead = [pulse for pulse in pulses if pulse.place != behind]
     busy = [pulse for pulse in last if pulse.waits is False]
@@ -221,6 +237,23 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
         odd, rest = (last, ahead) if len(last) <= len(ahead) else (ahead, last)
         return _ranks(odd), f"it is in {_doing(odd)}, the others are in {_doing(rest)}"
     return (), f"all workers are in {_doing(last)}"
+
+
+def _late_in_collectives(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str] | None:
+    """The ranks whose device, or whose host, has not come to the collective that the others are in. On GPUs all hosts
+    wait for their devices in the same place, and only this tells them apart. None if they are all as far, or if it is
+    not known."""
+    known = [(pulse, pulse.counts) for pulse in pulses if pulse.counts is not None]
+    if len(known) < len(pulses):
+        return None
+    called = [(pulse, counts.enqueued) for pulse, counts in known]
+    started = [(pulse, counts.started) for pulse, counts in known]
+    for numbers, whose in ((called, "process has not called"), (started, "GPU has not started")):
+        least = min(number for _, number in numbers)
+        late = [pulse for pulse, number in numbers if number == least]
+        if len(late) < len(pulses):
+            return _ranks(late), f"its {whose} collective {least + 1}, in which the others wait"
+    return None
 
 
 def _ranks(pulses: Sequence[Pulse]) -> tuple[int, ...]:

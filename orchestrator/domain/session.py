@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.numeric import Injection
 from orchestrator.domain.replay import StepRecord
 from orchestrator.domain.report import StepReport
@@ -173,6 +173,14 @@ class Session(Protocol):
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         """What to call, again and again from another thread, to get the training thread out of a collective whose
         other side is gone. None: nothing any more."""
+
+    def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
+        """What tells from another thread how far this rank's collectives are. None: nothing any more."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the driver has interrupted this generation. On a GPU collectives then return garbage in place of an
+        error: whatever was computed since the last look must not be used."""
 
     def publish(self, key: str, value: str) -> None:
         """Make a small value visible to the other ranks of this generation."""

@@ -37,8 +37,14 @@ class Slowness:
 
 
 def own_times_s(report: RankReport) -> tuple[float, ...]:
-    """A rank's own seconds by phase, as in `PHASES`: without what it waited in collectives."""
+    """A rank's own seconds by phase, as in `PHASES`: without what it waited in collectives.
+
+    On a GPU nobody measures what the device waits, so only phases without collectives count: data and forward. With
+    ZeRO stage 3 forward has some, too, and a slow GPU can go unnoticed there.
+    """
     phases, waits = report.phases, report.waits
+    if report.memory.allocated_bytes is not None:
+        return (phases.data_wait_s, phases.forward_s, 0.0, 0.0)
     return (
         phases.data_wait_s,
         max(0.0, phases.forward_s - waits.forward_s),

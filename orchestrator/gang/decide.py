@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
 from orchestrator.domain.numeric import NumericFault
 
 GATHER_S = 1.0
@@ -98,12 +99,12 @@ class Quiet:
     quiet_s: float
 
 
-def silent_nodes(workers: Sequence[Quiet]) -> list[str]:
-    """Nodes none of whose workers has been heard of for `SILENT_S`: the first of the two signals that a node is lost.
+def silent_nodes(workers: Sequence[Quiet], limit_s: float = SILENT_S) -> list[str]:
+    """Nodes none of whose workers has been heard of for `limit_s`: the first of the two signals that a node is lost.
 
     Where that is all of them it says more about the driver's own network than about the nodes: none is named.
     """
-    heard = {worker.node_id for worker in workers if worker.quiet_s < SILENT_S}
+    heard = {worker.node_id for worker in workers if worker.quiet_s < limit_s}
     silent = sorted({worker.node_id for worker in workers} - heard)
     return silent if heard else []
 
@@ -113,28 +114,26 @@ def wants_regroup(ready: int, arriving: int, waited_s: float) -> bool:
     return ready > 0 and (arriving == 0 or waited_s >= ARRIVAL_S)
 
 
-CONSEQUENCE = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
-    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published|"
-    r"the vault at \S+ cannot be reached|nobody holds the state",
-    re.IGNORECASE,
-)
+def cause_of(failure: Failure) -> Cause | None:
+    """What made it fail, by its own account, or by the last words of its process."""
+    told = failure.facts.get(CAUSE)
+    return Cause(told) if told is not None else None
 
 
 def is_consequence(failure: Failure) -> bool:
     """Whether it looks like what a worker says when another one is gone: its collective, or its rendezvous, failed."""
-    return failure.ending is Ending.RAISED and CONSEQUENCE.search(failure.message) is not None
-
-
-OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|want of memory",
-    re.IGNORECASE,
-)
+    return failure.ending is Ending.RAISED and cause_of(failure) is Cause.PEER
 
 
 def is_out_of_memory(failure: Failure) -> bool:
     """Whether it ended for want of memory, on the host or on its device, by its own or its killer's account."""
-    return OUT_OF_MEMORY.search(failure.message) is not None
+    return cause_of(failure) is Cause.OUT_OF_MEMORY
+
+
+def ends_process(failure: Failure) -> bool:
+    """Whether its process cannot go on, although it lives: its device, or its context there, is lost."""
+    cause = cause_of(failure)
+    return failure.ending is Ending.RAISED and cause is not None and cause.ends_process
 
 
 def numeric_fault(failure: Failure) -> NumericFault | None:
@@ -149,32 +148,64 @@ def root_cause(failures: Sequence[Failure]) -> Failure:
     return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
 
 
+CPU_PATIENCE_S = 2.0
+"""How long a worker may take to leave its collective; then its process is given up."""
+GPU_PATIENCE_S = 15.0
+"""The same on a GPU: the kernels that are queued before the collective have to end, and its communicators are torn
+down."""
+GPU_STEPS = 2.0
+"""Or this many steps, if that is longer."""
+
+
+def patience_s(gpus: bool, step_s: float) -> float:
+    """How long to wait for a survivor; `step_s`: of the last step."""
+    return max(GPU_PATIENCE_S, GPU_STEPS * step_s) if gpus else CPU_PATIENCE_S
+
+
 FATAL = re.compile(r"Fatal Python error: ([A-Z][\w ]+)|\*\*\* (SIG[A-Z]+) received")
 NAMES = {"Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS", "Illegal instruction": "SIGILL",
          "Floating point exception": "SIGFPE"}  # fmt: skip
 
 
-def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -> tuple[str, str | None]:
-    """Why a worker's process died, and a hint, from Ray's message, its last output, and the number of processes the
-    kernel killed for memory on that host since the run began.
+@dataclass(frozen=True)
+class Death:
+    """Why a process died. `text` continues "its process"."""
+
+    text: str
+    hint: str | None
+    cause: Cause | None = None
+
+
+def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -> Death:
+    """Why a worker's process died, from Ray's message, its last output, and the number of processes the kernel killed
+    for memory on that host since the run began.
 
     Only a process's parent learns its exit status, and that is Ray, which does not tell. SIGKILL is what is left when
     nothing else explains the end: other fatal signals leave a trace in the output, an exit leaves its code with Ray.
     """
     if re.search(r"low on memory|out of memory \(OOM\)\.|memory monitor|OutOfMemory", ray_message):
-        return "was killed by Ray's memory monitor: its host ran out of memory", MEMORY_HINT
+        text = "was killed by Ray's memory monitor: its host ran out of memory"
+        return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
     for line in reversed(last_lines):
         if found := FATAL.search(line):
             name = found.group(2) or NAMES.get(found.group(1).strip(), found.group(1).strip())
-            return f"was killed by {name}", "its last output and the stacks at that moment are in its log"
+            hint = "its last output and the stacks at that moment are in its log"
+            return Death(f"was killed by {name}", hint, _device_error(last_lines))
     if found := re.search(r"exit code (\d+)", ray_message):
-        return f"ended itself with exit code {found.group(1)}", "something in the worker called exit"
+        return Death(f"ended itself with exit code {found.group(1)}", "something in the worker called exit")
     if oom_kills:
-        return "was killed by SIGKILL, most likely by the kernel for want of memory", MEMORY_HINT
-    return (
+        text = "was killed by SIGKILL, most likely by the kernel for want of memory"
+        return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
+    return Death(
         "was killed by SIGKILL, or left by _exit: it left no trace, as another signal would have",
-        "somebody or something killed it; where that was the kernel for want of memory, `dmesg` on its host says so",
+        "somebody or something killed it; if that was the kernel for want of memory, `dmesg` on its host says so",
     )
+
+
+def _device_error(last_lines: Sequence[str]) -> Cause | None:
+    """The error of a GPU that a process printed before a signal ended it, if it printed one."""
+    causes = [find_cause(line) for line in last_lines]
+    return next((cause for cause in causes if cause is not None and cause.ends_process), None)
 
 
 MEMORY_HINT = "lower train.micro_batch, raise zero.stage, or give workers more memory"

@@ -12,6 +12,7 @@ from orchestrator.checkpoint.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.retention import Rule
 from orchestrator.checkpoint.survey import Surveyor
 from orchestrator.domain.arranged import NodeAddress
+from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
@@ -64,7 +65,10 @@ class GangDriver:
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = Planned(spec, request_of(spec.resources), desk, emit)
-        self._worker_env = worker_environment(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env)
+        self._worker_env = worker_environment(
+            spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
+        )
+        self._worker_env.update(deterministic_environment(spec.train.deterministic))
         self._cluster: Cluster | None = None
         self._gang: Any = None
         self._vaults: Any = None

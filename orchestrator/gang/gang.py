@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.numeric import NumericFault
@@ -23,20 +24,24 @@ from orchestrator.gang.decide import (
     Ending,
     Failure,
     GangFacts,
+    cause_of,
     decide,
+    ends_process,
     is_consequence,
     is_out_of_memory,
     numeric_fault,
+    patience_s,
     root_cause,
 )
 from orchestrator.gang.device_checks import DeviceChecks
 from orchestrator.gang.files import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.hangs import HangWatch
 from orchestrator.gang.head import Head
-from orchestrator.gang.listening import POLL_S, TICK_S, Listener
+from orchestrator.gang.interrupting import interrupt
+from orchestrator.gang.listening import TICK_S, Listener
 from orchestrator.gang.member import Member, assignments, first_line, oom_kills, taken_places
 from orchestrator.gang.placement import Request
-from orchestrator.gang.places import Places
+from orchestrator.gang.places import FAULTS, Places
 from orchestrator.gang.planned import Planned
 from orchestrator.gang.recruits import Recruits
 from orchestrator.gang.saving import Pacer, Saves
@@ -47,8 +52,6 @@ from orchestrator.gang.watch import Watch
 from orchestrator.gang.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 
 START_TIMEOUT_S = 120.0
-INTERRUPT_S = 2.0
-"""How long a worker may take to leave a collective that cannot end; then its process is given up."""
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
 """How long the end of a run waits for checkpoints while nothing of them is written, and the end of one that is stopped
 at most: a newer one was written before, in the foreground."""
@@ -93,7 +96,9 @@ class GangOutcome:
         """A worker's own code raised; no process and no node, as far as can be told, was lost. Memory that others hold
         is none of its own: they may give it back."""
         failure = self.failure
-        if failure is None or failure.ending is not Ending.RAISED or is_consequence(failure):
+        if failure is None or failure.ending is not Ending.RAISED:
+            return False
+        if is_consequence(failure) or ends_process(failure):
             return False
         return not (failure.facts.get(BEFORE_SAMPLES) or {}).get("foreign_bytes")
 
@@ -116,6 +121,7 @@ class Gang:
         self._request, self._env, self._local, self.vaults = request, env, local, vaults
         self._run_id = run_id
         self.places = Places(groups)
+        self._on_gpus = request.bundle.get("GPU", 0) > 0
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[Member] = []
@@ -197,9 +203,12 @@ class Gang:
         """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
         taken = taken_places(self.members)
         for lost in [member for member in self.members if not member.lives and member.group not in taken]:
-            spare = self.spares.take(lost.hello.node_id)
+            spare = None if self.places.left_out(lost.group) else self.spares.take(lost.hello.node_id)
             if spare is not None:
-                self.members.append(Member(spare[0], spare[1], lost.group))
+                actor, hello = spare
+                if self._on_gpus:
+                    actor.take_gpus.remote(lost.hello.gpus)  # before all that it is asked next
+                self.members.append(Member(actor, replace(hello, gpus=lost.hello.gpus), lost.group))
 
     @property
     def staying(self) -> list[Member]:
@@ -331,7 +340,9 @@ class Gang:
         cause = root_cause(failures) if action is Action.FAIL else None
         if cause is not None:
             self.pacer.failures += 1
-            self._unblock(listener)
+            step_s = listener.last.step_time_s if listener.last is not None else self._step_s
+            interrupt(self.members, self.generation, patience_s(self._on_gpus, step_s), listener)
+            self._leave_broken_gpus()
         self._forget_vaults()
         listener.drain()
         if cause is not None:
@@ -361,23 +372,13 @@ class Gang:
             if self.vaults is not None and ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
                 self.vaults.lose(member.hello.node_id)
 
-    def _unblock(self, listener: Listener) -> None:
-        """Get everybody who lives out of the collective that cannot end; who does not come out is ended."""
+    def _leave_broken_gpus(self) -> None:
+        """Count errors of GPUs by place, and leave out a place whose GPU fails again."""
         for member in self.members:
-            if member.run_ref is not None and member.lives:
-                member.actor.interrupt.remote(self.generation, INTERRUPT_S)
-        waited_s = 0.0
-        while any(m.run_ref is not None and m.lives for m in self.members) and waited_s < INTERRUPT_S + POLL_S:
-            started_s = time.monotonic()
-            listener.listen(TICK_S)
-            # If the driver was paused, that is not their time.
-            waited_s += min(time.monotonic() - started_s, 2 * TICK_S)
-        for member in self.members:
-            if member.run_ref is not None and member.lives:
-                member.take_silence("its process could not be interrupted", time.monotonic())
-            if not member.lives:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.kill(member.actor, no_restart=True)  # should it wake up, it has no part in this any more
+            failure = member.failure
+            if failure is not None and cause_of(failure) is Cause.DEVICE and self.places.blame(member.group):
+                where = f"a GPU of {member.hello.host} ({member.hello.node_ip})"
+                self.planned.warn(f"{where} failed {FAULTS} times and is left out of this run: {failure.message}")
 
     def _end(self, action: Action) -> None:
         if action is not Action.KILL:

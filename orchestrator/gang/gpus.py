@@ -1,7 +1,7 @@
 """The GPUs of this machine, and those that Ray assigned to a worker process."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.domain.device import AMD_MASK, NVIDIA_MASK, local_gpus
@@ -11,8 +11,24 @@ AMD_DRIVER = Path("/dev/kfd")
 
 
 def count_gpus(listing: Path = NVIDIA_GPUS) -> int:
-    """NVIDIA GPUs of this machine, without loading a library for it. 0 may also mean that a sandbox hides them."""
-    return len(list(listing.glob("*")))
+    """NVIDIA GPUs of this machine. The driver lists them in /proc; some sandboxes hide that, and the driver's library
+    (NVML) is asked. 0 if there is none, or if nobody can tell."""
+    return len(list(listing.glob("*"))) or _count_by_nvml()
+
+
+def _count_by_nvml() -> int:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, or no library of it
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def mask_variable(nvidia: bool, amd: bool) -> str:
@@ -35,14 +51,22 @@ def gpus_for(gpus_per_worker: int, environ: Mapping[str, str], warn: Callable[[s
     return found
 
 
-def show_assigned_gpus() -> None:
-    """Let this worker process see the GPUs that Ray assigned to it, and no others: also where the node's environment
-    tells Ray not to set the mask (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES). To be called before CUDA is used."""
+def show_assigned_gpus() -> tuple[str, ...]:
+    """Let this worker process see the GPUs that Ray assigned to it, and no others; their ids. Also if the node's
+    environment tells Ray not to set the mask (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES). To be called before CUDA is
+    used."""
     import ray
+
+    assigned = tuple(map(str, ray.get_runtime_context().get_accelerator_ids().get("GPU", [])))
+    show_gpus(assigned)
+    return assigned
+
+
+def show_gpus(ids: Sequence[str]) -> None:
+    """Let this process see these GPUs and no others. To be called before CUDA is used."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     manager = get_accelerator_manager_for_resource("GPU")
     variable = manager.get_visible_accelerator_ids_env_var() if manager is not None else None
     if variable is not None:  # Apple's GPU has none
-        os.environ[variable] = ",".join(map(str, assigned))
+        os.environ[variable] = ",".join(ids)

@@ -226,7 +226,7 @@ class _Eyes:
         """
         self._collect()
         taken = self.taken.get(member.rank)
-        pulse = pulse if taken is None else replace(pulse, waits=taken.waits)
+        pulse = pulse if taken is None else replace(pulse, waits=taken.waits, counts=taken.counts)
         if pulse.quiet_s < LATE_S:
             for forgotten in (self._stopped_since_s, self._threads, self._said):
                 forgotten.pop(member.rank, None)

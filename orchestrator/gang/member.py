@@ -10,9 +10,10 @@ from typing import Any
 import ray
 
 from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.engine_errors import CAUSE
 from orchestrator.domain.session import TrainResult
 from orchestrator.gang.capture import last_lines
-from orchestrator.gang.decide import Ending, Failure, explain_death
+from orchestrator.gang.decide import Ending, Failure, ends_process, explain_death
 from orchestrator.gang.outbox import Lease
 from orchestrator.gang.ray_session import Assignment
 from orchestrator.gang.worker_actor import Hello, Raised
@@ -55,7 +56,7 @@ class Member:
     @property
     def lives(self) -> bool:
         """Its process is there, as far as is known, and can take part in another generation."""
-        return self.failure is None or self.failure.ending is Ending.RAISED
+        return self.failure is None or (self.failure.ending is Ending.RAISED and not ends_process(self.failure))
 
     def begin(self, assignment: Assignment, now_s: float) -> None:
         """Forget the generation before."""
@@ -82,10 +83,10 @@ class Member:
             self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
             return
         tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
-        cause, hint_or_none = explain_death(text, tail, oom_kills)
-        self.failure = Failure(
-            self.rank, Ending.PROCESS_DIED, now_s, f"its process {cause} {where}", "\n".join(tail), hint_or_none
-        )
+        death = explain_death(text, tail, oom_kills)
+        facts = {CAUSE: death.cause.value} if death.cause is not None else {}
+        what = f"its process {death.text} {where}"
+        self.failure = Failure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, facts)
 
     def take_silence(self, message: str, now_s: float) -> None:
         """It is given up: nothing has been heard of it, nor of anything else on its node."""

@@ -48,8 +48,8 @@ def request_of(spec: ResourcesSpec) -> Request:
     bundle.update(spec.custom)
     workers = spec.workers
     if isinstance(workers, WorkersRange):
-        return Request(bundle, workers.min, workers.max, spec.placement)
-    return Request(bundle, workers, workers, spec.placement)
+        return Request(bundle, workers.min, workers.max, spec.strategy)
+    return Request(bundle, workers, workers, spec.strategy)
 
 
 def local_resources(spec: ResourcesSpec, cluster: ClusterSpec, host_memory_bytes: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.gang.activity import Activity
@@ -42,6 +42,7 @@ class RaySession:
         self._leave = Leave.NO
         self._save = False
         self._unblock: Callable[[], None] | None = None
+        self._count: Callable[[], CollectiveCounts | None] | None = None
         self._interrupted = threading.Event()
         self._values: dict[str, str] = {}
         self._delivered = threading.Condition()
@@ -113,6 +114,18 @@ class RaySession:
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         self._unblock = unblock
+
+    def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
+        self._count = count
+
+    def collective_counts(self) -> CollectiveCounts | None:
+        """Agent: how far this rank's collectives are; None if nobody can tell."""
+        count = self._count
+        return None if count is None else count()
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupted.is_set()
 
     def publish(self, key: str, value: str) -> None:
         self.deliver({key: value})

@@ -11,6 +11,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.domain.hang import CollectiveCounts
+
 PY_SPY_TIMEOUT_S = 10.0
 _IN_A_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
 """Where the frames of a thread lie that waits for other ranks."""
@@ -24,6 +26,8 @@ class Stacks:
     """For people. Where there is none, why."""
     waits: bool | None = None
     """The training thread is in a collective; None: not known."""
+    counts: CollectiveCounts | None = None
+    """Of its NCCL collectives; None: not known, or it has none."""
 
 
 def own_stacks(trainer: int | None) -> Stacks:

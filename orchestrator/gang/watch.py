@@ -11,6 +11,11 @@ from orchestrator.gang.member import is_broken
 from orchestrator.gang.regroup import Regroup
 from orchestrator.gang.vaults import node_answers, raylet_refuses
 
+QUIET_S = 1.0
+"""From the last word of a node's workers to asking whether anything listens there. Workers say something twice a
+second."""
+ASK_GONE_S = 0.5
+"""Between two questions whether a quiet node is gone: one that only stands still takes its time not to answer."""
 PROBES = 2
 """Unanswered ones in a row before a silent node is given up."""
 
@@ -22,6 +27,7 @@ class Watch:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._unanswered: dict[str, int] = {}
+        self._ask_gone_s = 0.0
         self._forgotten = self._retired = self._parked = False
         self._regroup = Regroup(gang, gang.planned, gang.seek_more)
 
@@ -32,7 +38,7 @@ class Watch:
             for member in self._gang.members:
                 member.renewed_s += gap_s
         self._silence(now_s)
-        self._gone()
+        self._gone(now_s)
         self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
         self._gang.hangs.round(now_s, gap_s, self._listener.last)
         self._old_states()
@@ -75,20 +81,28 @@ class Watch:
             if vaults is not None:
                 vaults.lose(node_id)
 
-    def _gone(self) -> None:
-        """Give up members of nodes that are gone: some workers' collectives failed, and on a node whose workers say
-        nothing about it both the vault and the raylet refuse connections. Signals that need no timeout. The vault alone
-        would not do: it may have ended by itself."""
+    def _gone(self, now_s: float) -> None:
+        """Give up members of nodes that are gone: both the vault and the raylet there refuse connections. The vault
+        alone would not do: it may have ended by itself.
+
+        Asked of nodes whose workers say nothing while others' collectives failed, and of nodes whose workers have not
+        been heard of for a moment: collectives of NCCL do not fail when a peer dies. Signals that need no timeout.
+        """
         gang, vaults = self._gang, self._gang.vaults
-        if vaults is None or not is_broken(gang.members):
+        if vaults is None:
             return
         waiting = [member for member in gang.members if not member.over and member.run_ref is not None]
-        for node_id in dict.fromkeys(member.hello.node_id for member in waiting):
+        if is_broken(gang.members):
+            suspects = {member.hello.node_id for member in waiting}
+        else:
+            quiet = [Quiet(member.hello.node_id, now_s - member.renewed_s) for member in waiting]
+            suspects = set(silent_nodes(quiet, QUIET_S)) if now_s >= self._ask_gone_s else set()
+            self._ask_gone_s = now_s + ASK_GONE_S if suspects else self._ask_gone_s
+        for node_id in sorted(suspects):
             if vaults.refuses(node_id) and raylet_refuses(node_id):
                 for member in waiting:
                     if member.hello.node_id == node_id:
-                        what = "its node is gone: nothing listens there any more, and others' collectives failed:"
-                        member.take_silence(what, time.monotonic())
+                        member.take_silence("its node is gone, nothing listens there any more:", time.monotonic())
                 vaults.lose(node_id)
 
     def _old_states(self) -> None:

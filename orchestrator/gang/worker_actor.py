@@ -15,16 +15,19 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
+from orchestrator.domain.errors import BrokenDeviceError, ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
+from orchestrator.domain.threads import thread_environment
 from orchestrator.gang.capture import OutputCapture
 from orchestrator.gang.files import Files, host_cache, remove_host_cache
-from orchestrator.gang.gpus import show_assigned_gpus
+from orchestrator.gang.gpus import show_assigned_gpus, show_gpus
 from orchestrator.gang.outbox import Batch, Lease, Outbox
 from orchestrator.gang.processes import allow_to_trace, die_with_parent
 from orchestrator.gang.ray_session import Assignment, RaySession
@@ -43,6 +46,7 @@ MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
 }
 
+NONE: Mapping[str, str] = MappingProxyType({})
 AGENT_GROUP = "agent"
 AGENT_THREADS = 4
 """A long poll, a notice, an interruption, and one to spare."""
@@ -62,6 +66,8 @@ class Hello:
     pid: int
     output: str
     """File that takes the process's stdout and stderr, on its own host."""
+    gpus: tuple[str, ...] = ()
+    """Ids of the GPUs that it sees, as its node's mask names them."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,24 @@ class FileAccess:
     run_id: str
 
 
-def worker_environment(cpus: float, gpus: int, driver: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a worker process; they replace those of its node. What the user set in the driver's environment
-    wins where it is a matter of taste; the device is the spec's, whatever any environment says."""
+def worker_environment(
+    cpus: float, gpus: int, driver: Mapping[str, str], own: Mapping[str, str] = NONE
+) -> dict[str, str]:
+    """Variables of a worker process; they replace those of its node. `own`: of `resources.env`.
+
+    What the user set in the driver's environment, or in the job, wins where it is a matter of taste; the device is the
+    spec's, whatever any environment says.
+    """
     env = {
-        "OMP_NUM_THREADS": driver.get("OMP_NUM_THREADS") or str(max(1, int(cpus))),
+        **thread_environment(cpus, driver),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",
         **{name: driver.get(name, value) for name, value in MALLOC.items()},
-        **device_environment(gpus),
     }
     carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
     env.update({name: driver[name] for name in carried if name in driver})
-    return env
+    return {**env, **user_variables(gpus, driver, own), **device_environment(gpus)}
 
 
 def resolve(entry: str) -> Any:
@@ -119,8 +129,7 @@ class WorkerActor:
         if fate_share:
             die_with_parent()
         os.environ.update(env)
-        if env.get(ACCELERATOR_VARIABLE) == CUDA:
-            show_assigned_gpus()
+        self._gpus = self.assigned_gpus() if env.get(ACCELERATOR_VARIABLE) == CUDA else ()
         self._local = fate_share
         self._outbox = Outbox()
         self._session: RaySession | None = None
@@ -130,8 +139,20 @@ class WorkerActor:
         """The training thread."""
         self._notices: dict[int, tuple[dict[str, str], Leave]] = {}
         """Of generations, what came before their session."""
-        self._capture = OutputCapture(_output_path(), self._outbox.put_lines)
+        self._capture = OutputCapture(self.output_path(), self._outbox.put_lines)
         faulthandler.enable(all_threads=True)
+
+    def assigned_gpus(self) -> tuple[str, ...]:
+        """Make the GPUs that this process was assigned the only ones that it sees; their ids."""
+        return show_assigned_gpus()
+
+    def output_path(self) -> Path:
+        """The file that takes this process's output."""
+        import ray
+
+        node: Any = ray._private.worker.global_worker.node
+        logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
+        return Path(logs) / f"convoy-worker-{os.getpid()}.log"
 
     def hello(self) -> Hello:
         """Where this process is."""
@@ -144,7 +165,13 @@ class WorkerActor:
             host=socket.gethostname(),
             pid=os.getpid(),
             output=str(self._capture.path),
+            gpus=self._gpus,
         )
+
+    def take_gpus(self, ids: tuple[str, ...]) -> None:
+        """For a standby process, which Ray assigned none: use those of the worker whose place it takes."""
+        self._gpus = ids
+        show_gpus(ids)
 
     def check_device(self, entry: str) -> DeviceProblem | DeviceRoom | None:
         """Call a function that tells why this process cannot use its GPU, or how much memory that has."""
@@ -222,8 +249,10 @@ class WorkerActor:
             self._notices[generation] = ({**known, **values}, max(wish, leave))
 
     def stacks(self) -> Stacks:
-        """Agent: what every thread of this process is at."""
-        return own_stacks(self._trainer)
+        """Agent: what every thread of this process is at, and how far its collectives are."""
+        session = self._session
+        counts = session.collective_counts() if session is not None else None
+        return replace(own_stacks(self._trainer), counts=counts)
 
     def save(self, generation: int) -> None:
         """Agent: have a checkpoint written of the next step boundary."""
@@ -289,11 +318,17 @@ class RemoteFiles:
 
 
 def describe(rank: int, error: BaseException) -> Raised:
-    """An exception as values; its traceback without our own frame."""
+    """An exception as values; its traceback without our own frame. `details` say what caused it (`CAUSE`), if known."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    if isinstance(error, ConvoyError):
-        return Raised(rank, type(error).__name__, str(error), text, error.hint, error.details)
-    return Raised(rank, type(error).__name__, str(error), text)
+    name, message = type(error).__name__, str(error)
+    if not isinstance(error, ConvoyError):
+        return Raised(rank, name, message, text, details=_cause(find_cause(f"{name}: {message}")))
+    cause = Cause.DEVICE if isinstance(error, BrokenDeviceError) else find_cause(f"{name}: {message}")
+    return Raised(rank, name, message, text, error.hint, {**_cause(cause), **error.details})
+
+
+def _cause(cause: Cause | None) -> dict[str, Any]:
+    return {} if cause is None else {CAUSE: cause.value}
 
 
 def _give_memory_back() -> None:
@@ -307,11 +342,3 @@ def _give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
-
-
-def _output_path() -> Path:
-    import ray
-
-    node: Any = ray._private.worker.global_worker.node
-    logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
-    return Path(logs) / f"convoy-worker-{os.getpid()}.log"

@@ -94,8 +94,10 @@ def activations(
         kept = shape.layers * of_layer + norm
     logits, loss = tokens * shape.vocab_size * logits_bytes(value), 0
     if loss_chunk_tokens is not None:
-        # The gradient of what goes into the head is kept while the chunks are gone through.
-        logits, loss = stream, loss_chunk_tokens * shape.vocab_size * logits_bytes(value)
+        # Kept while the chunks are gone through: the gradients of what goes into the head and, in fp32, of its weight.
+        # Of one chunk: the logarithms of the probabilities, and the gradient that is made of them.
+        logits = stream
+        loss = shape.vocab_size * FP32 * (2 * loss_chunk_tokens + width)
     return Activations(kept, working, logits, loss)
 
 

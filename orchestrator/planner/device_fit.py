@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
 from orchestrator.planner.device_memory import (
-    DEFAULT,
     Assumptions,
     DeviceNeed,
     device_need,
@@ -46,7 +45,7 @@ def gib(size_bytes: int) -> str:
 
 
 def check_fit(
-    spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions = DEFAULT
+    spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> str | None:
     """A warning where one sample at a time is not expected to fit; None where it is.
 
@@ -78,7 +77,7 @@ def build_problem(need: DeviceNeed, room: DeviceRoom | None) -> str:
 
 
 def remedies(
-    spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions = DEFAULT
+    spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> tuple[str, ...]:
     """Changes of the job, each of which alone makes it fit, with what it needs then; at most one of a kind."""
     usable_bytes = plannable_bytes(room)

@@ -8,6 +8,7 @@ update make). What is not a tensor of DeepSpeed or of autograd comes on top: the
 from dataclasses import dataclass
 
 from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
+from orchestrator.domain.loss_chunks import loss_chunk_tokens
 from orchestrator.planner.activations import Activations, activations
 from orchestrator.planner.memory import MAX_MICRO_BATCH
 from orchestrator.planner.model_shape import ModelShape
@@ -109,11 +110,20 @@ class Assumptions:
     communicator_bytes: int = COMMUNICATOR_BYTES
 
 
-DEFAULT = Assumptions()
+EVERYTHING_TOKENS = 1 << 40
+"""More than any micro batch has."""
 
 
-def device_need(spec: JobSpec, shape: ModelShape, workers: int, assumed: Assumptions = DEFAULT) -> DeviceNeed:
-    """What one of `workers` needs on its GPU."""
+def assumed_of(spec: JobSpec, shape: ModelShape) -> Assumptions:
+    """What a job's own settings say of its execution."""
+    attention = "sdpa" if spec.model.attention == "auto" else spec.model.attention
+    chunk = loss_chunk_tokens(spec.train.loss_chunk_tokens, EVERYTHING_TOKENS, shape.vocab_size)
+    return Assumptions(attention, chunk)
+
+
+def device_need(spec: JobSpec, shape: ModelShape, workers: int, assumed: Assumptions | None = None) -> DeviceNeed:
+    """What one of `workers` needs on its GPU. `assumed`: default, as the job says."""
+    assumed = assumed if assumed is not None else assumed_of(spec, shape)
     return DeviceNeed(
         context_bytes=assumed.context_bytes,
         # A group of one connects to nobody.

@@ -8,7 +8,7 @@ from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import TrainPlan
 from orchestrator.planner.device_fit import auto_micro_batch
-from orchestrator.planner.device_memory import DEFAULT, Assumptions, device_need
+from orchestrator.planner.device_memory import Assumptions, device_need
 from orchestrator.planner.memory import largest_micro_batch, memory_need
 from orchestrator.planner.model_shape import ModelShape, model_shape
 from orchestrator.planner.shape import shape_batch, total_steps
@@ -36,8 +36,8 @@ class Limits:
     """The largest micro batch, whatever the spec says."""
     device: DeviceRoom | None = None
     """Of the smallest GPU of those that train; None as above."""
-    assumed: Assumptions = DEFAULT
-    """What a worker's need on its GPU depends on besides the job."""
+    assumed: Assumptions | None = None
+    """What a worker's need on its GPU depends on besides the job; None: what the job says."""
 
 
 def train_plan(

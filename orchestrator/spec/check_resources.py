@@ -14,6 +14,16 @@ _RESERVED = {
     "memory": "memory_per_worker",
     "object_store_memory": "memory_per_worker",
 }
+DECIDED_VARIABLES = frozenset(
+    {
+        "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS", "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_ENABLE_MONITORING",
+    }
+)  # fmt: skip
+"""Environment variables that Convoy sets for each worker; `domain.device` has the values."""
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_?KEY)(_|$)", re.IGNORECASE)
 _SCHEMES = ("s3", "gs", "az")
 _MIN_MEMORY_BYTES = 64 << 20
 
@@ -52,13 +62,6 @@ def micro_batch_fits(view: View) -> Iterator[Problem]:
             f"`train.micro_batch` is {micro}, a worker's share of `global_batch` {batch} is only {share} ({workers})"
         )
         yield view.problem("train.micro_batch", message, f"at most `micro_batch: {share}`, or `auto`")
-
-
-def standby_on_cpus(view: View) -> Iterator[Problem]:
-    """Spare processes are not given GPUs."""
-    if view.get("resources.standby") and view.get("resources.gpus_per_worker"):
-        message = "`resources.standby` keeps spare processes on CPUs only, and `resources.gpus_per_worker` is set"
-        yield view.problem("resources.standby", message, "leave `standby` out")
 
 
 def nodes_or_address(view: View) -> Iterator[Problem]:
@@ -106,6 +109,23 @@ def custom_names(view: View) -> Iterator[Problem]:
                 f"`{name}` is no name of a resource, expected letters, digits and `_ - . : /`, a letter or digit first"
             )
             yield view.problem(where, message, key=True)
+
+
+def variables_of_workers(view: View) -> Iterator[Problem]:
+    """Environment variables that may be set, with names that the system takes, and without secrets."""
+    for name in view.keys("resources.env"):
+        where = ("resources", "env", name)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            message = (
+                f"`{name}` is no name of an environment variable, expected letters, digits and `_`, no digit first"
+            )
+            yield view.problem(where, message, key=True)
+        elif name in DECIDED_VARIABLES:
+            yield view.problem(where, f"`{name}` is set by Convoy for each worker", "leave it out", key=True)
+        elif _SECRET.search(name):
+            # The value is not repeated.
+            message = f"`{name}` looks like a secret, and a job file is kept with the run"
+            yield view.problem(where, message, "set it where the nodes are started, e.g. in a systemd unit", key=True)
 
 
 def fits_local_nodes(view: View) -> Iterator[Problem]:
@@ -163,10 +183,10 @@ CHECKS = (
     range_in_order,
     batch_feeds_workers,
     micro_batch_fits,
-    standby_on_cpus,
     nodes_or_address,
     memory_parses,
     custom_names,
+    variables_of_workers,
     fits_local_nodes,
     storage_place,
 )

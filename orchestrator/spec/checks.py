@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec import check_data, check_model, check_recovery, check_resources
+from orchestrator.spec import check_data, check_execution, check_model, check_recovery, check_resources
 from orchestrator.spec.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.errors import Problem
 from orchestrator.spec.hints import listing
@@ -71,35 +71,22 @@ def offload_stages(view: View) -> Iterator[Problem]:
     stage = view.get("zero.stage")
     for part, least in (("offload_optimizer", 1), ("offload_params", 3)):
         device = view.get(f"zero.{part}.device")
-        needed = 3 if device == "nvme" else least
-        if device != "none" and stage < needed:
+        if device != "none" and stage < least:
             what = f"`zero.{part}.device: {device}`"
-            message = f"{what} needs stage {needed}{' or more' if needed < 3 else ''}, `zero.stage` is {stage}"
-            yield view.problem(f"zero.{part}.device", message, f"set `zero.stage: {needed}`, or remove `{part}`")
-
-
-def nvme_paths(view: View) -> Iterator[Problem]:
-    """A path goes with nvme and with nothing else."""
-    for part in ("offload_optimizer", "offload_params"):
-        device, path = view.get(f"zero.{part}.device"), view.get(f"zero.{part}.nvme_path")
-        if device == "nvme" and not path:
-            message = f"`zero.{part}.device: nvme` needs `nvme_path`, a directory on a local disk"
-            yield view.problem(f"zero.{part}.device", message, "for example `nvme_path: /mnt/nvme0/convoy`")
-        elif device != "nvme" and path is not None:
-            message = f"`zero.{part}.nvme_path` goes with `device: nvme` only, the device is `{device}`"
-            yield view.problem(f"zero.{part}.nvme_path", message, "set `device: nvme`, or remove `nvme_path`", key=True)
+            message = f"{what} needs stage {least}{' or more' if least < 3 else ''}, `zero.stage` is {stage}"
+            yield view.problem(f"zero.{part}.device", message, f"set `zero.stage: {least}`, or remove `{part}`")
 
 
 CHECKS: tuple[Check, ...] = (
     *check_model.CHECKS,
     *check_data.CHECKS,
+    *check_execution.CHECKS,
     one_length,
     warmup_fits,
     evaluation_has_data,
     constant_schedule,
     fp16_needs_gpu,
     offload_stages,
-    nvme_paths,
     deepspeed_passthrough,
     *check_resources.CHECKS,
     *check_recovery.CHECKS,

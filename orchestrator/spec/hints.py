@@ -97,7 +97,8 @@ VALUE_SYNONYMS = {
     "qwen": "qwen3",
     "json": "jsonl",
     "txt": "text",
-    "disk": "nvme",
+    "disk": "cpu",
+    "nvme": "cpu",
     "ram": "cpu",
 }
 """The same for choices."""

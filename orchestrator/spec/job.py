@@ -26,7 +26,8 @@ class GenerateSpec(SpecModel):
     """A sample printed when training ends, to see what was learned."""
 
     prompt: str = ""
-    """Text to go on from. Empty: no sample."""
+    """Text to go on from. Empty: no sample. The sample is made on the CPU after the export; if it cannot be made, the
+    run succeeds with a warning."""
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens to generate."""

@@ -27,6 +27,10 @@ class ModelSpec(SpecModel):
     revision: str | None = None
     """Branch, tag or commit of the hub repository in `pretrained`."""
 
+    attention: Literal["auto", "sdpa", "flash", "eager"] = "auto"
+    """How attention is computed. `sdpa`: torch's fused kernels. `flash`: the package flash-attn, on GPUs in bf16 or
+    fp16. `eager`: plain matrix products, slow. `auto`: `sdpa` if the architecture has it, else `eager`."""
+
 
 class TokenizerTrainSpec(SpecModel):
     """Train a byte-level BPE tokenizer on the training corpus."""

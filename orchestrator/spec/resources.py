@@ -38,16 +38,29 @@ class ResourcesSpec(SpecModel):
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Custom Ray resources reserved for a worker, e.g. `{rack_a: 1}`."""
 
-    placement: Literal["spread", "pack", "strict_spread", "strict_pack"] = "spread"
-    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the workers, on every node, e.g. `{NCCL_SOCKET_IFNAME: eth0}`. They replace those of the
+    node. Workers on GPUs also get the variables of the driver's environment that begin with `NCCL_`, `TORCH_NCCL_` or
+    `PYTORCH_`; these here win. Variables that Convoy sets itself (ranks, device masks, NCCL's error handling) are
+    refused. Not for secrets: they would be kept with the run."""
+
+    placement: Literal["auto", "spread", "pack", "strict_spread", "strict_pack"] = "auto"
+    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else. `auto`: `pack` for workers
+    on GPUs, which exchange gradients fastest within a node, and `spread` for workers on CPUs, where the loss of a node
+    then costs the fewest."""
 
     standby: int = Field(default=0, ge=0, le=16)
     """Spare worker processes on each node that has workers: imported, idle, without a reservation of their own. One
-    takes the place of a worker whose process is lost there, at once, where a new process would need seconds to start.
-    Each takes a few hundred MB of memory. On CPUs only."""
+    takes the place of a worker whose process is lost there, at once; a new process would need seconds to start. Each
+    takes a few hundred MB of host memory, and none of a GPU's: it uses a GPU only when it takes over a worker's."""
 
     placement_timeout_s: float = Field(default=60, gt=0)
     """How long to wait for the placement before giving up with what is missing."""
+
+    @property
+    def strategy(self) -> str:
+        """The placement, decided: never `auto`."""
+        return self.placement if self.placement != "auto" else "pack" if self.gpus_per_worker else "spread"
 
 
 class CheckpointSpec(SpecModel):

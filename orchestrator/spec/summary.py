@@ -71,7 +71,7 @@ def _workers(spec: JobSpec) -> str:
     if resources.memory_per_worker is not None:
         each.append(f"{resources.memory_per_worker} memory")
     each += [f"{amount:g} {name}" for name, amount in resources.custom.items()]
-    return f"{count}, each with {', '.join(each)}; placement {resources.placement}"
+    return f"{count}, each with {', '.join(each)}; placement {resources.strategy}"
 
 
 def _cluster(spec: JobSpec) -> str:

@@ -71,10 +71,29 @@ class TrainSpec(SpecModel):
     """Seed of weights, data order and dropout."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU."""
+    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU. On GPUs bf16 is several times
+    faster than fp32."""
+
+    tf32: bool = True
+    """On GPUs, compute matrix products of `precision: fp32` in TF32: several times faster, with 10 bits of mantissa
+    instead of 23. `false`: full fp32. Without effect on CPUs and in other precisions."""
+
+    deterministic: bool = False
+    """Use deterministic kernels only, so that on GPUs too the same job gives the same numbers bit by bit on the same
+    number of GPUs of the same kind with the same software, also if it is continued from a checkpoint. Slower. An
+    operation that has no such kernel ends the run. CPUs compute deterministically without it."""
+
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks`: compile the repeated blocks of the model with torch's compiler. The first step takes up to a minute
+    longer, as does the first one after a recovery. Not at `zero.stage: 3`. Needs a C++ compiler on every node."""
 
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Keep only the inputs of the model's blocks, and recompute a block's activations in its backward pass."""
+
+    loss_chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
+    """Compute the loss from the last hidden states so many tokens at a time, so that the logits of all tokens are never
+    in memory together. `off`: all tokens of a micro batch at once. `auto`: in chunks of 256 MiB of fp32 logits if the
+    micro batch's logits are larger than that. The losses are the same up to rounding."""
 
     eval_interval_steps: int | None = Field(default=None, ge=1)
     """Measure validation loss every so many steps. Default: before the first and after the last step only."""
@@ -86,11 +105,8 @@ class TrainSpec(SpecModel):
 class OffloadSpec(SpecModel):
     """Where a part of the state lives instead of the device."""
 
-    device: Literal["none", "cpu", "nvme"] = "none"
-    """`cpu`: host memory. `nvme`: a local disk, stage 3 only, needs libaio."""
-
-    nvme_path: str | None = None
-    """Directory on the local disk; required with `device: nvme`."""
+    device: Literal["none", "cpu"] = "none"
+    """`cpu`: host memory. DeepSpeed's `nvme` is not supported: state on a disk can be neither saved nor restored."""
 
 
 class ZeroSpec(SpecModel):
@@ -100,7 +116,8 @@ class ZeroSpec(SpecModel):
     """0: nothing. 1: optimizer state. 2: and gradients. 3: and parameters."""
 
     offload_optimizer: OffloadSpec = Field(default_factory=OffloadSpec)
-    """Where optimizer state lives. Stages 1 to 3."""
+    """Where optimizer state lives. Stages 1 to 3. With `cpu`, a worker that has a GPU updates the parameters with its
+    share of the host's cores, whatever `resources.cpus_per_worker` is, unless `OMP_NUM_THREADS` is set."""
 
     offload_params: OffloadSpec = Field(default_factory=OffloadSpec)
     """Where parameters live. Stage 3."""

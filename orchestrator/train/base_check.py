@@ -1,4 +1,4 @@
-"""Whether a pretrained model can be trained on, asked of a worker before any data is tokenised.
+"""Whether a model can be trained on as the job says, asked of a worker before any data is tokenised.
 
 A worker is where the files have to be readable, and where torch is: names and shapes are compared with those of the
 model, built without memory.
@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.domain.errors import WeightsError
 from orchestrator.spec.job import JobSpec
+from orchestrator.train.execution import attention_implementation, check_execution
 from orchestrator.train.pretrained import base_config, directory_here, hub_tensors
 from orchestrator.train.weights import check_fit, check_values, declared, open_tensors, wanted_of
 from orchestrator.weights.directory import Base, inspect
@@ -20,14 +21,17 @@ larger models are when they are loaded."""
 def check_base(question: dict[str, Any]) -> None:
     """`question`: `spec`, and `thorough`: also read the values, once for all workers.
 
-    Raises UsageError with the names of what is missing, unexpected, damaged or of another shape.
+    Raises UsageError with the names of what is missing, unexpected, damaged or of another shape, or with the package
+    that is not installed.
     """
     spec = JobSpec.model_validate(question["spec"])
+    check_execution(spec)
     thorough = bool(question["thorough"])
     name = spec.model.pretrained
     if name is None:
         return
     config = base_config(spec, spec.data.sequence_length)
+    attention_implementation(spec, config.model_type)
     wanted = wanted_of(config)
     directory = directory_here(name, spec.model.revision)
     if directory is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from orchestrator.data.dataset import TokenDataset
+from orchestrator.domain.errors import PeerLostError
 from orchestrator.domain.session import Session, TrainPlan
 from orchestrator.planner.shape import BatchShape
 from orchestrator.spec.job import JobSpec
@@ -26,6 +27,15 @@ class TrainContext:
     """The `DeepSpeedEngine`."""
     device: torch.device
     size: ModelSize
+
+    def check_interrupted(self) -> None:
+        """Raises PeerLostError if the driver has interrupted this generation.
+
+        To be called after each wait for results of collectives, before the results are used: collectives of NCCL that
+        were aborted end without an error, and what they should have written is garbage.
+        """
+        if self.session.interrupted:
+            raise PeerLostError("left the collective: this generation was interrupted")
 
     @property
     def shape(self) -> BatchShape:

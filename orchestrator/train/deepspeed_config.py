@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.device import CUDA
 from orchestrator.domain.errors import UsageError
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.train import OffloadSpec
 
 # Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
 FORBIDDEN_ZERO_KEYS = frozenset({"round_robin_gradients"})
@@ -35,7 +35,7 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": shape.micro_batch,
         "gradient_accumulation_steps": shape.accumulation,
         "optimizer": _optimizer(spec),
-        "zero_optimization": _zero(spec),
+        "zero_optimization": _zero(spec, shape),
         # The engine reports every step itself; DeepSpeed's own progress line would only repeat it.
         "steps_per_print": 2**31 - 1,
         "gradient_clipping": 0.0 if clips_outside_engine(spec) else (train.clip_grad_norm or 0.0),
@@ -80,21 +80,27 @@ def _optimizer(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _zero(spec: JobSpec) -> dict[str, Any]:
+def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
     zero = spec.zero
     result: dict[str, Any] = {"stage": zero.stage}
     if zero.stage >= 1 and zero.offload_optimizer.device != "none":
-        result["offload_optimizer"] = _offload(zero.offload_optimizer)
+        result["offload_optimizer"] = {"device": zero.offload_optimizer.device}
+    elif _overlaps(spec, shape):
+        # Stage 3's default. Gradients of the last layers are reduced while those of the first are computed.
+        result["overlap_comm"] = True
     if zero.stage == 3 and zero.offload_params.device != "none":
-        result["offload_param"] = _offload(zero.offload_params)
+        result["offload_param"] = {"device": zero.offload_params.device}
     return result
 
 
-def _offload(offload: OffloadSpec) -> dict[str, Any]:
-    result: dict[str, Any] = {"device": offload.device}
-    if offload.nvme_path is not None:
-        result["nvme_path"] = offload.nvme_path
-    return result
+def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
+    """Whether gradients are reduced during the backward pass at stages 1 and 2, unless the user says otherwise.
+
+    Not on CPUs, where there are no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the
+    device after every backward pass. Not with an offloaded optimizer, where DeepSpeed orders streams by events.
+    """
+    passed: Any = spec.zero.deepspeed.get("zero_optimization", {})
+    return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed
 
 
 def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) -> dict[str, Any]:

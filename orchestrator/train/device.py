@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 
@@ -16,23 +17,25 @@ from orchestrator.domain.device import (
     explain_error,
 )
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.errors import DeviceError
+from orchestrator.domain.errors import BrokenDeviceError
 from orchestrator.domain.session import Session
 
 SIDE = 64
 PRODUCT_SUM = SIDE**3 * 0.25
 """Sum over the product of two SIDE x SIDE matrices of 0.5: exact in every precision that a GPU multiplies in."""
 ERROR_CHARACTERS = 300
+MPS_VARIABLE, MPS_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"
+"""Where the daemon's pipes are (https://docs.nvidia.com/deploy/mps)."""
 
 
 def worker_device(session: Session, gpus: int) -> torch.device:
     """The device this worker trains on; `gpus`: of `resources.gpus_per_worker`.
 
-    Raises DeviceError where the spec promises a GPU that does not work: nothing is trained on a CPU instead.
+    Raises BrokenDeviceError if the spec promises a GPU that does not work: nothing is trained on a CPU instead.
     """
     found = usable_device(gpus, session.local_rank)
     if isinstance(found, DeviceProblem):
-        raise DeviceError(
+        raise BrokenDeviceError(
             f"rank {session.rank} on {socket.gethostname()} ({session.node_ip}) cannot use the GPU that "
             f"resources.gpus_per_worker promises: {found.why}",
             hint=found.hint,
@@ -83,10 +86,21 @@ def find_gpus() -> Found:
     if built_for is None:
         return Found(torch.__version__, None)
     try:
+        if has_mps(Path(os.environ.get(MPS_VARIABLE, MPS_DIRECTORY))):
+            return Found(torch.__version__, built_for, shared=True)
         torch.cuda.init()  # type: ignore[no-untyped-call]
         return Found(torch.__version__, built_for, torch.cuda.device_count())
     except Exception as error:  # noqa: BLE001  # the driver's library raises what it likes
         return Found(torch.__version__, built_for, 0, _text(error))
+
+
+def has_mps(directory: Path) -> bool:
+    """Whether a daemon of NVIDIA's Multi-Process Service listens on the pipe in its directory; CUDA would use it."""
+    try:
+        os.close(os.open(directory / "control", os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:  # there is none, or nobody reads it any more
+        return False
+    return True
 
 
 def try_gpu(index: int) -> str | None:

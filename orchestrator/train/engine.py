@@ -11,28 +11,34 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
 from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
+from orchestrator.train.shares import is_sharded
 
 WRAPPERS = 4
 """Decorators around a method of DeepSpeed, at most."""
 
 
 def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Any:
-    """A `DeepSpeedEngine` around a plainly built model. Collective: needs the process group.
+    """A `DeepSpeedEngine` around a model of `build_model`. Collective: needs the process group.
 
     `restored`: a saved state replaces all of its weights, optimizer state and buffers before they are used.
     """
     deepspeed = import_deepspeed(shape.device)
-    config = deepspeed_config(spec, shape)
+    config, groups = deepspeed_config(spec, shape), parameter_groups(spec, model)
     sending = _nothing_sent(deepspeed) if restored else contextlib.nullcontext()
     # BF16_Optimizer prints the memory it uses, whatever the log level.
     with _no_operator_probe(deepspeed), sending, _short_parameters(), contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=parameter_groups(spec, model))
+        if is_sharded(model):
+            from orchestrator.train.zero_partition import partition_shares
+
+            partition_shares(model, config, dist.get_rank(), dist.get_world_size())
+        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=groups)
     if _is_unfused(engine.optimizer):
         # Its allocating update also counted as step 1, which would spoil Adam's bias correction.
         engine.optimizer.optimizer.state.clear()
@@ -121,29 +127,34 @@ class Stepper:
             scale *= self._scale.cur_scale
         self._engine.backward(loss_sum * scale, scale_wrt_gas=False)
 
-    def step(self) -> None:
-        """Count the micro step; at the accumulation boundary clip and update.
+    def step(self, before_update: Callable[[], None] = lambda: None) -> None:
+        """Count the micro step; at the accumulation boundary clip, call `before_update`, and update.
 
         Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
-        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there it has no gradients then.
+        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there the optimizer is told.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self._clips:
             limit = float("inf") if self._limit is None else self._limit
-            self._norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
-            if not torch.isfinite(self._norm):
-                self._engine.module.zero_grad(set_to_none=True)
+            norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit)
+            # torch's fused optimizers read this on the device (it is how GradScaler has them leave an update out), so
+            # that nobody waits for the norm here.
+            self._engine.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
+            self._norm = norm
         loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
+        if boundary:
+            before_update()
         self._engine.step()
         if boundary and not self._clips:
             norm = self._engine.get_global_grad_norm()
             self._norm = None if norm is None else norm / loss_scale
 
-    def grad_norm(self) -> float:
-        """Global L2 norm of the last update's gradients before clipping; not finite where they overflowed."""
+    def grad_norm(self) -> float | torch.Tensor:
+        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor where
+        the norm may not have been computed yet."""
         if self._norm is None:
             raise RuntimeError("DeepSpeed reported no gradient norm for this step")
-        return float(self._norm)
+        return self._norm
 
 
 def destroy_engine(engine: Any) -> None:

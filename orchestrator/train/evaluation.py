@@ -55,6 +55,7 @@ def evaluate(context: TrainContext, step: int) -> Evaluation | None:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     loss_sum, targets = total.tolist()
+    context.check_interrupted()
     return Evaluation(loss_sum / max(targets, 1.0), int(targets), time.perf_counter() - started)
 
 

@@ -1,6 +1,7 @@
 """What ranks tell each other once a step: one small vector of numbers, gathered to all."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class RankStep:
     """The newest step of this rank whose state lies in every vault it should lie in; -1: none; -2: no vault yet."""
     step_s: float
     """This rank's own time of the step so far."""
+    targets_ahead: int
+    """Targets that this rank feeds in the next step; -1: they are not known yet."""
     waits: CollectiveTimes = field(default_factory=CollectiveTimes)
 
     def pack(self) -> list[float]:
@@ -64,6 +67,7 @@ class RankStep:
             self.waits.backward_s,
             self.waits.optimizer_s,
             float(self.save),
+            self.targets_ahead,
         ]
 
     @classmethod
@@ -82,6 +86,7 @@ class RankStep:
             save=bool(values[22]),
             replicated_step=int(values[16]),
             step_s=values[17],
+            targets_ahead=int(values[23]),
             waits=CollectiveTimes(*values[19:22]),
         )
 
@@ -92,15 +97,34 @@ class RankStep:
         return RankReport(rank, self.samples, self.tokens, phases, self.memory, self.waits)
 
 
-def exchange(own: RankStep, device: torch.device) -> list[RankStep]:
-    """Every rank's facts, by rank, on every rank. Collective."""
+def exchange(own: RankStep, device: torch.device) -> list[list[float]]:
+    """Every rank's facts, packed, by rank, on every rank. Collective.
+
+    To be unpacked when it is certain that the collective was not aborted: one of NCCL's that was ends without an error,
+    and leaves numbers that `RankStep.unpack` may not be able to read.
+    """
     world_size = dist.get_world_size()
     if world_size == 1:
-        return [own]
-    vector = torch.tensor(own.pack(), dtype=torch.float64, device=device)
+        return [own.pack()]
+    vector = _on_device(own.pack(), device)
     gathered = torch.empty(world_size * vector.numel(), dtype=torch.float64, device=device)
     dist.all_gather_into_tensor(gathered, vector)
-    return [RankStep.unpack(row) for row in gathered.view(world_size, -1).tolist()]
+    rows: list[list[float]] = gathered.view(world_size, -1).tolist()
+    return rows
+
+
+def _on_device(values: list[float], device: torch.device) -> torch.Tensor:
+    """float64[n]. On a GPU without waiting for what it has to do before: a copy of pageable memory would."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, pin_memory=True).to(device, non_blocking=True)
+
+
+def read_numbers(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
+    """Scalars on the host, with one transfer from `device`. Waits for all that it was given to do."""
+    there = [each for each in values if isinstance(each, torch.Tensor) and each.device == device]
+    read = iter(torch.stack([each.detach().double().reshape(()) for each in there]).tolist() if there else ())
+    return [next(read) if isinstance(each, torch.Tensor) and each.device == device else float(each) for each in values]
 
 
 def global_min(value: int, device: torch.device) -> int:

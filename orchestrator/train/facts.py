@@ -85,7 +85,7 @@ def _operators() -> dict[str, bool]:
     """Operators a job can ask for, and whether DeepSpeed could build each here (compiler, headers, libraries)."""
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
-    wanted = ("cpu_adam", "async_io")
+    wanted = ("cpu_adam",)
     return {name: bool(ALL_OPS[name].is_compatible(verbose=False)) for name in wanted if name in ALL_OPS}
 
 

@@ -1,5 +1,6 @@
 """Samples of a rank, ready before they are needed: one background thread builds the micro batches of coming steps."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable
@@ -80,15 +81,23 @@ class Feed:
         self._begins, self._pin = begins, pin
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=DEPTH)
         self._closed = threading.Event()
+        self._next: StepBatch | BaseException | None = None
         self._thread = threading.Thread(target=self._produce, name="convoy-feed", daemon=True)
         self._thread.start()
 
     def take(self) -> StepBatch:
         """The next step's batch; waits for it."""
-        item = self._queue.get()
+        item, self._next = self._next if self._next is not None else self._queue.get(), None
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def targets_ahead(self) -> int | None:
+        """Targets of the batch that `take` gives next; None: it is not ready, or there is none. Does not wait."""
+        if self._next is None:
+            with contextlib.suppress(queue.Empty):
+                self._next = self._queue.get_nowait()
+        return self._next.targets if isinstance(self._next, StepBatch) else None
 
     def close(self) -> None:
         """Stop building and wait for the thread. May be called twice."""

@@ -19,7 +19,7 @@ from orchestrator.train.checkpointing import Progress, save_checkpoint
 from orchestrator.train.context import TrainContext
 from orchestrator.train.engine import Stepper, set_learning_rate
 from orchestrator.train.evaluation import Evaluation, evaluate
-from orchestrator.train.exchange import RankStep, exchange, global_sum
+from orchestrator.train.exchange import RankStep, exchange, global_sum, read_numbers
 from orchestrator.train.feed import Feed, StepBatch
 from orchestrator.train.memory import rank_memory
 from orchestrator.train.protection import Protection
@@ -66,6 +66,8 @@ class TrainLoop:
         self._watch = NumericWatch(context, start, self._order)
         self._scarcity = Scarcity(context)
         self._protection = Protection(context, self._order, self._watch.extra)
+        self._targets_ahead: int | None = None
+        """Targets of the coming step's global batch, if the ranks told each other in the last one."""
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
         self._unsaved: str | None = None
@@ -95,6 +97,7 @@ class TrainLoop:
                 outcome = self._step(step, feed)
                 if outcome.leave is not Leave.NO:
                     break
+            self._protection.flush()
         finally:
             feed.close()
             self._protection.close()
@@ -113,13 +116,14 @@ class TrainLoop:
         beat(step, Phase.DATA)
         batch = feed.take()
         wait_s = time.perf_counter() - started
-        outcome = self._update(batch, wait_s, started)
+        outcome = self._update(batch, feed, wait_s, started)
         step_time_s = time.perf_counter() - started
         self._watch.check(outcome)  # before anything is saved or told of this step
         check_replay(context.plan.expected, outcome.step, outcome.loss, outcome.grad_norm)
         checkpoint_s = 0.0
         beat(step, Phase.SNAPSHOT)
         kept = self._protection.after_step(outcome)
+        context.check_interrupted()
         due = self._checkpoint_due(outcome) or (outcome.leave.regroup and not kept)
         # A checkpoint says how good its weights are: then it is measured before, else after the step is reported.
         evaluate_first = self._evaluation_due(step) and due
@@ -137,12 +141,14 @@ class TrainLoop:
             self._evaluate(step)
         return outcome
 
-    def _update(self, batch: StepBatch, wait_s: float, started: float) -> StepOutcome:
-        """Forward, backward and update; then every rank learns of every other."""
+    def _update(self, batch: StepBatch, feed: Feed, wait_s: float, started: float) -> StepOutcome:
+        """Forward, backward and update; then every rank learns of every other.
+
+        The host waits for the device twice: for the loss and the norm, and for what the ranks exchanged.
+        """
         context, engine, clock = self._context, self._context.engine, self._clock
         beat, step = context.session.beat, batch.step
-        beat(step, Phase.EXCHANGE)
-        global_targets = global_sum(batch.targets, context.device)
+        global_targets = self._global_targets(batch)
         lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
         loss_sum = torch.zeros((), dtype=torch.float64, device=context.device)
@@ -160,13 +166,28 @@ class TrainLoop:
                 del loss
                 beat(step, Phase.OPTIMIZER)
                 with clock.phase("optimizer"):
-                    self._stepper.step()
-        facts = self._facts(batch, wait_s, float(loss_sum), started)
+                    self._stepper.step(self._protection.fence)
+        summed, grad_norm = read_numbers((loss_sum, self._stepper.grad_norm()), context.device)
+        ahead = feed.targets_ahead()
+        facts = self._facts(batch, wait_s, summed, -1 if ahead is None else ahead, started)
         beat(step, Phase.EXCHANGE)
-        ranks = exchange(facts, context.device)
-        return StepOutcome(step, batch.first_position, lr, self._stepper.grad_norm(), tuple(ranks))
+        packed = exchange(facts, context.device)
+        context.check_interrupted()
+        ranks = tuple(RankStep.unpack(row) for row in packed)
+        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks)
+        self._targets_ahead = outcome.targets_ahead
+        return outcome
 
-    def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, started: float) -> RankStep:
+    def _global_targets(self, batch: StepBatch) -> int:
+        """Targets of all ranks in this step. Collective if the last exchange did not tell: in a generation's first
+        step, and after one in which some rank did not have its next batch yet."""
+        if self._targets_ahead is not None:
+            return self._targets_ahead
+        self._context.session.beat(batch.step, Phase.EXCHANGE)
+        return global_sum(batch.targets, self._context.device)
+
+    def _facts(self, batch: StepBatch, wait_s: float, loss_sum: float, ahead: int, started: float) -> RankStep:
+        """Of this rank. The device has done the step: its clock is read without waiting."""
         seconds, waited = self._clock.seconds(), self._clock.waited()
         snapshot_s = self._protection.spent_s()
         self._protection.follow()
@@ -184,6 +205,7 @@ class TrainLoop:
             save=self._context.session.save_asked(),
             replicated_step=self._protection.replicated_step,
             step_s=time.perf_counter() - started,
+            targets_ahead=ahead,
         )
 
     def _seed(self, step: int, micro_step: int) -> None:

@@ -1,5 +1,6 @@
 """Memory of this process, and of its device."""
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def rank_memory(device: torch.device) -> RankMemory:
         reserved_bytes=torch.cuda.memory_reserved(device),
         peak_allocated_bytes=torch.cuda.max_memory_allocated(device),
     )
+
+
+def return_free_memory() -> None:
+    """Give the operating system the pages that the allocator holds without use. Up to a few milliseconds.
+
+    glibc takes blocks of up to 32 MiB from its heap, of which it returns only the end by itself: freed parameters
+    would be counted as used until something of their size is allocated.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+    from orchestrator.train.shares import Keep
+
 Objective = Literal["causal", "masked"]
 
 
@@ -124,34 +126,46 @@ def model_config(spec: JobSpec, manifest: DataManifest) -> "PretrainedConfig":
     return config
 
 
-def build_model(spec: JobSpec, manifest: DataManifest, restored: bool = False) -> "nn.Module":
+def build_model(
+    spec: JobSpec, manifest: DataManifest, restored: bool = False, keep: "Keep | None" = None
+) -> "nn.Module":
     """The model in fp32 on the host, the same on every rank: fresh weights are drawn from `train.seed`.
 
     `restored`: a saved state replaces all weights before they are used. None are drawn or loaded then, which takes
     seconds for each hundred million; they are NaN, so that one that is missed cannot train on in silence.
 
-    It is built plainly, without `zero.Init`: transformers' initialisation does not reach partitioned parameters
-    and would start from wrong weights at stage 3 without a word. The process's random state is left as it was.
+    `keep`: what this process keeps of each parameter (`shares.keep_for`). The values are the same, bit for bit, but at
+    no time is more in memory than what is kept and the parameter that is being written. DeepSpeed's own way to build a
+    model too large for one process, `zero.Init`, is of no use here: transformers' initialisation does not reach
+    parameters that are partitioned already and would start from wrong weights without a word.
+
+    The process's random state is left as it was.
     """
     import torch
 
+    from orchestrator.train.compilation import compile_blocks
+    from orchestrator.train.execution import attention_implementation
+
     config = model_config(spec, manifest)
+    attention = attention_implementation(spec, config.model_type)
+    if attention is not None:
+        config._attn_implementation = attention
     model: Any
     if restored:
-        model = _without_weights(config)
+        model = _without_weights(config, keep)
         if spec.model.pretrained is not None:
             model.config.dtype = torch.float32  # as loading does, whatever the files are in
     elif spec.model.pretrained is not None:
         from orchestrator.train.pretrained import load_pretrained
 
-        model = load_pretrained(spec, config)
+        model = load_pretrained(spec, config, keep)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.train.seed)
-            model = _construct(config)
+        model = _drawn(config, spec.train.seed, keep)
     if spec.train.activation_checkpointing:
         # The non-reentrant kind works with ZeRO-3's hooks and with inputs that need no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.train.compile == "blocks":
+        compile_blocks(model)
     # With a padding id transformers looks for padding in every forward pass, which on a GPU waits for the device, and
     # warns that there is no attention mask. The task knows where padding is.
     model.config.pad_token_id = None
@@ -174,15 +188,46 @@ def _construct(config: "PretrainedConfig") -> Any:
         raise UsageError(f"model.config: {config.model_type} refuses it: {error}") from error
 
 
-def _without_weights(config: "PretrainedConfig") -> Any:
-    """All that a constructor makes, buffers and ties too, with NaN for weights."""
+def _drawn(config: "PretrainedConfig", seed: int, keep: "Keep | None") -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if keep is None:
+            return _construct(config)
+        from orchestrator.train.shares import construct_kept
+
+        return construct_kept(lambda: _construct(config), keep)
+
+
+def _without_weights(config: "PretrainedConfig", keep: "Keep | None") -> Any:
+    """NaN for weights, or for what is kept of them; all else as a constructor makes it."""
+    if keep is None:
+        model = _undrawn(config)
+        erase_weights(model)
+        return model
+    from orchestrator.train.shares import give_shares
+
+    model = without_memory(config)
+    give_shares(keep, ((parameter, keep.blank(parameter)) for parameter in model.parameters()))
+    return model
+
+
+def without_memory(config: "PretrainedConfig") -> Any:
+    """All that a constructor makes, buffers and ties too, but parameters have no memory until they are given shares."""
+    from orchestrator.train.shares import construct_bare
+
+    return construct_bare(lambda: _undrawn(config))
+
+
+def _undrawn(config: "PretrainedConfig") -> Any:
+    """All that a constructor makes, buffers and ties too, with weights that are not initialised."""
     import torch
     from transformers.initialization import no_init_weights
 
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = _construct(config)
     model.tie_weights()  # is part of what is left out
-    erase_weights(model)
     return model
 
 

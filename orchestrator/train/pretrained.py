@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+    from orchestrator.train.shares import Keep
+
 # The hub answers within a second where it can be reached at all.
 HUB_TIMEOUT_S = 5.0
 
@@ -62,18 +64,20 @@ def base_config(spec: JobSpec, sequence_length: int) -> "PretrainedConfig":
     return config
 
 
-def load_pretrained(spec: JobSpec, config: "PretrainedConfig") -> "nn.Module":
-    """The weights as fp32, whatever they were saved in: masters are made from them.
+def load_pretrained(spec: JobSpec, config: "PretrainedConfig", keep: "Keep | None" = None) -> "nn.Module":
+    """The weights as fp32, whatever they were saved in: masters are made from them. `keep`: see `build_model`.
 
     Raises WeightsError, with names, unless the files hold every weight of the model, whole, and nothing else.
     """
     import torch
 
     from orchestrator.train.models import ARCHITECTURES
-    from orchestrator.train.weights import load_weights
+    from orchestrator.train.weights import load_kept, load_weights
 
     model_type = ARCHITECTURES[config.model_type].model_type()
     base = inspect(base_directory(spec.model.pretrained or "", spec.model.revision))
+    if keep is not None:
+        return load_kept(config, base, keep, spec.train.seed)
     return load_weights(model_type, config, base, torch.float32, spec.train.seed)
 
 

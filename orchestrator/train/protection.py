@@ -1,5 +1,6 @@
 """When state is copied into the vaults. Every rank decides alike, from what all of them exchanged."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,19 @@ from orchestrator.train.exchange import global_min
 from orchestrator.train.reporting import StepOutcome
 from orchestrator.train.snapshots import NO_VAULT, Snapshots
 
-HAND_OVER_ROUNDS = 100
 HAND_OVER_PAUSE_S = 0.02
+HAND_OVER_S = 2.0
+"""How long a gang that is left waits for the last snapshot to be whole everywhere, however small it is."""
+HAND_OVER_BYTES_PER_S = 250e6
+"""And how much longer, for the bytes of a rank: 8 ranks of a node at 2 GB/s, a third of a network of 50 Gbit/s."""
+STATE_BYTES = 12
+"""Of a parameter: an fp32 master and two moments."""
+
+
+def hand_over_rounds(parameters: int, world_size: int) -> int:
+    """How often the ranks ask each other whether the last snapshot is whole; the same on all of them."""
+    limit_s = HAND_OVER_S + STATE_BYTES * parameters / world_size / HAND_OVER_BYTES_PER_S
+    return math.ceil(limit_s / HAND_OVER_PAUSE_S)
 
 
 class Protection:
@@ -34,7 +46,7 @@ class Protection:
         self._anew = False
         """Some rank had no vault since then."""
         self._spent_s = 0.0
-        self._told = False
+        self._told = self._told_slow = False
         self.stored: set[int] = set()
         """Steps that the vaults were told to write as checkpoints; they may be at it yet."""
         self._snapshots: Snapshots | None = None
@@ -69,12 +81,23 @@ class Protection:
         return snapshots.replicated_step
 
     def spent_s(self) -> float:
-        """Seconds the last snapshot took, once."""
+        """Seconds that the last snapshot took from training, once."""
         spent_s, self._spent_s = self._spent_s, 0.0
-        return spent_s
+        return spent_s + (self._snapshots.stalled_s() if self._snapshots is not None else 0.0)
+
+    def fence(self) -> None:
+        """Called before each update, which must not change what a snapshot is still copying."""
+        if self._snapshots is not None:
+            self._snapshots.fence()
+
+    def flush(self) -> None:
+        """Wait until this rank's vault holds what was taken last. Not collective."""
+        if self._snapshots is not None:
+            self._snapshots.flush()
 
     def after_step(self, outcome: StepOutcome) -> bool:
-        """Take a snapshot where one is due; whether the vaults hold this very step now. Collective."""
+        """Take a snapshot if one is due; whether the vaults hold this very step, or will as soon as it is copied. If
+        the gang is left to be formed anew, they hold it. Collective."""
         if not self._context.spec.checkpoint.memory:
             return False
         self._tell_problem()
@@ -128,7 +151,11 @@ class Protection:
     def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
         """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
         not `able` to or it takes too long. Collective."""
-        for _ in range(HAND_OVER_ROUNDS):
+        session = self._context.session
+        for _ in range(hand_over_rounds(self._context.size.parameters, session.world_size)):
+            session.progress()  # for a bounded time, and as long as all ranks take part
+            if self._last == outcome.step:
+                self.flush()  # if that fails, this rank says NO_VAULT
             replicated_step = global_min(self.replicated_step if able else NO_VAULT, self._context.device)
             if replicated_step == NO_VAULT:
                 return False
@@ -136,8 +163,8 @@ class Protection:
                 return True
             if self._room(replicated_step):
                 self._take(outcome)
-                return True
-            time.sleep(HAND_OVER_PAUSE_S)
+            else:
+                time.sleep(HAND_OVER_PAUSE_S)
         return False
 
     def _take(self, outcome: StepOutcome) -> None:
@@ -147,9 +174,13 @@ class Protection:
         self._last, self._anew = outcome.step, False
 
     def _tell_problem(self) -> None:
-        problem = self._snapshots.problem if self._snapshots is not None else None
-        if problem is None or self._told:
+        snapshots, session = self._snapshots, self._context.session
+        if snapshots is None:
             return
-        self._told = True
-        message = f"worker {self._context.session.rank}: state is not kept in memory: {problem}"
-        self._context.session.report_event(EventKind.WARNING, {"message": message})
+        if snapshots.slow is not None and not self._told_slow and session.local_rank == 0:
+            self._told_slow = True
+            session.report_event(EventKind.WARNING, {"message": f"worker {session.rank}: {snapshots.slow}"})
+        if snapshots.problem is not None and not self._told:
+            self._told = True
+            message = f"worker {session.rank}: state is not kept in memory: {snapshots.problem}"
+            session.report_event(EventKind.WARNING, {"message": message})

@@ -11,6 +11,7 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.train.deepspeed_config import EngineShape
 from orchestrator.train.engine import Stepper, build_engine, destroy_engine
 from orchestrator.train.rendezvous import join_process_group, leave_process_group
+from orchestrator.train.shares import construct_kept, keep_for
 from orchestrator.train.standalone import StandaloneSession
 
 MODEL = {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_positions": 8, "vocab_size": 16}
@@ -50,7 +51,9 @@ def _rehearse(stage: int) -> None:
     )
     join_process_group(StandaloneSession(0, 1, 0, None), torch.device("cpu"))
     try:
-        model = GPT2LMHeadModel(GPT2Config(**MODEL, bos_token_id=0, eos_token_id=0))
+        config = GPT2Config(**MODEL, bos_token_id=0, eos_token_id=0)
+        keep = keep_for(spec, 0, 1, torch.device("cpu"))
+        model = GPT2LMHeadModel(config) if keep is None else construct_kept(lambda: GPT2LMHeadModel(config), keep)
         engine = build_engine(spec, model, EngineShape(1, 1, 1, "cpu"))
         try:
             tokens = torch.zeros((1, 4), dtype=torch.long)

@@ -1,8 +1,11 @@
 """Process group: from a `Session` to an initialised `torch.distributed`, and back to nothing."""
 
+import contextlib
 import os
 import socket
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,7 @@ from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
 
 STORE_KEY = "store"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -69,13 +73,35 @@ def _hosted_store(address: str, timeout: timedelta) -> TCPStore:
         )
 
 
-def leave_process_group() -> None:
-    """Destroy the process group, DeepSpeed's view of it included. Does nothing where there is none."""
-    if not dist.is_initialized():
-        return
-    import deepspeed
+def ranks_on_host() -> int:
+    """Ranks of the process group on this rank's host, or in its container. Collective."""
+    own = f"{socket.gethostname()} {BOOT_ID.read_text().strip()}"
+    names: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(names, own)
+    return names.count(own)
 
-    if deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()
+
+def leave_process_group() -> None:
+    """End the process groups, and have DeepSpeed forget them, also if they were aborted. Idempotent."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _release_deepspeed()
+
+
+def abort_process_groups() -> None:
+    """Abort all of NCCL's communicators in this process and forget the groups. For any thread.
+
+    The kernels that wait on the device end; they leave garbage where their results should be. The process and its
+    device can go on. Call it once for each generation.
+    """
+    with contextlib.suppress(ValueError, AssertionError):  # the groups ended meanwhile
+        dist.distributed_c10d._abort_process_group()
+
+
+def _release_deepspeed() -> None:
+    """Have DeepSpeed forget its groups, whoever ended them: it would build the next engine with them."""
+    if "deepspeed" not in sys.modules:
+        return
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references(None)

@@ -42,6 +42,12 @@ class StepOutcome:
         return any(r.save for r in self.ranks)
 
     @property
+    def targets_ahead(self) -> int | None:
+        """Targets of the next step's global batch; None: some rank has not prepared its part yet."""
+        ahead = [r.targets_ahead for r in self.ranks]
+        return sum(ahead) if min(ahead) >= 0 else None
+
+    @property
     def replicated_step(self) -> int:
         """The newest step that all ranks' vaults hold all copies of; -1: none; -2: some rank has no vault yet."""
         return min(r.replicated_step for r in self.ranks)

@@ -1,4 +1,8 @@
-"""The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory."""
+"""The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory.
+
+How they are copied, and when that is complete, is `staging`'s business. A slot holds a step, and the vault is told so,
+when the copy is complete; what is small is captured when it begins.
+"""
 
 import json
 import os
@@ -11,12 +15,13 @@ import torch
 
 from orchestrator.checkpoint.cells import SLOTS, Cell, CellSize
 from orchestrator.checkpoint.dtypes import storage_dtype
-from orchestrator.checkpoint.intervals import Range
+from orchestrator.checkpoint.intervals import Kind, Range
 from orchestrator.checkpoint.peers import CellIndex, SmallState, descriptor_path
 from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, ShardIndex
 from orchestrator.checkpoint.wire import Channel
 from orchestrator.domain.progress import Tick, no_tick
 from orchestrator.domain.session import VaultAccess
+from orchestrator.train.staging import Copy, Staging, staging_for
 from orchestrator.train.zero_layout import dtype_name
 from orchestrator.train.zero_state import CapturedState, EngineState
 
@@ -25,6 +30,8 @@ NO_VAULT = -2
 _ALIGNMENT = 64
 _SPARE_STATE_BYTES = 16 << 10
 _TIMEOUT_S = 30.0
+FLUSH_LIMIT_S = 60.0
+"""How long training waits at a step boundary for a snapshot that has to be in the vault before it goes on."""
 _PIECE_BYTES = 64 << 20
 """What is copied between two signs of progress. The first copy faults the slot's pages in, at a tenth of the speed."""
 
@@ -40,26 +47,41 @@ class _Chunk:
 
 
 class Snapshots:
-    """One rank's snapshots in one generation. All calls are the training thread's, at step boundaries.
+    """One rank's snapshots in one generation. All calls are the training thread's, at step boundaries but for `fence`.
 
     The vault is asked for memory in the background: until it has answered, `replicated_step` says NO_VAULT. A vault
-    that refuses or dies leaves it at that, with `problem` set: training goes on without.
+    that refuses or dies, or a copy that fails, leaves it at that, with `problem` set: training goes on without.
     """
 
-    def __init__(self, engine: Any, access: VaultAccess, rank: int, world_size: int, tick: Tick = no_tick) -> None:
-        """`tick`: called after each piece that is copied."""
-        self._engine, self._access, self._tick = engine, access, tick
+    def __init__(
+        self,
+        engine: Any,
+        access: VaultAccess,
+        rank: int,
+        world_size: int,
+        tick: Tick = no_tick,
+        staging: Staging | None = None,
+    ) -> None:
+        """`tick`: called after each piece that is copied. `staging`: how; default: what suits the engine's device."""
+        self._engine, self._access = engine, access
+        self._staging = staging if staging is not None else staging_for(engine.device, tick)
+        self._taking: int | None = None
+        """The step that is being copied."""
         self._state: EngineState | None = None
         self._rank, self._world_size = rank, world_size
         self._chunks: tuple[_Chunk, ...] = ()
         self._cell: Cell | None = None
         self._channel: Channel | None = None
+        self._telling = threading.Lock()
+        """The vault is also told things by the thread that finds a copy complete."""
         self._targets: dict[int, list[torch.Tensor]] = {}
         self._asking: threading.Thread | None = None
         self._clock = time.thread_time if engine.device.type == "cpu" else time.perf_counter
         self._copied_us = 0
         self.problem: str | None = None
-        """Why there are no snapshots; None where there are, or will be."""
+        """Why there are no snapshots; None if there are, or will be."""
+        self.slow: str | None = None
+        """Why snapshots take longer than they could."""
 
     @property
     def replicated_step(self) -> int:
@@ -69,8 +91,10 @@ class Snapshots:
 
     @property
     def settled(self) -> bool:
-        """Nothing is on its way to the peers: the last snapshot has arrived, or there is none."""
+        """Nothing is on its way to the vault or the peers: the last snapshot has arrived, or there is none."""
         cell = self._cell
+        if self._taking is not None:
+            return False
         return cell is None or cell.replicated_step >= max(cell.step(slot) for slot in range(SLOTS))
 
     @property
@@ -94,11 +118,14 @@ class Snapshots:
         self._asking.start()
 
     def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
-        """Copy the state after `step` into the older slot and tell the vault; the seconds it cost: of this thread's CPU
-        where the state lies in host memory (where others share the cores the clock would count their work too), by
-        the clock where it comes from a device; and this node's share of what its vault spent since on copies, which
-        takes cores from training. `position`: first sample of the next step. Call it where `replicated_step` is not
-        NO_VAULT on any rank."""
+        """Begin to copy the state after `step` into the older slot. `position`: first sample of the next step. Call it
+        if `replicated_step` is not NO_VAULT on any rank, and nothing is being copied.
+
+        Returns what it cost in seconds: of this thread's CPU if the state lies in host memory (if others share the
+        cores the clock would count their work too), by the clock if it comes from a device; and this node's share of
+        what its vault spent since on copies, which takes cores from training. What a copy costs after that is
+        `stalled_s`.
+        """
         started = self._clock()
         cell = self._cell
         assert cell is not None
@@ -109,15 +136,30 @@ class Snapshots:
         targets = self._targets.get(slot)
         if targets is None:
             targets = self._targets[slot] = [_view(payload, state, chunk) for chunk in self._chunks]
-        with torch.no_grad():
-            for chunk, target in zip(self._chunks, targets, strict=True):
-                target.copy_(state.flats[chunk.flat].tensor.detach()[chunk.first : chunk.last])
-                self._tick()
-        cell.finish(slot, step, _small(state, step, position, extra).to_bytes())
-        self._tell("filled", step)
+        flats = self._still(state)
+        copies = [
+            Copy(flats[chunk.flat].detach()[chunk.first : chunk.last], target)
+            for chunk, target in zip(self._chunks, targets, strict=True)
+        ]
+        small = _small(state, step, position, extra).to_bytes()
+        self._taking = step
+        self._staging.begin(copies, lambda problem: self._taken(slot, step, small, problem))
         before_us, self._copied_us = self._copied_us, cell.spent_us
         copied_us = self._copied_us - before_us if before_us else 0  # the vault may be older than this gang
         return self._clock() - started + copied_us / 1e6 / (os.cpu_count() or 1)
+
+    def fence(self) -> None:
+        """Call it before each update: it must not begin to change what is being copied."""
+        self._staging.fence()
+
+    def flush(self) -> None:
+        """Wait until the vault holds what was taken last, or there is a `problem`."""
+        if not self._staging.wait(FLUSH_LIMIT_S):
+            self.problem = f"the copy of step {self._taking} has taken longer than {FLUSH_LIMIT_S:.0f} s"
+
+    def stalled_s(self) -> float:
+        """Seconds for which fences held up training since the last call."""
+        return self._staging.stalled_s()
 
     def keep_report(self, step: int, report: dict[str, Any]) -> None:
         """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
@@ -134,21 +176,43 @@ class Snapshots:
         """Say something of a step to the vault, which does not answer; a vault that is gone is a `problem`."""
         frame = {"do": what, "generation": self._access.generation, "rank": self._rank, "step": step, **(more or {})}
         try:
-            assert self._channel is not None
-            self._channel.send(frame, payload)
+            with self._telling:
+                assert self._channel is not None
+                self._channel.send(frame, payload)
         except OSError as error:
             self.problem = f"the vault at {self._access.address} is gone: {error}"
 
     def close(self) -> None:
-        """Let go of the shared memory; the vault keeps it."""
+        """Let go of the shared memory; the vault keeps it, with what is complete after a short wait."""
         if self._asking is not None:
             self._asking.join(_TIMEOUT_S)
+        self._staging.close()
         self._targets.clear()
         cell, self._cell = self._cell, None
         if cell is not None:
             cell.close()
         if self._channel is not None:
             self._channel.close()
+
+    def _still(self, state: CapturedState) -> list[torch.Tensor]:
+        """The flats, such that they do not change before the next update. Only buffers do (the statistics of a batch
+        norm are updated in the forward pass): if they are copied later, it is from clones, on the device."""
+        overlaps = self._staging.overlaps
+        return [flat.tensor.clone() if overlaps and flat.kind is Kind.BUFFER else flat.tensor for flat in state.flats]
+
+    def _taken(self, slot: int, step: int, small: bytes, problem: str | None) -> None:
+        """A copy has ended. By whatever thread finds it so."""
+        try:
+            if problem is None:
+                assert self._cell is not None
+                self._cell.finish(slot, step, small)
+                self._tell("filled", step)
+        except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            self._taking = None
+        if problem is not None:
+            self.problem = f"the state of step {step} could not be copied: {problem}"
 
     def _ask(self, size: CellSize, index: bytes) -> None:
         access = self._access
@@ -158,9 +222,12 @@ class Snapshots:
             request = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
                 "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
+                "numa_node": self._staging.numa_node(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
-            self._cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
+            cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
+            self.slow = self._staging.pin(cell.memory)
+            self._cell = cell
         except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
             self.problem = f"no memory from the vault at {access.address}: {error or type(error).__name__}"
 

@@ -21,7 +21,7 @@ from orchestrator.domain.device import device_environment
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.layout import RunLayout
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan
@@ -97,6 +97,14 @@ class StandaloneSession:
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         """torchrun ends all processes where one ends."""
+
+    def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
+        """Nobody asks."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Nobody interrupts."""
+        return False
 
     def publish(self, key: str, value: str) -> None:
         if self._store is not None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as functional
 
 from orchestrator.data.dataset import Samples
+from orchestrator.train.linear_loss import ChunkedHead
 
 IGNORE = -100
 """Label of a position that is no target (the default `ignore_index` of torch's cross entropy)."""
@@ -74,6 +75,8 @@ class CausalLM:
     """
 
     pad_id: int
+    head: ChunkedHead | None = None
+    """The model's, if the loss is computed in chunks."""
 
     def batch(self, samples: Samples) -> Batch:
         width = _width(samples.lengths, samples.tokens.shape[1])
@@ -94,7 +97,7 @@ class CausalLM:
         return Batch({"input_ids": ids}, torch.full_like(ids, IGNORE), targets=0, tokens=0, samples=0)
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        return summed_cross_entropy(model(**batch.inputs).logits, batch.labels)
+        return _summed_loss(model, batch, self.head)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class MaskedLM:
     vocab_size: int
     probability: float
     seed: int
+    head: ChunkedHead | None = None
+    """The model's, if the loss is computed in chunks."""
 
     def batch(self, samples: Samples) -> Batch:
         width = _width(samples.lengths, samples.tokens.shape[1])
@@ -148,7 +153,15 @@ class MaskedLM:
         return Batch({"input_ids": ids}, torch.full_like(ids, IGNORE), targets=0, tokens=0, samples=0)
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        return _summed_loss(model, batch, self.head)
+
+
+def _summed_loss(model: Any, batch: Batch, head: ChunkedHead | None) -> torch.Tensor:
+    if head is None:
         return summed_cross_entropy(model(**batch.inputs).logits, batch.labels)
+    with head.scoring(batch.labels):
+        loss: torch.Tensor = model(**batch.inputs).logits
+    return loss
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

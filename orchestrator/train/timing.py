@@ -19,7 +19,8 @@ class PhaseClock(Protocol):
         """Context whose time counts for `name`."""
 
     def seconds(self) -> dict[Phase, float]:
-        """Seconds by phase since the last call, which also starts the next step. Waits for the device."""
+        """Seconds by phase since the last call, which also starts the next step. To be called when the device has done
+        what was timed."""
 
     def waited(self) -> dict[Phase, float]:
         """Of those, the seconds in collectives, since the last call."""
@@ -52,7 +53,8 @@ class HostClock:
 
 
 class CudaClock:
-    """A pair of CUDA events around each phase; reading them waits for the device."""
+    """A pair of CUDA events around each phase. Reading them does not wait for the device; it raises RuntimeError if the
+    device has not reached them."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
@@ -69,8 +71,6 @@ class CudaClock:
 
     def seconds(self) -> dict[Phase, float]:
         spans, self._spans = self._spans, []
-        if spans:
-            spans[-1][2].synchronize()
         result: dict[Phase, float] = {}
         for name, begin, end in spans:
             result[name] = result.get(name, 0.0) + begin.elapsed_time(end) / 1000.0

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.checkpoint.intervals import Range
 from orchestrator.domain.errors import UsageError, WeightsError
-from orchestrator.train.models import ARCHITECTURES, FRESH, skeleton
+from orchestrator.train.models import ARCHITECTURES, FRESH, skeleton, without_memory
 from orchestrator.weights.directory import Base
 from orchestrator.weights.tensors import FLOATING, Comparison, Slot, Tensor, Wanted, compare, matches
 from orchestrator.weights.wording import few, misfit
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PretrainedConfig
+
+    from orchestrator.train.shares import Keep
 
 _SPARE = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.masked_bias$")
 """Constants that older releases of transformers saved with every model and newer ones compute."""
@@ -150,6 +153,86 @@ def load_weights(
     return model  # type: ignore[no-any-return]
 
 
+def load_kept(config: "PretrainedConfig", base: Base, keep: "Keep", seed: int = 0) -> "nn.Module":
+    """The fp32 model of a config, of which this process keeps only `keep`, read from the files tensor by tensor.
+
+    The values are those of `load_weights`, and it raises the same errors, about this rank's share. If the task draws
+    weights itself (`FRESH`), the whole model is loaded and cut afterwards.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    from orchestrator.train.shares import give_shares
+
+    place, wanted = str(base.directory), wanted_of(config)
+    if wanted.fresh:
+        model = load_weights(ARCHITECTURES[config.model_type].model_type(), config, base, torch.float32, seed)
+        give_shares(keep, [(parameter, keep.copy(parameter)) for parameter in model.parameters()])
+        return model
+    model = without_memory(config)
+    model.config.dtype = torch.float32
+    with open_tensors(base) as tensors:
+        compared = check_fit(place, wanted, declared(base, tensors))
+        try:
+            _read_buffers(model, compared, tensors)
+            give_shares(keep, _read_shares(place, model, compared, tensors, keep))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise WeightsError(f"the weights in {place} cannot be loaded: {_first(error)}", _AGAIN) from error
+    return model  # type: ignore[no-any-return]
+
+
+def _read_buffers(model: Any, compared: Comparison, tensors: Mapping[str, Any]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for slot, name in compared.filled.items():
+        if slot not in parameters:
+            model.get_buffer(slot).copy_(tensors[name][...])
+
+
+def _read_shares(
+    place: str, model: Any, compared: Comparison, tensors: Mapping[str, Any], keep: "Keep"
+) -> "list[tuple[nn.Parameter, torch.Tensor]]":
+    """Raises WeightsError if values are not finite, or if parameters that share one tensor were saved with two."""
+    import torch
+
+    from orchestrator.train.memory import return_free_memory
+    from orchestrator.train.shares import RESIDENT_BYTES
+
+    names: dict[nn.Parameter, list[str]] = {}
+    for slot, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(slot)
+    shares, broken, read_bytes = [], [], 0
+    for parameter, slots in names.items():
+        part = keep.part(parameter.numel())
+        filled = [slot for slot in slots if slot in compared.filled]
+        found = [_read_part(tensors[compared.filled[slot]], parameter.shape, part) for slot in filled]
+        for slot, other in zip(filled[1:], found[1:], strict=True):
+            if not torch.equal(other, found[0]):
+                raise _not_tied(place, slot, slots[0])
+        if not bool(torch.isfinite(found[0]).all()):
+            broken.append(filled[0])
+        shares.append((parameter, found[0].to(keep.device, keep.dtype)))
+        read_bytes += sum(tensor.nbytes for tensor in found)
+        if read_bytes > RESIDENT_BYTES:
+            return_free_memory()
+            read_bytes = 0
+    if broken:
+        raise _broken(place, broken)
+    return shares
+
+
+def _read_part(tensor: Any, shape: "torch.Size", part: Range) -> "torch.Tensor":
+    """Elements of a stored tensor as fp32, shape [elements]; only the rows that hold them are read."""
+    import torch
+
+    if not shape or not len(part):
+        flat: torch.Tensor = tensor[...].reshape(-1)
+        return flat[part.start : part.end].to(torch.float32, copy=True)
+    row = shape.numel() // shape[0]
+    first, last = part.start // row, -(-part.end // row)
+    flat = tensor[first:last].reshape(-1)[part.start - first * row : part.end - first * row]
+    return flat.to(torch.float32, copy=True)
+
+
 def saved_dtype(config: "PretrainedConfig", base: Base) -> "torch.dtype":
     """The type that the weights were saved in: as the config has it, else the first floating one of the files."""
 
@@ -182,13 +265,17 @@ def check_loaded(place: str, wanted: Wanted, model: Any) -> None:
         if not (torch.isfinite(low) and torch.isfinite(high)):
             broken.append(name)
     if broken:
-        raise WeightsError(
-            f"the weights in {place} are damaged: NaN or infinite values in {few(broken)}",
-            "take an earlier save of the model: training cannot recover from these",
-        )
+        raise _broken(place, broken)
     for target, source in wanted.tied.items():
         if model.get_parameter(target) is not model.get_parameter(source):
             raise _not_tied(place, target, source)
+
+
+def _broken(place: str, names: list[str]) -> WeightsError:
+    return WeightsError(
+        f"the weights in {place} are damaged: NaN or infinite values in {few(names)}",
+        "take an earlier save of the model: training cannot recover from these",
+    )
 
 
 _AGAIN = "download or copy the model again"

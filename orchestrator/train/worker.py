@@ -1,14 +1,20 @@
 """A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
 
+import gc
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.device import CPU, CUDA, deterministic_environment
+from orchestrator.domain.engine_errors import find_cause
+from orchestrator.domain.errors import PeerLostError, UsageError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.domain.threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -25,33 +31,32 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     spec = JobSpec.model_validate_json(json.dumps(plan.spec))
     _phase(session, Phase.IMPORT)
     started = time.perf_counter()
+    os.environ.update(deterministic_environment(spec.train.deterministic))
     _set_threads(spec)
     from orchestrator.train.device import worker_device
+    from orchestrator.train.execution import set_numerics
     from orchestrator.train.rendezvous import join_process_group, leave_process_group
+    from orchestrator.train.sequence import nccl_counts
     from orchestrator.train.unblock import Unblocker
 
     device = worker_device(session, spec.resources.gpus_per_worker)
+    set_numerics(spec, device.type)
     _import_model(spec, device.type)
     _phase(session, Phase.RENDEZVOUS)
-    unblock = Unblocker()
+    unblock = Unblocker(device.type)
     session.on_interrupt(unblock)
+    session.count_collectives(nccl_counts if device.type == CUDA else None)
     try:
-        join_process_group(session, device)
-        _phase(session, Phase.BUILD)
-        context = _build(session, plan, spec, device)
+        with blamed_on_peers(session), unblock.aborting_on_error():
+            join_process_group(session, device)
+            _set_offload_threads(spec, device)
+            _phase(session, Phase.BUILD)
+            context = _build(session, plan, spec, device)
         try:
-            unblock.learn()
-            session.report_event(
-                EventKind.WORKER_STARTED,
-                {
-                    "rank": session.rank,
-                    "node": session.node_ip,
-                    "pid": os.getpid(),
-                    "device": _device_name(device),
-                    "seconds": time.perf_counter() - started,
-                },
-            )
-            return _train(context)
+            with blamed_on_peers(session), unblock.aborting_on_error():
+                unblock.learn()
+                _tell_started(session, device, time.perf_counter() - started)
+                result = _train(context)
         finally:
             from orchestrator.train.engine import destroy_engine
 
@@ -59,9 +64,37 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
             del context
             destroy_engine(engine)
             del engine
+        _export(session, plan, spec, result)
+        return result
     finally:
-        session.on_interrupt(None)
         leave_process_group()
+        session.count_collectives(None)
+        session.on_interrupt(None)  # last: to leave may wait for a peer, too
+
+
+@contextmanager
+def blamed_on_peers(session: Session) -> Iterator[None]:
+    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
+    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = find_cause(f"{type(error).__name__}: {error}")
+        if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
+            raise
+        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
+
+
+def _tell_started(session: Session, device: Any, seconds: float) -> None:
+    fields = {
+        "rank": session.rank,
+        "node": session.node_ip,
+        "pid": os.getpid(),
+        "device": _device_name(device),
+        "seconds": seconds,
+    }
+    session.report_event(EventKind.WORKER_STARTED, fields)
 
 
 def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
@@ -71,15 +104,17 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.train.device_memory import no_samples_yet, shape_of
     from orchestrator.train.engine import build_engine
     from orchestrator.train.models import build_model
+    from orchestrator.train.shares import keep_for
     from orchestrator.train.sizing import model_size
     from orchestrator.train.waiting import ticking_collectives
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
     session.beat(0, Phase.MODEL)
-    model = build_model(spec, dataset.manifest, restored=plan.restores)
+    keep = keep_for(spec, session.rank, session.world_size, device)
+    model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
-    task = _task(spec, dataset.manifest, model)
+    task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
     if session.rank == 0:
         session.report_event(
             EventKind.PLAN,
@@ -98,13 +133,32 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
-def _task(spec: JobSpec, manifest: Any, model: Any) -> Any:
-    from orchestrator.domain.errors import UsageError
+def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
+    """The model's head, if the loss is to be computed in chunks. Raises UsageError if the model cannot do that."""
+    from orchestrator.domain.loss_chunks import loss_chunk_tokens
+    from orchestrator.train.linear_loss import install_chunked_head
+    from orchestrator.train.tasks import IGNORE
+
+    wanted = spec.train.loss_chunk_tokens
+    most = plan.micro_batch * spec.data.sequence_length
+    chunk_tokens = loss_chunk_tokens(wanted, most, model.config.vocab_size)
+    if chunk_tokens is None:
+        return None
+    head = install_chunked_head(model, chunk_tokens, IGNORE)
+    if head is None and wanted != "auto":
+        raise UsageError(
+            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            hint="Set it to auto or off.",
+        )
+    return head
+
+
+def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
     from orchestrator.train.models import objective_of
     from orchestrator.train.tasks import CausalLM, MaskedLM
 
     if objective_of(model.config) == "causal":
-        return CausalLM(pad_id=manifest.pad_id)
+        return CausalLM(pad_id=manifest.pad_id, head=head)
     if manifest.mask_id is None:
         raise UsageError(
             "the model is a masked language model, but the tokenizer has no mask token",
@@ -116,11 +170,13 @@ def _task(spec: JobSpec, manifest: Any, model: Any) -> Any:
         vocab_size=manifest.vocab_size,
         probability=spec.train.mlm_probability,
         seed=spec.train.seed,
+        head=head,
     )
 
 
 def _train(context: "TrainContext") -> TrainResult:
     from orchestrator.train.checkpointing import Progress
+    from orchestrator.train.compilation import compilation_reported
     from orchestrator.train.device_memory import no_samples_yet, shape_of
     from orchestrator.train.loop import TrainLoop
 
@@ -131,17 +187,16 @@ def _train(context: "TrainContext") -> TrainResult:
         shape = shape_of(context.engine.module, context.size.parameters)
         with no_samples_yet(session, context.spec, shape, context.device):
             start = _restore(context)
-    elif context.device.type == CUDA:
-        from orchestrator.train.trial import try_longest
+    fresh_on_gpu = not plan.restores and context.device.type == CUDA
+    if fresh_on_gpu and session.rank == 0:
+        _warn_of_precision(context)
+    with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
+        if fresh_on_gpu:
+            from orchestrator.train.trial import try_longest
 
-        try_longest(context)
-    _phase(session, Phase.TRAIN)
-    result = TrainLoop(context, start).run()
-    if plan.export and result.finished and result.unsaved is None and session.rank == 0:
-        from orchestrator.train.exporting import export_run
-
-        _phase(session, Phase.EXPORT, result.step)
-        export_run(context, result.checkpoint or plan.resume_from, result.step)
+            try_longest(context)
+        _phase(session, Phase.TRAIN)
+        result = TrainLoop(context, start).run()
     facts = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
@@ -149,6 +204,28 @@ def _train(context: "TrainContext") -> TrainResult:
         "checkpoint": result.checkpoint,
     }
     return TrainResult(result.step, result.finished, result.regroup, result.unsaved, facts)
+
+
+def _warn_of_precision(context: "TrainContext") -> None:
+    import torch
+
+    from orchestrator.train.execution import slow_precision
+
+    message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
+    if message is not None:
+        context.session.report_event(EventKind.WARNING, {"message": message})
+
+
+def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
+    """Only once the engine is gone: its memory, on the host and on a GPU, is the export's then."""
+    if plan.export and result.finished and result.unsaved is None and session.rank == 0:
+        from orchestrator.train.exporting import export_run
+        from orchestrator.train.memory import return_free_memory
+
+        gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
+        return_free_memory()
+        _phase(session, Phase.EXPORT, result.step)
+        export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
 
 
 def _restore(context: "TrainContext") -> "Progress":
@@ -183,11 +260,24 @@ def _phase(session: Session, phase: Phase, step: int = 0) -> None:
 
 def _set_threads(spec: JobSpec) -> None:
     """As many compute threads as the worker has CPUs, unless the environment says otherwise."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, int(spec.resources.cpus_per_worker)))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    cpus = spec.resources.cpus_per_worker
+    if not os.environ.get(THREADS_VARIABLE):
+        os.environ.update(thread_environment(cpus, os.environ))
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute_threads(cpus, os.environ))
+
+
+def _set_offload_threads(spec: JobSpec, device: Any) -> None:
+    """More of them if the optimizer runs on the host while the model trains on a GPU. Collective."""
+    if device.type == CPU or spec.zero.offload_optimizer.device == "none":
+        return
+    import torch
+
+    from orchestrator.train.rendezvous import ranks_on_host
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(offload_threads(spec.resources.cpus_per_worker, os.environ, cores, ranks_on_host()))
 
 
 def _import_model(spec: JobSpec, device: str) -> None:

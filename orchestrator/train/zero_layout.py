@@ -47,12 +47,11 @@ class Partition:
         moment = self.optimizer.state.get(self.flat, {}).get(kind.value)
         return None if moment is None else moment.detach().view(-1)
 
-    def steps(self) -> float | None:
-        """Updates made so far: a tensor in torch's Adam, an int in DeepSpeed's, in the group for the oldest."""
-        value = self.optimizer.state.get(self.flat, {}).get("step")
-        if value is None:
-            value = self.optimizer.param_groups[self.group].get("step")
-        return None if value is None else float(value)
+    def steps(self) -> torch.Tensor | int | None:
+        """Updates made so far: a tensor in torch's Adam (on the device if it is fused), an int in DeepSpeed's, in the
+        group for the oldest."""
+        value: torch.Tensor | int | None = self.optimizer.state.get(self.flat, {}).get("step")
+        return self.optimizer.param_groups[self.group].get("step") if value is None else value
 
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -8,7 +8,6 @@ throw it away.
 import base64
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
@@ -20,11 +19,11 @@ from orchestrator.checkpoint.intervals import MOMENTS, Kind, Range
 from orchestrator.checkpoint.manifest import Manifest, TensorEntry
 from orchestrator.checkpoint.reader import IntervalReader
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.train.uploads import Uploads, uploads_to
 from orchestrator.train.zero_layout import (
     Partition,
     base_optimizer,
     describe_tensors,
-    dtype_name,
     frozen_parameters,
     partition_of,
     partitions,
@@ -36,7 +35,8 @@ from orchestrator.train.zero_state import LOSS_SCALE_FIELDS, loss_scale_holder
 HYPERPARAMETERS = ("lr", "initial_lr", "betas", "eps", "weight_decay", "bias_correction", "amsgrad")
 """What is restored of an optimizer group. The rest (`fused`, `foreach`, ...) is how, not what."""
 
-_STAGING_ELEMENTS = 1 << 22  # copied at once where the target does not lie in host memory or has another type
+_GATHERED_ELEMENTS = 1 << 22
+"""Of all ranks together, gathered at once."""
 _SHOWN_DIFFERENCES = 5
 
 
@@ -68,20 +68,22 @@ def check_model(manifest: Manifest, engine: Any) -> None:
 def fill(engine: Any, reader: IntervalReader) -> None:
     """Read this rank's share of masters, moments, frozen parameters and buffers. No collective.
 
-    Memory: one chunk beyond the state itself. Raises CheckpointError where something is missing or damaged.
+    Memory beyond the state itself: the buffers of `Uploads`, and a chunk of the reader's. Raises CheckpointError if
+    something is missing or damaged.
     """
-    for partition in partitions(engine):
-        _fill_partition(partition, reader)
-    for name, parameter in frozen_parameters(engine).items():
-        held = partition_of(parameter)
-        whole = Range(0, parameter.numel())
-        tensor, part = held if held is not None else (parameter.detach().view(-1), whole)
-        _read(reader, name, Kind.FROZEN, part.start, tensor)
-    for name, buffer in persistent_buffers(engine.module).items():
-        flat = buffer.reshape(-1)  # a copy where the buffer is not contiguous
-        _read(reader, name, Kind.BUFFER, 0, flat)
-        if flat.data_ptr() != buffer.data_ptr():
-            buffer.copy_(flat.view(buffer.shape))
+    with uploads_to(engine.device) as uploads:
+        for partition in partitions(engine):
+            _fill_partition(partition, reader, uploads)
+        for name, parameter in frozen_parameters(engine).items():
+            held = partition_of(parameter)
+            whole = Range(0, parameter.numel())
+            tensor, part = held if held is not None else (parameter.detach().view(-1), whole)
+            _read(reader, name, Kind.FROZEN, part.start, tensor, uploads)
+        for name, buffer in persistent_buffers(engine.module).items():
+            flat = buffer.reshape(-1)  # a copy where the buffer is not contiguous
+            _read(reader, name, Kind.BUFFER, 0, flat, uploads)
+            if flat.data_ptr() != buffer.data_ptr():
+                buffer.copy_(flat.view(buffer.shape))
 
 
 @torch.no_grad()
@@ -116,16 +118,16 @@ def restore_rng(state: dict[str, str]) -> None:
         torch.cuda.set_rng_state(raw["cuda"])
 
 
-def _fill_partition(partition: Partition, reader: IntervalReader) -> None:
+def _fill_partition(partition: Partition, reader: IntervalReader, uploads: Uploads) -> None:
     manifest = reader.manifest
-    _fill_flat(partition, Kind.MASTER, partition.flat.detach().view(-1), reader)
+    _fill_flat(partition, Kind.MASTER, partition.flat.detach().view(-1), reader, uploads)
     if not manifest.moments:
         return
     state = partition.optimizer.state[partition.flat]
     for kind in MOMENTS:
         if kind.value not in state:
             state[kind.value] = torch.zeros_like(partition.flat.detach())
-        _fill_flat(partition, kind, state[kind.value].view(-1), reader)
+        _fill_flat(partition, kind, state[kind.value].view(-1), reader, uploads)
     steps = manifest.groups[partition.group].step
     if partition.fragments:  # a parameter may have been in another group when it was saved
         saved_group = manifest.tensors[partition.fragments[0].name].group
@@ -143,24 +145,18 @@ def _step_like(partition: Partition, steps: float) -> torch.Tensor | int:
     return torch.tensor(steps, dtype=torch.float32, device=partition.flat.device if on_device else "cpu")
 
 
-def _fill_flat(partition: Partition, kind: Kind, flat: torch.Tensor, reader: IntervalReader) -> None:
+def _fill_flat(partition: Partition, kind: Kind, flat: torch.Tensor, reader: IntervalReader, uploads: Uploads) -> None:
     for fragment in partition.fragments:
         target = flat[fragment.offset : fragment.offset + fragment.length]
-        _read(reader, fragment.name, kind, fragment.start, target)
+        _read(reader, fragment.name, kind, fragment.start, target, uploads)
 
 
-def _read(reader: IntervalReader, name: str, kind: Kind, start: int, target: torch.Tensor) -> None:
-    """Fill a 1-D tensor: in place where it lies in host memory and numpy has its type, else through a small buffer."""
+def _read(reader: IntervalReader, name: str, kind: Kind, start: int, target: torch.Tensor, uploads: Uploads) -> None:
+    """Fill a 1-D tensor: in place if it lies in host memory and numpy has its type, else through `uploads`."""
     if target.device.type == "cpu" and target.dtype is not torch.bfloat16:
         reader.read(name, kind, start, start + target.numel(), target.numpy())
         return
-    for first in range(0, target.numel(), _STAGING_ELEMENTS):
-        piece = target[first : first + _STAGING_ELEMENTS]
-        # float32 holds every bfloat16 and float16 exactly.
-        dtype = np.dtype(np.float32) if piece.is_floating_point() else np.dtype(dtype_name(piece.dtype))
-        staged = np.empty(piece.numel(), dtype=dtype)
-        reader.read(name, kind, start + first, start + first + piece.numel(), staged)
-        piece.copy_(torch.from_numpy(staged))
+    uploads.put(target, lambda first, last, out: reader.read(name, kind, start + first, start + last, out))
 
 
 def _update_model_weights(engine: Any, moments: bool) -> None:
@@ -199,7 +195,7 @@ def _gather_weights(optimizer: Any) -> None:
     for parts, master, process_group in zip(groups, masters, optimizer.real_dp_process_group, strict=True):
         rank = dist.get_rank(group=process_group)
         parts[rank].data.copy_(master.data)
-        elements = max(1, _STAGING_ELEMENTS // len(parts))
+        elements = max(1, _GATHERED_ELEMENTS // len(parts))
         for first in range(0, parts[rank].numel() if len(parts) > 1 else 0, elements):
             pieces = [part.detach()[first : first + elements] for part in parts]
             dist.all_gather(pieces, pieces[rank], group=process_group)

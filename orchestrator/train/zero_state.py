@@ -190,8 +190,20 @@ def _groups(engine: Any, found: list[Partition]) -> tuple[GroupEntry, ...]:
     for i, group in enumerate(base_optimizer(engine).param_groups):
         steps = [s for p in found if p.group == i and (s := p.steps()) is not None]
         kept = {k: _plain(v) for k, v in group.items() if k not in ("params", "step")}
-        entries.append(GroupEntry({k: v for k, v in kept.items() if v is not None}, max(steps, default=None)))
+        entries.append(GroupEntry({k: v for k, v in kept.items() if v is not None}, _most(steps)))
     return tuple(entries)
+
+
+def _most(counters: list[torch.Tensor | int]) -> float | None:
+    """The greatest of them, read from a device at once: stage 0 has one for each parameter, and each read waits for
+    the device."""
+    found = [float(counter) for counter in counters if not isinstance(counter, torch.Tensor)]
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for counter in counters:
+        if isinstance(counter, torch.Tensor):
+            by_device.setdefault(counter.device, []).append(counter.detach().reshape(()))
+    found += [float(torch.stack(tensors).max()) for tensors in by_device.values()]
+    return max(found, default=None)
 
 
 def _plain(value: Any) -> Any:

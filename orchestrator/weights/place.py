@@ -10,6 +10,8 @@ from orchestrator.spec.load import LoadedJob, place_of_value
 from orchestrator.weights.directory import inspect, read_config
 
 KEY = "model.pretrained"
+KEYS = (KEY, "model.attention", "train.compile")
+"""Fields that a worker can find wrong; its message begins with the field."""
 
 
 def local_directory(spec: JobSpec, job_dir: Path) -> Path | None:
@@ -60,9 +62,11 @@ def check_files(job: LoadedJob, must_exist: bool = True) -> None:
 
 
 def at_value(job: LoadedJob, error: UsageError) -> SpecError:
-    """The error as a problem of the job, at the value of `model.pretrained`."""
-    message = error.message.removeprefix(f"{KEY}: ")
-    return SpecError((Problem(place_of_value(job, KEY), f"`{KEY}`: {message}", error.hint),))
+    """The error as a problem of the job: at the value of the field that its message begins with, or of
+    `model.pretrained`."""
+    key = next((each for each in KEYS if error.message.startswith(f"{each}: ")), KEY)
+    message = error.message.removeprefix(f"{key}: ")
+    return SpecError((Problem(place_of_value(job, key), f"`{key}`: {message}", error.hint),))
 
 
 def check_rows(spec: JobSpec, job_dir: Path, tokens: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-KEPT = Path(__file__).resolve().parents[2] / "docs" / "peer-figures.json"
+KEPT = Path(__file__).with_name("peer-figures.json")
 
 
 @dataclass(frozen=True)

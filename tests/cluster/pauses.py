@@ -18,8 +18,12 @@ from orchestrator.checkpoint import cells, wire, writing
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.gang.vault_actor import VaultActor
+from tests.cluster.train_processes import late_copies
 
 VARIABLE = "CONVOY_TEST_PAUSES"
+LATE_VARIABLE = "CONVOY_TEST_LATE_COPIES_S"
+"""If it is set, snapshots are copied beside the next step, as on a GPU, with a pause of so many seconds after each
+piece."""
 ENTRY = f"{__name__}:train_with_pauses"
 PACE_S = 0.03
 LONGEST_S = 90.0
@@ -151,7 +155,9 @@ def train_with_pauses(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real."""
     from orchestrator.train.worker import run_worker
 
-    with _pausing_snapshots(session.rank), _pausing_export(session.rank):
+    piece_s = os.environ.get(LATE_VARIABLE)
+    late = late_copies(None if piece_s is None else float(piece_s))
+    with _pausing_snapshots(session.rank), _pausing_export(session.rank), late:
         return run_worker(PausingSession(session), plan)  # type: ignore[arg-type]
 
 

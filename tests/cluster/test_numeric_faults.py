@@ -46,7 +46,7 @@ def nan_at(step: int, rank: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), every_day(product([0, 1, 2, 3], ["fp32", "bf16"]), (1, "bf16"), (3, "fp32"))
+    ("stage", "precision"), every_day(product([0, 1, 2, 3], ["fp32", "bf16"]), (0, "fp32"), (1, "bf16"), (3, "fp32"))
 )
 def test_continue_leaves_the_update_out(stage: int, precision: str, train: Train) -> None:
     """Step 3 changes neither weights nor moments: at a constant rate the other losses are those of a run that never

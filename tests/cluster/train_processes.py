@@ -5,6 +5,7 @@ Each case runs `run_worker` in `world_size` of the processes. Nothing of the eng
 """
 
 import faulthandler
+import gc
 import importlib
 import multiprocessing
 import os
@@ -13,7 +14,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.hang import CollectiveCounts, Phase
 from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.planner.shape import shape_batch
@@ -35,7 +37,8 @@ CASE_TIMEOUT_S = 60.0
 
 @dataclass
 class FileSession:
-    """A `Session` over a shared directory. `stop_at_step`: asked to leave while this step is under way."""
+    """A `Session` over a shared directory. `stop_at_step`: asked to leave while this step is under way. `piece_s`: see
+    `TrainProcesses.run`."""
 
     rank: int
     world_size: int
@@ -43,6 +46,7 @@ class FileSession:
     stop_at_step: int | None = None
     wish: Leave = Leave.STOP
     vault: VaultAccess | None = None
+    piece_s: float | None = None
     local_rank: int = 0
     node_ip: str = "127.0.0.1"
     asked: int = 0
@@ -56,6 +60,8 @@ class FileSession:
         self.steps.append(report)
 
     def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        if kind is EventKind.EXPORTED:
+            fields = {**fields, "engines": _engines()}
         self.events.append((kind, fields))
 
     def beat(self, step: int, phase: Phase) -> None:
@@ -74,6 +80,13 @@ class FileSession:
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
         pass
+
+    def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
+        pass
+
+    @property
+    def interrupted(self) -> bool:
+        return False
 
     def publish(self, key: str, value: str) -> None:
         partial = self.directory / f".{key}.partial"
@@ -104,6 +117,13 @@ class FileSession:
 
     def move_into_place(self, path: str, final: str) -> None:
         replace_directory(Path(path), Path(final))
+
+
+def _engines() -> int:
+    """Engines of this process that are not gone yet."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    return sum(isinstance(found, DeepSpeedEngine) for found in gc.get_objects())
 
 
 @dataclass(frozen=True)
@@ -167,8 +187,13 @@ class TrainProcesses:
         stop_at_step: int | None = None,
         wish: Leave = Leave.STOP,
         vaults: Sequence[VaultAccess | None] = (),
+        session: type[FileSession] = FileSession,
+        piece_s: float | None = None,
     ) -> Outcome:
-        """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs."""
+        """Train `plan` with `world_size` workers. Raises GangFailedError where one of them raised or hangs.
+
+        `piece_s`: snapshots are copied as on a GPU, beside the next step, and each piece takes so long.
+        """
         self._cases += 1
         directory = self._scratch / f"case-{self._cases}"
         directory.mkdir(parents=True)
@@ -176,7 +201,7 @@ class TrainProcesses:
         for rank, pipe in enumerate(pipes):
             vault = vaults[rank] if vaults else None
             stop = stop_at_step if rank == world_size - 1 else None
-            pipe.send((plan, FileSession(rank, world_size, directory, stop, wish, vault)))
+            pipe.send((plan, session(rank, world_size, directory, stop, wish, vault, piece_s)))
         answers = self._answers(pipes)
         failures = [f"rank {rank}:\n{answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:
@@ -211,6 +236,21 @@ class TrainProcesses:
                 process.join()
 
 
+@contextmanager
+def late_copies(piece_s: float | None) -> Iterator[None]:
+    """Have snapshots copied by a thread that pauses after each piece, as a GPU copies them beside the next step."""
+    from orchestrator.train import snapshots
+    from orchestrator.train.staging import BackgroundStaging
+
+    usual = snapshots.staging_for
+    if piece_s is not None:
+        snapshots.staging_for = lambda device, tick: BackgroundStaging(lambda: time.sleep(piece_s))
+    try:
+        yield
+    finally:
+        snapshots.staging_for = usual
+
+
 def _serve(pipe: Connection, gpus: int) -> None:
     """A worker process: one gang after another until the pipe closes."""
     os.environ.update(device_environment(gpus))
@@ -228,7 +268,8 @@ def _serve(pipe: Connection, gpus: int) -> None:
         except EOFError:
             return
         try:
-            result = run_worker(session, plan)
+            with late_copies(session.piece_s):
+                result = run_worker(session, plan)
         except BaseException:  # noqa: BLE001 - every failure belongs to the test that caused it
             pipe.send(traceback.format_exc())
         else:

@@ -19,6 +19,7 @@ PLAIN = {
     "gang/vault_actor.py": "ends the process; if that fails the process ends all the same",
     "metrics/exporter.py": "the standard library's server loop, which survives errors",
     "train/feed.py": "what it raises is raised in the training thread",
+    "train/unblock.py": "one abort; a rank that it does not free is ended by the driver",
     "train/snapshots.py": "one question, whose failure is a problem that the training thread tells",
 }
 """Files that start plain threads, and why those may."""

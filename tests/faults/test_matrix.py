@@ -13,7 +13,7 @@ from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.numeric import Injection, Skip
 from tests.cluster.gang_runs import all_pids, own_temporary_directory, shared_memory
-from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
+from tests.cluster.pauses import LATE_VARIABLE, VARIABLE, Pauses, Point, let_runs_pause
 from tests.cluster.standing import standing_cluster
 from tests.faults.striking import (
     BATCH,
@@ -102,6 +102,16 @@ def test_the_curve_does_not_show_it(
         numeric(phase, tmp_path, pauses, request.getfixturevalue("without_batch"))
     else:
         struck(fault, phase, tmp_path, pauses, request.getfixturevalue("undisturbed"))
+    nothing_is_left(pids, shm)
+
+
+def test_a_worker_is_lost_while_its_state_is_copied_beside_the_next_step(
+    tmp_path: Path, pauses: Pauses, undisturbed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As snapshots are made on GPUs. Its copy is lost, those of the others are complete: the step before it counts."""
+    monkeypatch.setenv(LATE_VARIABLE, "0.002")
+    pids, shm = all_pids(), shared_memory()
+    struck("kill-worker", "snapshot", tmp_path, pauses, undisturbed)
     nothing_is_left(pids, shm)
 
 

@@ -1,12 +1,15 @@
 """A state read out of real vaults, some of which go meanwhile."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orchestrator.checkpoint import cells, peers
 from orchestrator.checkpoint.cells import Cell, CellSize
 from orchestrator.checkpoint.intervals import Kind, Range
 from orchestrator.checkpoint.manifest import TensorEntry
@@ -55,6 +58,59 @@ def leave_state(vaults: list[Vault]) -> tuple["np.ndarray[tuple[int], np.dtype[n
         assert time.monotonic() < deadline, here.last_problem
         time.sleep(0.005)
     return values, PeerState(3, STEP, (ShardPlace(0, (here.address, peer.address)),))
+
+
+def mapped_cells() -> int:
+    """Of how many cells this process has a mapping."""
+    return sum("/memfd:convoy-" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_shards_are_opened_when_they_are_read(vaults: list[Vault], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hundreds of GB in a node's vault, a mapping of all of it would fill page tables in every process."""
+    values, state = leave_state(vaults)
+    before = mapped_cells()
+    populated: list[int] = []
+    monkeypatch.setattr(cells, "_populate", lambda memory: populated.append(len(memory)))
+    out = np.zeros(ELEMENTS, dtype=np.float32)
+    with PeerReader(state, TOKEN, vaults[0].address, os.getpid()) as reader:
+        assert mapped_cells() == before
+        reader.read("w", Kind.MASTER, 0, ELEMENTS, out)
+        assert mapped_cells() == before + 1
+    assert mapped_cells() == before
+    assert np.array_equal(out, values)
+    assert populated == []
+
+
+def test_a_shard_that_this_hosts_vault_has_given_up_is_read_from_another(vaults: list[Vault]) -> None:
+    values, state = leave_state(vaults)
+    out = np.zeros(ELEMENTS, dtype=np.float32)
+    with PeerReader(state, TOKEN, vaults[0].address, os.getpid()) as reader:
+        Channel.connect(vaults[0].address, TOKEN, 5.0).ask({"do": "forget", "before": 4})
+        reader.read("w", Kind.MASTER, 0, ELEMENTS, out)
+    assert np.array_equal(out, values)
+
+
+def test_a_large_shard_is_read_over_several_connections(vaults: list[Vault], monkeypatch: pytest.MonkeyPatch) -> None:
+    values, state = leave_state(vaults)
+    monkeypatch.setattr(peers, "PIECE_BYTES", 1000)
+    threads: set[str] = set()
+    out = np.zeros(ELEMENTS, dtype=np.float32)
+
+    def tick() -> None:
+        threads.add(threading.current_thread().name)
+        time.sleep(0.001)
+
+    with PeerReader(state, TOKEN, None, None, tick) as reader:
+        reader.read("w", Kind.MASTER, 0, ELEMENTS, out)
+        assert np.array_equal(out, values)
+        vaults[0].close()  # all connections break off
+        out[:] = 0
+        reader.read("w", Kind.MASTER, 0, ELEMENTS, out)
+        assert np.array_equal(out, values)
+        vaults[1].close()
+        with pytest.raises(CheckpointError, match="cannot be reached"):
+            reader.read("w", Kind.MASTER, 0, ELEMENTS, out)
+    assert sum(name.startswith("peer-read") for name in threads) == peers.STREAMS
 
 
 def test_reading_goes_on_from_another_vault_where_one_goes(vaults: list[Vault]) -> None:

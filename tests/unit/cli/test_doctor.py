@@ -101,11 +101,11 @@ def test_a_gpu_is_described() -> None:
     device = {"name": "NVIDIA H100", "memory_bytes": 80 * 2**30, "capability": "9.0", "bf16": True, "peers": [1]}
     facts = {
         "errors": {}, "torch": "2.13.0", "threads": 8, "cuda": {"version": "12.8", "devices": [device]},
-        "accelerator": "cuda", "ops": {"cpu_adam": True, "async_io": False},
+        "accelerator": "cuda", "ops": {"cpu_adam": False},
     }  # fmt: skip
     checks = {check.name: check for check in engine_checks(facts)}
     assert checks["GPU 0"].value == "NVIDIA H100, 80.0 GiB, compute capability 9.0, bf16, peers 1"
-    assert checks["async_io"].status == "info"
+    assert checks["cpu_adam"].status == "info"
     assert "gpus_per_worker: 1" in checks["GPUs"].value
 
 

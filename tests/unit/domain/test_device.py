@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.domain.device import (
     CUDA,
+    RECOVERY_IN_PROCESS,
     Device,
     DeviceProblem,
     Found,
@@ -12,9 +13,11 @@ from orchestrator.domain.device import (
     device_environment,
     explain_error,
     local_gpus,
+    user_variables,
     visible_gpus,
 )
-from orchestrator.gang.decide import CONSEQUENCE, OUT_OF_MEMORY
+from orchestrator.domain.engine_errors import Cause, find_cause
+from orchestrator.spec.check_resources import DECIDED_VARIABLES
 
 pytestmark = pytest.mark.unit
 
@@ -43,7 +46,7 @@ def test_a_cpu_spec_stays_on_the_cpu_whatever_is_there() -> None:
 def test_which_gpu(mask: str | None, local_rank: int, devices: int, index: int) -> None:
     assert decide_device(1, mask, local_rank, Found("2.13.0", GPU_BUILD, devices)) == Device(CUDA, index)
     assert Device(CUDA, index).backend == "nccl"
-    assert device_environment(1) == {"DS_ACCELERATOR": "cuda"}
+    assert device_environment(1) == {"DS_ACCELERATOR": "cuda", **RECOVERY_IN_PROCESS}
 
 
 @pytest.mark.parametrize(
@@ -87,8 +90,7 @@ def test_what_an_error_of_the_driver_means(error: str, why: str) -> None:
     assert why in problem.why
     assert problem.hint
     # It is the cause itself, and a smaller batch is no cure for it.
-    assert not CONSEQUENCE.search(problem.why)
-    assert not OUT_OF_MEMORY.search(problem.why)
+    assert find_cause(problem.why) not in (Cause.PEER, Cause.OUT_OF_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,21 @@ def test_gpus_are_dealt_to_nodes_evenly() -> None:
     assert [dealt(("5", "2", "7"), 2, index) for index in range(2)] == [("5",), ("2", "7")]
     assert [len(dealt(("0",), 4, index)) for index in range(4)] == [0, 0, 0, 1]
     assert dealt((), 4, 0) == ()
+
+
+def test_workers_on_gpus_survive_a_lost_peer_in_their_process() -> None:
+    assert device_environment(1)["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+    assert not RECOVERY_IN_PROCESS.keys() & device_environment(0).keys()
+
+
+def test_the_users_variables_win_over_defaults_and_the_jobs_over_the_users() -> None:
+    mine = {"NCCL_DEBUG": "INFO", "NCCL_NVLS_ENABLE": "1", "HOME": "/root"}
+    found = user_variables(1, mine, {"NCCL_DEBUG": "WARN"})
+    assert (found["NCCL_DEBUG"], found["NCCL_NVLS_ENABLE"]) == ("WARN", "1")
+    assert found["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert "HOME" not in found
+    assert user_variables(0, mine, {"A": "b"}) == {"A": "b"}
+
+
+def test_a_job_may_not_set_what_convoy_sets() -> None:
+    assert {*device_environment(0), *device_environment(1)} <= DECIDED_VARIABLES

@@ -20,6 +20,7 @@ from orchestrator.domain.hang import (
     STOPPED_S,
     STORAGE_S,
     SUSPICION,
+    CollectiveCounts,
     Pace,
     Phase,
     Pulse,
@@ -237,3 +238,24 @@ def test_nobody_is_named_where_all_are_alike() -> None:
     assert name_culprits(gang()) == ((), "all workers are in exchange of step 7")
     assert name_culprits(gang({"waits": False}, {"waits": False}, {"waits": False}))[0] == ()
     assert name_culprits(gang(*[{"waits": True}] * 3))[0] == ()
+
+
+def counted(*numbers: tuple[int, int]) -> list[Pulse]:
+    """A gang on GPUs, with the collectives that each rank has called and started."""
+    return gang(*({"waits": False, "counts": CollectiveCounts(called, began, 0)} for called, began in numbers))
+
+
+def test_on_gpus_the_order_of_collectives_tells_who_is_late() -> None:
+    assert name_culprits(counted((9, 9), (8, 8), (9, 9))) == (
+        (1,), "its process has not called collective 9, in which the others wait",
+    )  # fmt: skip
+    assert name_culprits(counted((9, 9), (9, 9), (9, 8))) == (
+        (2,), "its GPU has not started collective 9, in which the others wait",
+    )  # fmt: skip
+    assert name_culprits(counted((9, 8), (9, 8), (9, 9)))[0] == (0, 1)
+    assert name_culprits(counted((9, 9), (9, 9), (9, 9)))[0] == ()
+
+
+def test_collectives_that_one_rank_does_not_tell_are_not_compared() -> None:
+    pulses = counted((9, 9), (8, 8), (9, 9))
+    assert "collective 9" not in name_culprits([pulses[0], pulses[1], replace(pulses[2], counts=None)])[1]

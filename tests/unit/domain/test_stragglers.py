@@ -101,3 +101,13 @@ def test_it_does_not_flap(ratios: list[float]) -> None:
 def test_at_most_half_of_a_gang_is_slow(forwards: list[float]) -> None:
     found = compare([step(*(rank(index, forward_s) for index, forward_s in enumerate(forwards)))] * MIN_STEPS)
     assert sum(slow for _, slow in changes({}, found)) <= len(forwards) / 2
+
+
+def test_on_gpus_phases_that_wait_for_others_do_not_count() -> None:
+    """A fast rank's backward pass lasts as long as a slow one's: it waits, and nobody measures for how long."""
+    on_gpu = replace(MEMORY, allocated_bytes=1, reserved_bytes=1, peak_allocated_bytes=1)
+    reports = [replace(rank(0, 0.05, 0.1), waits=CollectiveTimes()), replace(rank(1, 0.15), waits=CollectiveTimes())]
+    fast, slow = compare([step(*(replace(report, memory=on_gpu) for report in reports))] * WINDOW_STEPS)
+    assert own_times_s(replace(reports[0], memory=on_gpu)) == pytest.approx((0.0, 0.05, 0.0, 0.0))
+    assert (slow.rank, slow.phase, slow.ratio) == (1, "forward", pytest.approx(3.0))
+    assert fast.ratio < 1.0

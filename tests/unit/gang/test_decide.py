@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.domain.engine_errors import CAUSE, Cause
 from orchestrator.gang.decide import (
     GATHER_S,
     GRACE_S,
@@ -11,6 +12,7 @@ from orchestrator.gang.decide import (
     GangFacts,
     Quiet,
     decide,
+    ends_process,
     explain_death,
     is_out_of_memory,
     root_cause,
@@ -21,7 +23,9 @@ from orchestrator.gang.decide import (
 
 pytestmark = pytest.mark.unit
 
-VICTIM = Failure(0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:4711")
+VICTIM = Failure(
+    0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", facts={CAUSE: Cause.PEER.value}
+)
 CULPRIT = Failure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
 KILLED = Failure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
 
@@ -78,7 +82,17 @@ def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
     ],
 )
 def test_a_death_is_explained(message: str, lines: list[str], oom_kills: int, said: str) -> None:
-    assert said in explain_death(message, lines, oom_kills)[0]
+    assert said in explain_death(message, lines, oom_kills).text
+
+
+def test_a_death_has_a_cause_if_something_tells_it() -> None:
+    ended = "connection error code 2. End of file."
+    aborted = ["CUDA error: an illegal memory access was encountered", "*** SIGABRT received at time=17"]
+    assert explain_death(ended, aborted, 0).cause is Cause.DEVICE
+    assert explain_death(ended, ["*** SIGABRT received at time=17"], 0).cause is None
+    assert explain_death(ended, ["step 3"], 1).cause is Cause.OUT_OF_MEMORY
+    assert explain_death(ended, ["step 3"], 0).cause is None
+    assert explain_death("killed due to the node running low on memory.", [], 0).cause is Cause.OUT_OF_MEMORY
 
 
 def test_lines_that_did_not_arrive() -> None:
@@ -89,23 +103,16 @@ def test_lines_that_did_not_arrive() -> None:
     assert unseen_lines([], ["a"]) == []
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
-        "RuntimeError: [enforce fail at alloc_cpu.cpp:137] . DefaultCPUAllocator: can't allocate memory: you tried to",
-        "MemoryError",
-        "OSError: [Errno 12] Cannot allocate memory",
-        "its process was killed by SIGKILL, most likely by the kernel for want of memory on a (127.0.0.1), process 7",
-        "its process was killed by Ray's memory monitor: its host ran out of memory on a",
-    ],
-)
-def test_want_of_memory_is_known(message: str) -> None:
-    assert is_out_of_memory(Failure(0, Ending.RAISED, 1.0, message))
-
-
-def test_other_ends_are_not_want_of_memory() -> None:
+def test_want_of_memory_is_known_by_its_cause() -> None:
+    assert is_out_of_memory(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: "out of memory"}))
+    assert is_out_of_memory(Failure(0, Ending.PROCESS_DIED, 1.0, "any", facts={CAUSE: "out of memory"}))
     assert not any(is_out_of_memory(failure) for failure in (VICTIM, CULPRIT, KILLED))
+
+
+@pytest.mark.parametrize(("cause", "ends"), [(cause, cause.ends_process) for cause in Cause])
+def test_a_process_whose_context_is_lost_cannot_go_on(cause: Cause, ends: bool) -> None:
+    assert ends_process(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: cause.value})) is ends
+    assert not ends_process(CULPRIT)
 
 
 def test_a_node_is_silent_when_none_of_its_workers_is_heard() -> None:

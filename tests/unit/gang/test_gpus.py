@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from orchestrator.domain.device import DeviceProblem
@@ -22,6 +23,21 @@ def test_gpus_are_counted(tmp_path: Path) -> None:
     for bus in ("0000:17:00.0", "0000:65:00.0"):
         (tmp_path / bus).mkdir()
     assert gpus.count_gpus(tmp_path) == 2
+
+
+def test_where_proc_is_hidden_the_drivers_library_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: asked.append("begin"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 8)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("end"))
+    assert gpus.count_gpus(tmp_path / "none") == 8
+    assert asked == ["begin", "end"]
+
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert gpus.count_gpus(tmp_path / "none") == 0
 
 
 def test_the_mask_of_a_machine() -> None:

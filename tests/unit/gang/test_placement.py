@@ -90,6 +90,12 @@ def test_a_range_is_a_request() -> None:
     assert (asked.minimum, asked.maximum, asked.bundle) == (2, 6, {"CPU": 1.0, "GPU": 1.0})
 
 
+def test_workers_on_gpus_are_packed_unless_the_job_says_otherwise() -> None:
+    assert request_of(ResourcesSpec(workers=2)).placement == "spread"
+    assert request_of(ResourcesSpec(workers=2, gpus_per_worker=1)).placement == "pack"
+    assert request_of(ResourcesSpec(workers=2, gpus_per_worker=1, placement="spread")).placement == "spread"
+
+
 def test_workers_get_places_as_the_placement_says() -> None:
     nodes = [
         NodeCapacity(name, "10.0.0.1", {"CPU": 9.0}, {"CPU": free}) for name, free in (("a", 1), ("b", 3), ("c", 2))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.errors import BrokenDeviceError, PeerLostError
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave
@@ -162,3 +163,23 @@ def test_an_exception_as_text() -> None:
     assert (raised.rank, raised.type, raised.message) == (3, "ValueError", "outer")
     assert "KeyError: 'inner'" in raised.traceback_text
     assert "The above exception was the direct cause" in raised.traceback_text
+
+
+def test_variables_of_the_job_reach_workers_and_do_not_decide_the_device() -> None:
+    env = worker_environment(1.0, 1, {"NCCL_DEBUG": "INFO"}, {"OMP_NUM_THREADS": "3", "DS_ACCELERATOR": "cpu"})
+    assert (env["OMP_NUM_THREADS"], env["NCCL_DEBUG"], env["DS_ACCELERATOR"]) == ("3", "INFO", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
+        (RuntimeError("[gloo] Connection closed by peer"), "peer"),
+        (PeerLostError("left the collective: this generation was interrupted"), "peer"),
+        (BrokenDeviceError("rank 1 cannot use its GPU: anything"), "device"),
+        (MemoryError(), "out of memory"),
+        (ValueError("3 is no good"), None),
+    ],
+)
+def test_an_exception_travels_with_its_cause(error: Exception, cause: str | None) -> None:
+    assert describe(0, error).details.get("cause") == cause

@@ -49,11 +49,31 @@ def test_plain_stage_0_is_clipped_by_the_loop() -> None:
 
 
 def test_offload() -> None:
-    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_params": {"device": "nvme", "nvme_path": "/d"}}
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_params": {"device": "cpu"}}
     found = config({}, zero)["zero_optimization"]
     assert found["offload_optimizer"] == {"device": "cpu"}
-    assert found["offload_param"] == {"device": "nvme", "nvme_path": "/d"}
+    assert found["offload_param"] == {"device": "cpu"}
     assert "offload_optimizer" not in config({}, {"stage": 2})["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "device", "workers", "zero", "expected"),
+    [
+        (1, "cuda", 2, {}, True),
+        (2, "cuda", 8, {}, True),
+        (2, "cpu", 2, {}, None),
+        (2, "cuda", 1, {}, None),
+        (0, "cuda", 2, {}, None),
+        (3, "cuda", 2, {}, None),  # DeepSpeed's own default there
+        (2, "cuda", 2, {"offload_optimizer": {"device": "cpu"}}, None),
+        (2, "cuda", 2, {"deepspeed": {"zero_optimization": {"overlap_comm": False}}}, False),
+    ],
+)
+def test_gradients_are_reduced_during_backward_on_several_gpus(
+    stage: int, device: str, workers: int, zero: dict[str, Any], expected: bool | None
+) -> None:
+    found = deepspeed_config(spec_with(zero={"stage": stage, **zero}), EngineShape(workers, 1, 1, device))
+    assert found["zero_optimization"].get("overlap_comm") is expected
 
 
 def test_passthrough_is_merged_deeply() -> None:

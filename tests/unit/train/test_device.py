@@ -1,16 +1,18 @@
 """A worker's own device, and that of the rank it is to train with."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.domain.device import Device, DeviceProblem
+from orchestrator.domain.device import Device, DeviceProblem, Found, decide_device
 from orchestrator.domain.errors import DeviceError
 from orchestrator.train import device as module
 from orchestrator.train import generate, rendezvous
-from orchestrator.train.device import usable_device, worker_device
+from orchestrator.train.device import has_mps, usable_device, worker_device
 from orchestrator.train.engine import import_deepspeed
 from orchestrator.train.standalone import StandaloneSession
 
@@ -116,3 +118,16 @@ def test_text_is_generated_on_the_cpu_unless_a_gpu_is_asked_for(monkeypatch: pyt
     with pytest.raises(DeviceError, match="no GPU to generate on: the GPU is taken"):
         generate._device("cuda")
     assert asked == [(0, 0), (1, 0)]
+
+
+def test_a_gpu_that_is_shared_through_mps_is_refused(tmp_path: Path) -> None:
+    """Only if the daemon runs: its pipe may be left over."""
+    assert not has_mps(tmp_path)
+    os.mkfifo(tmp_path / "control")
+    assert not has_mps(tmp_path)
+    reader = os.open(tmp_path / "control", os.O_RDONLY | os.O_NONBLOCK)
+    assert has_mps(tmp_path)
+    os.close(reader)
+    problem = decide_device(1, "0", 0, Found("2.13.0", "CUDA 13.0", 1, shared=True))
+    assert isinstance(problem, DeviceProblem)
+    assert "MPS" in problem.why

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.checkpoint.exported import export_problem
 from orchestrator.domain.errors import CheckpointError, UsageError
@@ -13,8 +14,9 @@ from orchestrator.domain.events import EventKind
 from orchestrator.domain.layout import RunLayout
 from orchestrator.gang.files import Files, FileServer, write_marker
 from orchestrator.spec.job import JobSpec
-from orchestrator.train import export
+from orchestrator.train import export, exporting
 from orchestrator.train.exporting import export_run
+from orchestrator.train.generate import generate
 from tests.unit.train.exportable import checkpoint, job, prepared_data
 
 pytestmark = pytest.mark.unit
@@ -70,6 +72,10 @@ def make(trained: tuple[JobSpec, Path, Path], tmp_path: Path) -> Make:
     return context
 
 
+def export_of(context: Any, saved: str | None, step: int) -> None:
+    export_run(context.session, context.plan, context.spec, saved, step)
+
+
 def left(context: Any) -> list[str]:
     names = [path.name for path in Path(context.plan.run_dir).iterdir()]
     return sorted(name for name in names if name != ".visible")
@@ -79,7 +85,7 @@ def left(context: Any) -> list[str]:
 def test_it_is_whole_and_nothing_else_is_left(make: Make, trained: tuple[JobSpec, Path, Path], way: str) -> None:
     for _ in range(2):  # again, after a recovery
         context = make(way)
-        export_run(context, str(trained[2]), 7)
+        export_of(context, str(trained[2]), 7)
         assert export_problem(RunLayout(Path(context.plan.run_dir)).export, 7) is None
         assert left(context) == ["export"]
         ((kind, fields),) = context.session.events
@@ -106,21 +112,21 @@ def test_one_that_breaks_off_is_not_there_and_the_next_is_whole(
     context.session.store = breaking(context.session.store, None)
     context.session.move_into_place = breaking(context.session.move_into_place, 9)
     with pytest.raises(ConnectionError):
-        export_run(context, str(trained[2]), 7)
+        export_of(context, str(trained[2]), 7)
     monkeypatch.undo()
     final = RunLayout(Path(context.plan.run_dir)).export
     assert not final.exists()
     assert context.session.events == []
-    export_run(make(way), str(trained[2]), 7)
+    export_of(make(way), str(trained[2]), 7)
     assert export_problem(final, 7) is None
 
 
 def test_without_a_checkpoint_of_the_step_it_fails(make: Make, trained: tuple[JobSpec, Path, Path]) -> None:
     context = make("shared")
     with pytest.raises(CheckpointError, match="no checkpoint of step 8"):
-        export_run(context, None, 8)
+        export_of(context, None, 8)
     with pytest.raises(CheckpointError, match="is of step 7, not 8"):
-        export_run(context, str(trained[2]), 8)
+        export_of(context, str(trained[2]), 8)
     assert left(context) == []
 
 
@@ -130,15 +136,57 @@ def test_what_is_no_export_is_not_replaced(make: Make, trained: tuple[JobSpec, P
     thesis.parent.mkdir()
     thesis.write_text("years of work")
     with pytest.raises(UsageError, match="not replaced"):
-        export_run(context, str(trained[2]), 7)
+        export_of(context, str(trained[2]), 7)
     assert thesis.read_text() == "years of work"
 
 
-def test_a_sample_that_cannot_be_made_fails_no_run(make: Make, trained: tuple[JobSpec, Path, Path]) -> None:
-    context = make("shared")
-    generation = trained[0].generate.model_copy(update={"prompt": "def ", "temperature": -1.0})
-    context.spec = trained[0].model_copy(update={"generate": generation})
-    export_run(context, str(trained[2]), 7)
+def run_out_of_memory(*_: Any) -> str:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def damage_the_model(model: Path, *_: Any) -> str:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    return generate(model, "def ", 2, 0.0, 0)
+
+
+def with_prompt(spec: JobSpec, **fields: Any) -> JobSpec:
+    return spec.model_copy(update={"generate": spec.generate.model_copy(update={"prompt": "def ", **fields})})
+
+
+FAILURES = {
+    "refused": (None, "temperature"),
+    "a library's error": (run_out_of_memory, "OutOfMemoryError: CUDA out of memory"),
+    "damaged meanwhile": (damage_the_model, "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(FAILURES))
+def test_a_sample_that_cannot_be_made_fails_no_run(
+    make: Make, trained: tuple[JobSpec, Path, Path], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The export is in its place by then."""
+    context, (instead, words) = make("shared"), FAILURES[case]
+    context.spec = with_prompt(trained[0], temperature=-1.0 if instead is None else 0.0)
+    if instead is not None:
+        monkeypatch.setattr(exporting, "generate", instead)
+    export_of(context, str(trained[2]), 7)
     (exported, _), (told, fields) = context.session.events
     assert (exported, told) == (EventKind.EXPORTED, EventKind.WARNING)
     assert "no sample" in fields["message"]
+    assert words in fields["message"]
+
+
+def test_no_sample_is_made_of_a_model_that_the_host_cannot_hold(
+    make: Make, trained: tuple[JobSpec, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would end the process, and with it a run whose export is in its place."""
+    context = make("shared")
+    context.spec = with_prompt(trained[0], max_new_tokens=2)
+    export_of(context, str(trained[2]), 7)
+    assert context.session.events[-1][0] is EventKind.SAMPLE
+    monkeypatch.setattr(exporting, "SAMPLE_MEMORY_RATIO", 1e12)
+    export_of(context, str(trained[2]), 7)
+    told, fields = context.session.events[-1]
+    assert told is EventKind.WARNING
+    assert "MiB of host memory" in fields["message"]

@@ -1,4 +1,5 @@
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,24 @@ def test_an_error_of_the_thread_is_raised_where_the_step_is_taken() -> None:
     source.close()
 
 
+def test_targets_of_the_next_step_are_told_before_it_is_taken() -> None:
+    source = feed(Positions(fail_at=8), range(1, 10))
+    assert source.take().step == 1
+    deadline = time.monotonic() + 10.0
+    while (ahead := source.targets_ahead()) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert source.targets_ahead() == ahead
+    following = source.take()
+    assert (following.step, following.targets) == (2, ahead)
+    for thread in threading.enumerate():
+        if thread.name == "convoy-feed":
+            thread.join(timeout=10.0)
+    assert source.targets_ahead() is None, "an error is raised where the step is taken"
+    with pytest.raises(OSError, match="position 8 is gone"):
+        source.take()
+    source.close()
+
+
 def test_facts_of_a_rank_survive_the_exchange_exactly() -> None:
     facts = RankStep(
         loss_sum=1234.56789012345,
@@ -102,6 +121,7 @@ def test_facts_of_a_rank_survive_the_exchange_exactly() -> None:
         save=True,
         replicated_step=-2,
         step_s=1.5,
+        targets_ahead=-1,
     )
     vector = torch.tensor(facts.pack(), dtype=torch.float64)
     assert RankStep.unpack(vector.tolist()) == facts

@@ -1,4 +1,6 @@
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +8,9 @@ import pytest
 import torch
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.train.linear_loss import install_chunked_head
 from orchestrator.train.models import ARCHITECTURES, build_model, model_config, objective_of
-from orchestrator.train.tasks import CausalLM, MaskedLM
+from orchestrator.train.tasks import IGNORE, CausalLM, MaskedLM
 from tests.unit.train.builders import manifest_with, samples_of, spec_with
 
 pytestmark = pytest.mark.unit
@@ -96,6 +99,50 @@ def test_padding_and_company_do_not_change_a_samples_loss(architecture: str) -> 
         together = task.loss(model, task.batch(samples)).item()
         apart = sum(task.loss(model, task.batch(rows(samples, i, i + 1))).item() for i in range(3))
     assert together == pytest.approx(apart, rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_loss_in_chunks_is_the_plain_loss(architecture: str) -> None:
+    """Of every architecture: its logits are nothing but its head's output, and ties stay tied."""
+    plain, chunked = (build_model(spec(architecture), manifest_with()) for _ in range(2))
+    task: Any = CausalLM(pad_id=1)
+    if objective_of(plain.config) == "masked":
+        task = MaskedLM(pad_id=1, mask_id=2, vocab_size=300, probability=0.3, seed=0)
+    head = install_chunked_head(chunked, 5, IGNORE)
+    assert head is not None
+    batch = task.batch(samples_of([5, 6, 7, 8, 9], list(range(20, 36)), [40, 41]))
+    expected, found = task.loss(plain, batch), replace(task, head=head).loss(chunked, batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected.backward()
+    found.backward()
+    largest = max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
+    gradients = {name: parameter.grad for name, parameter in chunked.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients.pop(name), parameter.grad, rtol=1e-4, atol=1e-6 * largest)
+    assert not gradients
+    assert torch.equal(chunked(**batch.inputs).logits, plain(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_activations_are_recomputed_block_by_block(architecture: str) -> None:
+    """What is in a block runs once more in the backward pass, and nothing else does."""
+    job = spec_with({"architecture": architecture, "config": TINY[architecture]}, {"activation_checkpointing": True})
+    model: Any = build_model(job, manifest_with())
+    (layers,) = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    first = [next(m for m in layer.modules() if list(m.parameters(recurse=False))) for layer in layers]
+    calls: Counter[Any] = Counter()
+    for module in (*first, model.get_input_embeddings(), model.get_output_embeddings()):
+        module.register_forward_pre_hook(lambda module, _: calls.update([module]))
+    model(input_ids=torch.arange(10, 26)[None]).logits.sum().backward()
+    assert len(layers) == model.config.num_hidden_layers
+    assert [calls.pop(module) for module in first] == [2] * len(layers)
+    assert list(calls.values()) == [1, 1]
+
+
+def test_scaled_logits_keep_the_plain_loss() -> None:
+    model: Any = build_model(spec("llama"), manifest_with())
+    model.config.logit_scale = 0.0625
+    assert install_chunked_head(model, 5, IGNORE) is None
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))

@@ -14,6 +14,7 @@ from orchestrator.domain.errors import UsageError, WeightsError
 from orchestrator.train import base_check
 from orchestrator.train.base_check import check_base
 from orchestrator.train.models import ARCHITECTURES, FRESH, build_model
+from orchestrator.train.shares import Keep, take_share
 from orchestrator.train.weights import check_report, wanted_of
 from tests.unit.train.bases import (
     FILE,
@@ -47,9 +48,24 @@ def same_weights(one: Any, two: Any) -> None:
         assert torch.equal(value.float(), second[name]), name
 
 
+def loaded_in_shares(directory: Path) -> Any:
+    """By one rank that keeps everything, tensor by tensor."""
+    return build_model(base_spec(directory), manifest_with(), keep=Keep())
+
+
+def same_shares(saved: Any, directory: Path, world_size: int = 3) -> None:
+    """What each rank reads is its own part of the model."""
+    for rank in range(world_size):
+        keep = Keep(rank, world_size, sharded=True)
+        found = dict(build_model(base_spec(directory), manifest_with(), keep=keep).named_parameters())
+        for name, value in saved.named_parameters():
+            part = keep.part(value.numel())
+            assert torch.equal(take_share(found[name]), value.float().view(-1)[part.start : part.end]), name
+
+
 def refused(directory: Path, *parts: str) -> None:
-    """By the check that comes before data is tokenised, and by loading alone."""
-    for attempt in (check, loaded):
+    """By the check that comes before data is tokenised, and by loading alone, whole or in shares."""
+    for attempt in (check, loaded, loaded_in_shares):
         with pytest.raises(UsageError) as caught:
             attempt(directory)
         text = f"{caught.value.message}\n{caught.value.hint}"
@@ -102,6 +118,8 @@ def test_every_weight_comes_from_the_files(tmp_path: Path, architecture: str) ->
     for directory in sorted(tmp_path.iterdir()):
         check(directory)
         same_weights(saved, loaded(directory))
+        same_weights(saved, loaded_in_shares(directory))
+        same_shares(saved, directory)
 
 
 def _tensorflow(name: str) -> str:
@@ -113,6 +131,7 @@ def test_every_floating_type_is_taken(tmp_path: Path, dtype: torch.dtype) -> Non
     saved = write_base(tmp_path, "qwen2", dtype)
     check(tmp_path)
     same_weights(saved, loaded(tmp_path))
+    same_shares(saved, tmp_path)
 
 
 def test_tied_weights_are_saved_under_either_name_or_both(tmp_path: Path) -> None:
@@ -128,9 +147,9 @@ def test_tied_weights_are_saved_under_either_name_or_both(tmp_path: Path) -> Non
         shutil.copytree(tmp_path / "base", tmp_path / name)
         rewrite(tmp_path / name, change)
         check(tmp_path / name)
-        model = loaded(tmp_path / name)
-        assert model.lm_head.weight is model.model.embed_tokens.weight
-        same_weights(saved, model)
+        for model in (loaded(tmp_path / name), loaded_in_shares(tmp_path / name)):
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+            same_weights(saved, model)
     rewrite(tmp_path / "both", lambda tensors: tensors | {head: tensors[embedding] + 1})
     refused(tmp_path / "both", f"ties {head} to {embedding}", "different values", "tie_word_embeddings: false")
     rewrite(tmp_path / "head", lambda tensors: {k: v for k, v in tensors.items() if k != head})
@@ -323,8 +342,9 @@ def test_the_check_holds_no_weights_in_memory(tmp_path: Path, monkeypatch: pytes
     check(tmp_path, thorough=False)
     monkeypatch.setattr(base_check, "MAX_READ_BYTES", 100)
     check(tmp_path)
-    with pytest.raises(WeightsError, match="NaN"):
-        loaded(tmp_path)
+    for load in (loaded, loaded_in_shares):
+        with pytest.raises(WeightsError, match="NaN"):
+            load(tmp_path)
     with torch.device("meta"):
         assert wanted_of(loaded_config(tmp_path)).model == "LlamaForCausalLM"
 
@@ -365,6 +385,7 @@ def test_a_head_that_the_task_draws_may_be_missing(tmp_path: Path, monkeypatch: 
     same_weights(first, second)
     assert torch.equal(first.model.norm.weight, saved.model.norm.weight)
     assert not torch.equal(first.lm_head.weight, saved.lm_head.weight)
+    same_weights(first, loaded_in_shares(tmp_path))
 
 
 def test_a_model_from_scratch_has_nothing_to_check() -> None:
