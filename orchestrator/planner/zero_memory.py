@@ -6,7 +6,7 @@ weight, R elements of `reduce_bucket_size`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.planner.model_shape import ModelShape
@@ -34,7 +34,7 @@ class ZeroSettings:
 
     reduce_elements: int = 500_000_000
     overlap_comm: bool | None = None
-    """None: at stage 3 only."""
+    """None: at stage 3, and at stages 1 and 2 of several workers on GPUs that offload nothing."""
     max_live_elements: int = 1_000_000_000
     sub_group_elements: int = 1_000_000_000
     contiguous_gradients: bool = True
@@ -89,15 +89,19 @@ def zero_memory(
     spec: JobSpec, shape: ModelShape, workers: int, whole_model_at_build: bool = WHOLE_MODEL_AT_BUILD
 ) -> ZeroMemory:
     """What DeepSpeed allocates for this job's stage, precision and offload, as one of `workers`."""
+    stage, precision = spec.zero.stage, spec.train.precision
+    offload = spec.zero.offload_optimizer.device != "none"
+    settings = ZeroSettings.of(spec.zero.deepspeed)
+    if settings.overlap_comm is None and stage in (1, 2):  # as `train.deepspeed_config` sets it
+        overlaps = spec.resources.gpus_per_worker > 0 and workers > 1 and not offload
+        settings = replace(settings, overlap_comm=overlaps)
     inputs = _Inputs(
         shape.parameters,
         shape.largest_parameter,
         workers,
-        FP32 if spec.train.precision == "fp32" else FP16,
-        ZeroSettings.of(spec.zero.deepspeed),
+        FP32 if precision == "fp32" else FP16,
+        settings,
     )
-    stage, precision = spec.zero.stage, spec.train.precision
-    offload = spec.zero.offload_optimizer.device != "none"
     if stage == 0:
         return _torch_optimizer(inputs) if precision == "fp32" else _unfused_optimizer(inputs)
     if stage == 1 and precision == "bf16" and not offload:

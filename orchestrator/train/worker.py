@@ -196,14 +196,15 @@ def _train(context: "TrainContext") -> TrainResult:
         module, parameters = context.engine.module, context.size.parameters
         with no_samples_yet(session, context.spec, lambda: shape_of(module, parameters), context.device):
             start = _restore(context)
-    elif context.device.type == CUDA:
-        from orchestrator.train.trial import try_longest
-
-        try_longest(context)
-    if session.rank == 0 and not plan.restores and context.device.type == CUDA:
+    fresh_on_gpu = not plan.restores and context.device.type == CUDA
+    if fresh_on_gpu and session.rank == 0:
         _warn_of_precision(context)
-    _phase(session, Phase.TRAIN)
     with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
+        if fresh_on_gpu:
+            from orchestrator.train.trial import try_longest
+
+            try_longest(context)
+        _phase(session, Phase.TRAIN)
         result = TrainLoop(context, start).run()
     facts = {
         "loss": result.loss,

@@ -74,12 +74,14 @@ def test_stage_1_of_7_b_is_far_more_than_16_bytes_a_parameter_divided() -> None:
 
 
 def test_reducing_gradients_at_stages_2_and_3() -> None:
-    # Buckets of 500 M in bf16, 1 GB: one to fill, one that is sent. Three gradients of the largest, 131 M: 0.79.
-    assert need(2).zero.reducing_bytes / GB == pytest.approx(1 + 1 + 0.79, rel=0.01)
-    overlapped = spec(2, zero={"deepspeed": {"zero_optimization": {"overlap_comm": True}}})
-    assert zero_memory(overlapped, SEVEN_B, 8).reducing_bytes / GB == pytest.approx(2 + 1 + 0.79, rel=0.01)
+    # Buckets of 500 M in bf16, 1 GB: two to fill, as the reduction overlaps with the backward pass, one that is sent.
+    # Three gradients of the largest, 131 M: 0.79.
+    assert need(2).zero.reducing_bytes / GB == pytest.approx(2 + 1 + 0.79, rel=0.01)
+    assert need(2, workers=1).zero.reducing_bytes / GB == pytest.approx(1 + 1 + 0.79, rel=0.01)
+    plain = spec(2, zero={"deepspeed": {"zero_optimization": {"overlap_comm": False}}})
+    assert zero_memory(plain, SEVEN_B, 8).reducing_bytes / GB == pytest.approx(1 + 1 + 0.79, rel=0.01)
     small = spec(2, zero={"deepspeed": {"zero_optimization": {"reduce_bucket_size": 5e7}}})
-    assert zero_memory(small, SEVEN_B, 8).reducing_bytes / GB == pytest.approx(0.1 + 0.1 + 0.79, rel=0.01)
+    assert zero_memory(small, SEVEN_B, 8).reducing_bytes / GB == pytest.approx(0.2 + 0.1 + 0.79, rel=0.01)
     assert need(3).zero.reducing_bytes / GB == pytest.approx(1 + 0.79, rel=0.01)
 
 
@@ -150,8 +152,7 @@ def test_activations_of_a_layer_by_hand() -> None:
     found = need(3)
     layer = 65_536 + 32_768 + 128 + 88_064
     assert found.sample.kept_bytes == pytest.approx(2048 * (32 * layer + 8 * 4096), rel=0.001)
-    plain = device_need(spec(3), SEVEN_B, 8, Assumptions(loss_chunk_tokens=None))
-    assert plain.sample.logits_bytes == 2048 * 32_000 * 12
+    assert device_need(spec(3), SEVEN_B, 8, Assumptions()).sample.logits_bytes == 2048 * 32_000 * 12
     recomputed = device_need(spec(3, activation_checkpointing=True), SEVEN_B, 8)
     assert recomputed.sample.kept_bytes == 2048 * (32 * 2 * 4096 + 8 * 4096)
     # A matrix of 2048 x 2048 for each of 32 heads and layers, in fp32 and bf16.

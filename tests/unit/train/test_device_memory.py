@@ -12,7 +12,6 @@ from orchestrator.domain.events import EventKind
 from orchestrator.gang import worker_actor
 from orchestrator.gang.decide import Ending, Failure
 from orchestrator.gang.gang import GangOutcome
-from orchestrator.gang.worker_actor import describe
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train import device as module
@@ -59,6 +58,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
+def failed(error: Exception) -> Failure:
+    """What arrives at the driver."""
+    raised = worker_actor.describe(3, error)
+    return Failure(3, Ending.RAISED, 1.0, f"{raised.type}: {raised.message}", "", raised.hint, raised.details)
+
+
 def test_a_gpu_that_works_tells_its_memory(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "usable_device", lambda gpus, local_rank: module.Device("cuda", 0))
     assert check_gpu() == DeviceRoom(79 * GIB, 80 * GIB, "NVIDIA H100")
@@ -80,8 +85,7 @@ def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleN
     assert "16 workers (" in str(caught.value.hint)
     assert session.events == []
     # What the driver makes of it: no halving, and no recovery, since nobody was lost.
-    details = describe(3, caught.value).details
-    failure = Failure(3, Ending.RAISED, 1.0, f"WantOfMemoryError: {text}", "", None, details)
+    failure = failed(caught.value)
     outcome = GangOutcome((), failure, False, 0)
     assert (outcome.out_of_memory, outcome.before_samples, outcome.lost_nobody) == (True, True, True)
 
@@ -95,9 +99,7 @@ def test_memory_that_others_hold_is_told_and_may_come_back(gpu: SimpleNamespace)
     assert kind is EventKind.WARNING
     assert fields["message"].startswith("others hold 59.4 of 80.0 GiB on the NVIDIA H100 of rank 3 on ")
     assert caught.value.details[BEFORE_SAMPLES]["foreign_bytes"] == 60 * GIB - CONTEXT_BYTES
-    failure = Failure(
-        3, Ending.RAISED, 1.0, f"WantOfMemoryError: {caught.value.message}", "", None, caught.value.details
-    )
+    failure = failed(caught.value)
     assert not GangOutcome((), failure, False, 0).lost_nobody
 
 
