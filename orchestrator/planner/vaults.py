@@ -20,7 +20,6 @@ from orchestrator.spec.job import JobSpec
 STATE_BYTES = 12
 """Per parameter: an fp32 master and two fp32 moments."""
 SLOTS = 2
-FP32_BYTES = 4
 SMALL_STATE_BYTES = 44 << 10
 """Of a slot: random states, counters, and the room left for them to grow. Measured, of GPT-2 with few parameters."""
 
@@ -83,22 +82,6 @@ def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
     if spec.resources.gpus_per_worker:
         return PROCESS_BYTES + zero_memory(spec, shape, workers).host_bytes
     return memory_need(spec, shape, workers).total_bytes(1)
-
-
-def check_build(spec: JobSpec, shape: ModelShape, node_memory_bytes: int, workers_on_node: int) -> str | None:
-    """A warning where the workers of the fullest node may not find room to build the model, each the whole of it in
-    fp32 (`train.models.build_model`); None where they will, or where their own state is planned in host memory anyway.
-    """
-    if not spec.resources.gpus_per_worker:
-        return None
-    model_bytes = FP32_BYTES * shape.parameters
-    needed_bytes = workers_on_node * (PROCESS_BYTES + model_bytes)
-    if needed_bytes <= node_memory_bytes:
-        return None
-    return (
-        f"building the model takes about {_mib(needed_bytes)} of host memory on a node, {_mib(model_bytes)} in each of "
-        f"{workers_on_node} workers, and {_mib(node_memory_bytes)} are there"
-    )
 
 
 def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> str | None:

@@ -8,7 +8,6 @@ from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vaults import (
     SMALL_STATE_BYTES,
     VaultNeed,
-    check_build,
     check_room,
     least_worker_bytes,
     spread_evenly,
@@ -104,14 +103,3 @@ def test_on_gpus_the_host_holds_the_process_and_what_is_offloaded() -> None:
     assert least_worker_bytes(on_gpus(2), MILLION, 4) == PROCESS_BYTES
     # Masters and moments 12, fp32 gradients 4, and weights in bf16 2, of a quarter.
     assert least_worker_bytes(on_gpus(2, "cpu"), MILLION, 4) == PROCESS_BYTES + 18 * 300_000
-
-
-def test_eight_workers_that_build_a_whole_model_each_may_not_find_room() -> None:
-    seven = ModelShape(7_000_000_000, 32, 4096, 32, 32_000)
-    assert check_build(on_gpus(1), seven, 256 << 30, 8) is None
-    text = check_build(on_gpus(1), seven, 128 << 30, 8)
-    assert text is not None
-    assert text.startswith(
-        "building the model takes about 219,223 MiB of host memory on a node, 26,703 MiB in each of 8"
-    )
-    assert check_build(spec(), seven, 1 << 30, 8) is None  # on CPUs the state itself is planned there
