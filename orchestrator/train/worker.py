@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
@@ -101,9 +102,9 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.data.dataset import TokenDataset
     from orchestrator.train.context import TrainContext
     from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.device_memory import no_samples_yet, shape_of
+    from orchestrator.train.device_memory import no_samples_yet, shape_of, shape_of_config, tell_room
     from orchestrator.train.engine import build_engine
-    from orchestrator.train.models import build_model
+    from orchestrator.train.models import build_model, model_config
     from orchestrator.train.shares import keep_for
     from orchestrator.train.sizing import model_size
     from orchestrator.train.waiting import ticking_collectives
@@ -111,7 +112,9 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
     session.beat(0, Phase.MODEL)
     keep = keep_for(spec, session.rank, session.world_size, device)
-    model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
+    room = tell_room(session, device)
+    with no_samples_yet(session, spec, lambda: shape_of_config(model_config(spec, dataset.manifest)), room):
+        model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
     size = model_size(model)
     shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
     task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
@@ -128,7 +131,8 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
             },
         )
     session.beat(0, Phase.BUILD)
-    with ticking_collectives(session.progress), no_samples_yet(session, spec, shape_of(model, size.parameters), device):
+    sized = partial(shape_of, model, size.parameters)
+    with ticking_collectives(session.progress), no_samples_yet(session, spec, sized, room):
         engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
@@ -184,8 +188,8 @@ def _train(context: "TrainContext") -> TrainResult:
     start = Progress(step=0, position=0)
     if plan.restores:
         _phase(session, Phase.RESTORE)
-        shape = shape_of(context.engine.module, context.size.parameters)
-        with no_samples_yet(session, context.spec, shape, context.device):
+        sized = partial(shape_of, context.engine.module, context.size.parameters)
+        with no_samples_yet(session, context.spec, sized):
             start = _restore(context)
     fresh_on_gpu = not plan.restores and context.device.type == CUDA
     if fresh_on_gpu and session.rank == 0:
