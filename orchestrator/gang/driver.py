@@ -42,7 +42,7 @@ from orchestrator.gang.planned import Emit, Planned
 from orchestrator.gang.regroup import leave_lost_nodes, seek
 from orchestrator.gang.worker_actor import worker_environment
 from orchestrator.planner.model_shape import ModelShape
-from orchestrator.planner.vaults import VaultNeed, check_build, check_room, least_worker_bytes, vault_need
+from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.load import spec_hash
 
@@ -143,14 +143,13 @@ class GangDriver:
             return None, None
         by_node = self._gang.workers_by_node
         need = vault_need(self._spec, shape, by_node)
-        building = check_build(self._spec, shape, sum(by_node), self._memory_per_node_bytes(), max(by_node))
         if need is None:
-            return None, building
+            return None, None
         workers = sum(by_node)
         each = self.request.bundle.get("memory")
         if each is None or self._require_cluster().local:
             each = least_worker_bytes(self._spec, shape, workers)
-        return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node)) or building
+        return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
 
     @property
     def spec(self) -> JobSpec:

@@ -135,7 +135,7 @@ def step_estimate_s(parameters: int, tokens: int, workers: int, flops_per_s: flo
 
 def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> dict[str, float | None]:
     """Fields of the event `snapshots.planned`, for workers that lie on nodes like that."""
-    speeds = PAGEABLE if spec.resources.gpus_per_worker else HOST
+    speeds = PINNED if spec.resources.gpus_per_worker else HOST
     checkpoint = spec.checkpoint
     costs = snapshot_costs(shape.parameters, workers_by_node, checkpoint.replicas, speeds)
     interval_s = costs.interval_s(checkpoint.overhead_budget)

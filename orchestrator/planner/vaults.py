@@ -19,10 +19,7 @@ from orchestrator.spec.job import JobSpec
 
 STATE_BYTES = 12
 """Per parameter: an fp32 master and two fp32 moments."""
-BUILD_BYTES = 64 << 20
-"""Held while parameters are drawn or read one by one."""
 SLOTS = 2
-FP32_BYTES = 4
 SMALL_STATE_BYTES = 44 << 10
 """Of a slot: random states, counters, and the room left for them to grow. Measured, of GPT-2 with few parameters."""
 
@@ -85,30 +82,6 @@ def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
     if spec.resources.gpus_per_worker:
         return PROCESS_BYTES + zero_memory(spec, shape, workers).host_bytes
     return memory_need(spec, shape, workers).total_bytes(1)
-
-
-def build_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
-    """Host memory that one of `workers` on GPUs needs while its model is built: one parameter in fp32 at a time, and at
-    stage 3 its share of the model in the training precision (`train.shares`)."""
-    value = FP32_BYTES if spec.train.precision == "fp32" else FP32_BYTES // 2
-    share = value * -(-shape.parameters // workers) if spec.zero.stage == 3 else 0
-    return PROCESS_BYTES + max(BUILD_BYTES, FP32_BYTES * shape.largest_parameter) + share
-
-
-def check_build(
-    spec: JobSpec, shape: ModelShape, workers: int, node_memory_bytes: int, workers_on_node: int
-) -> str | None:
-    """A warning if the workers of the fullest node may not find room to build the model; None if they will, or if their
-    own state is planned in host memory anyway. `workers`: of the gang."""
-    if not spec.resources.gpus_per_worker:
-        return None
-    needed_bytes = workers_on_node * build_bytes(spec, shape, workers)
-    if needed_bytes <= node_memory_bytes:
-        return None
-    return (
-        f"building the model takes about {_mib(needed_bytes)} of host memory on a node with {workers_on_node} workers, "
-        f"and {_mib(node_memory_bytes)} are there"
-    )
 
 
 def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> str | None:

@@ -25,19 +25,30 @@ GIB = 2**30
 
 def shape_of(model: Any, parameters: int) -> ModelShape:
     """The sizes of a Hugging Face model that has been built, with the number of its parameters counted."""
-    config = model.config.to_dict()
-    return replace(model_shape(config, int(config.get("vocab_size") or 1)), parameters=parameters)
+    return replace(shape_of_config(model.config), parameters=parameters)
+
+
+def shape_of_config(config: Any) -> ModelShape:
+    """The sizes of the model that a Hugging Face config describes."""
+    fields = config.to_dict()
+    return model_shape(fields, int(fields.get("vocab_size") or 1))
+
+
+def tell_room(session: Session, device: torch.device) -> DeviceRoom | None:
+    """Memory of this worker's GPU; a warning if others hold some of it. To be asked before there are NCCL's buffers,
+    which would count as others'. None on a CPU."""
+    room = device_room(device) if device.type == CUDA else None
+    if room is not None and room.is_shared:
+        session.report_event(EventKind.WARNING, {"message": _shared_text(session, room)})
+    return room
 
 
 @contextmanager
 def no_samples_yet(
-    session: Session, spec: JobSpec, shape: Callable[[], ModelShape], device: torch.device
+    session: Session, spec: JobSpec, shape: Callable[[], ModelShape], room: DeviceRoom | None = None
 ) -> Iterator[None]:
-    """For what is done before the first sample. Raises WantOfMemoryError in place of torch's OutOfMemoryError. `shape`
-    is only called then: the model may not be whole at that moment."""
-    room = device_room(device) if device.type == CUDA else None
-    if room is not None and room.is_shared:
-        session.report_event(EventKind.WARNING, {"message": _shared_text(session, room)})
+    """For what is done before the first sample. `shape` is asked for the model's sizes if memory is short, `room` is
+    what `tell_room` found. Raises WantOfMemoryError in place of torch's OutOfMemoryError."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
@@ -18,10 +19,8 @@ from orchestrator.domain.threads import THREADS_VARIABLE, compute_threads, offlo
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
-    from orchestrator.planner.model_shape import ModelShape
     from orchestrator.train.checkpointing import Progress
     from orchestrator.train.context import TrainContext
-    from orchestrator.train.flops import ModelSize
 
 
 def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
@@ -103,43 +102,39 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     from orchestrator.data.dataset import TokenDataset
     from orchestrator.train.context import TrainContext
     from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.device_memory import no_samples_yet, shape_of
+    from orchestrator.train.device_memory import no_samples_yet, shape_of, shape_of_config, tell_room
     from orchestrator.train.engine import build_engine
-    from orchestrator.train.models import build_model, model_config, skeleton
+    from orchestrator.train.models import build_model, model_config
     from orchestrator.train.shares import keep_for
     from orchestrator.train.sizing import model_size
     from orchestrator.train.waiting import ticking_collectives
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
-
-    def model_shape() -> "ModelShape":
-        bare = skeleton(model_config(spec, dataset.manifest))
-        return shape_of(bare, model_size(bare).parameters)
-
     session.beat(0, Phase.MODEL)
-    shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
-    with no_samples_yet(session, spec, model_shape, device):
-        keep = keep_for(spec, session.rank, session.world_size, device)
+    keep = keep_for(spec, session.rank, session.world_size, device)
+    room = tell_room(session, device)
+    with no_samples_yet(session, spec, lambda: shape_of_config(model_config(spec, dataset.manifest)), room):
         model = build_model(spec, dataset.manifest, restored=plan.restores, keep=keep)
-        size = model_size(model)
-        task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
-        if session.rank == 0:
-            session.report_event(EventKind.PLAN, _planned(session, plan, size))
-        session.beat(0, Phase.BUILD)
-        with ticking_collectives(session.progress):
-            engine = build_engine(spec, model, shape, restored=plan.restores)
+    size = model_size(model)
+    shape = EngineShape(session.world_size, plan.micro_batch, plan.accumulation, device.type)
+    task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
+    if session.rank == 0:
+        session.report_event(
+            EventKind.PLAN,
+            {
+                "world_size": session.world_size,
+                "shares": list(plan.shares),
+                "micro_batch": plan.micro_batch,
+                "accumulation": plan.accumulation,
+                "total_steps": plan.total_steps,
+                "parameters": size.parameters,
+            },
+        )
+    session.beat(0, Phase.BUILD)
+    sized = partial(shape_of, model, size.parameters)
+    with ticking_collectives(session.progress), no_samples_yet(session, spec, sized, room):
+        engine = build_engine(spec, model, shape, restored=plan.restores)
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
-
-
-def _planned(session: Session, plan: TrainPlan, size: "ModelSize") -> dict[str, Any]:
-    return {
-        "world_size": session.world_size,
-        "shares": list(plan.shares),
-        "micro_batch": plan.micro_batch,
-        "accumulation": plan.accumulation,
-        "total_steps": plan.total_steps,
-        "parameters": size.parameters,
-    }
 
 
 def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
@@ -193,8 +188,8 @@ def _train(context: "TrainContext") -> TrainResult:
     start = Progress(step=0, position=0)
     if plan.restores:
         _phase(session, Phase.RESTORE)
-        module, parameters = context.engine.module, context.size.parameters
-        with no_samples_yet(session, context.spec, lambda: shape_of(module, parameters), context.device):
+        sized = partial(shape_of, context.engine.module, context.size.parameters)
+        with no_samples_yet(session, context.spec, sized):
             start = _restore(context)
     fresh_on_gpu = not plan.restores and context.device.type == CUDA
     if fresh_on_gpu and session.rank == 0:

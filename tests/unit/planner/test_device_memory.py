@@ -3,6 +3,8 @@
 GB are 1e9 bytes here, as in the papers. P: parameters, W: workers.
 """
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom, smallest
@@ -230,3 +232,15 @@ def test_sizes_that_a_config_leaves_out_are_the_architecture_s() -> None:
     assert model_shape({"model_type": "llama"}, 32_000).parameters == pytest.approx(6_738_415_616, rel=0.001)
     mistral = model_shape({"model_type": "mistral"}, 32_000)
     assert (mistral.parameters, mistral.key_value_width) == (pytest.approx(7_241_732_096, rel=0.001), 1024)
+
+
+@pytest.mark.parametrize(
+    ("row", "checkpointing"), [("peak", False), ("peak with `train.activation_checkpointing`", True)]
+)
+def test_the_documented_peaks_of_7_b_are_the_planner_s(row: str, checkpointing: bool) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text()
+    (line,) = [line for line in document.splitlines() if line.startswith(f"| {row} |")]
+    documented = [float(cell) for cell in line.split("|")[2:6]]
+    shape = model_shape({"model_type": "llama"}, 32_000)
+    specs = [spec(stage, activation_checkpointing=checkpointing) for stage in range(4)]
+    assert [round(device_need(each, shape, 8).total_bytes(1) / GIB, 1) for each in specs] == documented

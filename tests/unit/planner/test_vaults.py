@@ -8,8 +8,6 @@ from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vaults import (
     SMALL_STATE_BYTES,
     VaultNeed,
-    build_bytes,
-    check_build,
     check_room,
     least_worker_bytes,
     spread_evenly,
@@ -105,16 +103,3 @@ def test_on_gpus_the_host_holds_the_process_and_what_is_offloaded() -> None:
     assert least_worker_bytes(on_gpus(2), MILLION, 4) == PROCESS_BYTES
     # Masters and moments 12, fp32 gradients 4, and weights in bf16 2, of a quarter.
     assert least_worker_bytes(on_gpus(2, "cpu"), MILLION, 4) == PROCESS_BYTES + 18 * 300_000
-
-
-def test_building_a_model_takes_a_share_of_it_at_stage_3_and_one_parameter_below() -> None:
-    seventy = ModelShape(70_000_000_000, 80, 8192, 64, 32_000)
-    one_parameter = 4 * seventy.largest_parameter
-    assert build_bytes(on_gpus(2), seventy, 64) == PROCESS_BYTES + one_parameter
-    assert build_bytes(on_gpus(3), seventy, 64) == PROCESS_BYTES + one_parameter + 2 * 1_093_750_000
-    assert check_build(on_gpus(3), seventy, 64, 64 << 30, 8) is None
-    text = check_build(on_gpus(3), seventy, 8, 64 << 30, 8)
-    assert text is not None
-    assert text.startswith("building the model takes about ")
-    assert "of host memory on a node with 8 workers, and 65,536 MiB are there" in text
-    assert check_build(spec(), seventy, 8, 1 << 30, 8) is None  # on CPUs the state itself is planned there

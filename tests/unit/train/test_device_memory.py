@@ -16,7 +16,7 @@ from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train import device as module
 from orchestrator.train.device import check_gpu, device_room
-from orchestrator.train.device_memory import no_samples_yet, shape_of
+from orchestrator.train.device_memory import no_samples_yet, shape_of, tell_room
 from orchestrator.train.standalone import StandaloneSession, smallest_room
 
 pytestmark = pytest.mark.unit
@@ -74,7 +74,10 @@ def test_a_gpu_that_works_tells_its_memory(gpu: SimpleNamespace, monkeypatch: py
 
 def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleNamespace) -> None:
     session = Told()
-    with pytest.raises(WantOfMemoryError) as caught, no_samples_yet(session, SPEC, lambda: SHAPE, CUDA):
+    with (
+        pytest.raises(WantOfMemoryError) as caught,
+        no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 436.00 MiB.\nMore.")
     text = caught.value.message
     assert text.startswith(
@@ -93,7 +96,10 @@ def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleN
 def test_memory_that_others_hold_is_told_and_may_come_back(gpu: SimpleNamespace) -> None:
     gpu.free = 20 * GIB
     session = Told()
-    with pytest.raises(WantOfMemoryError) as caught, no_samples_yet(session, SPEC, lambda: SHAPE, CUDA):
+    with (
+        pytest.raises(WantOfMemoryError) as caught,
+        no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     ((kind, fields),) = session.events
     assert kind is EventKind.WARNING
@@ -105,8 +111,7 @@ def test_memory_that_others_hold_is_told_and_may_come_back(gpu: SimpleNamespace)
 
 def test_on_a_cpu_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("a GPU was asked"))
-    with no_samples_yet(Told(), SPEC, lambda: SHAPE, torch.device("cpu")):
-        pass
+    assert tell_room(Told(), torch.device("cpu")) is None
     assert not GangOutcome((), Failure(0, Ending.RAISED, 1.0, "MemoryError", "", None, {}), False, 0).before_samples
 
 
