@@ -194,12 +194,13 @@ def threads_of(offload: str, chosen: str) -> tuple[int, int]:
     """Threads of a worker on a GPU, and the cores that it may use."""
     import torch
 
-    from orchestrator.domain.threads import CHOSEN_VARIABLE
+    from orchestrator.domain.threads import CHOSEN_VARIABLE, THREADS_VARIABLE
     from orchestrator.train.worker import _set_offload_threads
 
     spec = spec_of("gpt2", stage=1, offload_optimizer={"device": offload})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CHOSEN_VARIABLE, chosen)
+        patch.setenv(THREADS_VARIABLE, "1")
         _set_offload_threads(spec, torch.device("cuda", 0))
         found = torch.get_num_threads()
     torch.set_num_threads(1)

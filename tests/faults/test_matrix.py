@@ -149,7 +149,9 @@ def numeric(phase: str, directory: Path, pauses: Pauses, without_batch: list[flo
             striker.plan(Point(phase), NAN_STEP - 1, 1, hold=False, until=EventKind.RECOVERY_STARTED)
         elif phase == "restore":
             striker.plan(Point.BEGIN, NAN_STEP, 1, first="kill-worker")
-        outcome = train(directory, striker, Arranged(injections=(Injection("nan", NAN_STEP, 0),)))
+        # The worker that is killed does not come to its loss: only the one that takes its place does.
+        rank = 1 if phase == "restore" else 0
+        outcome = train(directory, striker, Arranged(injections=(Injection("nan", NAN_STEP, rank),)))
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None), striker.story()
     assert curve(outcome) == without_batch
     assert len(striker.of(EventKind.FAULT_INJECTED)) == 1
