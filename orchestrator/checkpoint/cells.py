@@ -102,7 +102,7 @@ class Cell:
 
     @property
     def memory(self) -> memoryview:
-        """All of the mapping. Whoever keeps a view of it keeps the memory mapped after `close`."""
+        """All of the mapping. A view of it keeps the memory mapped after `close`."""
         return self._view[:]
 
     @property

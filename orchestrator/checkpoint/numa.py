@@ -61,5 +61,5 @@ def thread_policy() -> tuple[int, "ctypes.Array[ctypes.c_ulong]"] | None:
 
 
 def _set(mode: int, mask: "ctypes.Array[ctypes.c_ulong]") -> None:
-    # The kernel reads one bit less than it is told of.
+    # The kernel reads one bit less than `maxnode`.
     ctypes.CDLL(None).syscall(_CALLS[platform.machine()][0], mode, mask, ctypes.c_ulong(_NODES + 1))

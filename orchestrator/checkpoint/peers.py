@@ -70,7 +70,7 @@ class CellIndex:
 
 class PeerReader(IntervalReader):
     """The state of one step, out of the vaults that hold it. Raises CheckpointError if none that holds a shard can be
-    reached; reading goes on from another if one goes meanwhile.
+    reached; if a vault is lost meanwhile, reading continues from another.
 
     All shards are described when it is made, and opened when they are first read: a rank reads few of them, and a
     mapping of all shards costs page tables in every process. Memory: the indexes; payloads go where the caller says.

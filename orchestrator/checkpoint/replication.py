@@ -119,7 +119,7 @@ class Replication:
         self._writer.close()
 
     def peers_of(self, key: CellKey) -> tuple[str, ...] | None:
-        """Where the states of a generation go; None if nobody has said so yet. For lanes, as all that follows."""
+        """Where the states of a generation go; None if the driver has not set it yet. Called by lanes."""
         with self._lock:
             return self._peers.get(key.generation)
 

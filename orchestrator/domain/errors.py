@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from orchestrator.domain.engine_errors import CAUSE, Cause
 from orchestrator.errors import ConvoyError as ConvoyError
 
 
@@ -18,6 +19,10 @@ class DeviceError(UsageError):
 class BrokenDeviceError(DeviceError):
     """The GPU of a worker does not work, or not any more."""
 
+    @property
+    def details(self) -> dict[str, Any]:
+        return {CAUSE: Cause.DEVICE.value}
+
 
 BEFORE_SAMPLES = "before_samples"
 """Key of `ConvoyError.details`: memory was short before any sample was fed."""
@@ -33,7 +38,7 @@ class WantOfMemoryError(ConvoyError):
 
     @property
     def details(self) -> dict[str, Any]:
-        return {BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
+        return {CAUSE: Cause.OUT_OF_MEMORY.value, BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
 
 
 class WeightsError(UsageError):
@@ -49,7 +54,12 @@ class ClusterError(ConvoyError):
 
 
 class PeerLostError(ConvoyError):
-    """Another worker is lost: this one left the collective that waits for it. Its cause is elsewhere."""
+    """Another worker is lost: this one left the collective that waits for it. Its cause is elsewhere, whatever the
+    message quotes."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {CAUSE: Cause.PEER.value}
 
 
 class CheckpointError(ConvoyError):

@@ -20,8 +20,8 @@ from typing import Any
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
-from orchestrator.domain.errors import BrokenDeviceError, ConvoyError, UsageError
+from orchestrator.domain.engine_errors import CAUSE, find_cause
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.domain.threads import thread_environment
@@ -321,14 +321,11 @@ def describe(rank: int, error: BaseException) -> Raised:
     """An exception as values; its traceback without our own frame. `details` say what caused it (`CAUSE`), if known."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name, message = type(error).__name__, str(error)
-    if not isinstance(error, ConvoyError):
-        return Raised(rank, name, message, text, details=_cause(find_cause(f"{name}: {message}")))
-    cause = Cause.DEVICE if isinstance(error, BrokenDeviceError) else find_cause(f"{name}: {message}")
-    return Raised(rank, name, message, text, error.hint, {**_cause(cause), **error.details})
-
-
-def _cause(cause: Cause | None) -> dict[str, Any]:
-    return {} if cause is None else {CAUSE: cause.value}
+    cause = find_cause(f"{name}: {message}")
+    details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
+    if isinstance(error, ConvoyError):  # one of ours may know its cause better than its words do
+        return Raised(rank, name, message, text, error.hint, {**details, **error.details})
+    return Raised(rank, name, message, text, details=details)
 
 
 def _give_memory_back() -> None:

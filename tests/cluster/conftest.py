@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import TrainProcesses
+from tests.cluster.zero_gang import Gang
 
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_embd": 48, "n_head": 2},
@@ -33,6 +34,14 @@ for _name in ("mistral", "qwen2", "qwen3"):
 def train_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainProcesses]:
     """Four worker processes, imported once."""
     processes = TrainProcesses(4, tmp_path_factory.mktemp("gangs"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
+    """Two processes that form groups. A module that needs more has a fixture of its own."""
+    processes = Gang(2, tmp_path_factory.mktemp("groups"))
     yield processes
     processes.close()
 

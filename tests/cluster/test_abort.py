@@ -60,13 +60,6 @@ def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
             yield ours, theirs
 
 
-@pytest.fixture(scope="module")
-def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
-    processes = Gang(2, tmp_path_factory.mktemp("gang"))
-    yield processes
-    processes.close()
-
-
 @pytest.mark.parametrize("stage", [1, 3])
 def test_processes_whose_groups_were_aborted_train_again(stage: int, gang: Gang) -> None:
     first = gang.run(2, aborted, stage)

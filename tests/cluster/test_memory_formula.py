@@ -4,8 +4,6 @@ On a CPU the same classes of DeepSpeed hold the same tensors as on a GPU: which 
 the precision (`deepspeed/runtime/engine.py`, `_do_optimizer_sanity_check`).
 """
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.cluster.memory_steps import measured, peak
@@ -13,13 +11,6 @@ from tests.cluster.zero_gang import Gang
 from tests.selection import every_day
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
-    gang = Gang(2, tmp_path_factory.mktemp("groups"))
-    yield gang
-    gang.close()
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,6 @@ SETUPS = {
 }
 
 
-@pytest.fixture(scope="module")
-def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
-    gang = Gang(2, tmp_path_factory.mktemp("groups"))
-    yield gang
-    gang.close()
-
-
 @pytest.fixture
 def vault() -> Iterator[Vault]:
     made = Vault("127.0.0.1", TOKEN, lambda: 1 << 30)

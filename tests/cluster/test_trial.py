@@ -1,7 +1,5 @@
 """A trial of the longest samples leaves no trace in the steps that follow."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.cluster.trial_steps import losses
@@ -11,13 +9,6 @@ from tests.selection import every_day
 pytestmark = pytest.mark.cluster
 
 CASES = [(stage, precision, micro) for stage in range(4) for precision in ("fp32", "bf16") for micro in (1, 2)]
-
-
-@pytest.fixture(scope="module")
-def gang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
-    gang = Gang(2, tmp_path_factory.mktemp("groups"))
-    yield gang
-    gang.close()
 
 
 @pytest.mark.parametrize(
