@@ -84,9 +84,9 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)
 
 docs: install
-	$(BIN)/python -m orchestrator.spec.reference
+	$(BIN)/python -m orchestrator.spec.describe.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
-	$(BIN)/python -m orchestrator.metrics.catalog > docs/metrics.md
+	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
 
 recording: dev
 	$(BIN)/python -m tests.recording

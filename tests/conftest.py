@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
-from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.requirements import MISSING, required
 from tests.session_server import is_alive, own_server, shared_server, starts_workers

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orchestrator.drill import disk, network
+from orchestrator.drill import limited_disk, node_network
 
 VARIABLE = "CONVOY_TEST_REQUIRE"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -51,8 +51,8 @@ MISSING: Mapping[str, Callable[[], str | None]] = {
     "promtool": _promtool,
     "root": _root,
     "not_root": _not_root,
-    "mounts": disk.why_not,
-    "networks": network.why_not,
+    "mounts": limited_disk.why_not,
+    "networks": node_network.why_not,
     "corpora": _corpora,
     "cpu_adam": _cpu_adam,
     "compiler": _compiler,

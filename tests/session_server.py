@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.gang.cluster import LOCAL_ENV
-from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer, start_fork_server
-from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.clusters.ray.cluster import LOCAL_ENV
+from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer, start_fork_server
+from orchestrator.gang.agent.worker_actor import worker_environment
 from tests.cluster.forked import ENGINE_AND_MODELS
 
-PRELOADED = (*ENGINE_AND_MODELS, "orchestrator.train.rehearsal")
+PRELOADED = (*ENGINE_AND_MODELS, "orchestrator.train.engine.warmup")
 SHARED = "CONVOY_TEST_FORK_SERVER"
 """`pid:status file` of the server that the first test process started for the others."""
 NO_WORKERS = ("unit", "contract")

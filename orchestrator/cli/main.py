@@ -12,23 +12,29 @@ import click
 
 from orchestrator import __version__
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.spec.errors import SpecError
+from orchestrator.spec.spec_errors import SpecError
 
 COMMANDS = {
-    "run": ("orchestrator.cli.run:run", "Train: run a job here and now, and watch it."),
-    "validate": ("orchestrator.cli.validate:validate", "Check a job file; nothing is started."),
-    "schema": ("orchestrator.cli.validate:schema", "Print the JSON Schema of job files."),
-    "runs": ("orchestrator.cli.runs:runs", "List runs."),
-    "show": ("orchestrator.cli.runs:show", "Show one run: state, progress, where its time went."),
-    "durability": ("orchestrator.cli.durability:durability", "What the loss of a node would leave of a run, now."),
-    "logs": ("orchestrator.cli.runs:logs", "Print the output of a run's workers."),
-    "scale": ("orchestrator.cli.scale:scale", "Give a running run more workers, or fewer."),
-    "export": ("orchestrator.cli.model:export", "Write a run's model in Hugging Face format."),
-    "generate": ("orchestrator.cli.model:generate", "Generate text with a run's model."),
-    "checkpoint": ("orchestrator.cli.checkpoint:checkpoint", "List, verify and remove a run's checkpoints."),
-    "drill": ("orchestrator.cli.drill:drill", "Break a job for real, and see whether it survives."),
-    "data": ("orchestrator.cli.data:data", "Prepare data; prove what a run consumed."),
-    "doctor": ("orchestrator.cli.doctor:doctor", "What this machine and cluster can do, and what is missing."),
+    "run": ("orchestrator.cli.commands.run_command:run", "Train: run a job here and now, and watch it."),
+    "validate": ("orchestrator.cli.commands.validate_command:validate", "Check a job file; nothing is started."),
+    "schema": ("orchestrator.cli.commands.validate_command:schema", "Print the JSON Schema of job files."),
+    "runs": ("orchestrator.cli.commands.runs_commands:runs", "List runs."),
+    "show": ("orchestrator.cli.commands.runs_commands:show", "Show one run: state, progress, where its time went."),
+    "durability": (
+        "orchestrator.cli.commands.durability_command:durability",
+        "What the loss of a node would leave of a run, now.",
+    ),
+    "logs": ("orchestrator.cli.commands.runs_commands:logs", "Print the output of a run's workers."),
+    "scale": ("orchestrator.cli.commands.scale_command:scale", "Give a running run more workers, or fewer."),
+    "export": ("orchestrator.cli.commands.model_commands:export", "Write a run's model in Hugging Face format."),
+    "generate": ("orchestrator.cli.commands.model_commands:generate", "Generate text with a run's model."),
+    "checkpoint": (
+        "orchestrator.cli.commands.checkpoint_command:checkpoint",
+        "List, verify and remove a run's checkpoints.",
+    ),
+    "drill": ("orchestrator.cli.commands.drill_command:drill", "Break a job for real, and see whether it survives."),
+    "data": ("orchestrator.cli.commands.data_command:data", "Prepare data; prove what a run consumed."),
+    "doctor": ("orchestrator.cli.commands.doctor:doctor", "What this machine and cluster can do, and what is missing."),
     "completion": ("orchestrator.cli.completion:completion", "Print the shell completion script."),
 }
 

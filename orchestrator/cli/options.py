@@ -10,7 +10,7 @@ DEFAULT_HOME = Path("runs")
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Run ids under the home given on the line so far, else `CONVOY_HOME`."""
-    from orchestrator.store.runs import RunStore
+    from orchestrator.store.run_store import RunStore
 
     home = ctx.params.get("home") or DEFAULT_HOME
     candidates = ("last", *reversed(RunStore(home).ids()))

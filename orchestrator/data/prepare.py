@@ -8,23 +8,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from orchestrator.data import globs, hub, tokenizer, whole
-from orchestrator.data.contents import CONTENTS_FILE, look, read_contents, write_contents
-from orchestrator.data.corpus import Corpus
+from orchestrator.data.cache_keys import tokens_fingerprint, trained_tokenizer_key, view_fingerprint
+from orchestrator.data.data_manifest import MANIFEST_FILE, TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.data.executor import Executor, LocalExecutor
-from orchestrator.data.fingerprint import tokens_fingerprint, trained_tokenizer_key, view_fingerprint
-from orchestrator.data.manifest import MANIFEST_FILE, TOKENIZER_DIRECTORY, DataManifest
-from orchestrator.data.progress import OnEvent, Progress
-from orchestrator.data.sources import PresentSource, Source, dataset_files, scan
-from orchestrator.data.tokenise import read_counts, tokenise
-from orchestrator.data.tokenizer import JobTokenizer
-from orchestrator.data.tokenstore import COMPLETE_FILE, journal_digest
-from orchestrator.data.view import build_view
+from orchestrator.data.prepare_progress import OnEvent, PrepareProgress
+from orchestrator.data.samples import integrity
+from orchestrator.data.samples.prepared_view import build_view
+from orchestrator.data.sources import globs, hub
+from orchestrator.data.sources.contents import CONTENTS_FILE, look, read_contents, write_contents
+from orchestrator.data.sources.corpus import Corpus
+from orchestrator.data.sources.source_scan import PresentSource, Source, dataset_files, scan
+from orchestrator.data.tokens import tokenizer
+from orchestrator.data.tokens.token_store import COMPLETE_FILE, journal_digest
+from orchestrator.data.tokens.tokenise import read_counts, tokenise
+from orchestrator.data.tokens.tokenizer import JobTokenizer
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.fingerprints import SourceContents
 from orchestrator.spec.job import JobSpec
-from orchestrator.weights.place import check_rows
+from orchestrator.weights.pretrained_location import check_rows
 
 LOCK_POLL_S = 0.1
 
@@ -83,10 +85,10 @@ def prepare(
     tokens_dir = cache_dir / "tokens" / fingerprint
     view_fp = view_fingerprint(spec, fingerprint)
     view_dir = cache_dir / "data" / view_fp
-    progress = Progress(on_event, corpus.total_bytes)
+    progress = PrepareProgress(on_event, corpus.total_bytes)
     _warn_of_overlap(sources, on_event)
     with _writing(cache_dir), _locked(cache_dir / "locks" / f"{fingerprint}.lock", on_event):
-        known: whole.Known = {} if kept is not None and kept.check_cache else None
+        known: integrity.Known = {} if kept is not None and kept.check_cache else None
         _discard_damaged(tokens_dir, view_dir, view_fp, given, known, on_event)
         cached = (tokens_dir / COMPLETE_FILE).is_file()
         if not cached:
@@ -136,18 +138,23 @@ def _has(directory: Path, given: JobTokenizer) -> bool:
 
 
 def _discard_damaged(
-    tokens_dir: Path, view_dir: Path, view_fp: str, given: JobTokenizer | None, known: whole.Known, on_event: OnEvent
+    tokens_dir: Path,
+    view_dir: Path,
+    view_fp: str,
+    given: JobTokenizer | None,
+    known: integrity.Known,
+    on_event: OnEvent,
 ) -> None:
     """Remove what cannot be used, so that it is made again. Runs under way keep the files that they have open."""
     what = None
     if (tokens_dir / COMPLETE_FILE).is_file():
-        what = whole.tokens_problem(tokens_dir, known)
+        what = integrity.tokens_problem(tokens_dir, known)
         if what is None and given is not None and not _has(tokens_dir, given):
             what = f"{tokens_dir / TOKENIZER_DIRECTORY} is damaged"
         if what is not None:
             shutil.rmtree(tokens_dir)
     if (view_dir / MANIFEST_FILE).is_file():
-        damage = whole.problem(view_dir, view_fp, known)
+        damage = integrity.problem(view_dir, view_fp, known)
         digests = {tokenizer.tokenizer_digest(each / TOKENIZER_DIRECTORY) for each in (tokens_dir, view_dir)}
         if damage is None and tokens_dir.is_dir() and len(digests) > 1:
             damage = f"{view_dir / TOKENIZER_DIRECTORY} is damaged"
@@ -158,7 +165,7 @@ def _discard_damaged(
         on_event(EventKind.WARNING, {"message": f"the cache is damaged, its part is made again: {what}"})
 
 
-def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: Progress) -> tuple[SourceContents, ...]:
+def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: PrepareProgress) -> tuple[SourceContents, ...]:
     """What the token files were made from. Caches of older versions do not say: then it is what is there now, which
     has the same key."""
     found = read_contents(tokens_dir / CONTENTS_FILE)
@@ -195,7 +202,7 @@ def pretrained_tokenizer(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
     return tokenizer.load(hub.download_tokenizer(name, revision), name)
 
 
-def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: Progress) -> JobTokenizer:
+def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareProgress) -> JobTokenizer:
     """The tokenizer trained before the kill, where there is one; else train it."""
     saved = tokens_dir / TOKENIZER_DIRECTORY
     if (saved / tokenizer.TOKENIZER_FILE).is_file():

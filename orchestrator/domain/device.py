@@ -65,7 +65,7 @@ class DeviceProblem:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundDevice:
     """What torch found in a process that is to use a GPU."""
 
     torch: str
@@ -143,7 +143,7 @@ def dealt(gpus: Sequence[str], nodes: int, index: int) -> tuple[str, ...]:
     return tuple(gpus[len(gpus) * index // nodes : len(gpus) * (index + 1) // nodes])
 
 
-def decide_device(gpus: int, mask: str | None, local_rank: int, found: Found | None) -> Device | DeviceProblem:
+def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevice | None) -> Device | DeviceProblem:
     """What a worker trains on; or why it cannot train on what the spec promises.
 
     `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None where it may see all. `local_rank`:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from orchestrator.base_error import ConvoyError as ConvoyError
 from orchestrator.domain.engine_errors import CAUSE, Cause
-from orchestrator.errors import ConvoyError as ConvoyError
 
 
 class UsageError(ConvoyError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 
 
 class EventKind(StrEnum):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import CollectiveCounts, Phase
-from orchestrator.domain.numeric import Injection
-from orchestrator.domain.replay import StepRecord
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.policy.hang import CollectiveCounts, Phase
+from orchestrator.domain.policy.numeric import Injection
+from orchestrator.domain.policy.replay import StepRecord
+from orchestrator.domain.step_report import StepReport
 
 
 class Leave(IntEnum):

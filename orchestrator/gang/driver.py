@@ -7,29 +7,13 @@ from typing import Any
 
 import psutil
 
-from orchestrator.checkpoint.durability import VaultReport
-from orchestrator.checkpoint.inventory import WholeStep, whole_steps
-from orchestrator.checkpoint.retention import Rule
-from orchestrator.checkpoint.survey import Surveyor
-from orchestrator.domain.arranged import NodeAddress
-from orchestrator.domain.device import deterministic_environment
-from orchestrator.domain.device_room import DeviceRoom, smallest
-from orchestrator.domain.errors import ClusterError, ConvoyError
-from orchestrator.domain.events import Observer
-from orchestrator.domain.report import StepReport
-from orchestrator.domain.scaling import ScaleDesk
-from orchestrator.domain.session import Question, TrainPlan
-from orchestrator.gang.changes import Wait, lineup, replaced_later, worth_telling
-from orchestrator.gang.cluster import Cluster, start_local
-from orchestrator.gang.decide import wants_regroup
-from orchestrator.gang.draining import DrainWatch
-from orchestrator.gang.found import Adopted, ClusterSize, Left
-from orchestrator.gang.gpus import gpus_for
-from orchestrator.gang.head import Head
-from orchestrator.gang.joining import connect
-from orchestrator.gang.placement import (
+from orchestrator.checkpoint.storage.retention import Rule
+from orchestrator.checkpoint.survey.durability import VaultReport
+from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
+from orchestrator.checkpoint.survey.surveyor import Surveyor
+from orchestrator.clusters.placement import (
     NodeCapacity,
-    Request,
+    WorkerRequest,
     explain,
     fitting_nodes,
     fitting_workers,
@@ -38,13 +22,29 @@ from orchestrator.gang.placement import (
     request_of,
     reserve,
 )
-from orchestrator.gang.planned import Emit, Planned
-from orchestrator.gang.regroup import leave_lost_nodes, seek
-from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.clusters.ray.cluster import Cluster, start_local
+from orchestrator.clusters.ray.draining import DrainWatch
+from orchestrator.clusters.ray.gpus import gpus_for
+from orchestrator.clusters.ray.joining import connect
+from orchestrator.domain.device import deterministic_environment
+from orchestrator.domain.device_room import DeviceRoom, smallest
+from orchestrator.domain.errors import ClusterError, ConvoyError
+from orchestrator.domain.events import Observer
+from orchestrator.domain.fault_plan import NodeAddress
+from orchestrator.domain.scaling import ScaleDesk
+from orchestrator.domain.session import Question, TrainPlan
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.worker_actor import worker_environment
+from orchestrator.gang.elastic.resize_policy import Wait, lineup, replaced_later, worth_telling
+from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
+from orchestrator.gang.elastic.scale_requests import Emit, ScaleRequests
+from orchestrator.gang.group.gang_policy import wants_regroup
+from orchestrator.gang.health.head import Head
+from orchestrator.gang.vaults.found import Adopted, ClusterSize, Left
 from orchestrator.planner.model_shape import ModelShape
-from orchestrator.planner.vaults import VaultNeed, check_room, least_worker_bytes, vault_need
+from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import spec_hash
+from orchestrator.spec.loading.load import spec_hash
 
 
 class GangDriver:
@@ -64,7 +64,7 @@ class GangDriver:
         of a local cluster's nodes, where they are not on loopback."""
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
-        self.planned = Planned(spec, request_of(spec.resources), desk, emit)
+        self.planned = ScaleRequests(spec, request_of(spec.resources), desk, emit)
         self._worker_env = worker_environment(
             spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
         )
@@ -106,7 +106,7 @@ class GangDriver:
         them. Its workers are ended. None where there are no vaults. Raises ClusterError where workers do not end."""
         if self._require_cluster().local:
             return None
-        from orchestrator.gang.adoption import end_workers, find_vaults
+        from orchestrator.gang.vaults.adoption import end_workers, find_vaults
 
         started = time.monotonic()
         found = find_vaults(self._run_id)
@@ -186,10 +186,10 @@ class GangDriver:
         return left
 
     def _new_vaults(self) -> Any:
-        from orchestrator.gang.vaults import Vaults
+        from orchestrator.gang.vaults.vault_clients import VaultClients
 
         kept_s = self._spec.recovery.memory_kept_s
-        return Vaults(self._require_cluster().local, self._run_id, kept_s)
+        return VaultClients(self._require_cluster().local, self._run_id, kept_s)
 
     def start_workers(
         self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None = None
@@ -201,8 +201,8 @@ class GangDriver:
         Raises ClusterError that says what was asked, what there is, and what would fit; DeviceError where a GPU that
         was promised cannot be used.
         """
-        from orchestrator.gang.gang import Gang
-        from orchestrator.gang.saving import Pacer, Saves
+        from orchestrator.gang.group.worker_group import Gang
+        from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -230,7 +230,7 @@ class GangDriver:
         if self._vaults is not None:
             keep = spec.checkpoint
             rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-            self._gang.saves = Saves(self._vaults.contacts, rule, spec_hash(spec))
+            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule, spec_hash(spec))
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm, later, check, question)
@@ -238,12 +238,12 @@ class GangDriver:
 
     def wait_for_answers(self) -> str | None:
         """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
-        from orchestrator.gang.asking import wait_for_answers
+        from orchestrator.gang.group.startup_question import wait_for_answers
 
         return wait_for_answers(self._gang.answers, self._stopped)
 
     @property
-    def request(self) -> Request:
+    def request(self) -> WorkerRequest:
         """What is asked of the cluster now."""
         return self.planned.request
 
@@ -254,11 +254,11 @@ class GangDriver:
         safe meanwhile. `waits` is told when there is more to wait for than processes that start, and again (None) when
         that is over. Raises ClusterError where they can never come, or not within `recovery.max_wait_s`.
         """
-        from orchestrator.gang.waiting import RollCall
+        from orchestrator.gang.elastic.liveness_probe import LivenessProbe
 
         gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
         gang.head.outlast(gang.saves, self._stopped)
-        roll, told, enough_since_s = RollCall(), False, float("inf")
+        roll, told, enough_since_s = LivenessProbe(), False, float("inf")
         gang.replace_lost()
         leave_lost_nodes(gang)
         if not replaced_later(len(gang.staying), gang.recruits.coming, self.request.minimum, self.request.maximum):
@@ -319,7 +319,7 @@ class GangDriver:
         fits = [node for node in nodes if (node.node_id in used) is not spreads]
         return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
 
-    def _cannot_hold(self, request: Request) -> ConvoyError | None:
+    def _cannot_hold(self, request: WorkerRequest) -> ConvoyError | None:
         """Why a local cluster can never hold a request; any other may get nodes."""
         cluster = self._require_cluster()
         return explain(request, cluster.nodes()) if cluster.local and cluster.hopeless(request) else None
@@ -335,8 +335,8 @@ class GangDriver:
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""
-        from orchestrator.gang.executor import RayExecutor
-        from orchestrator.gang.member import cpu_count
+        from orchestrator.gang.group.worker_handle import cpu_count
+        from orchestrator.gang.ray_executor import RayExecutor
 
         cluster = self._require_cluster()
         cpus = cpu_count() if cluster.local else int(sum(node.total.get("CPU", 0.0) for node in cluster.nodes()))

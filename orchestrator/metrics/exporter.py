@@ -20,9 +20,9 @@ from prometheus_client.registry import Collector
 from orchestrator import __version__
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.metrics import catalog
-from orchestrator.metrics.durability import COMPUTED, DurabilityCollector, DurabilityRecorder
+from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics import metric_catalog
+from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
@@ -56,9 +56,9 @@ class MetricsObserver:
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
-        computed = {catalog.CATEGORY_SECONDS.name, catalog.GOODPUT.name, catalog.STRAGGLER.name}
+        computed = {metric_catalog.CATEGORY_SECONDS.name, metric_catalog.GOODPUT.name, metric_catalog.STRAGGLER.name}
         computed |= {metric.name for metric in COMPUTED}
-        for metric in catalog.CATALOG:
+        for metric in metric_catalog.CATALOG:
             if metric.name in computed:
                 continue
             if metric.kind == "gauge":
@@ -78,10 +78,10 @@ class MetricsObserver:
             self.registry.register(_SlownessCollector(self._common, slowness))
         if durability is not None:
             self.registry.register(DurabilityCollector(self._common, durability))
-        self._set(catalog.RUN_INFO, 1, __version__)
+        self._set(metric_catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING.value)
         self._checkpoint_s = clock()
-        age = self._gauges[catalog.CHECKPOINT_AGE.name].labels(*self._common)
+        age = self._gauges[metric_catalog.CHECKPOINT_AGE.name].labels(*self._common)
         age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
@@ -90,35 +90,35 @@ class MetricsObserver:
         match event.kind:
             case EventKind.STATE_CHANGED:
                 self._set_state(str(fields.get("state")))
-                self._set(catalog.MISSING_WORKERS, 0)  # the event that follows says how many
+                self._set(metric_catalog.MISSING_WORKERS, 0)  # the event that follows says how many
             case EventKind.PLAN:
-                self._set(catalog.TOTAL_STEPS, fields.get("total_steps"))
-                self._set(catalog.WORKERS, fields.get("world_size"))
+                self._set(metric_catalog.TOTAL_STEPS, fields.get("total_steps"))
+                self._set(metric_catalog.WORKERS, fields.get("world_size"))
             case EventKind.DATA_PROGRESS:
-                self._set(catalog.DATA_DONE, fields.get("done_bytes"))
-                self._set(catalog.DATA_TOTAL, fields.get("total_bytes"))
+                self._set(metric_catalog.DATA_DONE, fields.get("done_bytes"))
+                self._set(metric_catalog.DATA_TOTAL, fields.get("total_bytes"))
             case EventKind.DATA_READY:
-                self._set(catalog.DATA_TOKENS, fields.get("tokens"))
-                self._set(catalog.DATA_DOCUMENTS, fields.get("documents"))
-                self._set(catalog.DATA_BAD, fields.get("bad_records"))
-                self._set(catalog.DATA_SAMPLES, fields.get("train_samples"), "train")
-                self._set(catalog.DATA_SAMPLES, fields.get("validation_samples"), "validation")
+                self._set(metric_catalog.DATA_TOKENS, fields.get("tokens"))
+                self._set(metric_catalog.DATA_DOCUMENTS, fields.get("documents"))
+                self._set(metric_catalog.DATA_BAD, fields.get("bad_records"))
+                self._set(metric_catalog.DATA_SAMPLES, fields.get("train_samples"), "train")
+                self._set(metric_catalog.DATA_SAMPLES, fields.get("validation_samples"), "validation")
             case EventKind.EVAL:
-                self._set(catalog.VALIDATION_LOSS, fields.get("loss"))
+                self._set(metric_catalog.VALIDATION_LOSS, fields.get("loss"))
             case EventKind.CHECKPOINT_SAVED:
                 self._checkpoint_s = event.time_s
-                self._count(catalog.CHECKPOINTS, 1)
-                self._count(catalog.CHECKPOINT_BYTES, fields.get("bytes"))
-                self._count(catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
-                self._set(catalog.CHECKPOINT_STEP, fields.get("step"))
+                self._count(metric_catalog.CHECKPOINTS, 1)
+                self._count(metric_catalog.CHECKPOINT_BYTES, fields.get("bytes"))
+                self._count(metric_catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
+                self._set(metric_catalog.CHECKPOINT_STEP, fields.get("step"))
             case EventKind.CHECKPOINT_FAILED:
-                self._count(catalog.CHECKPOINT_FAILURES, 1)
+                self._count(metric_catalog.CHECKPOINT_FAILURES, 1)
             case EventKind.CHECKPOINT_RESTORED:
-                self._count(catalog.CHECKPOINT_RESTORES, 1)
+                self._count(metric_catalog.CHECKPOINT_RESTORES, 1)
             case EventKind.CHECKPOINT_REJECTED:
-                self._count(catalog.CHECKPOINT_REJECTIONS, 1)
+                self._count(metric_catalog.CHECKPOINT_REJECTIONS, 1)
             case EventKind.WARNING:
-                self._count(catalog.WARNINGS, 1)
+                self._count(metric_catalog.WARNINGS, 1)
             case _:
                 self._on_trouble(event)
 
@@ -127,68 +127,68 @@ class MetricsObserver:
         fields = event.fields
         match event.kind:
             case EventKind.WORKER_FAILED:
-                self._count(catalog.WORKER_FAILURES, 1)
+                self._count(metric_catalog.WORKER_FAILURES, 1)
             case EventKind.WORKER_HUNG:
-                self._count(catalog.HANGS, 1)
+                self._count(metric_catalog.HANGS, 1)
             case EventKind.RECOVERED:
-                self._count(catalog.RECOVERIES, 1)
-                self._count(catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
+                self._count(metric_catalog.RECOVERIES, 1)
+                self._count(metric_catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
                 seconds = float(fields.get("seconds") or 0.0)
-                self._histograms[catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
+                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
             case EventKind.RESIZED:
-                self._count(catalog.RESIZES, 1)
+                self._count(metric_catalog.RESIZES, 1)
             case EventKind.NUMERIC_FAULT:
-                self._count(catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
-                self._count(catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
+                self._count(metric_catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
+                self._count(metric_catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
             case EventKind.SCALE:
                 if fields.get("state") == "accepted":
-                    self._set(catalog.TARGET_WORKERS, fields.get("workers"))
+                    self._set(metric_catalog.TARGET_WORKERS, fields.get("workers"))
             case EventKind.NODE_DRAINING:
-                self._count(catalog.DRAINING_NODES, 1)
+                self._count(metric_catalog.DRAINING_NODES, 1)
             case EventKind.WAITING:
-                self._set(catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
-                self._set(catalog.WORKERS, fields.get("have"))
+                self._set(metric_catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
+                self._set(metric_catalog.WORKERS, fields.get("have"))
 
     def on_step(self, report: StepReport) -> None:
         """Update the figures of the last step and what is counted."""
         gauges = {
-            catalog.STEP: report.step,
-            catalog.EPOCH: report.epoch,
-            catalog.LOSS: report.loss,
-            catalog.GRAD_NORM: report.grad_norm,
-            catalog.LEARNING_RATE: report.lr,
-            catalog.TOKENS_PER_SECOND: report.tokens_per_s,
-            catalog.FLOPS_PER_SECOND: None if report.tflops_per_s is None else report.tflops_per_s * 1e12,
-            catalog.MFU: report.mfu,
-            catalog.WORKERS: report.world_size,
-            catalog.LAST_STEP_TIME: report.time_s,
-            catalog.PROTECTED_STEP: report.protected_step,
+            metric_catalog.STEP: report.step,
+            metric_catalog.EPOCH: report.epoch,
+            metric_catalog.LOSS: report.loss,
+            metric_catalog.GRAD_NORM: report.grad_norm,
+            metric_catalog.LEARNING_RATE: report.lr,
+            metric_catalog.TOKENS_PER_SECOND: report.tokens_per_s,
+            metric_catalog.FLOPS_PER_SECOND: None if report.tflops_per_s is None else report.tflops_per_s * 1e12,
+            metric_catalog.MFU: report.mfu,
+            metric_catalog.WORKERS: report.world_size,
+            metric_catalog.LAST_STEP_TIME: report.time_s,
+            metric_catalog.PROTECTED_STEP: report.protected_step,
         }
         for metric, value in gauges.items():
             self._set(metric, value)
-        self._count(catalog.STEPS, 1)
-        self._count(catalog.TOKENS, report.tokens)
-        self._count(catalog.SAMPLES, report.samples)
-        self._histograms[catalog.STEP_SECONDS.name].labels(*self._common).observe(report.step_time_s)
+        self._count(metric_catalog.STEPS, 1)
+        self._count(metric_catalog.TOKENS, report.tokens)
+        self._count(metric_catalog.SAMPLES, report.samples)
+        self._histograms[metric_catalog.STEP_SECONDS.name].labels(*self._common).observe(report.step_time_s)
         for rank in report.ranks:
             for phase, seconds in asdict(rank.phases).items():
-                self._count(catalog.PHASE_SECONDS, seconds / len(report.ranks), phase.removesuffix("_s"))
+                self._count(metric_catalog.PHASE_SECONDS, seconds / len(report.ranks), phase.removesuffix("_s"))
             label = str(rank.rank)
-            self._set(catalog.RSS, rank.memory.rss_bytes, label)
-            self._set(catalog.PEAK_RSS, rank.memory.peak_rss_bytes, label)
-            self._set(catalog.ALLOCATED, rank.memory.allocated_bytes, label)
-            self._set(catalog.RESERVED, rank.memory.reserved_bytes, label)
-            self._set(catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
+            self._set(metric_catalog.RSS, rank.memory.rss_bytes, label)
+            self._set(metric_catalog.PEAK_RSS, rank.memory.peak_rss_bytes, label)
+            self._set(metric_catalog.ALLOCATED, rank.memory.allocated_bytes, label)
+            self._set(metric_catalog.RESERVED, rank.memory.reserved_bytes, label)
+            self._set(metric_catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
 
     def _set_state(self, state: str) -> None:
         for known in RunState:
-            self._set(catalog.RUN_STATE, 1 if known.value == state else 0, known.value)
+            self._set(metric_catalog.RUN_STATE, 1 if known.value == state else 0, known.value)
 
-    def _set(self, metric: catalog.Metric, value: object, *labels: str) -> None:
+    def _set(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float):
             self._gauges[metric.name].labels(*self._common, *labels).set(value)
 
-    def _count(self, metric: catalog.Metric, value: object, *labels: str) -> None:
+    def _count(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float) and value >= 0:
             self._counters[metric.name].labels(*self._common, *labels).inc(value)
 
@@ -202,11 +202,13 @@ class _LedgerCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         value = self._ledger()
-        seconds_metric = catalog.CATEGORY_SECONDS
+        seconds_metric = metric_catalog.CATEGORY_SECONDS
         family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
         for category, seconds in value["seconds"].items():
             family.add_metric((*self._common, category), seconds)
-        goodput = GaugeMetricFamily(catalog.GOODPUT.name, catalog.GOODPUT.help, labels=catalog.COMMON_LABELS)
+        goodput = GaugeMetricFamily(
+            metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_catalog.COMMON_LABELS
+        )
         goodput.add_metric(self._common, value["goodput"])
         return [family, goodput]
 
@@ -219,7 +221,7 @@ class _SlownessCollector(Collector):
         self._slowness = slowness
 
     def collect(self) -> Iterable[Metric]:
-        metric = catalog.STRAGGLER
+        metric = metric_catalog.STRAGGLER
         family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
         for rank, ratio in self._slowness().items():
             family.add_metric((*self._common, str(rank)), ratio)

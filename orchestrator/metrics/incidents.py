@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import NumericFault
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.policy.numeric import NumericFault
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
 
 SHOWN_LINES = 40
 """Of a worker's last output, or of its traceback."""

@@ -11,11 +11,11 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.lineage import Lineage
-from orchestrator.whole_files import read_json, write_json
 
 WRITE_INTERVAL_S = 5.0
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
 from orchestrator.domain.loss_chunks import loss_chunk_tokens
-from orchestrator.planner.activations import Activations, activations
-from orchestrator.planner.memory import MAX_MICRO_BATCH
+from orchestrator.planner.activation_memory import Activations, activations
+from orchestrator.planner.host_memory import MAX_MICRO_BATCH
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.zero_memory import WHOLE_MODEL_AT_BUILD, ZeroMemory, zero_memory
 from orchestrator.spec.job import JobSpec

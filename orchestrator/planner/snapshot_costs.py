@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.domain.cadence import steps_between
+from orchestrator.domain.policy.cadence import steps_between
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 
@@ -68,7 +68,7 @@ class SnapshotCosts:
 
 
 @dataclass(frozen=True)
-class NodeLoss:
+class NodeLossCost:
     """What losing the fullest node costs, at worst."""
 
     repeated_s: float
@@ -107,7 +107,7 @@ def node_loss(
     speeds: Speeds,
     interval_s: float,
     step_s: float | None = None,
-) -> NodeLoss | None:
+) -> NodeLossCost | None:
     """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
     since the last checkpoint.
 
@@ -120,7 +120,7 @@ def node_loss(
     repeated_s = interval_s + costs.sent_s
     left_bytes = STATE_BYTES * parameters / (nodes - 1)
     steps = None if step_s is None else max(1, math.ceil(repeated_s / step_s))
-    return NodeLoss(
+    return NodeLossCost(
         repeated_s=repeated_s,
         repeated_steps=steps,
         read_s=left_bytes / speeds.link_bytes_per_s,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.spec.base import SpecModel
+from orchestrator.spec.spec_base import SpecModel
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 

@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.spec.base import SpecModel
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, TokenizerSpec
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.spec.resources import CheckpointSpec, ClusterSpec, ResourcesSpec
+from orchestrator.spec.spec_base import SpecModel
 from orchestrator.spec.train import TrainSpec, ZeroSpec
 
 

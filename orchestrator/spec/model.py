@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from orchestrator.spec.base import SpecModel
+from orchestrator.spec.spec_base import SpecModel
 
 Architecture = Literal["gpt2", "gpt_neo", "llama", "mistral", "qwen2", "qwen3", "bert", "rwkv", "mamba"]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from orchestrator.spec.base import SpecModel
+from orchestrator.spec.spec_base import SpecModel
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -4,16 +4,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.checkpoint.catalog import Found, list_checkpoints, newest_valid, silent, verify_checkpoint
-from orchestrator.checkpoint.manifest import MANIFEST, Manifest
-from orchestrator.checkpoint.storage import Storage, StorageError, open_storage
+from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest
+from orchestrator.checkpoint.storage.checkpoint_catalog import (
+    FoundCheckpoint,
+    list_checkpoints,
+    newest_valid,
+    silent,
+    verify_checkpoint,
+)
+from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_storage
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import HINT_DIVERGED, NumericFault, Refusal, Skip, choose_state, refuse, skip_range
+from orchestrator.domain.policy.numeric import (
+    HINT_DIVERGED,
+    NumericFault,
+    Refusal,
+    Skip,
+    choose_state,
+    refuse,
+    skip_range,
+)
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.job import JobSpec
-from orchestrator.store.checkpoints import checkpoint_places
-from orchestrator.store.skips import order_of, read_skips, write_skips
+from orchestrator.store.checkpoint_places import checkpoint_places
+from orchestrator.store.skip_file import order_of, read_skips, write_skips
 
 Tell = Callable[[EventKind, dict[str, Any]], None]
 """Takes an event's kind and fields."""
@@ -26,7 +40,7 @@ HINT_STOPPED = (
 
 def resume_point(
     layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
-) -> Found | None:
+) -> FoundCheckpoint | None:
     """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
     no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
     samples of a global batch; `below`: of a step before this one.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from orchestrator.domain.hang import Phase
-from orchestrator.train.context import TrainContext
-from orchestrator.train.tasks import Batch
+from orchestrator.domain.policy.hang import Phase
+from orchestrator.train.models.tasks import Batch
+from orchestrator.train.train_context import TrainContext
 
 
 @dataclass(frozen=True)

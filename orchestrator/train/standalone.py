@@ -17,21 +17,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.atomic_files import read_json, replace_directory
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.hang import CollectiveCounts, Phase
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.policy.hang import CollectiveCounts, Phase
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, TrainPlan
-from orchestrator.fitting import Fitting
-from orchestrator.whole_files import read_json, replace_directory
+from orchestrator.domain.step_report import StepReport
+from orchestrator.planner.gpu_fit import GpuFit
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-    from orchestrator.spec.load import LoadedJob
+    from orchestrator.spec.loading.load import LoadedJob
 
 PREPARED_KEY = "prepared"
 ROOM_KEY = "room"
@@ -203,9 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.spec.load import load_job
+    from orchestrator.spec.loading.load import load_job
     from orchestrator.train.worker import run_worker
-    from orchestrator.weights.place import anchored, check_files
+    from orchestrator.weights.pretrained_location import anchored, check_files
 
     job = load_job(options.job, options.overrides)
     gpus = job.spec.resources.gpus_per_worker
@@ -218,14 +218,14 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: session.stop.set())
     run_dir = options.run_dir.resolve()
     if gpus:
-        from orchestrator.train.device import device_room, worker_device
+        from orchestrator.train.engine.gpu_check import device_room, worker_device
 
         room = smallest_room(session, device_room(worker_device(session, gpus)))  # before hours of tokenising
     if session.rank == 0:
         session.observers = _observers(RunLayout(run_dir))
         if options.resume is None:
             _check_base(job)
-    fitting = Fitting(job.spec, session.report_event)
+    fitting = GpuFit(job.spec, session.report_event)
     fitting.check_early(session.world_size, room, _config(job))
     data_dir = _prepared(job, session, run_dir)
     result = run_worker(session, _plan(job, session, run_dir, data_dir, options, room, fitting))
@@ -254,8 +254,8 @@ def _config(job: "LoadedJob") -> dict[str, Any]:
 
 
 def _check_base(job: "LoadedJob") -> None:
-    from orchestrator.train.base_check import check_base
-    from orchestrator.weights.place import at_value
+    from orchestrator.train.models.base_check import check_base
+    from orchestrator.weights.pretrained_location import at_value
 
     try:
         check_base({"spec": job.spec.model_dump(mode="json"), "thorough": True})
@@ -264,7 +264,7 @@ def _check_base(job: "LoadedJob") -> None:
 
 
 def _observers(layout: RunLayout) -> list[Observer]:
-    from orchestrator.metrics.recorder import RunRecorder
+    from orchestrator.metrics.run_recorder import RunRecorder
 
     layout.root.mkdir(parents=True, exist_ok=True)
     return [RunRecorder(layout), LinePrinter()]
@@ -291,15 +291,15 @@ def _plan(
     data_dir: Path,
     options: argparse.Namespace,
     room: DeviceRoom | None,
-    fitting: Fitting,
+    fitting: GpuFit,
 ) -> TrainPlan:
-    from orchestrator.data.manifest import DataManifest
+    from orchestrator.data.data_manifest import DataManifest
     from orchestrator.planner.model_shape import model_shape
-    from orchestrator.planner.plan import DataFacts, Limits, train_plan
+    from orchestrator.planner.train_plan import DataFacts, PlanLimits, train_plan
 
     manifest = DataManifest.read(data_dir)
     facts = DataFacts(str(data_dir), manifest.train_samples, manifest.vocab_size)
-    limits = Limits(None, job.spec.train.global_batch, room)
+    limits = PlanLimits(None, job.spec.train.global_batch, room)
     config, workers = _config(job), session.world_size
     shape = model_shape(config, facts.vocab_size)
     fitting.check(workers, room, shape)

@@ -9,18 +9,18 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
 from orchestrator.domain.engine_errors import find_cause
 from orchestrator.domain.errors import PeerLostError, UsageError
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
-from orchestrator.domain.threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
-    from orchestrator.train.checkpointing import Progress
-    from orchestrator.train.context import TrainContext
+    from orchestrator.train.snapshot.checkpointing import SaveProgress
+    from orchestrator.train.train_context import TrainContext
 
 
 def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
@@ -34,11 +34,11 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
     started = time.perf_counter()
     os.environ.update(deterministic_environment(spec.train.deterministic))
     _set_threads(spec)
-    from orchestrator.train.device import worker_device
-    from orchestrator.train.execution import set_numerics
-    from orchestrator.train.rendezvous import join_process_group, leave_process_group
-    from orchestrator.train.sequence import nccl_counts
-    from orchestrator.train.unblock import Unblocker
+    from orchestrator.train.collectives.abort_collectives import Unblocker
+    from orchestrator.train.collectives.nccl_sequence import nccl_counts
+    from orchestrator.train.collectives.rendezvous import join_process_group, leave_process_group
+    from orchestrator.train.engine.gpu_check import worker_device
+    from orchestrator.train.models.execution import set_numerics
 
     device = worker_device(session, spec.resources.gpus_per_worker)
     set_numerics(spec, device.type)
@@ -59,7 +59,7 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
                 _tell_started(session, device, time.perf_counter() - started)
                 result = _train(context)
         finally:
-            from orchestrator.train.engine import destroy_engine
+            from orchestrator.train.engine.engine import destroy_engine
 
             engine = context.engine
             del context
@@ -99,15 +99,15 @@ def _tell_started(session: Session, device: Any, seconds: float) -> None:
 
 
 def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
-    from orchestrator.data.dataset import TokenDataset
-    from orchestrator.train.context import TrainContext
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.device_memory import no_samples_yet, shape_of, shape_of_config, tell_room
-    from orchestrator.train.engine import build_engine
-    from orchestrator.train.models import build_model, model_config
-    from orchestrator.train.shares import keep_for
-    from orchestrator.train.sizing import model_size
-    from orchestrator.train.waiting import ticking_collectives
+    from orchestrator.data.samples.dataset import TokenDataset
+    from orchestrator.train.collectives.collective_timer import ticking_collectives
+    from orchestrator.train.engine.build_memory import no_samples_yet, shape_of, shape_of_config, tell_room
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import build_engine
+    from orchestrator.train.models.architectures import build_model, model_config
+    from orchestrator.train.models.shares import keep_for
+    from orchestrator.train.models.sizing import model_size
+    from orchestrator.train.train_context import TrainContext
 
     dataset = TokenDataset.open(session.fetch(plan.data_dir))
     session.beat(0, Phase.MODEL)
@@ -140,8 +140,8 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
 def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
     """The model's head, if the loss is to be computed in chunks. Raises UsageError if the model cannot do that."""
     from orchestrator.domain.loss_chunks import loss_chunk_tokens
-    from orchestrator.train.linear_loss import install_chunked_head
-    from orchestrator.train.tasks import IGNORE
+    from orchestrator.train.models.linear_loss import install_chunked_head
+    from orchestrator.train.models.tasks import IGNORE
 
     wanted = spec.train.loss_chunk_tokens
     most = plan.micro_batch * spec.data.sequence_length
@@ -158,8 +158,8 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
 
 
 def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
-    from orchestrator.train.models import objective_of
-    from orchestrator.train.tasks import CausalLM, MaskedLM
+    from orchestrator.train.models.architectures import objective_of
+    from orchestrator.train.models.tasks import CausalLM, MaskedLM
 
     if objective_of(model.config) == "causal":
         return CausalLM(pad_id=manifest.pad_id, head=head)
@@ -179,13 +179,13 @@ def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
 
 
 def _train(context: "TrainContext") -> TrainResult:
-    from orchestrator.train.checkpointing import Progress
-    from orchestrator.train.compilation import compilation_reported
-    from orchestrator.train.device_memory import no_samples_yet, shape_of
-    from orchestrator.train.loop import TrainLoop
+    from orchestrator.train.engine.build_memory import no_samples_yet, shape_of
+    from orchestrator.train.models.compilation import compilation_reported
+    from orchestrator.train.snapshot.checkpointing import SaveProgress
+    from orchestrator.train.step_loop import TrainLoop
 
     session, plan = context.session, context.plan
-    start = Progress(step=0, position=0)
+    start = SaveProgress(step=0, position=0)
     if plan.restores:
         _phase(session, Phase.RESTORE)
         sized = partial(shape_of, context.engine.module, context.size.parameters)
@@ -196,7 +196,7 @@ def _train(context: "TrainContext") -> TrainResult:
         _warn_of_precision(context)
     with compilation_reported(session.progress) if context.spec.train.compile != "off" else nullcontext():
         if fresh_on_gpu:
-            from orchestrator.train.trial import try_longest
+            from orchestrator.train.engine.trial import try_longest
 
             try_longest(context)
         _phase(session, Phase.TRAIN)
@@ -213,7 +213,7 @@ def _train(context: "TrainContext") -> TrainResult:
 def _warn_of_precision(context: "TrainContext") -> None:
     import torch
 
-    from orchestrator.train.execution import slow_precision
+    from orchestrator.train.models.execution import slow_precision
 
     message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
     if message is not None:
@@ -223,8 +223,8 @@ def _warn_of_precision(context: "TrainContext") -> None:
 def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
     """Only once the engine is gone: its memory, on the host and on a GPU, is the export's then."""
     if plan.export and result.finished and result.unsaved is None and session.rank == 0:
-        from orchestrator.train.exporting import export_run
-        from orchestrator.train.memory import return_free_memory
+        from orchestrator.train.convert.exporting import export_run
+        from orchestrator.train.engine.process_memory import return_free_memory
 
         gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
         return_free_memory()
@@ -232,9 +232,9 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
         export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
 
 
-def _restore(context: "TrainContext") -> "Progress":
+def _restore(context: "TrainContext") -> "SaveProgress":
     """Put the state that the plan names into the engine. Collective."""
-    from orchestrator.train.checkpointing import load_checkpoint, load_peer_state
+    from orchestrator.train.snapshot.checkpointing import load_checkpoint, load_peer_state
 
     session, plan, started = context.session, context.plan, time.perf_counter()
     if plan.peer_state is not None:
@@ -278,7 +278,7 @@ def _set_offload_threads(spec: JobSpec, device: Any) -> None:
         return
     import torch
 
-    from orchestrator.train.rendezvous import ranks_on_host
+    from orchestrator.train.collectives.rendezvous import ranks_on_host
 
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(offload_threads(spec.resources.cpus_per_worker, os.environ, cores, ranks_on_host()))
@@ -286,8 +286,8 @@ def _set_offload_threads(spec: JobSpec, device: Any) -> None:
 
 def _import_model(spec: JobSpec, device: str) -> None:
     """Import what is needed, here and only here, so that the phases mean what they say."""
-    from orchestrator.train.engine import import_deepspeed
-    from orchestrator.train.models import ARCHITECTURES
+    from orchestrator.train.engine.engine import import_deepspeed
+    from orchestrator.train.models.architectures import ARCHITECTURES
 
     import_deepspeed(device)
     if spec.model.architecture is not None:

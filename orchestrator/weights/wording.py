@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from orchestrator.domain.errors import WeightsError
-from orchestrator.weights.tensors import Comparison, Misshaped, Wanted
-from orchestrator.weights.wrappers import Wrapper, any_wrapper
+from orchestrator.weights.name_prefixes import Wrapper, any_wrapper
+from orchestrator.weights.tensor_match import Comparison, Misshaped, Wanted
 
 NAMED = 5
 """So many names are given in full; of the others the number."""

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.bench.checkpoint_peers import checkpoint_stall
 from tests.bench.course import MODEL_110M, Course, train
 from tests.bench.head_and_nodes import head_and_nodes

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.node_processes import descendants, raylet_of
-from orchestrator.service import RunOutcome, run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
 from tests.bench.head_and_nodes import HeadAndNodes
 from tests.bench.peer_processes import end_processes, say
 from tests.cluster.gang_runs import Recording, write_job

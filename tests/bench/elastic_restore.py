@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_110M, Course, train
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.bench.measure import Row, exit_on_sigterm

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.bench.course import Course, send, train
 from tests.bench.elastic_restore import own_bytes
 from tests.bench.head_and_nodes import head_and_nodes

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.gang.cluster import start_local
-from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.gang.agent.worker_actor import worker_environment
 from tests.bench.measure import environment
 from tests.bench.peer_processes import end_processes, with_environment
 from tests.cluster.gang_runs import own_temporary_directory

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_4M, Course, spread, train
 from tests.bench.measure import Row
 from tests.bench.peer_processes import say

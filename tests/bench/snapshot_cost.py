@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_4M, Course, train
 from tests.bench.head_and_nodes import head_and_nodes
 from tests.bench.measure import Row, alternate, median_ratio

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.spec.load import load_job
-from orchestrator.train.deepspeed_config import EngineShape, deepspeed_config
+from orchestrator.data.samples.dataset import TokenDataset
+from orchestrator.spec.loading.load import load_job
+from orchestrator.train.engine.deepspeed_config import EngineShape, deepspeed_config
 from tests.bench.jobs import GLOBAL_BATCH, MODEL, SEQUENCE_LENGTH, VOCAB_SIZE, WORKERS, write_job
 from tests.bench.measure import CONVOY, Row, alternate, environment, median_ratio, run
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.gang.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from tests.bench.course import MODEL_4M, NODES, Striker, Struck, train, where_they_go
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.bench.measure import Row

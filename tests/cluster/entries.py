@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.exported import PROVENANCE
+from orchestrator.checkpoint.format.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.policy.hang import Phase
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
+from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
 
 HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
@@ -167,7 +167,7 @@ def train_short_of_memory(session: Session, plan: TrainPlan) -> TrainResult:
     import deepspeed  # noqa: F401
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
-    import orchestrator.train.loop  # noqa: F401
+    import orchestrator.train.step_loop  # noqa: F401
     from orchestrator.train.worker import run_worker
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -222,10 +222,10 @@ def everybody_hangs(session: Session, plan: TrainPlan) -> TrainResult:
 
 def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real while answers to the driver's polls are lost now and then."""
-    from orchestrator.gang.outbox import Outbox
+    from orchestrator.gang.agent.report_queue import ReportQueue
     from orchestrator.train.worker import run_worker
 
-    take, polls = Outbox.take, 0
+    take, polls = ReportQueue.take, 0
 
     def lossy(*args: Any) -> Any:
         nonlocal polls
@@ -235,20 +235,20 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
             raise ConnectionError("on purpose")  # what was taken out of the queue is in no answer
         return batch
 
-    Outbox.take = lossy  # type: ignore[method-assign,assignment]
+    ReportQueue.take = lossy  # type: ignore[method-assign,assignment]
     try:
         return run_worker(session, plan)
     finally:
-        Outbox.take = take  # type: ignore[method-assign]
+        ReportQueue.take = take  # type: ignore[method-assign]
 
 
 def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real; what comes out of the vaults is not what went in: one weight is another."""
     import torch
 
-    from orchestrator.train import checkpointing
+    from orchestrator.train.snapshot import checkpointing
     from orchestrator.train.worker import run_worker
-    from orchestrator.train.zero_layout import partitions
+    from orchestrator.train.zero.zero_layout import partitions
 
     session = HeldSession(session, plan.run_dir)  # at a pace that the vaults follow
     publish = checkpointing.publish

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.gang.cluster import start_local
+from orchestrator.clusters.ray.cluster import start_local
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ class ForeignCluster:
 def main(nodes: int, cpus: float) -> None:
     """Hold a cluster until stdin ends."""
 
-    from orchestrator.gang.draining import drain
+    from orchestrator.clusters.ray.draining import drain
 
     cluster = start_local(nodes, {"CPU": cpus, "memory": 2e9})
 

@@ -7,7 +7,7 @@ from multiprocessing.context import ForkServerContext
 import pytest
 
 from orchestrator.domain.device import device_environment
-from orchestrator.service import ENGINE_MODULES
+from orchestrator.run.launcher import ENGINE_MODULES
 
 ENGINE_AND_MODELS = (
     *ENGINE_MODULES,

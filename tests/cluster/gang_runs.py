@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import yaml
 
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import final_lineage, verify_run
+from orchestrator.data.samples.data_verify import final_lineage, verify_run
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
-from orchestrator.service import RunOutcome, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import read_steps
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.run_history import read_steps
 
 ENTRIES = "tests.cluster.entries"
 

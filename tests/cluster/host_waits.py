@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.policy.hang import Phase
 from tests.cluster.train_processes import FileSession
 
 READS = frozenset(

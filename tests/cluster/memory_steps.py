@@ -35,8 +35,8 @@ def measured(stage: int, precision: str, overlap: bool = False) -> tuple[int, in
 
     from orchestrator.planner.model_shape import model_shape
     from orchestrator.planner.zero_memory import zero_memory
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.engine import Stepper, build_engine, destroy_engine
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import Stepper, build_engine, destroy_engine
 
     workers, spec, live = dist.get_world_size(), spec_of(stage, precision, overlap), Live()
     with live:
@@ -69,9 +69,9 @@ def peak(stage: int, micro_batch: int, checkpointing: bool = False) -> tuple[int
 
     from orchestrator.planner.device_memory import Assumptions, device_need
     from orchestrator.planner.model_shape import model_shape
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.engine import Stepper, build_engine, destroy_engine
-    from orchestrator.train.tasks import summed_cross_entropy
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import Stepper, build_engine, destroy_engine
+    from orchestrator.train.models.tasks import summed_cross_entropy
 
     workers, live = dist.get_world_size(), Live()
     spec = spec_of(stage, "bf16", False, checkpointing)

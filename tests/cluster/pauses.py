@@ -14,10 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint import cells, wire, writing
-from orchestrator.domain.hang import Phase
+from orchestrator.checkpoint.memory import cells, vault_writer, wire
+from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
-from orchestrator.gang.vault_actor import VaultActor
+from orchestrator.gang.vaults.vault_actor import VaultActor
 from tests.cluster.train_processes import late_copies
 
 VARIABLE = "CONVOY_TEST_PAUSES"
@@ -178,7 +178,7 @@ def _pausing_snapshots(rank: int) -> Iterator[None]:
 
 @contextmanager
 def _pausing_export(rank: int) -> Iterator[None]:
-    from orchestrator.train import export
+    from orchestrator.train.convert import export
 
     write_config = export._write_config
 
@@ -223,25 +223,25 @@ def _make_copies_pause() -> None:
 
 
 def _make_writes_pause() -> None:
-    write_shard = writing.write_shard
+    write_shard = vault_writer.write_shard
 
     def late(storage: Any, name: str, rank: int, *rest: Any) -> Any:
         entry = write_shard(storage, name, rank, *rest)
         pause_at(Point.DURABLE, int(name.rpartition("-")[2]), rank)
         return entry
 
-    writing.write_shard = late  # type: ignore[assignment]
+    vault_writer.write_shard = late  # type: ignore[assignment]
 
 
 def let_runs_pause(replace: Callable[[object, str, Any], None] = setattr) -> None:
     """From now on runs that this process drives can pause. `replace` sets an attribute, for a while or for good."""
     import ray
 
-    from orchestrator import service
-    from orchestrator.gang import vaults
+    from orchestrator.gang.vaults import vault_clients
+    from orchestrator.run import launcher
 
     def pausing_vaults() -> Any:
         return ray.remote(max_restarts=0, max_task_retries=0)(type("ConvoyVault", (PausingVaultActor,), {}))
 
-    replace(vaults, "_actor_class", pausing_vaults)
-    replace(service, "TRAIN_ENTRY", ENTRY)
+    replace(vault_clients, "_actor_class", pausing_vaults)
+    replace(launcher, "TRAIN_ENTRY", ENTRY)

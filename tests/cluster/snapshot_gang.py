@@ -17,10 +17,10 @@ def late_snapshot_differs(setup: Setup, access: VaultAccess, fenced: bool = True
     import torch
     import torch.distributed as dist
 
-    from orchestrator.train.engine import destroy_engine
-    from orchestrator.train.snapshots import Snapshots
-    from orchestrator.train.staging import BackgroundStaging
-    from orchestrator.train.zero_state import EngineState
+    from orchestrator.train.engine.engine import destroy_engine
+    from orchestrator.train.snapshot.snapshots import Snapshots
+    from orchestrator.train.snapshot.staging import BackgroundStaging
+    from orchestrator.train.zero.zero_state import EngineState
 
     go = threading.Event()
 

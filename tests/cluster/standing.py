@@ -14,8 +14,8 @@ from typing import Any
 CONVOY = str(Path(sys.executable).with_name("convoy"))
 HOLD = """
 import sys, time
-from orchestrator.gang.cluster import start_local
-from orchestrator.gang.worker_actor import worker_environment
+from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.gang.agent.worker_actor import worker_environment
 import os
 cluster = start_local(int(sys.argv[1]), {"CPU": 1.0, "memory": 2e9}, env=worker_environment(1, 0, os.environ))
 print(cluster.address, flush=True)
@@ -27,8 +27,8 @@ PACED = (
     "-c",
     """
 import functools
-from orchestrator import service
-service.run_job = functools.partial(service.run_job, entry="tests.cluster.entries:train_paced")
+from orchestrator.run import launcher
+launcher.run_job = functools.partial(launcher.run_job, entry="tests.cluster.entries:train_paced")
 from orchestrator.cli.main import main
 main()
 """,

@@ -19,8 +19,8 @@ def aborted(stage: int) -> list[Any]:
     import torch.distributed as dist
     from deepspeed.utils import groups
 
-    from orchestrator.train.rendezvous import leave_process_group
-    from orchestrator.train.unblock import Unblocker
+    from orchestrator.train.collectives.abort_collectives import Unblocker
+    from orchestrator.train.collectives.rendezvous import leave_process_group
 
     unblock = Unblocker("cuda")
     unblock.learn()
@@ -41,7 +41,7 @@ def aborted(stage: int) -> list[Any]:
 
 def trained(stage: int) -> list[float]:
     """In a worker: losses of two steps of an engine that is built and destroyed."""
-    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.engine.engine import destroy_engine
 
     engine = build(Setup(stage))
     losses = train(engine, 0, 2)
@@ -70,7 +70,7 @@ def test_processes_whose_groups_were_aborted_train_again(stage: int, gang: Gang)
 
 
 def test_an_error_before_the_group_is_made_is_no_abort() -> None:
-    from orchestrator.train.unblock import Unblocker
+    from orchestrator.train.collectives.abort_collectives import Unblocker
 
     unblock = Unblocker("cuda")
     with pytest.raises(WorkerRaised, match="at once"), unblock.aborting_on_error():

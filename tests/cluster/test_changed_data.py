@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.tokenizer import load
+from orchestrator.data.tokens.tokenizer import load
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.service import resume_run, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.proof import prove
-from orchestrator.store.resuming import ChangedError
-from orchestrator.store.runs import RunStore
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import resume_run, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.data_proof import prove
+from orchestrator.store.resume_check import ChangedError
+from orchestrator.store.run_store import RunStore
 from tests.cluster.gang_runs import Recording, all_pids, ray_processes, write_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]

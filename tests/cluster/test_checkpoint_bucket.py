@@ -14,28 +14,35 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid, retain, verify_checkpoint
-from orchestrator.checkpoint.durable import abandon, commit, write_shard
-from orchestrator.checkpoint.exported import export_problem
-from orchestrator.checkpoint.intervals import Kind, Range
-from orchestrator.checkpoint.manifest import Manifest, ShardEntry, TensorEntry
-from orchestrator.checkpoint.reader import CheckpointReader
-from orchestrator.checkpoint.retention import Rule
-from orchestrator.checkpoint.shard import Interval
-from orchestrator.checkpoint.storage import Fault, Limits, Storage, StorageError, open_storage, require_writable
-from orchestrator.cli.checkpoint import checkpoint
+from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEntry, TensorEntry
+from orchestrator.checkpoint.format.exported import export_problem
+from orchestrator.checkpoint.format.intervals import Kind, Range
+from orchestrator.checkpoint.format.reader import CheckpointReader
+from orchestrator.checkpoint.format.shard import Interval
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, newest_valid, retain, verify_checkpoint
+from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
+from orchestrator.checkpoint.storage.retention import Rule
+from orchestrator.checkpoint.storage.storage import (
+    Storage,
+    StorageError,
+    StorageFault,
+    StorageLimits,
+    open_storage,
+    require_writable,
+)
+from orchestrator.cli.commands.checkpoint_command import checkpoint
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.drill.shards import corrupt_newest
-from orchestrator.service import resume_run, run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.step_report import StepReport
+from orchestrator.drill.shard_damage import corrupt_newest
+from orchestrator.run.launcher import resume_run, run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import Recording, own_temporary_directory, write_job
 from tests.cluster.s3_server import BUCKET, Link, S3Server, environment
 from tests.cluster.zero_gang import Gang, LocalSession, Setup, build, train
 
 pytestmark = pytest.mark.cluster
-SHORT = Limits(connect_s=1, request_s=3, retries=2, retry_s=4)
+SHORT = StorageLimits(connect_s=1, request_s=3, retries=2, retry_s=4)
 PLACE = f"s3://{BUCKET}/run"
 ELEMENTS = 6 << 20
 """24 MiB a shard: three parts of an upload."""
@@ -137,7 +144,7 @@ def test_a_link_cut_in_the_middle_of_a_shard_leaves_nothing_that_looks_valid(pla
     started = time.monotonic()
     with pytest.raises(StorageError) as caught:
         write(storage, 2)
-    assert caught.value.fault is Fault.UNREACHABLE
+    assert caught.value.fault is StorageFault.UNREACHABLE
     assert time.monotonic() - started < 15
     with pytest.raises(StorageError):  # no answer is no reason to take an older one, or none
         newest_valid(storage)
@@ -182,7 +189,7 @@ def test_a_server_killed_in_the_middle_of_a_shard_and_started_again(
         with pytest.raises(StorageError) as caught:
             shard(storage, 1, 0, rate=8 << 20)
         killer.join()
-        assert caught.value.fault is Fault.UNREACHABLE
+        assert caught.value.fault is StorageFault.UNREACHABLE
         assert time.monotonic() - started < 20
         abandon(storage, "step-00000001", 0)  # does what can be done, and does not raise
         server.start()
@@ -203,7 +210,7 @@ def test_a_server_that_is_silent_costs_a_bounded_time(place: str, server: S3Serv
             started = time.monotonic()
             with pytest.raises(StorageError) as caught:
                 call()
-            assert caught.value.fault is Fault.UNREACHABLE
+            assert caught.value.fault is StorageFault.UNREACHABLE
             assert time.monotonic() - started < 12
     finally:
         server.go_on()
@@ -212,7 +219,7 @@ def test_a_server_that_is_silent_costs_a_bounded_time(place: str, server: S3Serv
 
 WRITER = """
 import numpy as np
-from orchestrator.checkpoint.storage import open_storage
+from orchestrator.checkpoint.storage.storage import open_storage
 from tests.cluster.test_checkpoint_bucket import shard
 import sys
 print("writing", flush=True)
@@ -241,23 +248,23 @@ def test_a_bucket_that_is_not_there(place: str) -> None:
     for call in (require_writable, lambda storage: storage.names()):
         with pytest.raises(StorageError) as caught:
             call(open_storage("s3://no-such-bucket/run", SHORT))
-        assert caught.value.fault is Fault.MISSING
+        assert caught.value.fault is StorageFault.MISSING
         assert "create the bucket" in str(caught.value.hint)
 
 
 # Engines --------------------------------------------------------------------------------------------------------
 
 
-def save_and_train(env: dict[str, str], where: str, limits: Limits, before: int, after: int) -> Any:
+def save_and_train(env: dict[str, str], where: str, limits: StorageLimits, before: int, after: int) -> Any:
     """Losses of `before` steps, what the save said, and `after` steps more."""
-    from orchestrator.train.checkpointing import Progress, save_checkpoint
+    from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 
     os.environ.update(env)
     engine = build(Setup(stage=2))
     losses = train(engine, 0, before)
     session: Any = LocalSession()
     said: Any = None
-    progress = Progress(before, before * 12)
+    progress = SaveProgress(before, before * 12)
     try:
         said = save_checkpoint(engine, session, "/none", before, progress, Rule(2), open_storage(where, limits)).path
     except StorageError as error:
@@ -266,7 +273,7 @@ def save_and_train(env: dict[str, str], where: str, limits: Limits, before: int,
 
 
 def restore_and_train(env: dict[str, str], where: str, steps: int) -> list[float]:
-    from orchestrator.train.checkpointing import load_checkpoint
+    from orchestrator.train.snapshot.checkpointing import load_checkpoint
 
     os.environ.update(env)
     engine = build(Setup(stage=3, seed=5))
@@ -298,7 +305,7 @@ def test_an_engine_goes_on_after_a_save_that_no_bucket_took(gang: Gang, place: s
     answers = gang.run(2, save_and_train, env, f"{place}/other", SHORT, 2, 2)
     for losses, (fault, message) in answers:
         assert losses == undisturbed, "the engine is as if nothing had been"
-        assert fault is Fault.UNREACHABLE
+        assert fault is StorageFault.UNREACHABLE
         assert "checkpoint of step 2 cannot be written: rank 0: " in message
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint import catalog, manifest
-from orchestrator.checkpoint.catalog import list_checkpoints, newest_valid, verify_checkpoint
-from orchestrator.checkpoint.retention import Rule
-from orchestrator.checkpoint.shard import ShardWriter
+from orchestrator.checkpoint.format import checkpoint_manifest
+from orchestrator.checkpoint.format.shard import ShardWriter
+from orchestrator.checkpoint.storage import checkpoint_catalog
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, newest_valid, verify_checkpoint
+from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.domain.errors import CheckpointError
 from tests.cluster.zero_gang import (
     Gang,
@@ -46,16 +47,16 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def save(engine: Any, run_dir: str, step: int, keep_last: int = 5) -> None:
-    from orchestrator.train.checkpointing import Progress, save_checkpoint
+    from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 
-    save_checkpoint(engine, LocalSession(), run_dir, step, Progress(step, step * 12), Rule(keep_last))  # type: ignore[arg-type]
+    save_checkpoint(engine, LocalSession(), run_dir, step, SaveProgress(step, step * 12), Rule(keep_last))  # type: ignore[arg-type]
 
 
 def die_while_saving(run_dir: str, moment: str) -> None:
     """Save step 1, then kill this process with SIGKILL in the middle of saving step 2."""
     import torch.distributed as dist
 
-    from orchestrator.train import checkpointing
+    from orchestrator.train.snapshot import checkpointing
 
     engine = build(Setup(stage=1))
     train(engine, 0, 1)
@@ -120,7 +121,7 @@ def test_a_flipped_byte_is_found_named_and_passed_over(gang: Gang, run_dir: Path
     with pytest.raises(Exception, match=r"rank \d: shard-00001\.bin is corrupt"):
         gang.run(2, restore_and_train, Setup(stage=0), str(newer), 1)
     # Keeping one means keeping one that can be restored.
-    assert catalog.retain(checkpoints, Rule(1)) == []
+    assert checkpoint_catalog.retain(checkpoints, Rule(1)) == []
     assert newest_valid(checkpoints).path == older
 
 
@@ -221,16 +222,16 @@ class RemoteSession:
 
 
 def save_remotely(driver: str, step: int) -> str:
-    from orchestrator.train.checkpointing import Progress, save_checkpoint
+    from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 
     engine = build(Setup(stage=2))
     train(engine, 0, step)
     session: Any = RemoteSession(Path(driver))
-    return save_checkpoint(engine, session, "/far/away/run", step, Progress(step, step * 12), Rule(2)).path
+    return save_checkpoint(engine, session, "/far/away/run", step, SaveProgress(step, step * 12), Rule(2)).path
 
 
 def restore_remotely(driver: str, path: str) -> list[float]:
-    from orchestrator.train.checkpointing import load_checkpoint
+    from orchestrator.train.snapshot.checkpointing import load_checkpoint
 
     engine = build(Setup(stage=3, seed=5))
     session: Any = RemoteSession(Path(driver))
@@ -252,7 +253,7 @@ def test_without_a_shared_file_system_files_are_stored_and_the_manifest_last(gan
     verify_checkpoint(there)
     expected = gang.run(2, train_and_save, Setup(stage=2), str(tmp_path / "run"), 2, 2)[0][2:]
     assert gang.run(2, restore_remotely, str(driver), path)[0] == pytest.approx(expected, rel=1e-5)
-    (there / manifest.MANIFEST).unlink()
+    (there / checkpoint_manifest.MANIFEST).unlink()
     with pytest.raises(Exception, match="was never finished: it has no manifest"):
         gang.run(2, restore_remotely, str(driver), path)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.spec.job import JobSpec
 from tests.cluster.zero_gang import Gang, LocalSession
 from tests.unit.train.exportable import job, prepared_data
@@ -32,12 +32,12 @@ def train_and_export(spec: JobSpec, data_dir: str, run_dir: str, freeze: str) ->
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM
 
-    from orchestrator.data.manifest import DataManifest
-    from orchestrator.train.checkpointing import Progress, save_checkpoint
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.engine import build_engine, destroy_engine
-    from orchestrator.train.export import export_model
-    from orchestrator.train.models import build_model
+    from orchestrator.data.data_manifest import DataManifest
+    from orchestrator.train.convert.export import export_model
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import build_engine, destroy_engine
+    from orchestrator.train.models.architectures import build_model
+    from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 
     model: Any = build_model(spec, DataManifest.read(Path(data_dir)))
     for name, parameter in model.named_parameters():
@@ -53,7 +53,7 @@ def train_and_export(spec: JobSpec, data_dir: str, run_dir: str, freeze: str) ->
     ids = torch.arange(32).reshape(2, 16)
     with torch.no_grad():
         trained = engine(input_ids=ids).logits.float()
-    path = save_checkpoint(engine, LocalSession(), run_dir, 3, Progress(3, 36), Rule(2)).path  # type: ignore[arg-type]
+    path = save_checkpoint(engine, LocalSession(), run_dir, 3, SaveProgress(3, 36), Rule(2)).path  # type: ignore[arg-type]
     destroy_engine(engine)
     if dist.get_rank() != 0:
         return {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.catalog import verify_checkpoint
+from orchestrator.checkpoint.storage.checkpoint_catalog import verify_checkpoint
 from tests.cluster.zero_gang import (
     Gang,
     Setup,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.errors import UsageError
-from orchestrator.train.from_deepspeed import from_deepspeed
-from orchestrator.train.to_deepspeed import Adam, to_deepspeed
+from orchestrator.train.convert.from_deepspeed import from_deepspeed
+from orchestrator.train.convert.to_deepspeed import Adam, to_deepspeed
 from tests.cluster.universal_gang import deepspeed_load, deepspeed_save, make_universal
 from tests.cluster.zero_gang import Gang, Setup, restore_and_train, train_and_save
 from tests.selection import every_day

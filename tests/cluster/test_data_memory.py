@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cluster
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
-from orchestrator.data.dataset import TokenDataset
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
 from orchestrator.spec.job import JobSpec

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.clusters.ray.cluster import start_local
 from orchestrator.domain.events import EventKind
-from orchestrator.gang.cluster import start_local
-from orchestrator.gang.worker_actor import worker_environment
-from orchestrator.service import run_job
-from orchestrator.spec.load import load_job
+from orchestrator.gang.agent.worker_actor import worker_environment
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import Recording, write_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
@@ -82,7 +82,7 @@ def test_workers_see_the_gpus_of_the_mask_that_ray_gave_them_or_none() -> None:
     """Also where the nodes' environment shows all of theirs, and tells Ray to leave it alone."""
     import ray
 
-    from orchestrator.gang.gang import _actor_class
+    from orchestrator.gang.group.worker_group import _actor_class
 
     env = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "DS_ACCELERATOR": "cuda"}
     cluster = start_local(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env)

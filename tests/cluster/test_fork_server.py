@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.gang.fork_server.launch import VARIABLE, ForkServer, find_fork_server, start_fork_server
-from orchestrator.gang.node_processes import descendants
+from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer, find_fork_server, start_fork_server
+from orchestrator.clusters.ray.node_processes import descendants
 
 pytestmark = pytest.mark.cluster
 
@@ -153,7 +153,7 @@ def test_everything_ends_with_the_server(server: ForkServer, script: Path, tmp_p
 DRIVER = """
 import os, sys, time
 from pathlib import Path
-from orchestrator.gang.fork_server.launch import start_fork_server
+from orchestrator.clusters.ray.fork_server.fork_launch import start_fork_server
 print(start_fork_server(Path(sys.argv[1]), ["wave"], dict(os.environ)).process.pid, flush=True)
 time.sleep(600)
 """
@@ -260,6 +260,6 @@ def test_the_client_imports_next_to_nothing() -> None:
         print(len(set(sys.modules) - before), "typing" in sys.modules)
         """
     )
-    path = Path(__file__).parents[2] / "orchestrator/gang/fork_server/client.py"
+    path = Path(__file__).parents[2] / "orchestrator/clusters/ray/fork_server/fork_client.py"
     said = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(path)], capture_output=True, text=True)
     assert int(said.stdout.split()[0]) < 45, said.stdout + said.stderr

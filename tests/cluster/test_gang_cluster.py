@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.clusters.ray.cluster import start_local, sweep_stale
+from orchestrator.clusters.ray.joining import connect
+from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.gang.cluster import start_local, sweep_stale
-from orchestrator.gang.files import TRANSPORT_VARIABLE
-from orchestrator.gang.joining import connect
-from orchestrator.gang.node_processes import descendants
+from orchestrator.gang.file_transfer import TRANSPORT_VARIABLE
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory"
 
 HOLD_A_CLUSTER = """
 import sys, time
-from orchestrator.gang.cluster import start_local
+from orchestrator.clusters.ray.cluster import start_local
 cluster = start_local(2, {"CPU": 1.0, "memory": 2e9})
 import ray
 @ray.remote(num_cpus=1)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.models import ARCHITECTURES
-from orchestrator.train.shares import Keep
+from orchestrator.train.models.architectures import ARCHITECTURES
+from orchestrator.train.models.shares import Keep
 from tests.cluster.conftest import TINY_MODELS
 from tests.cluster.zero_gang import Gang
 from tests.selection import every_day
@@ -39,10 +39,10 @@ def built(spec: JobSpec, restored: bool = False, plainly: bool = False) -> Any:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.engine import build_engine, import_deepspeed
-    from orchestrator.train.models import build_model
-    from orchestrator.train.shares import is_sharded, keep_for
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import build_engine, import_deepspeed
+    from orchestrator.train.models.architectures import build_model
+    from orchestrator.train.models.shares import is_sharded, keep_for
 
     import_deepspeed("cpu")
     keep = None if plainly else keep_for(spec, dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
@@ -58,7 +58,7 @@ def outline(value: Any) -> Any:
 
 def description(engine: Any) -> list[Any]:
     """What DeepSpeed knows of every parameter and buffer, and where their state lies."""
-    from orchestrator.train.zero_layout import describe_tensors, partitions
+    from orchestrator.train.zero.zero_layout import describe_tensors, partitions
 
     fields = ("ds_id", "ds_tensor", "ds_shape", "ds_numel", "ds_numel_aligned", "ds_persist", "ds_status")
     found: list[Any] = [
@@ -75,8 +75,8 @@ def compared_with_plain(spec: JobSpec) -> list[str]:
     import deepspeed
     import torch
 
-    from orchestrator.train.engine import destroy_engine
-    from orchestrator.train.zero_layout import partitions
+    from orchestrator.train.engine.engine import destroy_engine
+    from orchestrator.train.zero.zero_layout import partitions
 
     def observed(engine: Any) -> tuple[list[Any], dict[str, torch.Tensor], torch.Tensor]:
         described, values = description(engine), {}
@@ -142,8 +142,8 @@ def memory_taken(spec: JobSpec, restored: bool) -> dict[str, int]:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.train.models import build_model, model_config
-    from orchestrator.train.shares import keep_for
+    from orchestrator.train.models.architectures import build_model, model_config
+    from orchestrator.train.models.shares import keep_for
 
     def status(field: str) -> int:
         found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
@@ -173,7 +173,7 @@ ALLOCATOR_BYTES = 48 << 20
 def test_a_rank_holds_its_share_of_the_model(gang: Gang, tmp_path: Path, start: str) -> None:
     """Beside it the parameters that are being written, or pages of the files, which the system can take back; and what
     the allocator does not return."""
-    from orchestrator.train.shares import RESIDENT_BYTES
+    from orchestrator.train.models.shares import RESIDENT_BYTES
 
     spec, beside_bytes = spec_with({"architecture": "llama", "config": WIDE}, zero={"stage": 3}), RESIDENT_BYTES
     if start == "pretrained":
@@ -188,7 +188,7 @@ def write_wide(spec: JobSpec, directory: Path) -> int:
     """Bytes of the files of a pretrained model in bf16."""
     import torch
 
-    from orchestrator.train.models import build_model
+    from orchestrator.train.models.architectures import build_model
 
     model: Any = build_model(spec, manifest_with(), keep=Keep(dtype=torch.bfloat16))
     model.save_pretrained(directory)
@@ -199,7 +199,7 @@ def threads_of(offload: str, chosen: str) -> tuple[int, int]:
     """Threads of a worker on a GPU, and the cores that it may use."""
     import torch
 
-    from orchestrator.domain.threads import CHOSEN_VARIABLE, THREADS_VARIABLE
+    from orchestrator.domain.cpu_threads import CHOSEN_VARIABLE, THREADS_VARIABLE
     from orchestrator.train.worker import _set_offload_threads
 
     spec = spec_of("gpt2", stage=1, offload_optimizer={"device": offload})

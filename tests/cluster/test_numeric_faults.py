@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.checkpoint.manifest import read_manifest
+from orchestrator.checkpoint.format.checkpoint_manifest import read_manifest
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.numeric import Injection
+from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.session import TrainPlan
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import GangFailedError, Outcome, TrainProcesses, train_plan

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.manifest import read_manifest
-from orchestrator.data.verify import Proof
-from orchestrator.domain.arranged import Arranged
+from orchestrator.atomic_files import read_json
+from orchestrator.checkpoint.format.checkpoint_manifest import read_manifest
+from orchestrator.data.samples.data_verify import Proof
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import FaultKind, Injection, NumericFault, Skip
-from orchestrator.service import RunOutcome, resume_run, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import current_steps
-from orchestrator.store.proof import prove
-from orchestrator.store.runs import RunStore
-from orchestrator.store.skips import read_skips
-from orchestrator.whole_files import read_json
+from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.numeric import FaultKind, Injection, NumericFault, Skip
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.run.launcher import RunOutcome, resume_run, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.data_proof import prove
+from orchestrator.store.run_history import current_steps
+from orchestrator.store.run_store import RunStore
+from orchestrator.store.skip_file import read_skips
 from tests.cluster.gang_runs import (
     Recording,
     all_pids,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.vault import Vault
-from orchestrator.checkpoint.wire import Channel
+from orchestrator.checkpoint.memory.vault import Vault
+from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.domain.session import Leave, PeerState, ShardPlace, VaultAccess
 from orchestrator.spec.job import JobSpec
 from tests.cluster.snapshot_gang import LATE_S, late_snapshot_differs

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.service import run_job
-from orchestrator.spec.errors import SpecError
-from orchestrator.spec.load import load_job
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.spec.spec_errors import SpecError
 from tests.cluster.gang_runs import Recording, all_pids, ray_processes, write_job
 from tests.cluster.hub_server import serve
 from tests.unit.train.bases import FILE, as_torch_file, rewrite, set_config, write_base
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory"
 
 def write_pretrained_job(directory: Path) -> Path:
     """A job with the model `base` and its tokenizer beside it."""
-    from orchestrator.data import tokenizer
+    from orchestrator.data.tokens import tokenizer
     from orchestrator.spec.model import TokenizerTrainSpec
 
     trained = tokenizer.train(["the quick brown fox jumps " * 50], TokenizerTrainSpec(vocab_size=300))
@@ -65,8 +65,8 @@ ASK = """
 import json, sys
 from pathlib import Path
 from orchestrator.domain.errors import UsageError
-from orchestrator.train.base_check import check_base
-from orchestrator.train.models import build_model
+from orchestrator.train.models.base_check import check_base
+from orchestrator.train.models.architectures import build_model
 from tests.unit.train.bases import base_spec
 from tests.unit.train.builders import manifest_with
 

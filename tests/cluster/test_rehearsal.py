@@ -19,11 +19,11 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 import sys
 from importlib import import_module
-from orchestrator.service import ENGINE_MODULES
+from orchestrator.run.launcher import ENGINE_MODULES
 for module in (*ENGINE_MODULES, "transformers.models.gpt2.modeling_gpt2"):
     import_module(module)
 imported = set(sys.modules)
-from orchestrator.train import rehearsal
+from orchestrator.train.engine import warmup
 getattr(rehearsal, "stage_{stage}")()
 import torch.distributed as dist
 assert not dist.is_initialized()

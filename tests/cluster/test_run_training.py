@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import verify_run
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
+from orchestrator.data.samples.data_verify import verify_run
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.files import TRANSPORT_VARIABLE
-from orchestrator.service import RunOutcome, resume_run, run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.file_transfer import TRANSPORT_VARIABLE
+from orchestrator.run.launcher import RunOutcome, resume_run, run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import (
     Recording,
     Strike,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints, verify_checkpoint
-from orchestrator.checkpoint.exported import export_problem
-from orchestrator.checkpoint.vault import Vault
-from orchestrator.checkpoint.wire import Channel
+from orchestrator.checkpoint.format.exported import export_problem
+from orchestrator.checkpoint.memory.vault import Vault
+from orchestrator.checkpoint.memory.wire import Channel
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, verify_checkpoint
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.session import Leave, PeerState, ShardPlace, TrainPlan, VaultAccess
 from orchestrator.spec.job import JobSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.vault import Vault
+from orchestrator.checkpoint.memory.vault import Vault
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import TrainProcesses, train_plan

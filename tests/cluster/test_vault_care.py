@@ -8,11 +8,11 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.clusters.ray.cluster import start_local
 from orchestrator.domain.events import Event
-from orchestrator.gang import vault_care
-from orchestrator.gang.cluster import start_local
-from orchestrator.gang.vault_care import VaultCare
-from orchestrator.gang.vaults import Vaults
+from orchestrator.gang.vaults import vault_care
+from orchestrator.gang.vaults.vault_care import VaultCare
+from orchestrator.gang.vaults.vault_clients import VaultClients
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory")]
 
@@ -21,9 +21,9 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-def vaults() -> Iterator[Vaults]:
+def vaults() -> Iterator[VaultClients]:
     cluster = start_local(1, {"CPU": 1.0, "memory": 2e9})
-    made = Vaults(local=True, run_id="of-a-test", kept_s=60.0)
+    made = VaultClients(local=True, run_id="of-a-test", kept_s=60.0)
     try:
         node_ids = [node.node_id for node in cluster.nodes()]
         made.start(node_ids)
@@ -34,14 +34,14 @@ def vaults() -> Iterator[Vaults]:
         cluster.close()
 
 
-def gang_of(vaults: Vaults) -> Any:
+def gang_of(vaults: VaultClients) -> Any:
     """As much of a gang as its vaults' care looks at: it has no members."""
     node_ids = [contact.node for contact in vaults.contacts()]
     planned = SimpleNamespace(draining={})
     return SimpleNamespace(vaults=vaults, members=[], generation=1, planned=planned, node_ids=lambda: node_ids)
 
 
-def test_a_deaf_vault_is_replaced_and_a_slow_one_is_not(vaults: Vaults, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deaf_vault_is_replaced_and_a_slow_one_is_not(vaults: VaultClients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault_care, "DEAF_S", 2.0)
     gang = gang_of(vaults)
     care, told = VaultCare(gang), list[Event]()
@@ -80,7 +80,7 @@ def test_a_deaf_vault_is_replaced_and_a_slow_one_is_not(vaults: Vaults, monkeypa
     assert vaults.hears(node_id)
 
 
-def test_a_vault_that_did_not_confirm_its_peers_is_told_again(vaults: Vaults) -> None:
+def test_a_vault_that_did_not_confirm_its_peers_is_told_again(vaults: VaultClients) -> None:
     (node_id,) = [contact.node for contact in vaults.contacts()]
     access = vaults.access(node_id, 1)
     assert access is not None

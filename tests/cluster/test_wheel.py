@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.gang.fork_server.launch import VARIABLE
+from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "orchestrator"
@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
         info = next(name.partition("/")[0] for name in names if name.endswith(".dist-info/METADATA"))
         assert {name for name in names if not name.startswith(f"{info}/")} == ours
-        assert {"orchestrator/py.typed", "orchestrator/spec/architectures.json"} <= ours
+        assert {"orchestrator/py.typed", "orchestrator/spec/checks/architectures.json"} <= ours
         metadata = archive.read(f"{info}/METADATA").decode()
         assert archive.read(f"{info}/entry_points.txt").decode().split("\n")[1] == "convoy = orchestrator.cli.main:main"
         assert f"{info}/licenses/LICENSE" in names

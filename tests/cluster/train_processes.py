@@ -21,14 +21,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from orchestrator.atomic_files import replace_directory
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.hang import CollectiveCounts, Phase
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
-from orchestrator.planner.shape import shape_batch
+from orchestrator.domain.step_report import StepReport
+from orchestrator.planner.batch_shape import shape_batch
 from orchestrator.spec.job import JobSpec
-from orchestrator.whole_files import replace_directory
 from tests.cluster.forked import PRELOADED, cpu_forkserver
 
 START_TIMEOUT_S = 180.0
@@ -239,8 +239,8 @@ class TrainProcesses:
 @contextmanager
 def late_copies(piece_s: float | None) -> Iterator[None]:
     """Have snapshots copied by a thread that pauses after each piece, as a GPU copies them beside the next step."""
-    from orchestrator.train import snapshots
-    from orchestrator.train.staging import BackgroundStaging
+    from orchestrator.train.snapshot import snapshots
+    from orchestrator.train.snapshot.staging import BackgroundStaging
 
     usual = snapshots.staging_for
     if piece_s is not None:
@@ -256,10 +256,10 @@ def _serve(pipe: Connection, gpus: int) -> None:
     os.environ.update(device_environment(gpus))
     for module in PRELOADED:  # a process that was spawned, for a GPU, has imported nothing
         importlib.import_module(module)
-    from orchestrator.train import loop
+    from orchestrator.train import step_loop
     from orchestrator.train.worker import run_worker
 
-    loop.LAST_SAVE_PAUSE_S = 0.01  # storage that fails in a test does so for good
+    step_loop.LAST_SAVE_PAUSE_S = 0.01  # storage that fails in a test does so for good
     pipe.send("ready")
     faulthandler.register(signal.SIGUSR1)  # `kill -USR1` shows where a worker hangs
     while True:

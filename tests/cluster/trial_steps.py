@@ -14,10 +14,10 @@ def losses(stage: int, precision: str, accumulation: int, trial: bool) -> list[f
     import torch.distributed as dist
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from orchestrator.train.deepspeed_config import EngineShape
-    from orchestrator.train.engine import Stepper, build_engine, destroy_engine, set_learning_rate
-    from orchestrator.train.tasks import CausalLM, summed_cross_entropy
-    from orchestrator.train.trial import try_longest
+    from orchestrator.train.engine.deepspeed_config import EngineShape
+    from orchestrator.train.engine.engine import Stepper, build_engine, destroy_engine, set_learning_rate
+    from orchestrator.train.engine.trial import try_longest
+    from orchestrator.train.models.tasks import CausalLM, summed_cross_entropy
 
     workers, spec = dist.get_world_size(), spec_of(stage, precision, False)
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from tests.cluster.zero_gang import Setup, build, train
 
 def deepspeed_save(setup: Setup, directory: str, before: int, after: int) -> list[float]:
     """Losses of `before` steps, `engine.save_checkpoint` under the tag `plain`, and `after` steps more."""
-    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.engine.engine import destroy_engine
 
     engine = build(setup)
     losses = train(engine, 0, before)
@@ -44,8 +44,8 @@ def deepspeed_load(setup: Setup, directory: str, first: int, steps: int, notes: 
     """Load with `load_universal`, and train. With `notes` the script does what the converter's notes ask for."""
     import torch
 
-    from orchestrator.train.engine import destroy_engine
-    from orchestrator.train.to_deepspeed import LOAD_KEPT, SEPARATE_STEPS
+    from orchestrator.train.convert.to_deepspeed import LOAD_KEPT, SEPARATE_STEPS
+    from orchestrator.train.engine.engine import destroy_engine
 
     setup = setup.but(config={**setup.config, "checkpoint": {"load_universal": True}})
     if notes:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.retention import Rule
+from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.domain.events import EventKind
 from tests.cluster.forked import cpu_forkserver
 
@@ -80,7 +80,7 @@ def _serve(connection: Connection, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.train.rendezvous import leave_process_group
+    from orchestrator.train.collectives.rendezvous import leave_process_group
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -159,8 +159,8 @@ def build(setup: Setup, restored: bool = False) -> Any:
     import torch.distributed as dist
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from orchestrator.train.engine import _no_operator_probe, _nothing_sent, import_deepspeed
-    from orchestrator.train.models import erase_weights
+    from orchestrator.train.engine.engine import _no_operator_probe, _nothing_sent, import_deepspeed
+    from orchestrator.train.models.architectures import erase_weights
 
     import_deepspeed("cpu")
     sizes: dict[str, Any] = {"n_layer": 2, "n_embd": 30, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 33}
@@ -219,12 +219,12 @@ def train(engine: Any, first_step: int, steps: int) -> list[float]:
 
 def train_and_save(setup: Setup, run_dir: str, before: int, after: int) -> list[float]:
     """Losses of `before` steps, a checkpoint, and `after` steps more."""
-    from orchestrator.train.checkpointing import Progress, save_checkpoint
-    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.engine.engine import destroy_engine
+    from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 
     engine = build(setup)
     losses = train(engine, 0, before)
-    progress = Progress(before, before * GLOBAL_BATCH, {"note": "kept"})
+    progress = SaveProgress(before, before * GLOBAL_BATCH, {"note": "kept"})
     save_checkpoint(engine, LocalSession(), run_dir, before, progress, Rule(2))  # type: ignore[arg-type]
     losses += train(engine, before, after)
     destroy_engine(engine)
@@ -233,8 +233,8 @@ def train_and_save(setup: Setup, run_dir: str, before: int, after: int) -> list[
 
 def restore_and_train(setup: Setup, checkpoint: str, steps: int) -> tuple[Any, list[float], list[int]]:
     """What `load_checkpoint` says, the losses after it, and the restored buffer."""
-    from orchestrator.train.checkpointing import load_checkpoint
-    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.engine.engine import destroy_engine
+    from orchestrator.train.snapshot.checkpointing import load_checkpoint
 
     engine = build(setup, restored=True)
     progress = load_checkpoint(engine, LocalSession(), checkpoint)  # type: ignore[arg-type]
@@ -250,7 +250,7 @@ def engines_left(setup: Setup) -> int:
 
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from orchestrator.train.engine import destroy_engine
+    from orchestrator.train.engine.engine import destroy_engine
 
     engine = build(setup)
     train(engine, 0, 4)  # from the third step on DeepSpeed caches which parameters a module releases
@@ -264,8 +264,8 @@ def states_after_training_on(setup: Setup) -> tuple[Any, Any]:
     """A digest of the state after four steps, looked up by what was learned of the engine after one, and anew."""
     import torch
 
-    from orchestrator.train.engine import destroy_engine
-    from orchestrator.train.zero_state import CapturedState, EngineState, capture
+    from orchestrator.train.engine.engine import destroy_engine
+    from orchestrator.train.zero.zero_state import CapturedState, EngineState, capture
 
     def digest(state: CapturedState) -> Any:
         flats = [(flat.kind, flat.fragments, flat.tensor.numel(), flat.tensor.double().sum()) for flat in state.flats]

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from orchestrator.cli.main import cli
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.scorecard import Fault
-from orchestrator.spec.fields import models_of
+from orchestrator.domain.policy.scorecard import DrillFault
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import load_job, load_text
+from orchestrator.spec.loading.fields import models_of
+from orchestrator.spec.loading.load import load_job, load_text
 
 pytestmark = pytest.mark.contract
 
@@ -210,7 +210,7 @@ def test_the_readme_is_short_and_its_figures_are_those_of_the_benchmarks() -> No
 
 def test_every_fault_of_a_drill_is_explained() -> None:
     text = text_of(ROOT / "docs" / "reliability.md")
-    assert [fault.value for fault in Fault if f"`{fault.value}`" not in text] == []
+    assert [fault.value for fault in DrillFault if f"`{fault.value}`" not in text] == []
 
 
 def test_the_folder_stays_small() -> None:

@@ -12,7 +12,12 @@ HEAVY = ("torch", "deepspeed", "ray", "transformers", "datasets", "numpy", "pyar
 
 @pytest.mark.parametrize(
     "module",
-    ["orchestrator.cli.main", "orchestrator.cli.validate", "orchestrator.spec.load", "orchestrator.weights.place"],
+    [
+        "orchestrator.cli.main",
+        "orchestrator.cli.commands.validate_command",
+        "orchestrator.spec.loading.load",
+        "orchestrator.weights.pretrained_location",
+    ],
 )
 def test_fast_paths_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
@@ -22,7 +27,13 @@ def test_fast_paths_load_nothing_heavy(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["orchestrator.service", "orchestrator.cli.run", "orchestrator.data.prepare", "orchestrator.gang.gang"]
+    "module",
+    [
+        "orchestrator.run.launcher",
+        "orchestrator.cli.commands.run_command",
+        "orchestrator.data.prepare",
+        "orchestrator.gang.group.worker_group",
+    ],
 )
 def test_the_driver_does_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"

@@ -1,6 +1,7 @@
 """House rules on shape: small files, small functions, few parameters, names that say something."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ SOURCES = sorted([*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "tests").rglo
 PRODUCT = [path for path in SOURCES if "orchestrator" in path.relative_to(ROOT).parts]
 MAX_FILE_LINES = 420
 MAX_FUNCTION_LINES = 55
+MAX_FOLDER_FILES = 16
 MAX_PARAMETERS = 9
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -37,6 +39,23 @@ def test_files_are_small_and_well_named() -> None:
     sizes = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
     assert {name: lines for name, lines in sizes.items() if lines > MAX_FILE_LINES} == {}
     assert [relative(path) for path in SOURCES if path.stem in BANNED_NAMES] == [], "such a name says nothing"
+
+
+def test_folders_of_the_package_are_small() -> None:
+    modules = [path for path in PRODUCT if path.name != "__init__.py"]
+    counts = Counter(relative(path.parent) for path in modules)
+    assert {folder: count for folder, count in counts.items() if count > MAX_FOLDER_FILES} == {}
+
+
+def test_a_name_is_that_of_one_module_and_of_one_class() -> None:
+    stems = Counter(path.stem for path in PRODUCT if not path.stem.startswith("__"))
+    classes = Counter(
+        node.name
+        for path in PRODUCT
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in (stems | classes).items() if count > 1] == []
 
 
 def test_functions_are_small() -> None:

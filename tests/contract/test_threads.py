@@ -10,17 +10,17 @@ pytestmark = pytest.mark.contract
 PACKAGE = Path(__file__).resolve().parents[2] / "orchestrator"
 PLAIN = {
     "lasting_thread.py": "the lasting thread itself",
-    "checkpoint/server.py": "one connection: its end is the connection's, which the other side sees",
-    "cli/run.py": "the driver: what it raises is raised in the main thread",
+    "checkpoint/memory/vault_server.py": "one connection: its end is the connection's, which the other side sees",
+    "cli/commands/run_command.py": "the driver: what it raises is raised in the main thread",
     "data/executor.py": "waits for the parent's end, and does nothing else",
-    "drill/link.py": "one connection: its end is the connection's, which the other side sees",
-    "drill/processes.py": "the brake on a worker: whatever ends it, the worker is let go",
-    "gang/joining.py": "one question, given up after a while",
-    "gang/vault_actor.py": "ends the process; if that fails the process ends all the same",
+    "drill/bucket_proxy.py": "one connection: its end is the connection's, which the other side sees",
+    "drill/process_faults.py": "the brake on a worker: whatever ends it, the worker is let go",
+    "clusters/ray/joining.py": "one question, given up after a while",
+    "gang/vaults/vault_actor.py": "ends the process; if that fails the process ends all the same",
     "metrics/exporter.py": "the standard library's server loop, which survives errors",
-    "train/feed.py": "what it raises is raised in the training thread",
-    "train/unblock.py": "one abort; a rank that it does not free is ended by the driver",
-    "train/snapshots.py": "one question, whose failure is a problem that the training thread tells",
+    "train/batch_feed.py": "what it raises is raised in the training thread",
+    "train/collectives/abort_collectives.py": "one abort; a rank that it does not free is ended by the driver",
+    "train/snapshot/snapshots.py": "one question, whose failure is a problem that the training thread tells",
 }
 """Files that start plain threads, and why those may."""
 

@@ -21,19 +21,19 @@ from typing import Any
 
 import psutil
 
-from orchestrator.domain.arranged import Arranged
+from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import Injection
-from orchestrator.domain.report import StepReport
-from orchestrator.domain.scorecard import Fault, Scorecard, strike_steps
-from orchestrator.drill.course import _score
-from orchestrator.drill.injector import Injector, Means
-from orchestrator.drill.plan import ON_NODES
-from orchestrator.gang.node_processes import descendants
-from orchestrator.service import run_job
-from orchestrator.spec.load import LoadedJob, load_job
-from orchestrator.store.skips import read_skips
+from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.numeric import Injection
+from orchestrator.domain.policy.scorecard import DrillFault, Scorecard, strike_steps
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
+from orchestrator.drill.drill_course import _score
+from orchestrator.drill.drill_plan import ON_NODES
+from orchestrator.drill.fault_injector import Injector, Means
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import LoadedJob, load_job
+from orchestrator.store.skip_file import read_skips
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.bench.measure import exit_on_sigterm
 from tests.bench.peer_processes import end_processes, say, with_environment
@@ -44,13 +44,13 @@ NODES, LEAST = 3, 2
 STEPS_BETWEEN, TAIL = 30, 300
 """Between two faults, and after the last one: at `train_paced`'s pace a lost node is replaced within a hundred."""
 FAULTS = (
-    Fault.KILL_WORKER,
-    Fault.KILL_NODE,
-    Fault.SILENCE_NODE,
-    Fault.DRAIN_NODE,
-    Fault.HANG_RANK,
-    Fault.CORRUPT_SHARD,
-    Fault.NAN,
+    DrillFault.KILL_WORKER,
+    DrillFault.KILL_NODE,
+    DrillFault.SILENCE_NODE,
+    DrillFault.DRAIN_NODE,
+    DrillFault.HANG_RANK,
+    DrillFault.CORRUPT_SHARD,
+    DrillFault.NAN,
 )
 LIMIT_S = 3000.0
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -78,7 +78,12 @@ class Soaker(Injector):
     """Strikes again as soon as enough workers are there and their state lies in the vaults; replaces lost nodes."""
 
     def __init__(
-        self, home: Path, planned: Sequence[tuple[int, Fault]], draw: random.Random, cluster: HeadAndNodes, marker: str
+        self,
+        home: Path,
+        planned: Sequence[tuple[int, DrillFault]],
+        draw: random.Random,
+        cluster: HeadAndNodes,
+        marker: str,
     ) -> None:
         """`marker`: the TMPDIR of the cluster's processes."""
         super().__init__(home, planned, draw, Means(os.environ, _never))
@@ -131,8 +136,8 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
     with head_and_nodes(NODES) as cluster:
         job = job_of(directory, steps, cluster={"address": cluster.address})
         planned = [(step, draw.choice(FAULTS)) for step in strike_steps(steps - TAIL, times)]
-        numeric = tuple(Injection("nan", step + 1, 0) for step, fault in planned if fault is Fault.NAN)
-        strikes = [each for each in planned if each[1] is not Fault.NAN]
+        numeric = tuple(Injection("nan", step + 1, 0) for step, fault in planned if fault is DrillFault.NAN)
+        strikes = [each for each in planned if each[1] is not DrillFault.NAN]
         soaker = Soaker(home, strikes, draw, cluster, os.environ["TMPDIR"])
         arranged = Arranged(injections=numeric)
         outcome = run_job(job, home, [soaker], stop, f"{ENTRIES}:train_paced", arranged=arranged)

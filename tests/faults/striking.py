@@ -11,16 +11,16 @@ from typing import Any, Self
 
 import psutil
 
-from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.domain.arranged import Arranged
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.drill.processes import send
-from orchestrator.gang.node_processes import descendants, raylet_of
-from orchestrator.service import RunOutcome, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import current_steps
-from orchestrator.store.proof import prove
-from orchestrator.store.runs import RunStore
+from orchestrator.domain.fault_plan import Arranged
+from orchestrator.drill.process_faults import send
+from orchestrator.run.launcher import RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.data_proof import prove
+from orchestrator.store.run_history import current_steps
+from orchestrator.store.run_store import RunStore
 from tests.cluster.gang_runs import Recording, command_of, ray_processes, shared_memory, write_job
 from tests.cluster.pauses import ENTRY, Pauses, Point
 from tests.cluster.standing import Driver

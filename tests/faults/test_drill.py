@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints, verify_checkpoint
-from orchestrator.drill import disk, network
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, verify_checkpoint
+from orchestrator.drill import limited_disk, node_network
 from tests.cluster.gang_runs import all_pids, ray_processes, write_job
 from tests.cluster.s3_server import BUCKET, S3Server, environment
 
@@ -204,7 +204,7 @@ def test_a_full_disk_stops_no_training(tmp_path: Path) -> None:
     assert events_of(tmp_path, card, "recovery.started", "worker.failed") == []
     # What the small file system held lies in the run's directory, whole.
     directory = tmp_path / "runs" / card["run"] / "checkpoints"
-    assert str(directory) not in disk.MOUNTS.read_text()
+    assert str(directory) not in limited_disk.MOUNTS.read_text()
     assert next(found.step for found in list_checkpoints(directory)) == 160
     for found in list_checkpoints(directory):
         verify_checkpoint(found.path)
@@ -266,7 +266,7 @@ def test_a_node_that_is_cut_off_is_gone_on_without(tmp_path: Path) -> None:
     assert not psutil.pid_exists(lost) or psutil.Process(lost).status() == psutil.STATUS_ZOMBIE
     assert ray_processes(pids) == []
     left = [
-        *network.NAMESPACES.glob(f"convoy-drill-{process.pid}-*"),
+        *node_network.NAMESPACES.glob(f"convoy-drill-{process.pid}-*"),
         *Path("/sys/class/net").glob(f"cv{process.pid}*"),
     ]
     assert left == []

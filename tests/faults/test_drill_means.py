@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.storage import Fault, LocalStorage, StorageError
-from orchestrator.drill import disk, network
-from orchestrator.drill.link import HOST, Link
+from orchestrator.checkpoint.storage.storage import LocalStorage, StorageError, StorageFault
+from orchestrator.drill import limited_disk, node_network
+from orchestrator.drill.bucket_proxy import HOST, Link
 
 pytestmark = pytest.mark.faults
 
@@ -71,14 +71,14 @@ def killed(code: str, *arguments: str) -> None:
 @needs_mounts
 def test_a_full_disk_is_one_and_its_files_stay(tmp_path: Path) -> None:
     directory = tmp_path / "with a blank"
-    there = disk.Disk(directory)
+    there = limited_disk.Disk(directory)
     storage = LocalStorage(directory)
     storage.put("zero", "file", [b"there"], 5)
     storage.put("one", "file", [bytes(100_000)], 100_000)
     there.fill()
     with pytest.raises(StorageError, match="No space left on device") as raised:
         storage.put("two", "file", [bytes(100_000)], 100_000)
-    assert raised.value.fault is Fault.FULL
+    assert raised.value.fault is StorageFault.FULL
     storage.remove("one", "file")  # as retention does: nobody is helped by that
     time.sleep(0.3)
     with pytest.raises(StorageError, match="No space left on device"):
@@ -94,11 +94,11 @@ def test_a_full_disk_is_one_and_its_files_stay(tmp_path: Path) -> None:
 @needs_mounts
 def test_the_disk_of_a_drill_that_was_killed_is_settled_by_the_next(tmp_path: Path) -> None:
     directory = tmp_path / "with a blank"
-    code = "import sys; from pathlib import Path; from orchestrator.drill.disk import Disk; d = Path(sys.argv[1]); "
+    code = "import sys, pathlib; from orchestrator.drill.limited_disk import Disk; d = pathlib.Path(sys.argv[1]); "
     killed(code + "Disk(d); (d / 'file').write_text('kept')", str(directory))
     assert os.path.ismount(directory)
-    mine = disk.Disk(tmp_path / "mine")
-    disk.sweep()
+    mine = limited_disk.Disk(tmp_path / "mine")
+    limited_disk.sweep()
     assert not os.path.ismount(directory)
     assert (directory / "file").read_text() == "kept"
     assert os.path.ismount(tmp_path / "mine")  # who lives keeps it
@@ -107,7 +107,7 @@ def test_the_disk_of_a_drill_that_was_killed_is_settled_by_the_next(tmp_path: Pa
 
 @needs_network
 def test_a_node_that_is_cut_off_is_neither_reached_nor_refused() -> None:
-    net = network.Network(3)
+    net = node_network.Network(3)
     try:
         first, second = net.nodes[1].address, net.nodes[2].address
         wait_for(first)
@@ -143,12 +143,12 @@ def pings(address: str) -> bool:
 @needs_network
 def test_the_network_of_a_drill_that_was_killed_is_removed_by_the_next() -> None:
     before = set(links())
-    mine = network.Network(2)
+    mine = node_network.Network(2)
     kept = set(links()) - before
-    killed("from orchestrator.drill.network import Network; Network(3)")
+    killed("from orchestrator.drill.node_network import Network; Network(3)")
     left = set(links()) - before - kept
     assert len(left) == 3  # a bridge and two nodes
-    network.sweep()
+    node_network.sweep()
     deadline = time.monotonic() + 5
     while set(links()) & left and time.monotonic() < deadline:
         time.sleep(0.05)

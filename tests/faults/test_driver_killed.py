@@ -12,15 +12,15 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.checkpoint.manifest import MANIFEST
+from orchestrator.atomic_files import read_json
+from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST
 from orchestrator.cli.main import cli
 from orchestrator.domain.events import RunState
-from orchestrator.service import run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import current_steps
-from orchestrator.store.proof import prove
-from orchestrator.store.runs import RunStore
-from orchestrator.whole_files import read_json
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.data_proof import prove
+from orchestrator.store.run_history import current_steps
+from orchestrator.store.run_store import RunStore
 from tests.cluster.gang_runs import (
     all_pids,
     left_in_shared_memory,

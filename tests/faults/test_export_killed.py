@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.exported import export_problem
+from orchestrator.atomic_files import read_json
+from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.domain.events import EventKind
-from orchestrator.whole_files import read_json
 from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
 from tests.faults.striking import STEPS, Striker, curve, train
 

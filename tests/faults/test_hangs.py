@@ -17,12 +17,12 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.gang.node_processes import descendants, raylet_of
-from orchestrator.gang.vaults import Vaults
-from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import read_steps
+from orchestrator.gang.vaults.vault_clients import VaultClients
+from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.run_history import read_steps
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
@@ -98,8 +98,8 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path, undisturbed: li
     assert (started["rank"], started["source"]) == (1, "vaults")
     (finished,) = struck.of(EventKind.RECOVERED)
     assert finished["world_size"] == 2
-    assert "orchestrator/train/loop.py" in stacks(outcome, 0)  # said by itself
-    assert "orchestrator/train/loop.py" in stacks(outcome, 1)  # read out of its memory
+    assert "orchestrator/train/step_loop.py" in stacks(outcome, 0)  # said by itself
+    assert "orchestrator/train/step_loop.py" in stacks(outcome, 1)  # read out of its memory
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
     assert "## Stack of worker 1" in page
     assert "worker 1 hangs" in page
@@ -178,9 +178,9 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
     """
     stopped: list[psutil.Process] = []
     probes: list[bool | None] = []
-    probe = Vaults.answers
+    probe = VaultClients.answers
 
-    def observed(vaults: Vaults, node_id: str) -> bool | None:
+    def observed(vaults: VaultClients, node_id: str) -> bool | None:
         probes.append(probe(vaults, node_id))
         if probes[-1] is False:
             (tmp_path / "runs" / "safe").touch()
@@ -194,7 +194,7 @@ def test_one_failed_probe_takes_nobody_away(tmp_path: Path, monkeypatch: pytest.
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
 
-    monkeypatch.setattr(Vaults, "answers", observed)
+    monkeypatch.setattr(VaultClients, "answers", observed)
     struck = Strike(4, 1, stop_node)
     outcome = train(tmp_path, struck, HELD, train={**JOB["train"], "steps": 60})
     assert (outcome.state, outcome.reason, struck.struck, len(stopped)) == (RunState.SUCCEEDED, None, 1, 2)

@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from orchestrator.domain.events import RunState
-from orchestrator.gang.head import END_S, PARK_S
-from orchestrator.service import run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import current_steps
-from orchestrator.store.proof import prove
-from orchestrator.store.runs import RunStore
+from orchestrator.gang.health.head import END_S, PARK_S
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.data_proof import prove
+from orchestrator.store.run_history import current_steps
+from orchestrator.store.run_store import RunStore
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, shared_memory, write_job
 from tests.cluster.standing import PACED, Driver, standing_cluster

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.arranged import Arranged
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.numeric import Injection, Skip
+from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.numeric import Injection, Skip
 from tests.cluster.gang_runs import all_pids, own_temporary_directory, shared_memory
 from tests.cluster.pauses import LATE_VARIABLE, VARIABLE, Pauses, Point, let_runs_pause
 from tests.cluster.standing import standing_cluster

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.verify import verify_run
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.data.samples.data_verify import verify_run
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.node_processes import descendants, raylet_of
-from orchestrator.service import RunOutcome, run_job
-from orchestrator.spec.load import load_job
-from orchestrator.store.history import read_steps
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
+from orchestrator.store.run_history import read_steps
 from tests.cluster.foreign_cluster import ForeignCluster
 from tests.cluster.gang_runs import (
     ENTRIES,
@@ -144,7 +144,7 @@ def convoy(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def drain(address: str, node_id: str, notice_s: float) -> None:
-    from orchestrator.gang.draining import drain as announce
+    from orchestrator.clusters.ray.draining import drain as announce
 
     announce(address, node_id, notice_s, "a test")
 
@@ -154,7 +154,7 @@ def node_id_of(raylet: psutil.Process) -> str:
 
 
 def free_cpus() -> float:
-    from orchestrator.gang.cluster import live_nodes
+    from orchestrator.clusters.ray.cluster import live_nodes
 
     return sum(node.free["CPU"] for node in live_nodes())
 

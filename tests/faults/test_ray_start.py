@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.gang.node_processes import descendants
+from orchestrator.clusters.ray.node_processes import descendants
 from tests.cluster.gang_runs import own_temporary_directory, write_job
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from ray.util.placement_group import placement_group_table
 
+from orchestrator.clusters.ray.node_processes import raylet_of
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.drill.processes import send
-from orchestrator.gang.node_processes import raylet_of
-from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.step_report import StepReport
+from orchestrator.drill.process_faults import send
+from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.domain import hang
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.activity import BLOCKED_S, BlockedThreads, look_at
-from orchestrator.service import run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.policy import hang
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.process_activity import BLOCKED_S, BlockedThreads, look_at
+from orchestrator.run.launcher import run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import ENTRIES, Recording, write_job
 from tests.cluster.slow_disk import SlowDisk
 

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import Event, EventKind, RunState
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.node_processes import descendants, raylet_of
-from orchestrator.service import TRAIN_ENTRY, RunOutcome, run_job
-from orchestrator.spec.load import load_job
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
+from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,

@@ -5,12 +5,12 @@ import signal
 import time
 from collections.abc import Sequence
 
-from orchestrator.domain.numeric import Injection
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.session import TrainPlan
-from orchestrator.gang.decide import CPU_PATIENCE_S, GPU_PATIENCE_S
-from orchestrator.gang.worker_actor import Raised
-from orchestrator.planner.shape import shape_batch
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.worker_actor import Raised
+from orchestrator.gang.group.gang_policy import CPU_PATIENCE_S, GPU_PATIENCE_S
+from orchestrator.planner.batch_shape import shape_batch
 from tests.gpu.lab import Lab
 from tests.gpu.plain_ranks import Ranks, resumed
 from tests.gpu.table import Result

@@ -41,7 +41,7 @@ def failing_assertion(session: Session, plan: TrainPlan) -> TrainResult:
     """Train; at `ASSERT_STEP` a kernel of rank 1 refuses its input, as with a token id beyond the vocabulary."""
     import torch
 
-    from orchestrator.train import tasks
+    from orchestrator.train.models import tasks
     from orchestrator.train.worker import run_worker
 
     plain, calls = tasks.CausalLM.loss, 0
@@ -63,16 +63,16 @@ def paced(session: Session, plan: TrainPlan) -> TrainResult:
     """Train, at most twenty steps a second: what is done at a step does not come after the last one."""
     import time
 
-    from orchestrator.train import loop
+    from orchestrator.train import step_loop
     from orchestrator.train.worker import run_worker
 
-    plain = loop.TrainLoop._step
+    plain = step_loop.TrainLoop._step
 
     def step(self: Any, number: int, feed: Any) -> Any:
         time.sleep(0.05)
         return plain(self, number, feed)
 
-    with _replaced(loop.TrainLoop, "_step", step):
+    with _replaced(step_loop.TrainLoop, "_step", step):
         return run_worker(session, plan)
 
 
@@ -98,17 +98,17 @@ def state_digest(session: Session, plan: TrainPlan) -> TrainResult:
     """Train, and tell a digest of all state that is saved: of masters, moments, buffers, counters."""
     from dataclasses import replace
 
-    from orchestrator.train import loop
+    from orchestrator.train import step_loop
     from orchestrator.train.worker import run_worker
 
-    plain, digests = loop.TrainLoop.run, []
+    plain, digests = step_loop.TrainLoop.run, []
 
     def run(self: Any) -> Any:
         result = plain(self)
         digests.append(_digest(self._context.engine))
         return result
 
-    with _replaced(loop.TrainLoop, "run", run):
+    with _replaced(step_loop.TrainLoop, "run", run):
         return replace(run_worker(session, plan), facts={"digest": digests[0]})
 
 
@@ -118,7 +118,7 @@ def _digest(engine: Any) -> str:
 
     import torch
 
-    from orchestrator.train.zero_state import EngineState
+    from orchestrator.train.zero.zero_state import EngineState
 
     state = EngineState(engine).capture()
     found = hashlib.sha256()
@@ -136,8 +136,8 @@ def large_vocabulary(session: Session, plan: TrainPlan) -> TrainResult:
     import torch
 
     from orchestrator.domain.loss_chunks import loss_chunk_tokens
-    from orchestrator.train.linear_loss import chunked_cross_entropy
-    from orchestrator.train.tasks import IGNORE, summed_cross_entropy
+    from orchestrator.train.models.linear_loss import chunked_cross_entropy
+    from orchestrator.train.models.tasks import IGNORE, summed_cross_entropy
 
     tokens, width, vocabulary = 8192, 1024, 128_256
     device = torch.device("cuda")
@@ -173,7 +173,7 @@ def copy_speed(session: Session, plan: TrainPlan) -> TrainResult:
 
     import torch
 
-    from orchestrator.train.staging import CudaStaging
+    from orchestrator.train.snapshot.staging import CudaStaging
 
     size = 1 << 30
     device = torch.device("cuda", torch.cuda.current_device())

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
 from orchestrator.domain.session import TrainPlan
-from orchestrator.planner.shape import shape_batch
+from orchestrator.planner.batch_shape import shape_batch
 from orchestrator.spec.job import JobSpec
 
 SMALL: dict[str, Any] = {"n_layer": 4, "n_embd": 256, "n_head": 4}

@@ -4,9 +4,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from orchestrator.data.manifest import DataManifest
-from orchestrator.domain.report import StepReport
-from orchestrator.gang.worker_actor import Raised
+from orchestrator.data.data_manifest import DataManifest
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.worker_actor import Raised
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import model_shape
 from tests.gpu.jobs import B1, M355, TINY

@@ -15,9 +15,9 @@ def train(session: Session, plan: TrainPlan) -> TrainResult:
     number of micro steps. Tells the median of the tokens/s after some steps."""
     import torch
 
-    from orchestrator.data.manifest import DataManifest
+    from orchestrator.data.data_manifest import DataManifest
     from orchestrator.spec.job import JobSpec
-    from orchestrator.train.models import build_model
+    from orchestrator.train.models.architectures import build_model
 
     spec = JobSpec.model_validate_json(json.dumps(plan.spec))
     manifest = DataManifest.read(session.fetch(plan.data_dir))

@@ -13,17 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.checkpoint.inventory import WholeStep, newest_whole
-from orchestrator.checkpoint.survey import holdings
-from orchestrator.checkpoint.vault import Vault
-from orchestrator.checkpoint.wire import Channel
+from orchestrator.checkpoint.memory.vault import Vault
+from orchestrator.checkpoint.memory.wire import Channel
+from orchestrator.checkpoint.survey.inventory import WholeStep, newest_whole
+from orchestrator.checkpoint.survey.surveyor import holdings
 from orchestrator.domain.events import Event
-from orchestrator.domain.report import StepReport
 from orchestrator.domain.session import Leave, PeerState, ShardPlace, TrainPlan, TrainResult, VaultAccess
-from orchestrator.gang.files import write_marker
-from orchestrator.gang.outbox import Batch, Published
-from orchestrator.gang.ray_session import Assignment
-from orchestrator.gang.worker_actor import FileAccess, Raised, WorkerActor
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.ray_session import Assignment
+from orchestrator.gang.agent.report_queue import Published, ReportBatch
+from orchestrator.gang.agent.worker_actor import FileAccess, Raised, WorkerActor
+from orchestrator.gang.file_transfer import write_marker
 
 START_S = 120.0
 POLL_S = 0.02
@@ -247,7 +247,7 @@ class Ranks:
                 self._take(rank, rank.ask("poll", 0.0, rank.seen))
                 rank.running = False
 
-    def _take(self, rank: Rank, batch: Batch) -> None:
+    def _take(self, rank: Rank, batch: ReportBatch) -> None:
         if batch.number <= rank.seen:
             return
         rank.seen = batch.number

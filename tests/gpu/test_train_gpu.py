@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import Outcome, TrainProcesses, train_plan
 
@@ -109,7 +109,7 @@ def test_utilisation_is_known_where_the_device_is(
 ) -> None:
     import torch
 
-    from orchestrator.train.flops import peak_flops
+    from orchestrator.train.models.flops import peak_flops
 
     found = process.run(train_plan(spec_with(1, "bf16"), data_dir, tmp_path, 1), 1)
     if peak_flops(torch.cuda.get_device_name(0), "bf16") is None:

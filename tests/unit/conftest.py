@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.checkpoint.storage import LocalStorage
+from orchestrator.checkpoint.storage.storage import LocalStorage
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.scorecard import Fault, FaultResult
-from orchestrator.drill.course import drill
-from orchestrator.drill.network import POOL, free_network
-from orchestrator.drill.plan import (
+from orchestrator.domain.policy.scorecard import DrillFault, FaultResult
+from orchestrator.drill.drill_course import drill
+from orchestrator.drill.drill_plan import (
     ON_STORAGE,
     REAL,
     Machine,
@@ -24,9 +23,10 @@ from orchestrator.drill.plan import (
     permitted,
     plan,
 )
-from orchestrator.drill.shards import corrupt_newest
-from orchestrator.drill.tally import SAYS, Tally
-from orchestrator.spec.load import LoadedJob, load_job
+from orchestrator.drill.drill_tally import SAYS, DrillTally
+from orchestrator.drill.node_network import POOL, free_network
+from orchestrator.drill.shard_damage import corrupt_newest
+from orchestrator.spec.loading.load import LoadedJob, load_job
 from tests.cluster.entries import a_step
 from tests.cluster.gang_runs import write_job
 
@@ -40,8 +40,8 @@ def a_job(directory: Path, **changes: Any) -> LoadedJob:
     return load_job(write_job(directory, **changes))
 
 
-def drawn(job: LoadedJob, choices: list[Fault]) -> list[Fault]:
-    planned = plan(Fault.RANDOM, range(1, 201), choices, job.spec, SEEN, random.Random(0))
+def drawn(job: LoadedJob, choices: list[DrillFault]) -> list[DrillFault]:
+    planned = plan(DrillFault.RANDOM, range(1, 201), choices, job.spec, SEEN, random.Random(0))
     assert [step for step, _ in planned] == list(range(1, 201))
     return [fault for _, fault in planned]
 
@@ -51,24 +51,24 @@ def test_random_faults_are_no_more_of_a_kind_than_the_job_gets_over(
     recovery: dict[str, Any], most: int, tmp_path: Path
 ) -> None:
     kinds = drawn(a_job(tmp_path, recovery=recovery), list(REAL))
-    assert kinds.count(Fault.NAN) == most
-    assert kinds.count(Fault.OOM) == 3  # 8 -> 4 -> 2 -> 1
-    assert set(kinds) | {Fault.NAN} == set(REAL)
+    assert kinds.count(DrillFault.NAN) == most
+    assert kinds.count(DrillFault.OOM) == 3  # 8 -> 4 -> 2 -> 1
+    assert set(kinds) | {DrillFault.NAN} == set(REAL)
 
 
 def test_random_leaves_out_what_job_and_machine_do_not_permit_and_says_why(tmp_path: Path) -> None:
     poor = Machine(no_mount="mount: permission denied", no_network="not root", endpoint="", memory_bytes=8 << 30)
     choices, left_out = permitted(a_job(tmp_path, cluster={"nodes": 1}).spec, poor, replace(SEEN, micro_batch=1))
     assert set(choices) == {
-        Fault.KILL_WORKER, Fault.CORRUPT_SHARD, Fault.NAN, Fault.HANG_RANK, Fault.KILL_DRIVER
+        DrillFault.KILL_WORKER, DrillFault.CORRUPT_SHARD, DrillFault.NAN, DrillFault.HANG_RANK, DrillFault.KILL_DRIVER
     }  # fmt: skip
     assert set(left_out) == set(REAL) - set(choices)
-    assert "permission denied" in left_out[Fault.DISK_FULL]
+    assert "permission denied" in left_out[DrillFault.DISK_FULL]
     checkpoint = {"interval_steps": 10, "storage": "s3://bucket/path"}
     choices, left_out = permitted(a_job(tmp_path, checkpoint=checkpoint).spec, ABLE, SEEN)
-    assert set(left_out) == {Fault.DISK_FULL}
+    assert set(left_out) == {DrillFault.DISK_FULL}
     choices, left_out = permitted(a_job(tmp_path, checkpoint={"interval_steps": 10}).spec, ABLE, SEEN)
-    assert set(left_out) == {Fault.BUCKET_DOWN}
+    assert set(left_out) == {DrillFault.BUCKET_DOWN}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
 ) -> None:
     job = a_job(tmp_path, recovery=recovery)
     with pytest.raises(UsageError, match="more than the job would get over") as raised:
-        drill(job, tmp_path / "runs", Fault.NAN, times, 0, [], threading.Event(), print)
+        drill(job, tmp_path / "runs", DrillFault.NAN, times, 0, [], threading.Event(), print)
     assert raised.value.hint == f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}"
     assert not (tmp_path / "runs").exists()
 
@@ -87,20 +87,30 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
 @pytest.mark.parametrize(
     ("fault", "job", "machine", "said"),
     [
-        (Fault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
-        (Fault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
-        (Fault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
-        (Fault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
-        (Fault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
-        (Fault.DISK_FULL, {"checkpoint": {"interval_steps": 10}}, replace(ABLE, no_mount="must be root"), "be root"),
-        (Fault.DISK_FULL, {"checkpoint": {"storage": "s3://b/p"}}, ABLE, "fills a directory"),
-        (Fault.BUCKET_DOWN, {"checkpoint": {"interval_steps": 10}}, ABLE, "the job has none"),
-        (Fault.BUCKET_DOWN, {"checkpoint": {"storage": "s3://b/p"}}, replace(ABLE, endpoint=""), "not set"),
-        (Fault.BUCKET_DOWN, {"checkpoint": {"storage": "s3://b/p"}}, replace(ABLE, endpoint="https://s3"), "https"),
+        (DrillFault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
+        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (DrillFault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
+        (DrillFault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
+        (
+            DrillFault.DISK_FULL,
+            {"checkpoint": {"interval_steps": 10}},
+            replace(ABLE, no_mount="must be root"),
+            "be root",
+        ),
+        (DrillFault.DISK_FULL, {"checkpoint": {"storage": "s3://b/p"}}, ABLE, "fills a directory"),
+        (DrillFault.BUCKET_DOWN, {"checkpoint": {"interval_steps": 10}}, ABLE, "the job has none"),
+        (DrillFault.BUCKET_DOWN, {"checkpoint": {"storage": "s3://b/p"}}, replace(ABLE, endpoint=""), "not set"),
+        (
+            DrillFault.BUCKET_DOWN,
+            {"checkpoint": {"storage": "s3://b/p"}},
+            replace(ABLE, endpoint="https://s3"),
+            "https",
+        ),
     ],
 )
 def test_what_is_not_permitted_is_refused_before_the_undisturbed_run(
-    fault: Fault, job: dict[str, Any], machine: Machine, said: str, tmp_path: Path
+    fault: DrillFault, job: dict[str, Any], machine: Machine, said: str, tmp_path: Path
 ) -> None:
     why = objection(fault, 1, a_job(tmp_path, **job).spec, machine)
     assert why is not None
@@ -111,14 +121,14 @@ def test_what_is_not_permitted_is_refused_before_the_undisturbed_run(
 @pytest.mark.parametrize(
     ("fault", "times", "seen", "said"),
     [
-        (Fault.OOM, 4, SEEN, "cannot be halved 4 times"),
-        (Fault.SLOW_RANK, 4, replace(SEEN, steps=50), "too few"),
-        (Fault.DISK_FULL, 10, SEEN, "two checkpoints after each"),
-        (Fault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "more than half of what is free"),
+        (DrillFault.OOM, 4, SEEN, "cannot be halved 4 times"),
+        (DrillFault.SLOW_RANK, 4, replace(SEEN, steps=50), "too few"),
+        (DrillFault.DISK_FULL, 10, SEEN, "two checkpoints after each"),
+        (DrillFault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "more than half of what is free"),
     ],
 )
 def test_what_the_undisturbed_run_shows_is_held_against_it(
-    fault: Fault, times: int, seen: Undisturbed, said: str, tmp_path: Path
+    fault: DrillFault, times: int, seen: Undisturbed, said: str, tmp_path: Path
 ) -> None:
     train = {"epochs": 1, "global_batch": 8, "lr": 1e-3}  # the number of steps depends on the data
     spec = a_job(tmp_path, checkpoint={"interval_steps": 10}, train=train).spec
@@ -130,7 +140,7 @@ def test_what_the_undisturbed_run_shows_is_held_against_it(
 
 
 def test_workers_make_some_of_the_faults_themselves(tmp_path: Path) -> None:
-    planned = [(4, Fault.NAN), (8, Fault.KILL_NODE), (12, Fault.OOM)]
+    planned = [(4, DrillFault.NAN), (8, DrillFault.KILL_NODE), (12, DrillFault.OOM)]
     made = injections(planned, a_job(tmp_path, resources={"workers": 1}).spec, random.Random(0))
     assert [(each.kind, each.step, each.rank) for each in made] == [("nan", 5, 0), ("oom", 13, 0)]
 
@@ -139,7 +149,7 @@ class Score:
     """A tally, told of events at times."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.tally = DrillTally()
         self.tell(EventKind.PLAN, 0, world_size=3)
 
     def tell(self, kind: EventKind, time_s: float, **fields: Any) -> None:
@@ -156,8 +166,8 @@ class Score:
 def test_a_lost_node_is_known_and_over_with_the_recovery() -> None:
     score = Score()
     score.step(7)
-    score.tally.struck(Fault.PARTITION, 7, 1, 100.0)
-    assert (score.tally.open, score.tally.known) == (Fault.PARTITION, False)
+    score.tally.struck(DrillFault.PARTITION, 7, 1, 100.0)
+    assert (score.tally.open, score.tally.known) == (DrillFault.PARTITION, False)
     score.tell(EventKind.RECOVERY_STARTED, 104, detected_s=103.5)
     assert score.tally.known
     score.tell(EventKind.RECOVERED, 106, steps_recomputed=1, world_size=2)
@@ -166,7 +176,7 @@ def test_a_lost_node_is_known_and_over_with_the_recovery() -> None:
 
 
 @pytest.mark.parametrize("fault", ON_STORAGE)
-def test_failing_storage_is_over_when_a_checkpoint_is_saved_again(fault: Fault) -> None:
+def test_failing_storage_is_over_when_a_checkpoint_is_saved_again(fault: DrillFault) -> None:
     score = Score()
     score.step(7)
     score.tally.struck(fault, 7, None, 100.0)
@@ -185,7 +195,7 @@ def test_failing_storage_is_over_when_a_checkpoint_is_saved_again(fault: Fault) 
 def test_a_lost_driver_is_known_and_over_with_another_one() -> None:
     score = Score()
     score.step(7)
-    score.tally.struck(Fault.KILL_DRIVER, 7, None, 100.0)
+    score.tally.struck(DrillFault.KILL_DRIVER, 7, None, 100.0)
     score.step(8, 100.1)  # it had said so
     assert not score.tally.known
     score.tell(EventKind.RUN_CREATED, 103, resumed_from_step=5)
@@ -193,7 +203,7 @@ def test_a_lost_driver_is_known_and_over_with_another_one() -> None:
     assert score.result == FaultResult("kill-driver", 7, None, 3.0, 9.0, 3, 3, 2)
     score = Score()
     score.step(7)
-    score.tally.struck(Fault.KILL_DRIVER, 7, None, 100.0)
+    score.tally.struck(DrillFault.KILL_DRIVER, 7, None, 100.0)
     score.tell(EventKind.RUN_CREATED, 103, resumed_from_step=None)
     score.step(1, 109)
     assert score.result.steps_recomputed == 7
@@ -202,7 +212,7 @@ def test_a_lost_driver_is_known_and_over_with_another_one() -> None:
 def test_a_drained_node_is_over_with_the_first_step_without_it() -> None:
     score = Score()
     score.step(7)
-    score.tally.struck(Fault.DRAIN_NODE, 7, 2, 100.0)
+    score.tally.struck(DrillFault.DRAIN_NODE, 7, 2, 100.0)
     score.tell(EventKind.NODE_DRAINING, 101)
     score.step(8, 102)
     assert score.tally.open is not None
@@ -213,7 +223,7 @@ def test_a_drained_node_is_over_with_the_first_step_without_it() -> None:
 
 def test_a_slow_worker_is_over_when_it_is_named() -> None:
     score = Score()
-    score.tally.struck(Fault.SLOW_RANK, 7, 2, 100.0)
+    score.tally.struck(DrillFault.SLOW_RANK, 7, 2, 100.0)
     score.tell(EventKind.WORKER_SLOW, 101, rank=1, slow=True)
     assert not score.tally.known
     score.tell(EventKind.WORKER_SLOW, 102, rank=2, slow=True)

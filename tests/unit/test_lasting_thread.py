@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.retention import Rule
-from orchestrator.checkpoint.survey import Surveyor, VaultContact
-from orchestrator.checkpoint.vault import Vault
+from orchestrator.checkpoint.memory.vault import Vault
+from orchestrator.checkpoint.storage.retention import Rule
+from orchestrator.checkpoint.survey.surveyor import Surveyor, VaultContact
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.drill.link import Link
-from orchestrator.gang import saving
-from orchestrator.gang.capture import OutputCapture
-from orchestrator.gang.saving import Saves
+from orchestrator.drill.bucket_proxy import Link
+from orchestrator.gang.agent.output_capture import OutputCapture
+from orchestrator.gang.vaults import checkpoint_committer
+from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
 from orchestrator.lasting_thread import FIRST_PAUSE_S, LONGEST_PAUSE_S, LastingThread, longer
 
 pytestmark = pytest.mark.unit
@@ -117,13 +117,13 @@ def test_a_save_that_ends_in_an_error_of_any_kind_has_failed_and_the_next_is_see
 ) -> None:
     fields = {"place": "/runs/a/checkpoints", "world_size": 2, "stage": 1, "seconds": 0.1}
 
-    def see_through(_: Saves, save: saving._Save) -> Event:
+    def see_through(_: CheckpointCommitter, save: checkpoint_committer._PendingCommit) -> Event:
         if save.step == 8:
             raise KeyError("entry")
         return Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": save.step})
 
-    monkeypatch.setattr(Saves, "_see_through", see_through)
-    saves = Saves(lambda: [], Rule(3, None, None), None)
+    monkeypatch.setattr(CheckpointCommitter, "_see_through", see_through)
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)
     saves.begin(1, {**fields, "step": 8})
     saves.begin(1, {**fields, "step": 16})
     failed, saved = saves.end(10.0)

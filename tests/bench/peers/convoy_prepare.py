@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
 from orchestrator.domain.events import EventKind
-from orchestrator.spec.load import load_job
+from orchestrator.spec.loading.load import load_job
 
 
 def ignore(kind: EventKind, fields: dict) -> None:

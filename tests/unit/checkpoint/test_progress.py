@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.checkpoint import flushing, peers, writing
-from orchestrator.checkpoint.catalog import clear_interrupted, retain, verify_checkpoint
-from orchestrator.checkpoint.durable import commit, write_shard
-from orchestrator.checkpoint.flushing import LEAST_BYTES, MOST_BYTES, SteadyFlush, next_portion
-from orchestrator.checkpoint.intervals import Kind, Range
-from orchestrator.checkpoint.manifest import Manifest, TensorEntry
-from orchestrator.checkpoint.peers import CellIndex, PeerReader, SmallState
-from orchestrator.checkpoint.ranged import AHEAD_BYTES, ChunkCache, RangedShard
-from orchestrator.checkpoint.reader import CheckpointReader
-from orchestrator.checkpoint.retention import Rule
-from orchestrator.checkpoint.shard import CHUNK_BYTES, Interval, Piece, ShardFile, ShardIndex, ShardWriter
-from orchestrator.checkpoint.storage import LocalStorage
-from orchestrator.checkpoint.writing import ShardOrder, ShardWriterThread
-from tests.unit.checkpoint.test_peers import TOKEN, leave_state, vaults  # noqa: F401  # a fixture
+from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, TensorEntry
+from orchestrator.checkpoint.format.intervals import Kind, Range
+from orchestrator.checkpoint.format.reader import CheckpointReader
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardFile, ShardIndex, ShardPiece, ShardWriter
+from orchestrator.checkpoint.memory import peers, vault_writer
+from orchestrator.checkpoint.memory.peers import CellIndex, PeerReader, SmallState
+from orchestrator.checkpoint.memory.vault_writer import ShardOrder, ShardWriterThread
+from orchestrator.checkpoint.storage import flushing
+from orchestrator.checkpoint.storage.checkpoint_catalog import clear_interrupted, retain, verify_checkpoint
+from orchestrator.checkpoint.storage.durable import commit, write_shard
+from orchestrator.checkpoint.storage.flushing import LEAST_BYTES, MOST_BYTES, SteadyFlush, next_portion
+from orchestrator.checkpoint.storage.ranged import AHEAD_BYTES, ChunkCache, RangedShard
+from orchestrator.checkpoint.storage.retention import Rule
+from orchestrator.checkpoint.storage.storage import LocalStorage
+from tests.unit.checkpoint.memory.test_peers import TOKEN, leave_state, vaults  # noqa: F401  # a fixture
 from tests.unit.checkpoint.written import write_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -57,7 +58,7 @@ def interval() -> Interval:
 def test_writing_and_reading_a_shard_is_progress_by_chunk(tmp_path: Path) -> None:
     ticks = Ticks()
     with ShardWriter(tmp_path / "s.bin", 0, tick=ticks) as writer:
-        writer.write(Piece("w", Kind.MASTER, 0, "float32", VALUES))
+        writer.write(ShardPiece("w", Kind.MASTER, 0, "float32", VALUES))
         assert ticks.taken() >= CHUNKS
         index = writer.finish({})
     file, out = ShardFile(tmp_path / "s.bin", index, ticks), np.empty_like(VALUES)
@@ -74,7 +75,7 @@ def test_writing_and_reading_a_shard_is_progress_by_chunk(tmp_path: Path) -> Non
 
 def test_a_chunk_is_read_from_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ShardWriter(tmp_path / "s.bin", 0) as writer:
-        writer.write(Piece("w", Kind.MASTER, 0, "float32", VALUES))
+        writer.write(ShardPiece("w", Kind.MASTER, 0, "float32", VALUES))
         index = writer.finish({})
     read, preadv = 0, os.preadv
 
@@ -199,7 +200,7 @@ def test_an_error_nobody_expected_fails_one_shard_and_not_all_that_follow(
 ) -> None:
     writer, (state, index) = ShardWriterThread(), states()
     with monkeypatch.context() as context:
-        context.setattr(writing, "write_shard", lambda *_: {}["on purpose"])
+        context.setattr(vault_writer, "write_shard", lambda *_: {}["on purpose"])
         writer.order(order(tmp_path), VALUES.data.cast("B"), state, index)
         assert answer(writer)["error"] == "KeyError: 'on purpose'"
     writer.order(order(tmp_path), VALUES.data.cast("B"), state, index)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.checkpoint.catalog import directory_name
-from orchestrator.checkpoint.intervals import MOMENTS, Kind, even_slice
-from orchestrator.checkpoint.manifest import MANIFEST, GroupEntry, Manifest, ShardEntry, TensorEntry
-from orchestrator.checkpoint.shard import CHUNK_BYTES, Piece, ShardIndex, ShardWriter, digest
-from orchestrator.whole_files import write_bytes
+from orchestrator.atomic_files import write_bytes
+from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, GroupEntry, Manifest, ShardEntry, TensorEntry
+from orchestrator.checkpoint.format.intervals import MOMENTS, Kind, even_slice
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, ShardIndex, ShardPiece, ShardWriter, digest
+from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -37,9 +37,9 @@ def write_checkpoint(
                 for name, values in masters.items():
                     part = even_slice(values.size, rank, world_size)
                     data = values.reshape(-1)[part.start : part.end] * np.float32(factors[kind])
-                    writer.write(Piece(name, kind, part.start, "float32", data))
+                    writer.write(ShardPiece(name, kind, part.start, "float32", data))
             for name, values in (buffers or {}).items() if rank == 0 else ():
-                writer.write(Piece(name, Kind.BUFFER, 0, str(values.dtype), values.reshape(-1)))
+                writer.write(ShardPiece(name, Kind.BUFFER, 0, str(values.dtype), values.reshape(-1)))
             index = writer.finish({})
         shards.append(_entry(directory, rank, index))
     tensors = {n: TensorEntry(v.shape, "float32", Kind.MASTER, 0) for n, v in masters.items()}

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import LedgerRecorder
-from orchestrator.metrics.recorder import RunRecorder
-from orchestrator.store.runs import RunStore
+from orchestrator.metrics.run_recorder import RunRecorder
+from orchestrator.store.run_store import RunStore
 
 T0 = 1_700_000_000.0
 WORKERS = 2

@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.cli import summary
-from orchestrator.cli.live import LiveDisplay, draw
+from orchestrator.cli.display import end_summary
+from orchestrator.cli.display.live_display import LiveDisplay, draw
+from orchestrator.cli.display.plain_display import JsonDisplay, PlainDisplay, describe
+from orchestrator.cli.display.run_view import RunView
 from orchestrator.cli.options import DEFAULT_HOME
-from orchestrator.cli.plain import JsonDisplay, PlainDisplay, describe
-from orchestrator.cli.view import RunView
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
 from tests.unit.cli.conftest import STEPS, T0, feed, recording
 
 pytestmark = pytest.mark.unit
@@ -175,15 +175,15 @@ def seen(fails_at: int | None = None) -> RunView:
 
 def test_the_end_says_what_came_of_it_and_what_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVOY_HOME", raising=False)
-    text = summary.succeeded(seen(), LAYOUT, DEFAULT_HOME)
+    text = end_summary.succeeded(seen(), LAYOUT, DEFAULT_HOME)
     assert "validation loss  8.0000 -> 4.5000  (-43.8%)" in text
     assert "/runs/tiny-1/export  (16.0 MiB)" in text
     assert "  def f(x):\n      [bold]" in text
     assert "\x1b" not in text
     assert "\n  convoy generate tiny-1 --prompt 'def '" in text
-    assert "\n  CONVOY_HOME='/my runs' convoy show tiny-1" in summary.succeeded(seen(), LAYOUT, Path("/my runs"))
+    assert "\n  CONVOY_HOME='/my runs' convoy show tiny-1" in end_summary.succeeded(seen(), LAYOUT, Path("/my runs"))
     monkeypatch.setenv("CONVOY_HOME", "/my runs")
-    assert "\n  convoy show tiny-1" in summary.succeeded(seen(), LAYOUT, Path("/my runs"))
+    assert "\n  convoy show tiny-1" in end_summary.succeeded(seen(), LAYOUT, Path("/my runs"))
 
 
 def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.M
     layout = RunLayout(tmp_path)
     layout.logs.mkdir()
     layout.log(1).write_text("x\n")
-    text = summary.failed(seen(fails_at=8), layout, DEFAULT_HOME, "worker 1: ValueError: boom")
+    text = end_summary.failed(seen(fails_at=8), layout, DEFAULT_HOME, "worker 1: ValueError: boom")
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
     assert "peer gone" not in text
@@ -203,13 +203,13 @@ def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.M
 def test_a_worker_that_was_killed_has_no_traceback_to_show() -> None:
     view = seen()
     view.on_event(Event(EventKind.WORKER_FAILED, T0, {"rank": 1, "error": "killed by SIGKILL", "traceback": ""}))
-    text = summary.failed(view, LAYOUT, DEFAULT_HOME, "x")
+    text = end_summary.failed(view, LAYOUT, DEFAULT_HOME, "x")
     assert "Worker 1 failed first: killed by SIGKILL" in text
     assert "traceback" not in text
 
 
 def test_without_a_checkpoint_no_resume_is_promised() -> None:
-    text = summary.failed(seen(fails_at=3), LAYOUT, DEFAULT_HOME, "x")
+    text = end_summary.failed(seen(fails_at=3), LAYOUT, DEFAULT_HOME, "x")
     assert "--resume" not in text
     assert "no checkpoint to go on from" in text
 

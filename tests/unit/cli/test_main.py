@@ -155,7 +155,7 @@ def completions(words: str, cword: int, home: Path) -> list[str]:
 
 
 def test_commands_and_run_ids_complete(tmp_path: Path) -> None:
-    from orchestrator.store.runs import RunStore
+    from orchestrator.store.run_store import RunStore
 
     run_id = RunStore(tmp_path).create("tiny").run_id
     assert completions("convoy sh", 1, tmp_path) == ["show"]

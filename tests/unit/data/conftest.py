@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from corpora import Bench
+
+from tests.unit.data.corpora import Bench
 
 
 @pytest.fixture

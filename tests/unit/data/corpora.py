@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import PreparedData, prepare
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.events import EventKind
 from orchestrator.spec.job import JobSpec
 

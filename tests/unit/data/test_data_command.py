@@ -2,15 +2,15 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from corpora import Bench, job, sentences
-from test_verify_run import BATCH, recorded
 
-from orchestrator.cli.data import data
-from orchestrator.data.dataset import TokenDataset
+from orchestrator.cli.commands.data_command import data
+from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.events import RunState
-from orchestrator.domain.layout import RunLayout
-from orchestrator.spec.load import dump_job
-from orchestrator.store.runs import RunStore
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.spec.loading.load import dump_job
+from orchestrator.store.run_store import RunStore
+from tests.unit.data.corpora import Bench, job, sentences
+from tests.unit.data.test_verify_run import BATCH, recorded
 
 pytestmark = pytest.mark.unit
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import Bench, job, sentences
 
-from orchestrator.data import blocks, readers
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.encode import _load
-from orchestrator.data.manifest import DataManifest
-from orchestrator.data.tokenizer import load
+from orchestrator.data.data_manifest import DataManifest
+from orchestrator.data.samples.dataset import TokenDataset
+from orchestrator.data.sources import blocks, readers
+from orchestrator.data.tokens.encode import _load
+from orchestrator.data.tokens.tokenizer import load
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.events import EventKind
+from tests.unit.data.corpora import Bench, job, sentences
 
 pytestmark = pytest.mark.unit
 

@@ -6,17 +6,17 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from corpora import Bench
-from trained import STEPS, TrainedRun, edit, phases, refused, text
 
 from orchestrator.data.prepare import PreparedData
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
-from orchestrator.store.fingerprints import read_history
-from orchestrator.store.proof import prove
-from orchestrator.store.recording import require_same
-from orchestrator.store.resuming import Resumption
-from orchestrator.store.runs import RunStore
+from orchestrator.store.data_proof import prove
+from orchestrator.store.fingerprint_file import read_history
+from orchestrator.store.input_recording import require_same
+from orchestrator.store.resume_check import Resumption
+from orchestrator.store.run_store import RunStore
+from tests.unit.data.corpora import Bench
+from tests.unit.data.trained import STEPS, TrainedRun, edit, phases, refused, text
 
 pytestmark = pytest.mark.unit
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from corpora import Bench
-from trained import TrainedRun
 
-from orchestrator.cli.data import data
-from orchestrator.cli.plain import describe
-from orchestrator.cli.run import run as run_command
-from orchestrator.cli.runs import show
-from orchestrator.cli.view import RunView
+from orchestrator.cli.commands.data_command import data
+from orchestrator.cli.commands.run_command import run as run_command
+from orchestrator.cli.commands.runs_commands import show
+from orchestrator.cli.display.plain_display import describe
+from orchestrator.cli.display.run_view import RunView
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.store.resuming import ChangedError
+from orchestrator.store.resume_check import ChangedError
+from tests.unit.data.corpora import Bench
+from tests.unit.data.trained import TrainedRun
 
 pytestmark = pytest.mark.unit
 

@@ -6,18 +6,18 @@ import os
 import shutil
 
 import pytest
-from corpora import Bench
-from trained import TrainedRun, edit, refused, text
 
-from orchestrator.data.hub import resolve
-from orchestrator.data.sources import Source
+from orchestrator.data.sources.hub import resolve
+from orchestrator.data.sources.source_scan import Source
 from orchestrator.domain.fingerprints import CodePrint, ModelPrint
 from orchestrator.spec.data import SourceSpec
 from orchestrator.spec.model import ModelSpec
-from orchestrator.store import resuming
-from orchestrator.store.fingerprints import read_history
-from orchestrator.store.recording import require_same
-from orchestrator.store.resuming import pinned
+from orchestrator.store import resume_check
+from orchestrator.store.fingerprint_file import read_history
+from orchestrator.store.input_recording import require_same
+from orchestrator.store.resume_check import pinned
+from tests.unit.data.corpora import Bench
+from tests.unit.data.trained import TrainedRun, edit, refused, text
 
 pytestmark = pytest.mark.unit
 
@@ -105,11 +105,11 @@ def test_a_base_model_that_was_changed_is_refused(with_base: TrainedRun) -> None
 
 
 def test_code_that_changed_is_refused(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = resuming.code_now()
+    now = resume_check.code_now()
     assert set(now.versions) == {"convoy-train", "torch", "deepspeed", "transformers", "tokenizers"}
-    assert {"train/loop.py", "data/order.py"} <= set(now.modules)
+    assert {"train/step_loop.py", "data/samples/order.py"} <= set(now.modules)
     other = CodePrint({**now.versions, "torch": "9.9"}, now.modules)
-    monkeypatch.setattr(resuming, "code_now", lambda: other)
+    monkeypatch.setattr(resume_check, "code_now", lambda: other)
     assert f"code: torch {now.versions['torch']} is now 9.9" in refused(run)
     found = run.examine(accept=True)
     assert (found.prepared, found.new_data) == (run.prepared, False)

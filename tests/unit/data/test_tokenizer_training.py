@@ -3,13 +3,13 @@ import json
 from pathlib import Path
 
 import pytest
-from corpora import sentences
 
-from orchestrator.data import tokenizer
-from orchestrator.data.encode import _load
-from orchestrator.data.tokenizer import EOS, MASK, PAD, spread_sample
+from orchestrator.data.tokens import tokenizer
+from orchestrator.data.tokens.encode import _load
+from orchestrator.data.tokens.tokenizer import EOS, MASK, PAD, spread_sample
 from orchestrator.domain.errors import DataError
 from orchestrator.spec.model import TokenizerTrainSpec
+from tests.unit.data.corpora import sentences
 
 pytestmark = pytest.mark.unit
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from corpora import Bench, job, sentences
 
-from orchestrator.data.dataset import DIGEST_MODULUS, TokenDataset
-from orchestrator.data.verify import Proof, verify_run
-from orchestrator.domain.report import StepReport
+from orchestrator.data.samples.data_verify import Proof, verify_run
+from orchestrator.data.samples.dataset import DIGEST_MODULUS, TokenDataset
+from orchestrator.domain.step_report import StepReport
+from tests.unit.data.corpora import Bench, job, sentences
 
 pytestmark = pytest.mark.unit
 

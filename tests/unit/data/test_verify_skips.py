@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from corpora import Bench
-from test_verify_run import BATCH, dataset_of, record
 
-from orchestrator.cli.data import _text
-from orchestrator.data.dataset import TokenDataset
-from orchestrator.data.skips import BatchOrder
-from orchestrator.data.verify import verify_run
-from orchestrator.domain.numeric import FaultKind, NumericFault, Skip
-from orchestrator.domain.report import StepReport
+from orchestrator.cli.commands.data_command import _text
+from orchestrator.data.samples.data_verify import verify_run
+from orchestrator.data.samples.dataset import TokenDataset
+from orchestrator.data.samples.skipping_order import BatchOrder
+from orchestrator.domain.policy.numeric import FaultKind, NumericFault, Skip
+from orchestrator.domain.step_report import StepReport
+from tests.unit.data.corpora import Bench
+from tests.unit.data.test_verify_run import BATCH, dataset_of, record
 
 pytestmark = pytest.mark.unit
 

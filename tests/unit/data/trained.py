@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import Bench, sentences
-from test_verify_run import record as step_of
 
-from orchestrator.data.dataset import TokenDataset
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import PreparedData, prepare, reopen
-from orchestrator.data.tokenizer import JobTokenizer, load
+from orchestrator.data.samples.dataset import TokenDataset
+from orchestrator.data.tokens.tokenizer import JobTokenizer, load
 from orchestrator.domain.events import EventKind, RunState
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import dump_job, load_job
-from orchestrator.store.recording import record
-from orchestrator.store.resuming import ChangedError, Resumption, examine
-from orchestrator.store.runs import RunStore
+from orchestrator.spec.loading.load import dump_job, load_job
+from orchestrator.store.input_recording import record
+from orchestrator.store.resume_check import ChangedError, Resumption, examine
+from orchestrator.store.run_store import RunStore
+from tests.unit.data.corpora import Bench, sentences
+from tests.unit.data.test_verify_run import record as step_of
 
 BATCH = 12
 STEPS = 20

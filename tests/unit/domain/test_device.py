@@ -7,7 +7,7 @@ from orchestrator.domain.device import (
     RECOVERY_IN_PROCESS,
     Device,
     DeviceProblem,
-    Found,
+    FoundDevice,
     dealt,
     decide_device,
     device_environment,
@@ -17,7 +17,7 @@ from orchestrator.domain.device import (
     visible_gpus,
 )
 from orchestrator.domain.engine_errors import Cause, find_cause
-from orchestrator.spec.check_resources import DECIDED_VARIABLES
+from orchestrator.spec.checks.check_resources import DECIDED_VARIABLES
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +27,7 @@ GPU_BUILD = "CUDA 12.8"
 
 def test_a_cpu_spec_stays_on_the_cpu_whatever_is_there() -> None:
     for mask in (None, "0", "0,1"):
-        for found in (None, Found("2.13.0", GPU_BUILD, 8)):
+        for found in (None, FoundDevice("2.13.0", GPU_BUILD, 8)):
             assert decide_device(0, mask, 3, found) == Device("cpu")
     assert Device("cpu").backend == "gloo"
     assert device_environment(0) == {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1"}
@@ -44,7 +44,7 @@ def test_a_cpu_spec_stays_on_the_cpu_whatever_is_there() -> None:
     ],
 )
 def test_which_gpu(mask: str | None, local_rank: int, devices: int, index: int) -> None:
-    assert decide_device(1, mask, local_rank, Found("2.13.0", GPU_BUILD, devices)) == Device(CUDA, index)
+    assert decide_device(1, mask, local_rank, FoundDevice("2.13.0", GPU_BUILD, devices)) == Device(CUDA, index)
     assert Device(CUDA, index).backend == "nccl"
     assert device_environment(1) == {"DS_ACCELERATOR": "cuda", **RECOVERY_IN_PROCESS}
 
@@ -52,17 +52,22 @@ def test_which_gpu(mask: str | None, local_rank: int, devices: int, index: int) 
 @pytest.mark.parametrize(
     ("mask", "local_rank", "found", "why"),
     [
-        ("0", 0, Found("2.13.0+cpu", None), "torch 2.13.0+cpu there is built for CPUs only"),
-        ("", 0, Found("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
-        ("-1", 0, Found("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
-        ("9", 0, Found("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "does not exist (the mask is `9`)"),
-        (None, 0, Found("2.13.0", GPU_BUILD, 0), "the GPU that was assigned to it does not exist"),
-        (None, 0, Found("2.13.0", GPU_BUILD, 0, "Found no NVIDIA driver on your system."), "no NVIDIA driver answers"),
-        (None, 1, Found("2.13.0", GPU_BUILD, 1), "worker number 2 of its host, which has 1"),
+        ("0", 0, FoundDevice("2.13.0+cpu", None), "torch 2.13.0+cpu there is built for CPUs only"),
+        ("", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
+        ("-1", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
+        ("9", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "does not exist (the mask is `9`)"),
+        (None, 0, FoundDevice("2.13.0", GPU_BUILD, 0), "the GPU that was assigned to it does not exist"),
+        (
+            None,
+            0,
+            FoundDevice("2.13.0", GPU_BUILD, 0, "Found no NVIDIA driver on your system."),
+            "no NVIDIA driver answers",
+        ),
+        (None, 1, FoundDevice("2.13.0", GPU_BUILD, 1), "worker number 2 of its host, which has 1"),
     ],
 )
 def test_a_promised_gpu_that_cannot_be_used_is_a_problem(
-    mask: str | None, local_rank: int, found: Found, why: str
+    mask: str | None, local_rank: int, found: FoundDevice, why: str
 ) -> None:
     problem = decide_device(1, mask, local_rank, found)
     assert isinstance(problem, DeviceProblem)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.durability import Durability, NodeLoss, ShardCopies
-from orchestrator.data.manifest import DataManifest
+from orchestrator.checkpoint.survey.durability import Durability, NodeLoss, ShardCopies
+from orchestrator.data.data_manifest import DataManifest
 from orchestrator.domain.events import EventKind, RunState
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
-from orchestrator.domain.report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import Category, Ledger
-from orchestrator.store.fingerprints import Entry, PreparedPrint
-from orchestrator.store.runs import RunStore
+from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint
+from orchestrator.store.run_store import RunStore
 
 pytestmark = pytest.mark.unit
 
@@ -90,7 +90,9 @@ def test_what_durability_json_holds_is_documented() -> None:
 
 def test_what_fingerprints_json_and_contents_jsonl_hold_is_documented() -> None:
     inner = {"data": PreparedPrint, "tokenizer": TokenizerPrint, "model": ModelPrint, "code": CodePrint}
-    expected = {f"history[].{field.name}" for field in fields(Entry)} - {f"history[].{name}" for name in inner}
+    expected = {f"history[].{field.name}" for field in fields(FingerprintEntry)} - {
+        f"history[].{name}" for name in inner
+    }
     expected |= {f"history[].{name}.{field.name}" for name, kind in inner.items() for field in fields(kind)}
     assert set(rows("fingerprints.json")) == expected
     assert set(rows("contents.jsonl")) == {"source", "revision"} | {field.name for field in fields(FileContent)}

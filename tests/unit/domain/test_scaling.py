@@ -13,7 +13,7 @@ from orchestrator.domain.scaling import (
     fewest_workers,
 )
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import load_job
+from orchestrator.spec.loading.load import load_job
 
 pytestmark = pytest.mark.unit
 

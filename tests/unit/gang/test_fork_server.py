@@ -5,27 +5,27 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator.gang.fork_server.client import _has_runtime_env
-from orchestrator.gang.fork_server.request import Request, changed_variables, obstacle, unfit
+from orchestrator.clusters.ray.fork_server.fork_client import _has_runtime_env
+from orchestrator.clusters.ray.fork_server.fork_request import ForkRequest, changed_variables, obstacle, unfit
 
 pytestmark = pytest.mark.unit
 
 NAMESPACES = {"ipc": 1, "mnt": 2, "net": 3, "pid": 4, "user": 5, "uts": 6}
 
 
-def request(env: dict[str, str] | None = None, **namespaces: int) -> Request:
-    return Request(("worker.py", "--flag"), env or {}, "/", 0o022, {**NAMESPACES, **namespaces})
+def request(env: dict[str, str] | None = None, **namespaces: int) -> ForkRequest:
+    return ForkRequest(("worker.py", "--flag"), env or {}, "/", 0o022, {**NAMESPACES, **namespaces})
 
 
 def test_a_request_survives_the_way_to_the_server() -> None:
     asked = request({"A": "b", "PATH": "/bin:é"})
-    assert Request.from_json(json.dumps(asdict(asked)).encode()) == asked
+    assert ForkRequest.from_json(json.dumps(asdict(asked)).encode()) == asked
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"argv": 1}', b"\xff"])
 def test_what_is_no_request_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        Request.from_json(data)
+        ForkRequest.from_json(data)
 
 
 @pytest.mark.parametrize(

@@ -8,28 +8,28 @@ import pytest
 
 from orchestrator.domain.errors import BrokenDeviceError, PeerLostError
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.hang import Phase
+from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave
-from orchestrator.gang import activity
-from orchestrator.gang import outbox as module
-from orchestrator.gang.files import Files, FileServer
-from orchestrator.gang.outbox import Lease, Outbox, Published
-from orchestrator.gang.ray_session import Assignment, RaySession
-from orchestrator.gang.worker_actor import describe, worker_environment
+from orchestrator.gang.agent import process_activity
+from orchestrator.gang.agent import report_queue as module
+from orchestrator.gang.agent.ray_session import Assignment, RaySession
+from orchestrator.gang.agent.report_queue import Heartbeat, Published, ReportQueue
+from orchestrator.gang.agent.worker_actor import describe, worker_environment
+from orchestrator.gang.file_transfer import Files, FileServer
 
 pytestmark = pytest.mark.unit
 
-LEASE = Lease(0, 0, Phase.START)
+LEASE = Heartbeat(0, 0, Phase.START)
 
 
-def session(tmp_path: Path) -> tuple[RaySession, Outbox]:
-    outbox = Outbox()
+def session(tmp_path: Path) -> tuple[RaySession, ReportQueue]:
+    outbox = ReportQueue()
     files = Files(FileServer((str(tmp_path),), str(tmp_path)), str(tmp_path / "m"), "w", tmp_path / "cache", {})
     return RaySession(Assignment(1, 2, 0, "127.0.0.1"), outbox, files), outbox
 
 
 def test_a_poll_returns_as_soon_as_there_is_something() -> None:
-    outbox = Outbox()
+    outbox = ReportQueue()
     threading.Timer(0.05, outbox.put, [Published("a", "1")]).start()
     started = time.monotonic()
     batch = outbox.take(LEASE, 10.0, lambda: True)
@@ -40,7 +40,7 @@ def test_a_poll_returns_as_soon_as_there_is_something() -> None:
 
 def test_lines_are_bounded_and_losses_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LINES", 3)
-    outbox = Outbox()
+    outbox = ReportQueue()
     outbox.put_lines(["1", "2", "3", "4", "5"])
     batch = outbox.take(LEASE, 0.0, lambda: True)
     assert (batch.lines, batch.lines_dropped) == (("3", "4", "5"), 2)
@@ -94,8 +94,8 @@ def test_progress_is_no_beat(tmp_path: Path) -> None:
 
 def test_a_process_that_works_without_a_word_is_seen_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training thread is in one long call that writes a file: the agent sees its I/O."""
-    monkeypatch.setattr(activity, "IDLE_S", 0.0)
-    monkeypatch.setattr(activity, "PAUSE_S", 0.0)
+    monkeypatch.setattr(process_activity, "IDLE_S", 0.0)
+    monkeypatch.setattr(process_activity, "PAUSE_S", 0.0)
     worker, _ = session(tmp_path)
     worker.beat(0, Phase.EXPORT)
     before = worker.lease
@@ -105,12 +105,12 @@ def test_a_process_that_works_without_a_word_is_seen_to(tmp_path: Path, monkeypa
 
 
 def test_a_lost_answer_comes_again() -> None:
-    outbox = Outbox()
+    outbox = ReportQueue()
     outbox.put(Published("a", "1"))
     lost = outbox.take(LEASE, 0.0, lambda: True, 0)
     assert lost.items == (Published("a", "1"),)
     outbox.put(Published("b", "2"))
-    later = Lease(0, 3, Phase.FORWARD)
+    later = Heartbeat(0, 3, Phase.FORWARD)
     again = outbox.take(later, 0.0, lambda: True, 0)
     assert (again.items, again.number, again.lease) == (lost.items, lost.number, later)
     arrived = outbox.take(LEASE, 0.0, lambda: True, again.number)

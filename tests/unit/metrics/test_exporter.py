@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
-from orchestrator.metrics import catalog, exporter
+from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics import exporter, metric_catalog
 from orchestrator.metrics.exporter import MetricsObserver, MetricsServer, serve_metrics
 from orchestrator.metrics.ledger import Ledger
 
@@ -96,7 +96,7 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
 
 
 def test_everything_served_is_in_the_catalog(server: MetricsServer) -> None:
-    known = {metric.name for metric in catalog.CATALOG}
+    known = {metric.name for metric in metric_catalog.CATALOG}
     suffixes = ("_bucket", "_sum", "_count", "_created")
     served = {name for name, _ in scrape(server.url)}
     for suffix in suffixes:
@@ -190,17 +190,17 @@ def test_where_the_port_comes_from(report: Make, server: MetricsServer) -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    names = [metric.name for metric in catalog.CATALOG]
+    names = [metric.name for metric in metric_catalog.CATALOG]
     assert len(names) == len(set(names))
-    for metric in catalog.CATALOG:
+    for metric in metric_catalog.CATALOG:
         assert metric.name.startswith("convoy_")
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert metric.help.endswith(".")
 
 
 def test_the_document_is_the_catalog() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == catalog.reference_markdown(), (
-        "run: python -m orchestrator.metrics.catalog > docs/metrics.md"
+    assert (ROOT / "docs" / "metrics.md").read_text() == metric_catalog.reference_markdown(), (
+        "run: python -m orchestrator.metrics.metric_catalog > docs/metrics.md"
     )
 
 
@@ -212,7 +212,7 @@ def test_the_scrape_config_is_a_config() -> None:
 
 def test_alerts_are_about_metrics_that_there_are() -> None:
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
-    known = {metric.name for metric in catalog.CATALOG}
+    known = {metric.name for metric in metric_catalog.CATALOG}
     (name,) = config["rule_files"]
     (group,) = yaml.safe_load((ROOT / "monitoring" / name).read_text())["groups"]
     for rule in group["rules"]:

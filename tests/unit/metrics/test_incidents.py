@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.layout import RunLayout
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.incidents import IncidentRecorder
 
 pytestmark = pytest.mark.unit

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.atomic_files import read_json
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.ledger import Category, Ledger, LedgerRecorder
-from orchestrator.whole_files import read_json
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]

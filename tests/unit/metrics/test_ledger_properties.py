@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.domain.events import Event, EventKind
-from orchestrator.domain.report import StepReport
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.ledger import Category, Ledger
 from orchestrator.metrics.lineage import KEPT_POINTS, Lineage
 

@@ -5,9 +5,9 @@ import pytest
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventKind
-from orchestrator.fitting import Fitting
 from orchestrator.planner.device_fit import build_problem, check_fit, parts_text, planned_fields, remedies
 from orchestrator.planner.device_memory import device_need
+from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 
@@ -88,7 +88,7 @@ def test_small_parts_are_added_up_for_people() -> None:
 
 def test_a_run_is_told_once_and_as_early_as_it_can_be() -> None:
     told: list[tuple[EventKind, dict[str, object]]] = []
-    fitting = Fitting(spec(1), lambda kind, fields: told.append((kind, fields)))
+    fitting = GpuFit(spec(1), lambda kind, fields: told.append((kind, fields)))
     config = {"model_type": "llama"}
     fitting.check_early(8, None, config)  # on CPUs
     fitting.check_early(8, H100, {})  # a pretrained model that is not here yet
@@ -106,6 +106,6 @@ def test_a_run_is_told_once_and_as_early_as_it_can_be() -> None:
 
 
 def test_a_job_that_can_never_fit_is_refused_before_its_data() -> None:
-    fitting = Fitting(spec(0), lambda kind, fields: None)
+    fitting = GpuFit(spec(0), lambda kind, fields: None)
     with pytest.raises(ClusterError):
         fitting.check_early(8, H100, {"model_type": "llama"})

@@ -16,7 +16,7 @@ from orchestrator.planner.device_memory import (
     largest_device_batch,
 )
 from orchestrator.planner.model_shape import ModelShape, model_shape
-from orchestrator.planner.plan import DataFacts, Limits, train_plan
+from orchestrator.planner.train_plan import DataFacts, PlanLimits, train_plan
 from orchestrator.planner.zero_memory import ZeroSettings, zero_memory
 from orchestrator.spec.job import JobSpec
 
@@ -200,7 +200,7 @@ def test_gpus_are_planned_from_the_device_and_never_from_the_host() -> None:
     config = {"model_type": "llama"}  # 7 B
 
     def micro_batch(memory_bytes: int | None, room: DeviceRoom | None) -> int:
-        limits = Limits(memory_bytes, 64, room)
+        limits = PlanLimits(memory_bytes, 64, room)
         return train_plan(spec(3), "/run", data, config, 8, limits).micro_batch
 
     room = DeviceRoom(79 * GIB, 80 * GIB)

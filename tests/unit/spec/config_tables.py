@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from orchestrator.spec.model import Architecture
 
-TARGET = Path(__file__).parents[3] / "orchestrator" / "spec" / "architectures.json"
+TARGET = Path(__file__).parents[3] / "orchestrator" / "spec" / "checks" / "architectures.json"
 KINDS = {"int": "int", "float": "float", "bool": "bool", "str": "str", "None": "null", "list": "list", "tuple": "list"}
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from orchestrator.spec.errors import Problem, SpecError
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.load import load_text
+from orchestrator.spec.loading.load import load_text
+from orchestrator.spec.spec_errors import Problem, SpecError
 
 BASE = """\
 name: tiny

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.errors import Place, Problem, SpecError
-from orchestrator.spec.load import decode_source, dump_job, load_text
+from orchestrator.spec.loading.load import decode_source, dump_job, load_text
+from orchestrator.spec.spec_errors import Place, Problem, SpecError
 from tests.selection import every_day
 
 pytestmark = pytest.mark.unit

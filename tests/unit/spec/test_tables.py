@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec import deepspeed_keys as keys
-from orchestrator.spec.architectures import tables
-from orchestrator.spec.docstrings import field_docs
-from orchestrator.spec.reference import reference_markdown
-from orchestrator.spec.schema import parts, schema_text
+from orchestrator.spec.checks import deepspeed_keys as keys
+from orchestrator.spec.checks.architecture_fields import tables
+from orchestrator.spec.describe.docstrings import field_docs
+from orchestrator.spec.describe.reference import reference_markdown
+from orchestrator.spec.describe.schema import parts, schema_text
 from tests.unit.spec.config_tables import read_tables
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
-WRITE = "python -m orchestrator.spec.reference"
+WRITE = "python -m orchestrator.spec.describe.reference"
 
 
 def deepspeed_dir() -> Path:

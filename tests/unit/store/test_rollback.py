@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.checkpoint.catalog import list_checkpoints
-from orchestrator.checkpoint.manifest import MANIFEST
+from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST
+from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.domain.errors import CheckpointError, DataError
 from orchestrator.domain.events import EventKind
-from orchestrator.domain.layout import RunLayout
-from orchestrator.domain.numeric import FaultKind, NumericFault, Refusal
+from orchestrator.domain.policy.numeric import FaultKind, NumericFault, Refusal
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
-from orchestrator.store.skips import read_skips
+from orchestrator.store.skip_file import read_skips
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.models import build_model
+from orchestrator.train.models.architectures import build_model
 from tests.unit.train.builders import manifest_with, spec_with
 
 ROPE = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.dataset import Samples
-from orchestrator.data.manifest import FORMAT_VERSION, DataManifest
+from orchestrator.data.data_manifest import FORMAT_VERSION, DataManifest
+from orchestrator.data.samples.dataset import Samples
 from orchestrator.spec.job import JobSpec
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from orchestrator.data import tokenizer as tokenizers
-from orchestrator.data.manifest import FORMAT_VERSION, MANIFEST_FILE, DataManifest
+from orchestrator.data.data_manifest import FORMAT_VERSION, MANIFEST_FILE, DataManifest
+from orchestrator.data.tokens import tokenizer as tokenizers
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.model import TokenizerTrainSpec
-from orchestrator.train.models import build_model
+from orchestrator.train.models.architectures import build_model
 from tests.unit.checkpoint.written import write_checkpoint
 
 TEXT = "def add(a, b):\n    return a + b\n\n\nfor i in range(10):\n    print(add(i, i))\n"

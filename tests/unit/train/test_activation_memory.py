@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.planner.activations import activations
+from orchestrator.planner.activation_memory import activations
 from orchestrator.planner.model_shape import model_shape
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.models import ARCHITECTURES
-from orchestrator.train.tasks import summed_cross_entropy
+from orchestrator.train.models.architectures import ARCHITECTURES
+from orchestrator.train.models.tasks import summed_cross_entropy
 from tests.live_memory import Live
 from tests.selection import every_day
 

@@ -7,7 +7,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from orchestrator.planner.model_shape import ARCHITECTURES, ModelShape, model_shape
 from orchestrator.planner.zero_memory import ZeroSettings, zero_memory
 from orchestrator.spec.job import JobSpec
-from orchestrator.train.models import ARCHITECTURES as BUILT
+from orchestrator.train.models.architectures import ARCHITECTURES as BUILT
 
 pytestmark = pytest.mark.unit
 

@@ -8,10 +8,10 @@ from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
-from orchestrator.domain.layout import RunLayout
-from orchestrator.spec.load import dump_job
-from orchestrator.store.runs import RunStore
-from orchestrator.train.export import export_model
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.spec.loading.load import dump_job
+from orchestrator.store.run_store import RunStore
+from orchestrator.train.convert.export import export_model
 from tests.unit.checkpoint.written import flip_byte
 from tests.unit.train.exportable import checkpoint, job, prepared_data
 

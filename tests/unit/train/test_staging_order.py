@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.checkpoint.cells import Cell, CellSize, address_of
-from orchestrator.train import staging, uploads
-from orchestrator.train.staging import Copy, CudaStaging
-from orchestrator.train.uploads import CudaUploads
+from orchestrator.checkpoint.memory.cells import Cell, CellSize, address_of
+from orchestrator.train.snapshot import staging
+from orchestrator.train.snapshot.staging import Copy, CudaStaging
+from orchestrator.train.zero import uploads
+from orchestrator.train.zero.uploads import CudaUploads
 from tests.unit.train.simulated_device import DeviceTensor, Simulated, on_device
 
 pytestmark = pytest.mark.unit

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orchestrator.train.zero_state import _most
+from orchestrator.train.zero.zero_state import _most
 
 pytestmark = pytest.mark.unit
 

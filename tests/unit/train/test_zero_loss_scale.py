@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig, LossScaler
 
-from orchestrator.train.zero_state import _loss_scale, loss_scale_holder, to_storage
+from orchestrator.train.zero.zero_state import _loss_scale, loss_scale_holder, to_storage
 
 pytestmark = pytest.mark.unit
 

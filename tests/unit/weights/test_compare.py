@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.weights.tensors import Misshaped, Slot, Tensor, Wanted, compare
+from orchestrator.weights.name_prefixes import any_wrapper, known_wrapper
+from orchestrator.weights.tensor_match import Misshaped, Slot, Tensor, Wanted, compare
 from orchestrator.weights.wording import few, misfit
-from orchestrator.weights.wrappers import any_wrapper, known_wrapper
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,62 @@
+"""An export as a fact on disk: which step it is of, and whether all of it is there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.run_layout import EXPORT_IN_WORK, RunLayout
+
+PROVENANCE = "convoy.json"
+"""Says of an export which step it was made from and which files belong to it; transformers ignores it."""
+
+
+def provenance(directory: Path, facts: dict[str, Any]) -> str:
+    """The text of `PROVENANCE` for an export whose other files lie in `directory`: `facts`, which name the `step`, and
+    the size in bytes of each file."""
+    files = {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != PROVENANCE
+    }
+    return json.dumps({**facts, "files": files}, indent=1) + "\n"
+
+
+def exported_step(directory: Path) -> int | None:
+    """The step that a whole export was made from; None when `directory` holds none."""
+    step, problem = _read(directory)
+    return step if problem is None else None
+
+
+def export_problem(directory: Path, step: int) -> str | None:
+    """Why `directory` does not hold a whole export of `step`; None when it does."""
+    found, problem = _read(directory)
+    if problem is None and found != step:
+        return f"the export in {directory} is of step {found}, not {step}"
+    return problem
+
+
+def clear_unfinished(layout: RunLayout) -> None:
+    """Remove what exports of a run have left that did not come to their end. Only while no gang runs."""
+    for left in layout.root.glob(f"{EXPORT_IN_WORK}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _read(directory: Path) -> tuple[int | None, str | None]:
+    if not directory.is_dir():
+        return None, f"there is no export in {directory}"
+    try:
+        facts = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
+        step, files = int(facts["step"]), dict(facts.get("files") or {})
+    except OSError as error:
+        return None, f"{directory} holds no export: {PROVENANCE}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, f"{directory / PROVENANCE} is damaged"
+    for name, size_bytes in files.items():
+        try:
+            found_bytes = (directory / name).stat().st_size
+        except OSError:
+            return step, f"the export in {directory} lacks {name}"
+        if found_bytes != size_bytes:
+            return step, f"{directory / name} has {found_bytes} bytes, expected {size_bytes}"
+    return step, None

@@ -1,0 +1,145 @@
+"""Write a checkpoint into storage, shard by shard, from whatever process holds the bytes: the manifest comes last.
+
+Shards of one attempt carry its `tag`, so that a second attempt at a step does not touch the files of a first one
+that succeeded until its own manifest replaces the old.
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest, ShardEntry
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest
+from orchestrator.checkpoint.storage.storage import Storage, StorageError
+from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.tick import Tick, no_tick
+
+PACE_BYTES = 1 << 20
+"""Bytes between two looks at the clock of a write whose rate is limited."""
+
+
+def write_shard(
+    storage: Storage,
+    name: str,
+    rank: int,
+    intervals: Sequence[Interval],
+    content: memoryview | Iterable[memoryview],
+    rng: dict[str, str],
+    rate_limit_bytes_per_s: float | None = None,
+    tag: str = "",
+    tick: Tick = no_tick,
+) -> ShardEntry:
+    """Write one rank's shard and index of checkpoint `name`; the entry its manifest needs. `tick`: called after each
+    chunk that storage has taken.
+
+    `content`, where it is one buffer, becomes the shard file as it is, the intervals at their offsets in it; else it
+    gives the bytes of one interval after the other. It is read once and never held as a whole. Raises StorageError;
+    what was written is then for `abandon`. Raises ValueError where content and intervals do not fit each other.
+    """
+    size_bytes = max((interval.offset + interval.size_bytes for interval in intervals), default=0)
+    if isinstance(content, memoryview):
+        if content.nbytes < size_bytes:
+            raise ValueError(f"the intervals end at byte {size_bytes} of a shard of {content.nbytes} bytes")
+        size_bytes, parts = content.nbytes, iter([content.cast("B")])
+    else:
+        parts = _padded(intervals, content)
+    stem = f"shard-{rank:05d}{tag}"
+    chunks: list[int] = []
+    parts = _ticking(_checksummed(parts, chunks), tick)
+    if rate_limit_bytes_per_s is not None:
+        parts = paced(parts, rate_limit_bytes_per_s)
+    storage.put(name, f"{stem}.bin", parts, size_bytes)
+    index = ShardIndex(rank, size_bytes, CHUNK_BYTES, tuple(chunks), tuple(intervals), rng)
+    described = index.to_bytes()
+    storage.put(name, f"{stem}.json", [described], len(described))
+    return ShardEntry(f"{stem}.bin", f"{stem}.json", size_bytes, digest(described))
+
+
+def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
+    """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
+
+    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError where a shard is not
+    there, StorageError where storage fails; there is no checkpoint then, but an earlier one of that name.
+    """
+    sizes = storage.sizes(name)
+    for shard in manifest.shards:
+        if sizes.get(shard.file) != shard.size_bytes or shard.index not in sizes:
+            found = sizes.get(shard.file)
+            what = "is not there" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
+            if found == shard.size_bytes:
+                what = "has no index"
+            raise CheckpointError(
+                f"{storage.place(name)}/{shard.file} {what}",
+                hint="every worker has to see the same storage: a directory must be mounted on all nodes",
+            )
+    data = manifest.to_bytes()
+    storage.put(name, MANIFEST, [data], len(data))
+    named = {MANIFEST} | {file for shard in manifest.shards for file in (shard.file, shard.index)}
+    _remove_files(storage, name, [file for file in sizes if file not in named], tick)
+
+
+def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:
+    """Remove what a failed attempt wrote of one rank, as far as storage lets it."""
+    stem = f"shard-{rank:05d}{tag}"
+    _remove_files(storage, name, [f"{stem}.bin", f"{stem}.json"])
+
+
+def paced(
+    parts: Iterable[memoryview],
+    bytes_per_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[memoryview]:
+    """The parts, no faster than `bytes_per_s` from the first on; time that was lost is not made up for by a burst."""
+    due_s = clock()
+    for part in parts:
+        for start in range(0, len(part), PACE_BYTES):
+            piece = part[start : start + PACE_BYTES]
+            yield piece
+            due_s = max(due_s + len(piece) / bytes_per_s, clock())
+            wait_s = due_s - clock()
+            if wait_s > 0:
+                sleep(wait_s)
+
+
+def _padded(intervals: Sequence[Interval], contents: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The intervals' bytes, with zeros where the next one begins later than the last one ends."""
+    position = 0
+    for interval, content in zip(intervals, contents, strict=True):
+        if content.nbytes != interval.size_bytes or interval.offset < position:
+            raise ValueError(f"{interval.name}: {content.nbytes} bytes at {interval.offset}, expected {interval}")
+        if interval.offset > position:
+            yield memoryview(bytes(interval.offset - position))
+        yield content.cast("B")
+        position = interval.offset + interval.size_bytes
+
+
+def _checksummed(parts: Iterable[memoryview], chunks: list[int]) -> Iterator[memoryview]:
+    """The parts, cut at the ends of chunks, each chunk's CRC-32 appended to `chunks` as it passes."""
+    filled, crc = 0, 0
+    for part in parts:
+        position = 0
+        while position < len(part):
+            piece = part[position : position + CHUNK_BYTES - filled]
+            crc, filled, position = zlib.crc32(piece, crc), filled + len(piece), position + len(piece)
+            if filled == CHUNK_BYTES:
+                chunks.append(crc)
+                filled, crc = 0, 0
+            yield piece
+    if filled:
+        chunks.append(crc)
+
+
+def _ticking(parts: Iterable[memoryview], tick: Tick) -> Iterator[memoryview]:
+    for part in parts:
+        yield part
+        tick()
+
+
+def _remove_files(storage: Storage, name: str, files: Sequence[str], tick: Tick = no_tick) -> None:
+    for file in files:
+        try:
+            storage.remove_file(name, file)
+        except StorageError:
+            return  # it is only room; retention removes it with the checkpoint
+        tick()

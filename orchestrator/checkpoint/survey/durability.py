@@ -1,0 +1,177 @@
+"""What would be left of a run if a node were lost now. Pure, from what vaults and storage hold."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, whole_steps
+
+
+@dataclass(frozen=True)
+class VaultReport:
+    """What one node's vault answered when it was asked what it holds."""
+
+    node: str
+    """Ray's id of the node."""
+    address: str
+    """`host:port` of the vault."""
+    answers: bool
+    held: tuple[Holding, ...] = ()
+    memory_bytes: int = 0
+    """Shared memory that it has taken, copies for peers included."""
+    problem: str = ""
+    """Why a copy did not arrive, the last time one did not; empty where all did."""
+
+
+@dataclass(frozen=True)
+class ShardCopies:
+    """Where one rank's state lies: nodes."""
+
+    rank: int
+    own: tuple[str, ...]
+    peers: tuple[str, ...]
+
+    @property
+    def copies(self) -> int:
+        """On different nodes."""
+        return len({*self.own, *self.peers})
+
+
+@dataclass(frozen=True)
+class NodeLoss:
+    """One node, and what its loss would leave."""
+
+    node: str
+    host: str
+    answers: bool
+    memory_bytes: int
+    ranks: tuple[int, ...]
+    """Ranks whose own node it is."""
+    memory_step: int | None
+    """The step that could be restored from the other nodes' memory; None where none could."""
+    from_step: int
+    """What training would go on from: that, or storage's newest; 0 is the beginning."""
+    problem: str
+
+
+@dataclass(frozen=True)
+class Durability:
+    """How safe a run's state is at one moment. Steps are optimizer steps; None where a tier has none whole."""
+
+    time_s: float
+    """Unix time of the survey."""
+    step: int
+    """The last one finished."""
+    own_step: int | None
+    """Newest step that is whole in the memory of the ranks' own nodes."""
+    peers_step: int | None
+    """Newest step of which every rank's state is whole in the memory of another node."""
+    storage_step: int | None
+    """Newest whole checkpoint."""
+    safe_step: int
+    """What training would go on from, at worst, after the loss of any one node; 0 is the beginning."""
+    copies_step: int | None
+    """The step that `shards` is about: of those in memory, the one with the most copies, the newest of these."""
+    copies_min: int
+    """Copies of the shard that has the fewest, in memory; 0 where no step is whole."""
+    shards: tuple[ShardCopies, ...]
+    nodes: tuple[NodeLoss, ...]
+    planned_bytes: int | None
+    """Most that the vault of one node is expected to take, recoveries apart."""
+    memory_kept_s: float
+    """How long the vaults keep what they have once nobody drives the run; 0: they end with the driver."""
+    node_loss: dict[str, Any] | None = None
+    """What the loss of a node would cost at this size: `repeated_steps`, `repeated_s`, `read_s`, `copied_s`."""
+    over_s: float | None = None
+    """Unix time at which the driver left; None while it drives."""
+    kept: bool = False
+    """The driver left the vaults behind, for a resume to adopt."""
+
+    @property
+    def steps_at_risk(self) -> int:
+        """Finished steps that the loss of one node could cost."""
+        return max(0, self.step - self.safe_step)
+
+    @property
+    def unrecoverable(self) -> tuple[str, ...]:
+        """Nodes without which nothing could be restored from memory."""
+        return tuple(node.node for node in self.nodes if node.memory_step is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """`durability.json`; see `docs/files.md`."""
+        value = asdict(self)
+        for shard, found in zip(value["shards"], self.shards, strict=True):
+            shard["copies"] = found.copies
+        return {**value, "steps_at_risk": self.steps_at_risk, "unrecoverable": list(self.unrecoverable)}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a survey of the vaults does not tell."""
+
+    time_s: float
+    step: int
+    storage_step: int | None
+    planned_bytes: int | None
+    memory_kept_s: float
+
+
+def assess(reports: Collection[VaultReport], known: Surroundings) -> Durability:
+    """What the vaults' answers mean. A vault that did not answer counts as if it held nothing."""
+    nodes = {report.address: report.node for report in reports}
+    held = [holding for report in reports for holding in report.held]
+    own, peers = newest_whole([h for h in held if h.own]), newest_whole([h for h in held if not h.own])
+    shown = _most_copies(held)
+    losses = tuple(_loss(report, held, known.storage_step) for report in sorted(reports, key=lambda each: each.node))
+    storage = known.storage_step or 0
+    return Durability(
+        time_s=known.time_s,
+        step=known.step,
+        own_step=None if own is None else own.step,
+        peers_step=None if peers is None else peers.step,
+        storage_step=known.storage_step,
+        safe_step=min((loss.from_step for loss in losses), default=storage),
+        copies_step=None if shown is None else shown.step,
+        copies_min=0 if shown is None else shown.copies,
+        shards=() if shown is None else _shards(shown, held, nodes),
+        nodes=losses,
+        planned_bytes=known.planned_bytes,
+        memory_kept_s=known.memory_kept_s,
+    )
+
+
+def _most_copies(held: Sequence[Holding]) -> WholeStep | None:
+    """While a step's copies are on their way, the one before is what counts. Of the newest generation only."""
+    steps = whole_steps(held)
+    return max(
+        (whole for whole in steps if whole.generation == steps[0].generation),
+        key=lambda whole: (whole.copies, whole.step),
+        default=None,
+    )
+
+
+def _shards(shown: WholeStep, held: Sequence[Holding], nodes: Mapping[str, str]) -> tuple[ShardCopies, ...]:
+    own = {(h.vault, h.generation, h.rank) for h in held if h.own}
+    return tuple(
+        ShardCopies(
+            rank,
+            tuple(nodes[vault] for vault in vaults if (vault, shown.generation, rank) in own),
+            tuple(nodes[vault] for vault in vaults if (vault, shown.generation, rank) not in own),
+        )
+        for rank, vaults in enumerate(shown.places)
+    )
+
+
+def _loss(report: VaultReport, held: Sequence[Holding], storage_step: int | None) -> NodeLoss:
+    left = newest_whole([holding for holding in held if holding.vault != report.address])
+    newest_generation = max((h.generation for h in held), default=0)
+    return NodeLoss(
+        node=report.node,
+        host=report.address.rpartition(":")[0],
+        answers=report.answers,
+        memory_bytes=report.memory_bytes,
+        ranks=tuple(sorted({h.rank for h in report.held if h.own and h.generation == newest_generation})),
+        memory_step=None if left is None else left.step,
+        from_step=max(0 if left is None else left.step, storage_step or 0),
+        problem=report.problem,
+    )

@@ -1,0 +1,261 @@
+"""`convoy run`: train here and now, and watch."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from orchestrator.cli.display import end_summary
+from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.interrupt import Interrupt, end_now
+from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.events import Event, Observer, RunState
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
+
+if TYPE_CHECKING:
+    from orchestrator.run.launcher import RunOutcome
+    from orchestrator.spec.loading.load import LoadedJob
+
+
+class Display(Observer, Protocol):
+    """An observer that shows what it is told."""
+
+    view: RunView
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
+@click.command()
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3. Repeatable."
+)
+@click.option("--resume", metavar="RUN", shell_complete=complete_run, help="Go on with a run from its last checkpoint.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="With --resume: go on although data, tokenizer, model or code have changed. It is recorded.",
+)
+@home_option
+@json_option
+@click.option("--plain", is_flag=True, help="Lines instead of the live display, also on a terminal.")
+@click.option("--no-progress", is_flag=True, help="Only warnings, and what came of it.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    job: Path | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    accept_changes: bool,
+    home: Path,
+    as_json: bool,
+    plain: bool,
+    no_progress: bool,
+) -> None:
+    """Train: run a job here and now, and watch it.
+
+    Progress goes to stderr, what came of it to stdout. Ctrl-C stops the run within 5 seconds; a second one
+    kills it. With --json every event and every step is a line of JSON on stdout.
+
+    \b
+    Examples:
+      convoy run jobs/quickstart.yaml
+      convoy run job.yaml --set train.lr=1e-3 --set resources.workers=2
+      convoy run --resume last
+      convoy run --resume last --set cluster.address=10.0.0.6:6379
+      convoy run --resume last --accept-changes
+      convoy run job.yaml --json > events.jsonl
+
+    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong, or what a
+    resumed run was trained with has changed; 130 it was interrupted.
+    """
+    if accept_changes and resume is None:
+        raise UsageError("--accept-changes goes with --resume: a new run has nothing to be compared with")
+    start = _what_to_start(job, overrides, resume, home, accept_changes)
+    display = _display(as_json, plain, no_progress)
+    code = _drive(start, display, home, quiet=as_json)
+    ctx.exit(code)
+
+
+MAY_CHANGE = "cluster.address"
+"""What a run may be gone on with another value of: where it trains, not what."""
+Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
+
+
+def _what_to_start(
+    job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path, accept_changes: bool = False
+) -> Start:
+    """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
+    from orchestrator.spec.loading.load import load_job
+
+    if resume is not None:
+        fixed = [override for override in overrides if override.partition("=")[0].strip() != MAY_CHANGE]
+        if job is not None or fixed:
+            given = "a job file" if job is not None else f"--set {fixed[0].partition('=')[0]}"
+            raise UsageError(
+                f"--resume and {given} do not go together: a run goes on with the spec it began with",
+                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be another one",
+            )
+        from orchestrator.store.run_store import RunStore
+
+        record = RunStore(home).read(resume)
+        if record.active:
+            raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed once it has stopped")
+        if record.state is RunState.SUCCEEDED:
+            raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
+        if overrides:
+            load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
+        return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides, accept_changes)
+    if job is None:
+        raise UsageError(
+            "which job? Give a job file, or --resume RUN", hint="convoy run job.yaml, or convoy run --resume last"
+        )
+    loaded = load_job(job, overrides)
+    return lambda observers, stop: _run_job(loaded, home, observers, stop)
+
+
+def _run_job(loaded: "LoadedJob", home: Path, observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+    from orchestrator.run.launcher import run_job
+
+    return run_job(loaded, home, observers, stop)
+
+
+def _resume(
+    directory: Path,
+    home: Path,
+    observers: list[Observer],
+    stop: threading.Event,
+    overrides: tuple[str, ...],
+    accept_changes: bool,
+) -> "RunOutcome":
+    from orchestrator.run.launcher import resume_run
+
+    return resume_run(directory, home, observers, stop, overrides=overrides, accept_changes=accept_changes)
+
+
+def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:
+    if as_json:
+        from orchestrator.cli.display.plain_display import JsonDisplay
+
+        return JsonDisplay(sys.stdout)
+    if plain or no_progress or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        from orchestrator.cli.display.plain_display import PlainDisplay
+
+        return PlainDisplay(sys.stderr, show_progress=not no_progress)
+    from rich.console import Console
+
+    from orchestrator.cli.display.live_display import LiveDisplay
+    from orchestrator.cli.display.plain_display import describe
+
+    return LiveDisplay(Console(stderr=True), describe=describe)
+
+
+@dataclass
+class _Ended:
+    """How the driver's thread ended."""
+
+    outcome: "RunOutcome | None" = None
+    error: BaseException | None = None
+
+
+class _Sheltered:
+    """An observer whose failures are told once and go no further: a display must not end a run."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._failed = False
+
+    def on_event(self, event: Event) -> None:
+        self._call(lambda: self._observer.on_event(event))
+
+    def on_step(self, report: StepReport) -> None:
+        self._call(lambda: self._observer.on_step(report))
+
+    def _call(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001  # whatever it is, training matters more
+            if not self._failed:
+                self._failed = True
+                print(f"warning: the display failed and may be wrong: {error!r}", file=sys.stderr)
+
+
+def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
+    """Run the driver in a thread, so that the main thread is there for signals at any moment."""
+    interrupt, ended = Interrupt(), _Ended()
+
+    def drive() -> None:
+        try:
+            ended.outcome = start([_Sheltered(display)], interrupt.stop)
+        except BaseException as error:  # noqa: BLE001  # raised again in the main thread
+            ended.error = error
+
+    _quiet_ray()
+    thread = threading.Thread(target=drive, name="driver", daemon=True)
+    with interrupt.installed():
+        display.start()
+        try:
+            thread.start()
+            told = False
+            while thread.is_alive():
+                thread.join(timeout=0.1)
+                if interrupt.stop.is_set() and not told:
+                    told = True
+                    display.stopping()
+                if interrupt.forced and thread.is_alive():
+                    end_now(interrupt.exit_code, lambda: _last_words(display, home, interrupt.why_forced))
+        finally:
+            display.stop()
+    if ended.error is not None:
+        if interrupt.stop.is_set() and not isinstance(ended.error, ConvoyError):
+            return interrupt.exit_code
+        raise ended.error
+    assert ended.outcome is not None
+    failed = ended.outcome.state is RunState.FAILED
+    if failed or not quiet:
+        print(_summary(display.view, ended.outcome, home), file=sys.stderr if failed else sys.stdout)
+    if ended.outcome.state is RunState.STOPPED and interrupt.first_signal is not None:
+        return interrupt.exit_code
+    return ended.outcome.exit_code
+
+
+def _quiet_ray() -> None:
+    """Ray warns that it cannot handle SIGTERM outside the main thread: that is as meant, `Interrupt` does."""
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
+
+
+def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
+    layout = RunLayout(outcome.run_dir)
+    if outcome.state is RunState.SUCCEEDED:
+        return end_summary.succeeded(view, layout, home)
+    if outcome.state is RunState.STOPPED:
+        return end_summary.stopped(view, layout, home, outcome.reason)
+    return end_summary.failed(view, layout, home, outcome.reason)
+
+
+def _last_words(display: Display, home: Path, why: str) -> None:
+    """Before a forced end: the terminal is put right and the run's state says what happened."""
+    display.stop()
+    run_id = display.view.run_id
+    print(f"killed: {why}", file=sys.stderr, flush=True)
+    if run_id is None:
+        return
+    from orchestrator.store.run_store import RunStore
+
+    layout = RunLayout(home.absolute() / run_id)
+    if layout.root.is_dir():
+        RunStore(home).set_state(layout, RunState.STOPPED, f"killed: {why}", now_s=time.time())
+        print(end_summary.stopped(display.view, layout, home, f"killed: {why}"), flush=True)

@@ -1,0 +1,134 @@
+"""`convoy runs`, `convoy show` and `convoy logs`: what was run, and what became of it."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.display import formatting
+from orchestrator.cli.options import home_option, json_option, run_argument
+from orchestrator.domain.errors import UsageError
+from orchestrator.metrics.jsonl import finite
+from orchestrator.store.run_store import RunRecord, RunStore
+
+SHOWN_RUNS = 20
+
+
+@click.command()
+@click.option("--all", "show_all", is_flag=True, help=f"All of them, not the newest {SHOWN_RUNS} only.")
+@home_option
+@json_option
+def runs(show_all: bool, home: Path, as_json: bool) -> None:
+    """List runs, the newest first.
+
+    A run shown as `lost` has no driver any more though nothing ended it: its process was killed, or its
+    host went down. It can be resumed.
+
+    \b
+    Examples:
+      convoy runs
+      convoy runs --json | jq -r '.[] | select(.state == "failed") | .id'
+    """
+    records = RunStore(home).list()
+    shown = records if show_all else records[:SHOWN_RUNS]
+    if as_json:
+        click.echo(json.dumps([record.to_json() for record in shown], indent=2))
+        return
+    if not records:
+        click.echo(f"No runs under {home.absolute()}. Start one: convoy run job.yaml")
+        return
+    now_s = time.time()
+    rows: list[tuple[str, ...]] = [("RUN", "STATE", "WORKERS", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED")]
+    rows += [_row(record, now_s) for record in shown]
+    click.echo(table(rows))
+    if len(shown) < len(records):
+        click.echo(f"... and {len(records) - len(shown)} older ones (--all)")
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns as wide as they need to be, the first two to the left, figures to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def workers(record: RunRecord) -> str:
+    """`3`, or `3 of 4` where it was asked to have more or fewer."""
+    now, asked = record.progress.workers, record.asked_workers
+    return f"{now or 0} of {asked}" if asked is not None and asked != now else f"{now}" if now else "-"
+
+
+def _row(record: RunRecord, now_s: float) -> tuple[str, ...]:
+    step = f"{record.step}/{record.total_steps}" if record.total_steps else str(record.step)
+    return (
+        record.id,
+        record.status,
+        workers(record),
+        step,
+        formatting.loss(record.loss),
+        formatting.loss(record.validation_loss),
+        formatting.count(record.progress.tokens_per_s),
+        formatting.ago(now_s - record.updated_s),
+    )
+
+
+@click.command()
+@run_argument
+@home_option
+@json_option
+def show(run: str, home: Path, as_json: bool) -> None:
+    """Show one run: state, progress, losses, checkpoints, where its time went.
+
+    RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`.
+
+    \b
+    Examples:
+      convoy show last
+      convoy show quickstart
+      convoy show last --json | jq .ledger.goodput
+    """
+    from orchestrator.cli.display.run_facts import facts, text
+
+    record = RunStore(home).read(run)
+    value = facts(record)
+    click.echo(json.dumps(finite(value), indent=2) if as_json else text(record, value, time.time()))
+
+
+@click.command()
+@run_argument
+@click.option("--rank", type=click.IntRange(min=0), help="One worker only.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="Only the last N lines of each worker.")
+@home_option
+def logs(run: str, rank: int | None, follow: bool, tail: int | None, home: Path) -> None:
+    """Print the output of a run's workers.
+
+    With several workers each line begins with its rank. The files are `logs/rank-N.log` in the run's
+    directory.
+
+    \b
+    Examples:
+      convoy logs last
+      convoy logs last --rank 0 --tail 50 -f
+    """
+    from orchestrator.cli.display.log_reader import follow_logs, log_ranks, print_logs
+
+    store = RunStore(home)
+    record = store.read(run)
+    ranks = log_ranks(record.layout)
+    if rank is not None and rank not in ranks and not (follow and record.active):
+        known = f"it has logs of ranks {', '.join(map(str, ranks))}" if ranks else "it has no logs"
+        raise UsageError(f"run {record.id} has no log of rank {rank}", hint=known)
+    if not ranks and not (follow and record.active):
+        click.echo(f"run {record.id} ({record.status}) has no worker output under {record.layout.logs}", err=True)
+        return
+    if follow:
+        follow_logs(record.layout, rank, tail, click.echo)
+    else:
+        print_logs(record.layout, rank, tail, click.echo)

@@ -1,0 +1,286 @@
+"""The display of a run on a terminal: its stages, and the step bar with the figures that matter."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.display import formatting, vault_text
+from orchestrator.cli.display.run_view import STAGES, RunView, Stage
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.step_report import StepReport
+
+_DATA_PHASES = {
+    "scan": "reading the corpus",
+    "tokenizer": "training the tokenizer",
+    "tokenize": "tokenizing",
+    "index": "indexing",
+    "compare": "comparing the files with those of the run",
+}
+_WORKER_PHASES = {
+    "import": "importing the engine",
+    "rendezvous": "meeting each other",
+    "build": "building the model",
+    "restore": "restoring the checkpoint",
+}
+_REFRESH_PER_S = 5
+ANNOUNCED = {
+    EventKind.WORKER_FAILED: "red",
+    EventKind.RECOVERY_STARTED: "yellow",
+    EventKind.RECOVERED: "green",
+    EventKind.RESIZED: "cyan",
+    EventKind.WORKER_SLOW: "yellow",
+    EventKind.CHECKPOINT_FAILED: "yellow",
+    EventKind.CHECKPOINT_REJECTED: "yellow",
+    EventKind.DEVICE_PLANNED: "dim",
+    EventKind.SNAPSHOTS_PLANNED: "dim",
+}
+"""Events whose line stays above the display, and its style: the state in the title is gone a second later."""
+
+
+class LiveDisplay:
+    """Observer that redraws a few lines at the bottom of the terminal. Thread-safe: rich draws from a thread."""
+
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.time,
+        describe: Callable[[Event, RunView], str | None] = lambda event, view: None,
+    ) -> None:
+        """`describe` gives the line that is printed above the display for an event in `ANNOUNCED`."""
+        self.view = RunView()
+        self._clock = clock
+        self._describe = describe
+        self._lock = threading.Lock()
+        self._spinner = Spinner("dots", style="cyan")
+        self._started_s = clock()
+        self._stopping_s: float | None = None
+        self._live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=_REFRESH_PER_S, redirect_stdout=False
+        )
+
+    def start(self) -> None:
+        """Begin to draw."""
+        self._live.start(refresh=True)
+
+    def stop(self) -> None:
+        """Draw a last time and leave it standing."""
+        self._live.stop()
+
+    def stopping(self) -> None:
+        """Say that the run is being stopped."""
+        self._stopping_s = self._clock()
+
+    def on_event(self, event: Event) -> None:
+        """Take an event; warnings are printed above the display and stay."""
+        with self._lock:
+            self.view.on_event(event)
+        if event.kind is EventKind.WARNING:
+            self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
+        elif event.kind is EventKind.CHANGES_ACCEPTED:
+            self._live.console.print(f"[yellow]warning:[/] {escape(changes_text(event).removeprefix('warning: '))}")
+        elif event.kind in (EventKind.NODE_DRAINING, EventKind.SCALE):
+            self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(event))}")
+        elif event.kind is EventKind.VAULTS_ADOPTED:
+            self._live.console.print(f"adopted: {escape(vault_text.adopted(event.fields))}")
+        elif event.kind is EventKind.VAULTS_KEPT:
+            self._live.console.print(f"kept: {escape(vault_text.kept(event.fields))}")
+        elif event.kind is EventKind.DATA_SKIPPED:
+            self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
+        elif event.kind in ANNOUNCED:
+            with self._lock:
+                text = self._describe(event, self.view)
+            if text:
+                self._live.console.print(Text(formatting.printable(text), style=ANNOUNCED[event.kind]))
+
+    def on_step(self, report: StepReport) -> None:
+        """Take a step."""
+        with self._lock:
+            self.view.on_step(report)
+
+    def _draw(self) -> RenderableType:
+        with self._lock:
+            return draw(self.view, self._clock(), self._started_s, self._spinner, self._stopping_s)
+
+
+def draw(
+    view: RunView, now_s: float, started_s: float, spinner: RenderableType, stopping_s: float | None = None
+) -> RenderableType:
+    """The whole display at `now_s`."""
+    title = Text.assemble(("convoy", "bold cyan"), "  ", (view.run_id or "starting", "bold"), "  ")
+    title.append(view.state or "", style=_state_style(view.state))
+    title.append(f"  {formatting.clock(now_s - started_s)}", style="dim")
+    if view.state == "waiting":
+        title.append(f"  {view.reason}", style="bold yellow")
+    if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
+        title.append("  stopping (again to force)", style="bold yellow")
+    stages = Table.grid(padding=(0, 1))
+    # On a narrow terminal the columns that may wrap give way: the text alone may, and is cut instead.
+    stages.add_column(no_wrap=True)
+    stages.add_column(no_wrap=True, min_width=8)
+    stages.add_column()
+    stages.add_column(no_wrap=True, justify="right", style="dim")
+    for name in STAGES:
+        stage = view.stages[name]
+        if stage.started_s is None:
+            continue
+        over = stage.ended_s is not None
+        mark: RenderableType = Text("✓", style="green") if over else spinner
+        end_s = stage.ended_s if stage.ended_s is not None else now_s
+        stages.add_row(
+            mark, Text(name), _stage_text(view, name, stage, now_s), formatting.duration(end_s - stage.started_s)
+        )
+    if all(stage.started_s is None for stage in view.stages.values()):
+        stages.add_row(spinner, Text("cluster"), Text("starting", style="dim"), "")
+    parts: list[RenderableType] = [title, stages]
+    if view.last is not None:
+        parts += [_step_bar(view), _figures(view)]
+    return Group(*parts)
+
+
+def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
+    over = stage.ended_s is not None
+    match name:
+        case "data":
+            return Text(data_ready(view) if view.ready else data_progress(view, now_s))
+        case "cluster":
+            return Text(cluster_ready(view))
+        case "workers":
+            doing = "" if over else _WORKER_PHASES.get(view.worker_phase, "starting")
+            count = view.plan.get("world_size")
+            return Text(doing or (f"{count} of them" if count else ""))
+        case "build":
+            return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
+        case "train":
+            parts = [f"checkpoint of step {view.checkpoints[-1].get('step')}"] if view.checkpoints else []
+            if view.kept_in_memory:
+                parts.append(f"memory: {formatting.size(view.kept_in_memory.get('node_bytes'))} of state on a node")
+            return Text(", ".join(parts))
+        case _:
+            return Text(str(view.exported.get("path", "")))
+
+
+def _step_bar(view: RunView) -> RenderableType:
+    total = view.total_steps
+    table = Table.grid(padding=(0, 1))
+    done = view.step / total if total else 0.0
+    left = "" if view.eta_s is None else f"{formatting.clock(view.eta_s)} left"
+    table.add_row(
+        Text("  step", style="bold"),
+        Text(f"{view.step}/{total or '?'}"),
+        ProgressBar(total=total or 1, completed=view.step if total else 0, width=40),
+        Text(f"{done:.0%}"),
+        Text(left, style="dim"),
+    )
+    return table
+
+
+def _figures(view: RunView) -> RenderableType:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=2)
+    cells: list[RenderableType] = [Text("")]
+    for name, value in figures(view):
+        table.add_column(style="dim")
+        table.add_column(min_width=len(value))
+        cells += [Text(name), Text(value)]
+    table.add_row(*cells)
+    return table
+
+
+def figures(view: RunView) -> list[tuple[str, str]]:
+    """What is said of the steps so far: (name, value)."""
+    if view.last is None:
+        return []
+    shown = [("loss", formatting.loss(view.last.loss))]
+    if view.validation_loss is not None:
+        shown.append(("val", formatting.loss(view.validation_loss)))
+    shown.append(("tok/s", formatting.count(view.tokens_per_s)))
+    shown.append(("step", formatting.duration(view.step_time_s)))
+    if view.memory is not None:
+        shown.append((view.memory[1], formatting.size(view.memory[0])))
+    if view.last.mfu is not None:
+        shown.append(("MFU", f"{view.last.mfu:.1%}"))
+    return shown
+
+
+def data_progress(view: RunView, now_s: float) -> str:
+    """`tokenizing 3.1 of 5.6 MiB, 55%, 2.3 MiB/s`."""
+    phase = _DATA_PHASES.get(str(view.data.get("phase")), str(view.data.get("phase") or ""))
+    done, total = view.data.get("done_bytes"), view.data.get("total_bytes")
+    text = phase
+    if isinstance(done, int | float):
+        text += f" {formatting.size(done)}"
+        if isinstance(total, int | float) and total > 0:
+            text += f" of {formatting.size(total)}, {min(1.0, done / total):.0%}"
+        rate = view.data_rate(now_s)
+        text += f", {formatting.size(rate)}/s" if rate else ""
+    return text
+
+
+def changes_text(event: Event) -> str:
+    """`warning: going on after step 100 with what has changed: data: ...; code: ...`."""
+    found = "; ".join(formatting.changes(event.fields.get("changes") or []))
+    return f"warning: going on after step {event.fields.get('step')} with what has changed: {found}"
+
+
+def data_ready(view: RunView) -> str:
+    """`1.6 M tokens, 12,345 + 512 samples (cached)`."""
+    ready = view.ready
+    text = f"{formatting.count(ready.get('tokens'))} tokens, {formatting.count(ready.get('train_samples'))} training"
+    text += f" + {formatting.count(ready.get('validation_samples'))} validation samples"
+    if ready.get("bad_records"):
+        text += f", {ready['bad_records']} bad records skipped"
+    return text + (" (cached)" if ready.get("cached") else "")
+
+
+def cluster_ready(view: RunView) -> str:
+    """`4 nodes, 4 CPUs`."""
+    if not view.cluster:
+        return "starting"
+    gpus = view.cluster.get("gpus")
+    nodes = view.cluster.get("nodes")
+    text = f"{nodes} node{'' if nodes == 1 else 's'}, {view.cluster.get('cpus', 0):g} CPUs"
+    return text + (f", {gpus:g} GPUs" if gpus else "")
+
+
+def model_text(view: RunView) -> str:
+    """`3.2 M parameters, global batch 12 as 4 workers x micro batch 3 x 1`."""
+    plan = view.plan
+    parameters = plan.get("parameters")
+    text = f"{formatting.count(parameters)} parameters, " if parameters else ""
+    shares = plan.get("shares")
+    batch = f"global batch {sum(shares)}: " if shares else ""
+    return (
+        f"{text}{batch}{plan.get('world_size')} workers, micro batch {plan.get('micro_batch')},"
+        f" accumulation {plan.get('accumulation')}"
+    )
+
+
+def planned_text(event: Event) -> str:
+    """`node 1a2b3c4d goes in 30 s: workers 2, 3 there`, or what was said to who asked for another number of workers."""
+    fields = event.fields
+    if event.kind is EventKind.SCALE:
+        return f"scale ({fields.get('by')}): {fields.get('message')}"
+    notice_s, ranks = fields.get("notice_s"), fields.get("ranks") or []
+    when = f"goes in {formatting.duration(max(0.0, notice_s))}" if notice_s is not None else "is about to go"
+    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else "none of our workers"
+    return f"node {str(fields.get('node'))[:8]} {when}: {whose} there"
+
+
+def skipped(event: Event) -> str:
+    """`corpus/a.jsonl: 3 records (broken JSON), the first at line 7`."""
+    fields = event.fields
+    return f"{fields.get('source')}: {fields.get('count')} ({fields.get('reason')}), the first: {fields.get('first')}"
+
+
+def _state_style(state: str | None) -> str:
+    return {"succeeded": "green", "failed": "bold red", "stopped": "yellow", "waiting": "bold yellow"}.get(
+        state or "", "cyan"
+    )

@@ -1,0 +1,98 @@
+"""Nodes that are about to go: asking the cluster's head about them, and telling it (as a drill does). Who asks once a
+second is also the first to know that the head does not answer.
+
+`python -m orchestrator.clusters.ray.draining ADDRESS NODE_ID NOTICE_S MESSAGE` tells it,
+for a process that is not part of the cluster.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.clusters.ray.ports import listens
+from orchestrator.domain.errors import ClusterError
+from orchestrator.lasting_thread import LastingThread
+
+INTERVAL_S = 1.0
+TIMEOUT_S = 5.0
+"""Of one question: a GCS that hangs is asked again afterwards."""
+PREEMPTION = 2
+"""`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: not to be refused."""
+
+
+class DrainWatch:
+    """Asks once a second, in a thread of its own: a GCS that hangs must not hold up whoever asks this.
+
+    Ray marks a node as draining where a cluster manager announces its end (a spot notice), on `ray drain-node`, and
+    when `ray start --block` is sent SIGTERM. It tells when the node goes, not why. Such a node gets no new workers;
+    it ends by itself as soon as nothing runs there any more, which may be long before.
+    """
+
+    def __init__(self, address: str) -> None:
+        """`address`: of the GCS. Call `close` in the end."""
+        self._address = address
+        self._found: dict[str, float | None] = {}
+        self._silent_since_s: float | None = None
+        self._ended = threading.Event()
+        self._client: Any = None
+        LastingThread("drain-watch", self._watch)
+
+    @property
+    def draining(self) -> Mapping[str, float | None]:
+        """By node id when it goes (Unix seconds; None where nobody says). Nodes that have gone stay."""
+        return self._found
+
+    @property
+    def silent_s(self) -> float:
+        """How long the head has neither answered nor taken a connection; 0 while it does either. One that is only slow
+        is not silent."""
+        since_s = self._silent_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._ended.set()
+
+    def _watch(self) -> bool:
+        from ray.exceptions import RayError
+
+        if self._ended.wait(INTERVAL_S if self._client is not None else 0.0):
+            return False
+        try:
+            self._client = self._client or _client(self._address)
+            found = self._client.get_draining_nodes(timeout=TIMEOUT_S)
+        except (RayError, OSError, RuntimeError):
+            if listens(self._address):
+                self._silent_since_s = None
+            elif self._silent_since_s is None:
+                self._silent_since_s = time.monotonic()
+            self._ended.wait(INTERVAL_S)  # what was known holds
+            return True
+        self._silent_since_s = None
+        # Replaced, never changed: readers need no lock.
+        self._found = {**self._found, **{node: ms / 1000 if ms else None for node, ms in found.items()}}
+        return True
+
+
+def drain(address: str, node_id: str, notice_s: float, message: str) -> None:
+    """Have a cluster mark a node as about to go, as a cluster manager does. Nothing ends it but whoever says so.
+
+    Raises ClusterError where the cluster refuses.
+    """
+    accepted, why = _client(address).drain_node(
+        node_id, PREEMPTION, message, int((time.time() + notice_s) * 1000), timeout=TIMEOUT_S
+    )
+    if not accepted:
+        raise ClusterError(f"node {node_id} cannot be drained: {why}")
+
+
+def _client(address: str) -> Any:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    return GcsClient(address=address)
+
+
+if __name__ == "__main__":
+    drain(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])

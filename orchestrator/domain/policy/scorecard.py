@@ -1,0 +1,129 @@
+"""What a drill found: for each fault its cost, for the run as a whole whether anything was lost. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+FP32_TOLERANCE = 1e-5
+"""Relative. Sums in another order, at another number of workers, differ by about 1e-7; nothing else may differ."""
+LOW_PRECISION_TOLERANCE = 5e-2
+"""bf16 and fp16 keep 8 and 11 bits; losses of two world sizes drift apart by rounding alone."""
+
+
+class DrillFault(StrEnum):
+    """What a drill can do to a run."""
+
+    KILL_WORKER = "kill-worker"
+    """SIGKILL to one worker's process."""
+    KILL_NODE = "kill-node"
+    """SIGKILL to a node's raylet and every process of it. Never the node that holds the cluster's own state."""
+    SILENCE_NODE = "silence-node"
+    """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
+    CORRUPT_SHARD = "corrupt-shard"
+    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
+    NAN = "nan"
+    """One worker's loss is multiplied by NaN, once: its gradients, and through them everyone's, are no numbers."""
+    HANG_RANK = "hang-rank"
+    """SIGSTOP to one worker's process: it stands still, its node lives."""
+    SLOW_RANK = "slow-rank"
+    """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
+    DRAIN_NODE = "drain-node"
+    """A node is announced to go, as by a spot notice or `ray drain-node`, and killed when the notice is over."""
+    PARTITION = "partition"
+    """The network link of a node goes down. Its processes live on, on the other side. For root: each node of the local
+    cluster gets a network namespace."""
+    OOM = "oom"
+    """For one step a worker gets no more memory (RLIMIT_AS; on a GPU PyTorch's limit): the micro batch is halved."""
+    DISK_FULL = "disk-full"
+    """The file system of the checkpoints is full (ENOSPC), until a checkpoint has failed for it. For root: it is a
+    small one, mounted there for the run."""
+    BUCKET_DOWN = "bucket-down"
+    """The way to the bucket of the checkpoints is cut, connections reset and refused, until a checkpoint has failed
+    for it. For an http:// endpoint of S3, behind a proxy of the drill's own."""
+    KILL_DRIVER = "kill-driver"
+    """SIGKILL to the run's driver, and with it, on a local cluster, to all of the cluster. Another driver resumes the
+    run from storage."""
+    RANDOM = "random"
+    """Any of the above but `slow-rank` that the job and this machine permit, drawn anew each time."""
+
+
+@dataclass(frozen=True)
+class FaultResult:
+    """One fault that was injected; None where it did not come to that."""
+
+    fault: str
+    step: int
+    """The last step reported before it."""
+    rank: int | None
+    """Of the worker that it hit, or whose node; None where it hit storage or the driver."""
+    detection_s: float | None
+    """From the fault to the run's knowing: to the event that tells of it."""
+    first_step_s: float | None
+    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost.
+    For a fault of storage, to the next checkpoint that is saved whole."""
+    steps_recomputed: int | None
+    workers_before: int
+    workers_after: int | None
+
+    @property
+    def recovered(self) -> bool:
+        return self.first_step_s is not None
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """The drill as a whole."""
+
+    run: str
+    undisturbed_run: str
+    faults: tuple[FaultResult, ...]
+    planned: int
+    """Faults that were to be injected."""
+    finished: bool
+    """The run reached its last step."""
+    reason: str | None
+    """Why it did not."""
+    data_exact: bool
+    """Every sample of every epoch was used exactly once, or the run has a record of leaving it out."""
+    max_loss_difference: float | None
+    """Largest relative difference of a step's loss from the undisturbed run; None without a common step."""
+    tolerance: float
+    samples_left_out: int = 0
+    """Of batches that a rollback from a numeric fault left out. The undisturbed run compared with leaves out the same
+    from its start: it is the run that this one should be like."""
+
+    @property
+    def survived(self) -> bool:
+        """All of it: every fault came and was got over, the data is exact, the losses are those of the other run."""
+        return (
+            self.finished
+            and len(self.faults) == self.planned
+            and all(result.recovered for result in self.faults)
+            and self.data_exact
+            and self.max_loss_difference is not None
+            and self.max_loss_difference <= self.tolerance
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "survived": self.survived}
+
+
+def max_relative_difference(losses: Sequence[float], undisturbed: Sequence[float]) -> float | None:
+    """Over the steps both have; not finite where one of a pair is not."""
+    pairs = list(zip(losses, undisturbed, strict=False))
+    if not pairs:
+        return None
+    differences = [0.0 if a == b else abs(a - b) / max(abs(b), 1e-12) for a, b in pairs]
+    return max(differences, key=lambda value: float("inf") if value != value else value)
+
+
+def strike_steps(total_steps: int, times: int) -> tuple[int, ...]:
+    """Steps after which to strike, spread evenly and away from both ends: at least one step follows each.
+
+    Raises ValueError where there are too few steps.
+    """
+    if total_steps < 2 * times + 1:
+        raise ValueError(f"{times} faults need at least {2 * times + 1} steps, the job has {total_steps}")
+    return tuple(round(total_steps * (index + 1) / (times + 1)) for index in range(times))

@@ -1,0 +1,115 @@
+"""The score of a run under faults: what each cost, from the events and steps that follow it."""
+
+from dataclasses import replace
+
+from orchestrator.checkpoint.storage.storage import StorageFault
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.policy.scorecard import DrillFault, FaultResult
+from orchestrator.domain.step_report import StepReport
+from orchestrator.drill.drill_plan import ON_STORAGE
+
+LOSES_NOBODY = (*ON_STORAGE, DrillFault.SLOW_RANK, DrillFault.KILL_DRIVER)
+"""The gang is not formed anew for them by a driver that lives on: the end of a recovery is not theirs."""
+SAYS = {DrillFault.DISK_FULL: StorageFault.FULL.value, DrillFault.BUCKET_DOWN: StorageFault.UNREACHABLE.value}
+"""`fault` of the event that tells of it."""
+
+
+class DrillTally:
+    """One fault at a time: `struck` opens it, and what tells that it is got over closes it.
+
+    Most are known by `recovery.started` and over with `recovery.finished`. A slow worker and a node that is about to go
+    are known by their own events, and over with a step that everybody makes afterwards; a lost driver by another one's
+    beginning, and over with its first step. Storage that fails is known by `checkpoint.failed`, and over with the next
+    checkpoint that is saved.
+    """
+
+    def __init__(self) -> None:
+        self.results: list[FaultResult] = []
+        self.struck_s: float | None = None
+        """Unix; None while no fault is open."""
+        self._world_size = 0
+        self._furthest = 0
+        self._again = 0
+        """Steps made once more since the fault."""
+        self._left = False
+        """The gang was formed anew since a node was announced to go."""
+
+    @property
+    def open(self) -> DrillFault | None:
+        """The fault that is not got over yet."""
+        return None if self.struck_s is None else DrillFault(self.results[-1].fault)
+
+    @property
+    def known(self) -> bool:
+        """The open fault has been told of."""
+        return self.struck_s is not None and self.results[-1].detection_s is not None
+
+    def struck(self, fault: DrillFault, step: int, rank: int | None, time_s: float) -> None:
+        """A fault was made after a step; `rank` is that of the worker whose process or node it hit."""
+        self.struck_s, self._again, self._left = time_s, 0, False
+        self.results.append(FaultResult(fault.value, step, rank, None, None, None, self._world_size, None))
+
+    def give_up(self) -> None:
+        """The open fault came to something else than it should."""
+        self.struck_s = None
+
+    def on_event(self, event: Event) -> None:
+        """Take one event."""
+        fields, fault = event.fields, self.open
+        if event.kind is EventKind.PLAN:
+            self._world_size = int(fields["world_size"])
+        elif event.kind is EventKind.FAULT_INJECTED:
+            self.struck(DrillFault(fields["fault"]), int(fields["step"]) - 1, int(fields["rank"]), event.time_s)
+        elif fault is None:
+            return
+        elif event.kind is EventKind.RESIZED:
+            self._left = self._left or fault is DrillFault.DRAIN_NODE
+        elif _tells_of(event, fault, self.results[-1].rank):
+            self._detected(float(fields.get("detected_s", event.time_s)))
+            if fault is DrillFault.KILL_DRIVER:
+                self._again = max(0, self._furthest - int(fields["resumed_from_step"] or 0))
+        elif event.kind is EventKind.RECOVERY_STARTED and fault not in LOSES_NOBODY:
+            self._detected(float(fields["detected_s"]))
+        elif event.kind is EventKind.RECOVERED and fault not in LOSES_NOBODY:
+            self._over(event.time_s, int(fields["steps_recomputed"]), int(fields["world_size"]))
+        elif event.kind is EventKind.CHECKPOINT_SAVED and fault in ON_STORAGE and self.known:
+            self._over(event.time_s, self._again, self._world_size)
+
+    def on_step(self, report: StepReport) -> None:
+        """Take the report of one step."""
+        again = self._furthest - report.step + 1
+        self._furthest = max(self._furthest, report.step)
+        fault = self.open
+        if fault in ON_STORAGE and again > 0:
+            self._again += 1
+        elif fault is DrillFault.KILL_DRIVER and self.known:
+            self._over(report.time_s, self._again, report.world_size)
+        elif (fault is DrillFault.SLOW_RANK and self.known) or self._left:
+            self._over(report.time_s, max(0, again), report.world_size)
+
+    def _detected(self, time_s: float) -> None:
+        if self.struck_s is not None and self.results[-1].detection_s is None:
+            self.results[-1] = replace(self.results[-1], detection_s=time_s - self.struck_s)
+
+    def _over(self, time_s: float, recomputed: int, world_size: int) -> None:
+        if self.struck_s is None:
+            return
+        self.results[-1] = replace(
+            self.results[-1],
+            first_step_s=time_s - self.struck_s,
+            steps_recomputed=recomputed,
+            workers_after=world_size,
+        )
+        self.struck_s, self._left = None, False
+
+
+def _tells_of(event: Event, fault: DrillFault, rank: int | None) -> bool:
+    """Whether it is the event by which a fault without a recovery is known."""
+    if fault in ON_STORAGE:  # a checkpoint may fail for another reason, with a lost vault for one
+        return event.kind is EventKind.CHECKPOINT_FAILED and event.fields["fault"] == SAYS[fault]
+    if fault is DrillFault.KILL_DRIVER:
+        return event.kind is EventKind.RUN_CREATED
+    if fault is DrillFault.DRAIN_NODE:
+        return event.kind is EventKind.NODE_DRAINING
+    slow = event.kind is EventKind.WORKER_SLOW and bool(event.fields["slow"])
+    return fault is DrillFault.SLOW_RANK and slow and int(event.fields["rank"]) == rank

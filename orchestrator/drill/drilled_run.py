@@ -1,0 +1,159 @@
+"""The drilled run as this process sees it: a driver that can be killed, and another that goes on."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.clusters.ray.processes import start_bound
+from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.numeric import Injection
+from orchestrator.domain.step_report import StepReport
+from orchestrator.run.launcher import RunOutcome
+from orchestrator.spec.loading.load import LoadedJob
+
+TICK_S = 0.1
+PATIENCE_S = 8.0
+"""From asking a driver to stop to killing it: it does so within 5 s."""
+
+
+class DrilledRun:
+    """A run whose driver is a child of this process, and dies with it."""
+
+    def __init__(
+        self,
+        job: LoadedJob,
+        home: Path,
+        arranged: Arranged,
+        environment: Mapping[str, str],
+        observers: Sequence[Observer],
+    ) -> None:
+        """`environment`: of the driver. Observers are called in this process, by the thread that calls `carry`."""
+        self.observers = list(observers)
+        self._job, self._home, self._environment = job, home, environment
+        self._injections, self._nodes = arranged.injections, arranged.nodes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+        self._run_dir: Path | None = None
+
+    def kill(self) -> None:
+        """SIGKILL to the driver; `carry` starts another one, which resumes the run."""
+        if self._process is not None:
+            self._killed = True
+            self._process.kill()
+
+    def carry(self, stop: threading.Event) -> RunOutcome:
+        """The run to its end, through as many drivers as it takes. Setting `stop` ends it.
+
+        Raises UsageError and other errors of Convoy's that the driver raised.
+        """
+        while True:
+            self._killed = False
+            outcome = self._drive(stop)
+            if outcome is not None:
+                return outcome
+
+    def _drive(self, stop: threading.Event) -> RunOutcome | None:
+        """One driver; None where it was killed by us."""
+        self._process = process = start_bound(
+            [sys.executable, "-m", "orchestrator.drill.driver_child"], self._environment, talks=True
+        )
+        assert process.stdin is not None
+        asked = {
+            "path": str(self._job.path.absolute()),
+            "spec": self._job.spec.model_dump(mode="json"),
+            "source": self._job.source,
+            "home": str(self._home),
+            "resume": None if self._run_dir is None else str(self._run_dir),
+            "injections": [asdict(each) for each in self._injections],
+            "nodes": [asdict(each) for each in self._nodes],
+        }
+        try:
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.close()
+            last = self._listen(process, stop)
+        finally:
+            process.kill()  # it has ended, unless an observer raised
+            process.wait()
+        if last is not None and "outcome" in last:
+            return _outcome(last["outcome"])
+        if last is not None:
+            kind = UsageError if last["exit_code"] == UsageError.exit_code else ConvoyError
+            raise kind(last["error"], last["hint"])
+        if self._killed and self._run_dir is not None and not stop.is_set():
+            return None
+        if stop.is_set():
+            return self._unfinished()
+        raise RuntimeError(f"the run's driver ended with code {process.returncode}: its traceback is above")
+
+    def _unfinished(self) -> RunOutcome:
+        where = self._run_dir or self._home
+        return RunOutcome(where.name, where, RunState.STOPPED, "stopped on request", 0, 130)
+
+    def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> dict[str, Any] | None:
+        """Everything it says, to the observers, until it has nothing more to say; its last words, where it had some."""
+        assert process.stdout is not None
+        rest, last, deadline = b"", None, float("inf")
+        while True:
+            if stop.is_set() and deadline == float("inf"):
+                deadline = time.monotonic() + PATIENCE_S
+                process.send_signal(signal.SIGTERM)
+            if time.monotonic() > deadline:
+                process.kill()
+            if not select.select([process.stdout], [], [], TICK_S)[0]:
+                continue
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            if not data:
+                return last  # what is in `rest` is a line that was cut off
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = json.loads(line)
+                if not self._tell(said):
+                    last = said
+
+    def _tell(self, said: dict[str, Any]) -> bool:
+        """Pass on an event or a step; False where it is neither."""
+        if "step" in said:
+            report = StepReport.from_json(said["step"])
+            self._each(lambda observer: observer.on_step(report))
+            return True
+        if "event" not in said:
+            return False
+        event = Event(EventKind(said["event"]), float(said["time_s"]), said["fields"])
+        if event.kind is EventKind.RUN_CREATED:
+            self._run_dir = self._home / str(event.fields["run_id"])
+        elif event.kind is EventKind.FAULT_INJECTED:
+            self._injections = _without(self._injections, event.fields)
+        self._each(lambda observer: observer.on_event(event))
+        return True
+
+    def _each(self, call: Callable[[Observer], None]) -> None:
+        for observer in self.observers:
+            call(observer)
+
+
+def _without(injections: Sequence[Injection], came: Mapping[str, Any]) -> tuple[Injection, ...]:
+    return tuple(
+        each for each in injections if (each.kind, each.step, each.rank) != (came["fault"], came["step"], came["rank"])
+    )
+
+
+def _outcome(value: dict[str, Any]) -> RunOutcome:
+    return RunOutcome(
+        run_id=value["run_id"],
+        run_dir=Path(value["run_dir"]),
+        state=RunState(value["state"]),
+        reason=value["reason"],
+        step=int(value["step"]),
+        exit_code=int(value["exit_code"]),
+    )

@@ -1,0 +1,341 @@
+"""The process of one worker: a training thread that runs the entry point, an agent that talks with the driver."""
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from orchestrator.clusters.ray.gpus import show_assigned_gpus, show_gpus
+from orchestrator.clusters.ray.processes import allow_to_trace, die_with_parent
+from orchestrator.domain.cpu_threads import thread_environment
+from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
+from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.engine_errors import CAUSE, find_cause
+from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.policy.hang import Phase
+from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
+from orchestrator.gang.agent.output_capture import OutputCapture
+from orchestrator.gang.agent.ray_session import Assignment, RaySession
+from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQueue
+from orchestrator.gang.file_transfer import Files, host_cache, remove_host_cache
+from orchestrator.gang.health.stacks import Stacks, own_stacks
+
+EntryPoint = Callable[[Session, TrainPlan], TrainResult]
+
+# Ray runs an actor's method in a thread of its own, which glibc gives an arena that it trims after every step: the
+# pages of activations and gradients are handed back and faulted in again, 3 to 5% of a step. One arena, rarely
+# trimmed, is what a script's main thread has. The threshold of mmap is the highest that every glibc takes; unset it
+# would stay at 128 KiB once another one is set. Read when a process starts, so it reaches workers through their
+# raylet's environment (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html).
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}
+
+NONE: Mapping[str, str] = MappingProxyType({})
+AGENT_GROUP = "agent"
+AGENT_THREADS = 4
+"""A long poll, a notice, an interruption, and one to spare."""
+INTERRUPT_PAUSE_S = 0.03
+FILE_CALL_S = 100.0
+"""How long the driver's file server may take for one chunk; less than a checkpoint may go without progress, so that
+the save fails and training goes on."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Where a worker process is."""
+
+    node_id: str
+    node_ip: str
+    host: str
+    pid: int
+    output: str
+    """File that takes the process's stdout and stderr, on its own host."""
+    gpus: tuple[str, ...] = ()
+    """Ids of the GPUs that it sees, as its node's mask names them."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception of a worker, whole, as text: exceptions that cannot be pickled arrive too."""
+
+    rank: int
+    type: str
+    message: str
+    traceback_text: str
+    hint: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """`ConvoyError.details`: JSON values."""
+
+
+@dataclass(frozen=True)
+class FileAccess:
+    """How a worker reaches the driver's files."""
+
+    server: Any
+    """Handle of the file server's actor."""
+    marker: str
+    word: str
+    run_id: str
+
+
+def worker_environment(
+    cpus: float, gpus: int, driver: Mapping[str, str], own: Mapping[str, str] = NONE
+) -> dict[str, str]:
+    """Variables of a worker process; they replace those of its node. `own`: of `resources.env`.
+
+    What the user set in the driver's environment, or in the job, wins where it is a matter of taste; the device is the
+    spec's, whatever any environment says.
+    """
+    env = {
+        **thread_environment(cpus, {**driver, **own}),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_worker_niceness": "0",
+        **{name: driver.get(name, value) for name, value in MALLOC.items()},
+    }
+    carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
+    env.update({name: driver[name] for name in carried if name in driver})
+    return {**env, **user_variables(gpus, driver, own), **device_environment(gpus)}
+
+
+def resolve(entry: str) -> Any:
+    """The object an import string `module:attribute` names; a module where there is no colon."""
+    module, _, attribute = entry.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+class WorkerActor:
+    """Runs in a Ray worker process. `warm` and `run` share one thread; the agent's methods have their own."""
+
+    def __init__(self, env: dict[str, str], fate_share: bool) -> None:
+        """`fate_share`: the process dies with its raylet, also when it hangs in native code."""
+        if fate_share:
+            die_with_parent()
+        os.environ.update(env)
+        self._gpus = self.assigned_gpus() if env.get(ACCELERATOR_VARIABLE) == CUDA else ()
+        self._local = fate_share
+        self._outbox = ReportQueue()
+        self._session: RaySession | None = None
+        self._running: int | None = None
+        """The generation whose entry point runs now."""
+        self._trainer: int | None = None
+        """The training thread."""
+        self._notices: dict[int, tuple[dict[str, str], Leave]] = {}
+        """Of generations, what came before their session."""
+        self._capture = OutputCapture(self.output_path(), self._outbox.put_lines)
+        faulthandler.enable(all_threads=True)
+
+    def assigned_gpus(self) -> tuple[str, ...]:
+        """Make the GPUs that this process was assigned the only ones that it sees; their ids."""
+        return show_assigned_gpus()
+
+    def output_path(self) -> Path:
+        """The file that takes this process's output."""
+        import ray
+
+        node: Any = ray._private.worker.global_worker.node
+        logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
+        return Path(logs) / f"convoy-worker-{os.getpid()}.log"
+
+    def hello(self) -> Hello:
+        """Where this process is."""
+        import ray
+
+        context = ray.get_runtime_context()
+        return Hello(
+            node_id=context.get_node_id(),
+            node_ip=ray.util.get_node_ip_address(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            output=str(self._capture.path),
+            gpus=self._gpus,
+        )
+
+    def take_gpus(self, ids: tuple[str, ...]) -> None:
+        """For a standby process, which Ray assigned none: use those of the worker whose place it takes."""
+        self._gpus = ids
+        show_gpus(ids)
+
+    def check_device(self, entry: str) -> DeviceProblem | DeviceRoom | None:
+        """Call a function that tells why this process cannot use its GPU, or how much memory that has."""
+        try:
+            found: DeviceProblem | DeviceRoom | None = resolve(entry)()
+        except Exception as error:  # noqa: BLE001  # torch that does not import, most likely
+            lines = str(error).strip().splitlines() or [""]
+            hint = "Convoy's installation on that node is broken: run `convoy doctor` there"
+            return DeviceProblem(f"{type(error).__name__}: {lines[0]}", hint)
+        return found
+
+    def warm(self, entries: tuple[str, ...]) -> float:
+        """Import modules before they are needed; a `module:function` is called. Seconds. Failures wait for `run`."""
+        started = time.monotonic()
+        for entry in entries:
+            with contextlib.suppress(Exception):
+                found = resolve(entry)
+                if callable(found):
+                    found()
+        # What was imported stays: looking through all of it for garbage would take longer than a recovery may.
+        gc.collect()
+        gc.freeze()
+        return time.monotonic() - started
+
+    def ask(self, entry: str, value: dict[str, Any]) -> Raised | None:
+        """Call a function that answers a question of the driver's; what it raises if the user has to be told."""
+        try:
+            resolve(entry)(value)
+        except UsageError as error:
+            raised = describe(-1, error)
+            where = "" if self._local else f" (on {socket.gethostname()})"
+            return replace(raised, message=raised.message + where)
+        return None
+
+    def run(self, entry: str, plan: TrainPlan, assignment: Assignment, access: FileAccess) -> TrainResult | Raised:
+        """Call the entry point. Whatever it raises is returned, not raised."""
+        files = Files(RemoteFiles(access.server), access.marker, access.word, host_cache(access.run_id), os.environ)
+        session = RaySession(assignment, self._outbox, files)
+        generation = assignment.generation
+        self._trainer = threading.get_ident()
+        if assignment.vault is not None:
+            allow_to_trace(assignment.vault.pid)
+        self._running, self._session = generation, session
+        values, leave = self._notices.pop(generation, ({}, Leave.NO))
+        session.deliver(values)
+        session.request_leave(leave)
+        try:
+            result: TrainResult | Raised = resolve(entry)(session, plan)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor in silence
+            result = describe(assignment.rank, error)
+        finally:
+            _give_memory_back()  # an exception's frames held the engine until now
+            self._running = None
+            self._capture.drain()
+            self._outbox.nudge()
+        return result
+
+    def poll(self, timeout_s: float, seen: int) -> ReportBatch:
+        """Agent: everything there is to say, waiting up to `timeout_s` for something. `seen`: the last batch that
+        arrived; a later one is given once more."""
+        before = self._session.lease if self._session is not None else Heartbeat(-1, 0, Phase.START)
+        batch = self._outbox.take(before, timeout_s, lambda: self._running is not None, seen)
+        return batch if self._session is None else replace(batch, lease=self._session.lease)
+
+    def notify(self, generation: int, values: dict[str, str], leave: Leave) -> None:
+        """Agent: values that other ranks of a generation published, and whether to leave at the next step boundary."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            session.deliver(values)
+            session.request_leave(leave)
+        elif session is None or generation > session.generation:
+            known, wish = self._notices.get(generation, ({}, Leave.NO))
+            self._notices[generation] = ({**known, **values}, max(wish, leave))
+
+    def stacks(self) -> Stacks:
+        """Agent: what every thread of this process is at, and how far its collectives are."""
+        session = self._session
+        counts = session.collective_counts() if session is not None else None
+        return replace(own_stacks(self._trainer), counts=counts)
+
+    def save(self, generation: int) -> None:
+        """Agent: have a checkpoint written of the next step boundary."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            session.request_save()
+
+    def use_vault(self, generation: int, vault: VaultAccess) -> None:
+        """Agent: keep the state in this vault from the next step boundary on: the one before has ended, or is late."""
+        session = self._session
+        if session is not None and session.generation == generation:
+            allow_to_trace(vault.pid)
+            session.use_vault(vault)
+
+    def interrupt(self, generation: int, patience_s: float) -> bool:
+        """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""
+        deadline = time.monotonic() + patience_s
+        session = self._session
+        while self._running == generation and session is not None and time.monotonic() < deadline:
+            session.interrupt()
+            time.sleep(INTERRUPT_PAUSE_S)
+        return self._running != generation
+
+    def clean(self, run_id: str) -> None:
+        """Remove what this run left on this host outside the run's directory."""
+        self._capture.drain()
+        remove_host_cache(run_id)
+
+
+class RemoteFiles:
+    """`FileService` through the driver's file server actor. Calls raise what the server raised, and TimeoutError."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def listing(self, path: str) -> Any:
+        return self._call("listing", path)
+
+    def read(self, path: str, offset: int, crc: int) -> Any:
+        return self._call("read", path, offset, crc)
+
+    def checksum(self, path: str, offset: int, end: int, crc: int) -> Any:
+        return self._call("checksum", path, offset, end, crc)
+
+    def write(self, path: str, token: str, offset: int, data: bytes) -> Any:
+        return self._call("write", path, token, offset, data)
+
+    def commit(self, path: str, token: str, size_bytes: int) -> Any:
+        return self._call("commit", path, token, size_bytes)
+
+    def move_into_place(self, path: str, final: str) -> None:
+        self._call("move_into_place", path, final)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self._server, method).remote(*arguments), timeout=FILE_CALL_S)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(f"the driver's file server has not answered for {FILE_CALL_S:.0f} s") from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def describe(rank: int, error: BaseException) -> Raised:
+    """An exception as values; its traceback without our own frame. `details` say what caused it (`CAUSE`), if known."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    name, message = type(error).__name__, str(error)
+    cause = find_cause(f"{name}: {message}")
+    details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
+    if isinstance(error, ConvoyError):  # one of ours may know its cause better than its words do
+        return Raised(rank, name, message, text, error.hint, {**details, **error.details})
+    return Raised(rank, name, message, text, details=details)
+
+
+def _give_memory_back() -> None:
+    """Free what the last run left, back to the kernel and to the GPU's driver: the next one is to find room, and NCCL
+    allocates beside torch."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(Exception):  # on a GPU that has failed every call raises what failed before
+            torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)

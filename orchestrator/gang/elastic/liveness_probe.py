@@ -1,0 +1,38 @@
+"""A gang between two generations: who is still there, and how long it has waited for others."""
+
+import time
+from typing import Any
+
+import ray
+
+from orchestrator.gang.group.worker_handle import WorkerHandle
+
+CHECK_S = 1.0
+
+
+class LivenessProbe:
+    """Those who wait do nothing that could fail: they are asked now and then, so that the dead are not counted on."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, tuple[WorkerHandle, Any]] = {}
+        self._asked_s = time.monotonic()
+
+    def look(self, members: list[WorkerHandle]) -> bool:
+        """Take in who has answered or died, and ask again in a while; whether somebody has died. Does not wait."""
+        now_s, died = time.monotonic(), False
+        for key, (member, ref) in list(self._asked.items()):
+            ready, _ = ray.wait([ref], timeout=0)
+            if not ready:
+                continue
+            del self._asked[key]
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayError as error:
+                member.take_death(error, now_s, oom_kills=0)
+                died = True
+        if now_s - self._asked_s >= CHECK_S:
+            self._asked_s = now_s
+            for member in members:
+                if member.lives and id(member) not in self._asked:
+                    self._asked[id(member)] = (member, member.actor.hello.remote())
+        return died

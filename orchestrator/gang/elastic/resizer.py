@@ -1,0 +1,113 @@
+"""When a gang that trains is formed anew, and what is done ahead of that: the part of the driver's round for it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.domain.session import Leave
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.elastic.resize_policy import GangShape, planned_leave
+from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.group.gang_policy import Ending
+from orchestrator.gang.group.worker_handle import is_broken, taken_places
+from orchestrator.gang.vaults.vault_clients import raylet_refuses
+
+SEEK_S = 5.0
+"""How often workers are sought for places that nobody is on the way to: a node may have come that would do."""
+FIRST_SEEK_S = 3.0
+"""The first time no later than this, if the first step of the generation is not there before."""
+
+
+class Regroup:
+    """For one generation. `round` is called again and again, and never waits."""
+
+    def __init__(self, gang: Any, planned: ScaleRequests, seek: Callable[[], None]) -> None:
+        self._gang, self._planned, self._seek = gang, planned, seek
+        self._asked = Leave.NO
+        self._arriving_since_s: float | None = None
+        self._seek_s, self._stepped = time.monotonic() + FIRST_SEEK_S, False
+        # Those who were lent by a node that is about to go train on; everything was arranged before.
+        self._known = set(planned.draining)
+
+    def round(self, now_s: float, last: StepReport | None) -> None:
+        """`last`: the newest report of this generation; `now_s`: on the monotonic clock."""
+        gang, planned = self._gang, self._planned
+        changed = planned.look(gang.members, now_s)
+        if last is not None and not self._stepped:
+            self._stepped, self._seek_s = True, now_s
+        if changed or (self._missing and now_s >= self._seek_s and not is_broken(gang.members)):
+            self._seek_s = now_s + SEEK_S
+            self._seek()
+        if planned.draining.keys() - self._known:
+            self._known = set(planned.draining)
+            gang.shield()
+        node_ids = gang.recruits.look()
+        if gang.vaults is not None and node_ids:
+            gang.vaults.start(node_ids)
+        leave = planned_leave(self._shape(now_s, last))
+        if leave > self._asked:
+            self._asked = leave
+            gang.ask_to_leave(leave)
+
+    @property
+    def _missing(self) -> bool:
+        gang = self._gang
+        return bool(len(gang.staying) + gang.recruits.coming < self._planned.request.maximum)
+
+    def _shape(self, now_s: float, last: StepReport | None) -> GangShape:
+        gang, planned, recruits = self._gang, self._planned, self._gang.recruits
+        if not recruits.ready:
+            self._arriving_since_s = None
+        elif self._arriving_since_s is None:
+            self._arriving_since_s = now_s
+        going = [planned.draining[member.hello.node_id] for member in gang.members if self._is_doomed(member)]
+        deadlines = [deadline_s for deadline_s in going if deadline_s is not None]
+        return GangShape(
+            members=len(gang.members),
+            doomed=len(going),
+            ready=recruits.ready,
+            arriving=recruits.arriving,
+            waited_s=now_s - self._arriving_since_s if self._arriving_since_s is not None else 0.0,
+            target=planned.request.maximum,
+            minimum=planned.request.minimum,
+            notice_s=min(deadlines) - time.time() if deadlines else None,
+            step_s=last.step_time_s if last is not None else 0.0,
+            stepped=last is not None,
+        )
+
+    def _is_doomed(self, member: Any) -> bool:
+        return member.hello.node_id in self._planned.draining
+
+
+def leave_lost_nodes(gang: Any) -> None:
+    """Give back the places of those who went with their nodes. Ray would look for room for such a place itself, over
+    and over without a pause, which takes the cluster's head a processor for as long as there is none
+    (https://github.com/ray-project/ray/pull/65007); it waits between two looks for a place that is asked for anew."""
+    free = gang.places.empty([*taken_places(gang.members), *gang.recruits.groups])
+    gang.places.give_back([member.group for member in gang.members if member.group in free and _went_with_node(member)])
+
+
+def _went_with_node(member: Any) -> bool:
+    if member.failure.ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
+        return True
+    return member.failure.ending is Ending.PROCESS_DIED and raylet_refuses(member.hello.node_id)
+
+
+def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:
+    """Have workers started for places that are empty, up to `target` workers that stay: where members were lost, else
+    in places of their own that `new_group` makes, as long as it can. Places that nobody needs are given back."""
+    places, recruits = gang.places, gang.recruits
+    lost = places.on(gang.planned.draining.keys())
+    recruits.leave(lost)
+    theirs = taken_places(gang.members)
+    missing = target - len(gang.staying) - recruits.coming
+    recruits.send_away(max(0, -missing))
+    missing = 0 if recruits.paused else missing
+    empty = [group for group in places.empty([*theirs, *recruits.groups]) if group not in lost]
+    for _ in range(missing):
+        group = empty.pop(0) if empty else new_group()
+        if group is None:
+            break
+        places.add(group)
+        recruits.call(group)
+    places.give_back(places.empty([*theirs, *recruits.groups]))

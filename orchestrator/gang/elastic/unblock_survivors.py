@@ -1,0 +1,30 @@
+"""Gets the survivors of a generation out of a collective that cannot end."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+import ray
+
+from orchestrator.gang.group.polling import POLL_S, TICK_S, Listener
+from orchestrator.gang.group.worker_handle import WorkerHandle
+
+
+def interrupt(members: Sequence[WorkerHandle], generation: int, limit_s: float, listener: Listener) -> None:
+    """Interrupt all members who live and wait for them, `limit_s` at most. End the processes of the others: those that
+    do not come out, and those whose device is lost."""
+    for member in members:
+        if member.run_ref is not None and member.lives:
+            member.actor.interrupt.remote(generation, limit_s)
+    waited_s = 0.0
+    while any(member.run_ref is not None and member.lives for member in members) and waited_s < limit_s + POLL_S:
+        started_s = time.monotonic()
+        listener.listen(TICK_S)
+        # If the driver was paused, that is not their time.
+        waited_s += min(time.monotonic() - started_s, 2 * TICK_S)
+    for member in members:
+        if member.run_ref is not None and member.lives:
+            member.take_silence("its process could not be interrupted", time.monotonic())
+        if not member.lives:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(member.actor, no_restart=True)  # should it wake up, it has no part in this any more

@@ -1,0 +1,156 @@
+"""Workers that start in the background while the gang trains, to take the places that are empty."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.gang.agent.worker_actor import Hello
+from orchestrator.gang.group.device_checks import shared_text
+from orchestrator.gang.group.worker_handle import WorkerHandle
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0
+"""After a worker whose GPU did not work: twice as long each time."""
+
+
+@dataclass(eq=False)
+class _PendingWorker:
+    """One that is on its way. Its place is a placement group; Ray starts it when that has a node."""
+
+    actor: Any
+    group: Any
+    hello_ref: Any
+    warm_ref: Any
+    check_ref: Any = None
+    """Whether it can use its GPU; None: it needs none, or can."""
+    hello: Hello | None = None
+    room: DeviceRoom | None = None
+    """Memory of its GPU."""
+    warm: bool = False
+
+
+class PendingWorkers:
+    """Those on their way, and those that are ready. All calls are the driver thread's."""
+
+    def __init__(
+        self,
+        start: Callable[[Any], Any],
+        warm: tuple[str, ...],
+        check: str | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`start` makes the actor for a placement group; `warm`: what it imports; `check`: what tells why it cannot use
+        its GPU, if it needs one; `warn` is told of those that cannot."""
+        self._start, self._warm, self._check, self._warn = start, warm, check, warn
+        self._coming: list[_PendingWorker] = []
+        self._refused, self._paused_until_s = 0, 0.0
+
+    @property
+    def coming(self) -> int:
+        """How many are on their way or ready."""
+        return len(self._coming)
+
+    @property
+    def groups(self) -> list[Any]:
+        """The places they are for."""
+        return [recruit.group for recruit in self._coming]
+
+    @property
+    def paused(self) -> bool:
+        """None should be called for now: the last one's GPU did not work, and another one may land on the same node."""
+        return time.monotonic() < self._paused_until_s
+
+    def pause_ended(self) -> bool:
+        """Whether one may be called again; true once for each pause."""
+        ended = 0.0 < self._paused_until_s <= time.monotonic()
+        if ended:
+            self._paused_until_s = 0.0
+        return ended
+
+    def call(self, group: Any) -> None:
+        """Have a worker started in a place, as soon as the place has a node."""
+        actor = self._start(group)
+        hello_ref = actor.hello.remote()
+        check_ref = actor.check_device.remote(self._check) if self._check is not None else None
+        self._coming.append(_PendingWorker(actor, group, hello_ref, actor.warm.remote(self._warm), check_ref))
+
+    def send_away(self, count: int) -> None:
+        """Call off so many, the last ones first."""
+        self._drop(self._coming[max(0, len(self._coming) - count) :])
+
+    def leave(self, groups: Sequence[Any]) -> None:
+        """Call off those who were to come to these places."""
+        self._drop([recruit for recruit in self._coming if recruit.group in groups])
+
+    def _drop(self, recruits: Sequence["_PendingWorker"]) -> None:
+        self._coming = [recruit for recruit in self._coming if recruit not in recruits]
+        for recruit in recruits:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(recruit.actor, no_restart=True)
+
+    def look(self) -> list[str]:
+        """Take in who has arrived; the ids of the nodes they are on."""
+        for recruit in list(self._coming):
+            try:
+                if recruit.hello is None and _done(recruit.hello_ref):
+                    recruit.hello = ray.get(recruit.hello_ref)
+                if recruit.hello is not None and recruit.check_ref is not None and _done(recruit.check_ref):
+                    answer: DeviceProblem | DeviceRoom | None = ray.get(recruit.check_ref)
+                    recruit.check_ref = None
+                    if isinstance(answer, DeviceProblem):
+                        self._refuse(recruit, recruit.hello, answer)
+                        continue
+                    recruit.room = answer
+                    if (shared := shared_text(recruit.hello, answer)) is not None:
+                        self._warn(shared)
+                checked = recruit.hello is not None and recruit.check_ref is None
+                if checked and not recruit.warm and _done(recruit.warm_ref):
+                    ray.get(recruit.warm_ref)
+                    recruit.warm = True
+            except ray.exceptions.RayError:
+                self._coming.remove(recruit)  # its node or its process is gone again
+                self.call(recruit.group)
+        return [recruit.hello.node_id for recruit in self._coming if recruit.hello is not None]
+
+    def _refuse(self, recruit: _PendingWorker, hello: Hello, problem: DeviceProblem) -> None:
+        pause_s = min(FIRST_PAUSE_S * 2**self._refused, LONGEST_PAUSE_S)
+        self._refused, self._paused_until_s = self._refused + 1, time.monotonic() + pause_s
+        self._drop([recruit])
+        self._warn(
+            f"a worker on {hello.host} ({hello.node_ip}) cannot join, its GPU cannot be used: {problem.why} "
+            f"({problem.hint}); the next one is tried in {pause_s:.0f} s"
+        )
+
+    @property
+    def ready(self) -> int:
+        """How many could join now."""
+        return sum(recruit.warm for recruit in self._coming)
+
+    @property
+    def arriving(self) -> int:
+        """How many have a process that is not ready yet: worth a moment's wait."""
+        return sum(recruit.hello is not None and not recruit.warm for recruit in self._coming)
+
+    def join(self, most: int) -> list[WorkerHandle]:
+        """Take those who are ready out, `most` at most."""
+        joined = [recruit for recruit in self._coming if recruit.warm][:most]
+        self._coming = [recruit for recruit in self._coming if recruit not in joined]
+        members = []
+        for recruit in joined:
+            assert recruit.hello is not None
+            members.append(WorkerHandle(recruit.actor, recruit.hello, recruit.group, room=recruit.room))
+        return members
+
+    def dismiss(self) -> None:
+        """End all of them."""
+        self._drop(self._coming)
+
+
+def _done(ref: Any) -> bool:
+    ready, _ = ray.wait([ref], timeout=0)
+    return bool(ready)

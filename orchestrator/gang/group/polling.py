@@ -1,0 +1,162 @@
+"""What workers say, as the driver takes it in: polls, ends, last words."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.session import Leave
+from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.output_capture import last_lines
+from orchestrator.gang.agent.report_queue import Published, ReportBatch
+from orchestrator.gang.group.gang_policy import Ending, unseen_lines
+from orchestrator.gang.group.worker_handle import WorkerHandle
+from orchestrator.gang.health.hang_monitor import HangMonitor
+from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
+
+POLL_S = 0.5
+"""A poll's longest wait in the worker: what happens there arrives at once all the same."""
+TICK_S = 0.1
+DRAIN_S = 0.6
+DRAIN_POLLS = 5
+"""Of each worker at the end: an answer may be lost, and the next one is then the same answer again."""
+
+
+class Listener:
+    """Takes in what the members of one generation say, and passes it on."""
+
+    def __init__(
+        self,
+        members: Sequence[WorkerHandle],
+        generation: int,
+        observers: Sequence[Observer],
+        oom_kills: Callable[[], int],
+    ) -> None:
+        self._members, self._generation = members, generation
+        self._observers, self._oom_kills = observers, oom_kills
+        self.last: StepReport | None = None
+        """The newest report of this generation."""
+        self.saves: CheckpointCommitter | None = None
+        self.pacer: Pacer | None = None
+        self.hangs: HangMonitor | None = None
+
+    def listen(self, timeout_s: float = TICK_S) -> None:
+        """Take in whatever has arrived, waiting a tick for something."""
+        now_s = time.monotonic()
+        for member in self._members:
+            if member.poll_ref is None and member.run_ref is not None and now_s >= member.poll_again_s:
+                member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
+        refs = {ref: member for member in self._members for ref in (member.poll_ref, member.run_ref) if ref is not None}
+        if not refs:
+            return
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in sorted(ready, key=lambda ref: ref is refs[ref].run_ref):  # what it said before how it ended
+            member = refs[ref]
+            if ref is member.run_ref:
+                self._take_end(member)
+            else:
+                self._take_poll(member)
+
+    def drain(self) -> None:
+        """Everything still queued in workers that live, or left in the output files of those that died; briefly.
+
+        A worker whose part is over answers polls at once.
+        """
+        for member in self._members:
+            if not member.lives:
+                member.poll_ref = None
+                tail = last_lines(Path(member.hello.output), 1000)
+                self._log(member, unseen_lines(tail, list(member.recent)))
+        self._take_all({member.poll_ref: member for member in self._members if member.poll_ref is not None})
+        left = [member for member in self._members if member.lives]
+        for _ in range(DRAIN_POLLS):
+            left = self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in left})
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Give events to the observers."""
+        for event in events:
+            if event.kind is EventKind.CHECKPOINT_SAVED and self.pacer is not None:
+                self.pacer.take(event.fields)
+            if event.kind is EventKind.CHECKPOINT_SAVED and self.hangs is not None:
+                self.hangs.take_checkpoint(event.fields)
+            for observer in self._observers:
+                observer.on_event(event)
+
+    def _take_all(self, refs: dict[Any, WorkerHandle]) -> list[WorkerHandle]:
+        """Take in these answers. The members that may have more to say: an answer was lost, or held something."""
+        if not refs:
+            return []
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DRAIN_S)
+        more = []
+        for ref in ready:
+            member, seen = refs[ref], refs[ref].seen
+            try:
+                self._digest(member, ray.get(ref))
+            except ray.exceptions.RayError:
+                more.append(member)
+                continue
+            if member.seen != seen:
+                more.append(member)
+        for member in refs.values():
+            member.poll_ref = None
+        return more
+
+    def _take_poll(self, member: WorkerHandle) -> None:
+        try:
+            batch: ReportBatch = ray.get(member.poll_ref)
+        except ray.exceptions.RayError:
+            # Where its process is gone, its run ends in the same way, and says more. Else it is but one lost answer:
+            # what was in it comes again.
+            member.poll_ref, member.poll_again_s = None, time.monotonic() + POLL_S
+            return
+        member.poll_ref = None
+        self._digest(member, batch)
+        if not member.over:
+            member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
+
+    def _digest(self, member: WorkerHandle, batch: ReportBatch) -> None:
+        member.lease, member.renewed_s = batch.lease, time.monotonic()
+        if batch.number <= member.seen:
+            return  # an answer that was believed lost
+        member.seen = batch.number
+        published = {item.key: item.value for item in batch.items if isinstance(item, Published)}
+        if published:
+            for other in self._members:
+                if other is not member:
+                    other.actor.notify.remote(self._generation, published, Leave.NO)
+        for item in batch.items:
+            if isinstance(item, StepReport):
+                self.last = item
+                for observer in self._observers:
+                    observer.on_step(item)
+            elif isinstance(item, Event):
+                self.tell([item])
+                if item.kind is EventKind.CHECKPOINT_STARTED and self.saves is not None:
+                    self.saves.begin(self._generation, item.fields)
+        lines = list(batch.lines)
+        if batch.lines_dropped:
+            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")
+        self._log(member, lines)
+
+    def _log(self, member: WorkerHandle, lines: Sequence[str]) -> None:
+        now_s = time.time()
+        member.recent.extend(lines)
+        for line in lines:
+            event = Event(EventKind.WORKER_LOG, now_s, {"rank": member.rank, "line": line})
+            for observer in self._observers:
+                observer.on_event(event)
+
+    def _take_end(self, member: WorkerHandle) -> None:
+        ref, member.run_ref = member.run_ref, None
+        now_s = time.monotonic()
+        if member.failure is not None and member.failure.ending is not Ending.RAISED:
+            return  # given up before
+        try:
+            member.take_end(ray.get(ref), now_s)
+        except ray.exceptions.RayError as error:
+            member.take_death(error, now_s, self._oom_kills())

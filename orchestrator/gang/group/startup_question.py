@@ -1,0 +1,46 @@
+"""A question to the worker processes before they train: something that only they can find out."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from orchestrator.domain.errors import UsageError
+from orchestrator.domain.session import Question
+from orchestrator.gang.agent.worker_actor import Raised
+from orchestrator.gang.group.worker_handle import first_line
+
+ANSWER_TIMEOUT_S = 900.0
+"""From the start of the worker processes; they import torch first."""
+TICK_S = 0.1
+
+
+def ask(actors: list[Any], question: Question) -> list[Any]:
+    """Put a question to every worker; their answers."""
+    return [
+        actor.ask.remote(question.entry, {**question.value, "thorough": index == 0})
+        for index, actor in enumerate(actors)
+    ]
+
+
+def wait_for_answers(answers: list[Any], stopped: Callable[[], bool]) -> str | None:
+    """Wait until all workers have answered, or `stopped`. Why a worker could not answer, if one could not.
+
+    Raises UsageError: the first one of the workers'.
+    """
+    deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
+    waiting, problem = list(answers), None
+    while waiting and not stopped():
+        if time.monotonic() > deadline_s:
+            return f"{len(waiting)} workers did not answer within {ANSWER_TIMEOUT_S:.0f} s"
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=TICK_S)
+        for answer in done:
+            try:
+                raised: Raised | None = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                problem = first_line(error)
+                continue
+            if raised is not None:
+                raise UsageError(raised.message, raised.hint)
+    return problem

@@ -1,0 +1,413 @@
+"""The driver's hands: starts workers, forms gangs of them, ends them. Decisions are in `decide`."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from orchestrator.clusters.placement import WorkerRequest
+from orchestrator.domain.engine_errors import Cause
+from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
+from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.policy.numeric import NumericFault
+from orchestrator.domain.session import Leave, Question, TrainPlan, TrainResult
+from orchestrator.gang.agent.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
+from orchestrator.gang.elastic.resize_policy import Lineup, going
+from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.elastic.unblock_survivors import interrupt
+from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
+from orchestrator.gang.group.device_checks import DeviceChecks
+from orchestrator.gang.group.gang_policy import (
+    Action,
+    Ending,
+    Failure,
+    GangFacts,
+    cause_of,
+    decide,
+    ends_process,
+    is_consequence,
+    is_out_of_memory,
+    numeric_fault,
+    patience_s,
+    root_cause,
+)
+from orchestrator.gang.group.pending_workers import PendingWorkers
+from orchestrator.gang.group.polling import TICK_S, Listener
+from orchestrator.gang.group.reservations import FAULTS, Reservations
+from orchestrator.gang.group.standby_pool import StandbyPool
+from orchestrator.gang.group.startup_question import ask
+from orchestrator.gang.group.worker_handle import WorkerHandle, assignments, first_line, oom_kills, taken_places
+from orchestrator.gang.health.hang_monitor import HangMonitor
+from orchestrator.gang.health.head import Head
+from orchestrator.gang.health.health_monitor import HealthMonitor
+from orchestrator.gang.vaults.adoption import worker_name
+from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
+from orchestrator.gang.vaults.vault_care import VaultCare, protect
+from orchestrator.gang.vaults.vault_clients import VaultClients
+
+START_TIMEOUT_S = 120.0
+SAVES_S, STOP_SAVES_S = 60.0, 1.0
+"""How long the end of a run waits for checkpoints while nothing of them is written, and the end of one that is stopped
+at most: a newer one was written before, in the foreground."""
+CLEAN_S = 0.3
+"""How long workers that leave may take to tidy their host."""
+
+
+@dataclass(frozen=True)
+class GangOutcome:
+    """How one generation ended. `failure` is the root cause; `stopped` says that somebody asked for the end."""
+
+    results: tuple[TrainResult, ...]
+    failure: Failure | None
+    stopped: bool
+    step: int
+    """Last step that rank 0 reported or returned."""
+    regroup: bool = False
+    """All left at a step boundary for the gang to be formed anew."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """It failed for want of memory."""
+        return self.failure is not None and is_out_of_memory(self.failure)
+
+    @property
+    def numeric_fault(self) -> NumericFault | None:
+        """It stopped at a step that must not count."""
+        return numeric_fault(self.failure) if self.failure is not None else None
+
+    @property
+    def restore_mismatch(self) -> bool:
+        """The state it went on from is not the one that was saved."""
+        return self.failure is not None and "restore_mismatch" in self.failure.facts
+
+    @property
+    def before_samples(self) -> bool:
+        """Memory was short before any sample was fed: see `WantOfMemoryError`."""
+        return self.failure is not None and BEFORE_SAMPLES in self.failure.facts
+
+    @property
+    def lost_nobody(self) -> bool:
+        """A worker's own code raised; no process and no node, as far as can be told, was lost. Memory that others hold
+        is none of its own: they may give it back."""
+        failure = self.failure
+        if failure is None or failure.ending is not Ending.RAISED:
+            return False
+        if is_consequence(failure) or ends_process(failure):
+            return False
+        return not (failure.facts.get(BEFORE_SAMPLES) or {}).get("foreign_bytes")
+
+
+class Gang:
+    """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
+
+    def __init__(
+        self,
+        groups: Sequence[Any],
+        request: WorkerRequest,
+        env: dict[str, str],
+        local: bool,
+        vaults: VaultClients | None,
+        planned: ScaleRequests,
+        head: Head,
+        run_id: str,
+    ) -> None:
+        """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
+        self._request, self._env, self._local, self.vaults = request, env, local, vaults
+        self._run_id = run_id
+        self.places = Reservations(groups)
+        self._on_gpus = request.bundle.get("GPU", 0) > 0
+        self._actors = [self._start(group) for group in groups]
+        self._hello_refs = [actor.hello.remote() for actor in self._actors]
+        self.members: list[WorkerHandle] = []
+        self.generation = 0
+        self.recruits = PendingWorkers(self._start, ())
+        self.standby = 0
+        """Spare processes that each node keeps; set it before `warm`."""
+        self.spares = StandbyPool(self._start_spare, 0, ())
+        self.replicas = 0
+        self.pacer = Pacer(False)
+        self.saves: CheckpointCommitter | None = None
+        """Checkpoints that the vaults write."""
+        self.hangs = HangMonitor(local, vaults)
+        self.vault_care = VaultCare(self)
+        self.planned, self.head = planned, head
+        self.seek_more: Callable[[], None] = lambda: None
+        self._server: FileAccess | None = None
+        self._step = 0
+        self._step_s = 0.0
+        """Of the last step."""
+        self._oom_kills_before = oom_kills()
+
+    def warm(
+        self, entries: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None
+    ) -> None:
+        """Let the workers import while the driver does something else; those that come `later` have time for more. They
+        answer a `question` first. `check`: see `DeviceChecks`."""
+        self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
+        asked = self._actors[:1] if self._local else self._actors  # of one host, one tells
+        self.answers = ask(asked, question) if question is not None else []
+        self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
+        self.recruits = PendingWorkers(self._start, (*entries, *later), check, self.planned.warn)
+        self.spares = StandbyPool(self._start_spare, self.standby, (*entries, *later))
+
+    def ready(self, stopped: Callable[[], bool]) -> bool:
+        """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
+        if self.members:
+            return True
+        deadline = time.monotonic() + START_TIMEOUT_S
+        waiting = list(self._hello_refs)
+        while waiting:
+            if stopped():
+                return False
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{len(waiting)} of {len(self._actors)} worker processes did not start in {START_TIMEOUT_S:.0f} s",
+                    hint="the nodes are overloaded, or Python there cannot import convoy: see Ray's logs on them",
+                )
+        try:
+            hellos: list[Hello] = ray.get(self._hello_refs)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"a worker process did not start: {first_line(error)}",
+                hint="convoy must be installed on every node, in the same version",
+            ) from error
+        groups = self.places.empty(())
+        found = zip(self._actors, hellos, groups, self.device_checks.rooms, strict=True)
+        arrived = [WorkerHandle(actor, hello, group, room=room) for actor, hello, group, room in found]
+        self._form(arrived)
+        return True
+
+    def reform(self, line: Lineup) -> int:
+        """Form the next generation; how many they are. Who is not of it is ended, and its place given back."""
+        before, doomed = self.members, self.doomed
+        formed = self.staying[: line.kept] + self.recruits.join(line.joined) + doomed[: line.lent]
+        self._form(formed)
+        gone = [member for member in before if member.lives and member not in formed]
+        hosts = {member.hello.host for member in formed}
+        cleaned = [member.actor.clean.remote(self._run_id) for member in gone if member.hello.host not in hosts]
+        ray.wait(cleaned, num_returns=len(cleaned), timeout=CLEAN_S) if cleaned else None
+        for member in gone:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(member.actor, no_restart=True)
+        self.places.give_back([member.group for member in gone])
+        return len(self.members)
+
+    def replace_lost(self) -> None:
+        """Put spares into the places of members whose processes are lost, as far as there are some on their nodes."""
+        taken = taken_places(self.members)
+        for lost in [member for member in self.members if not member.lives and member.group not in taken]:
+            spare = None if self.places.left_out(lost.group) else self.spares.take(lost.hello.node_id)
+            if spare is not None:
+                actor, hello = spare
+                if self._on_gpus:
+                    actor.take_gpus.remote(lost.hello.gpus)  # before all that it is asked next
+                self.members.append(WorkerHandle(actor, replace(hello, gpus=lost.hello.gpus), lost.group))
+
+    @property
+    def staying(self) -> list[WorkerHandle]:
+        """Members who can take part in another generation, and are not on a node that is about to go."""
+        return [m for m in self.members if m.lives and m.hello.node_id not in self.planned.draining]
+
+    @property
+    def doomed(self) -> list[WorkerHandle]:
+        """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
+        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time(), self._step_s)
+        return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
+
+    @property
+    def workers_by_node(self) -> tuple[int, ...]:
+        """How many members each node has that has any."""
+        return tuple(Counter(member.hello.node_id for member in self.members).values())
+
+    @property
+    def worker_pids(self) -> set[int]:
+        """Processes of the workers; meaningful where all nodes are on this host."""
+        return {member.hello.pid for member in self.members}
+
+    def run(
+        self,
+        entry: str,
+        plan: TrainPlan,
+        readable: Sequence[str],
+        observers: Sequence[Observer],
+        stopped: Callable[[], bool],
+    ) -> GangOutcome:
+        """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
+        access = self._serve_files(plan, readable)
+        protect(self, observers, stopped)
+        listener = Listener(
+            self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
+        )
+        listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
+        for member in self.members:
+            member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
+        self.hangs.begin(self.members, plan.run_dir, observers)
+        watch = HealthMonitor(self, listener)
+        stop_since_s: float | None = None
+        while True:
+            listener.listen()
+            watch.round(time.monotonic())
+            if stop_since_s is None and stopped():
+                stop_since_s = time.monotonic()
+                self.ask_to_leave(Leave.STOP)
+            action = decide(self._facts(stop_since_s))
+            if action in (Action.FINISH, Action.FAIL, Action.KILL):
+                return self._conclude(action, listener, stopped, stop_since_s is not None)
+
+    def ask_to_leave(self, leave: Leave) -> None:
+        """Have all members leave at the next step boundary."""
+        for member in self.members:
+            member.actor.notify.remote(self.generation, {}, leave)
+
+    def ask_to_save(self) -> None:
+        """Have a checkpoint written of the next step boundary."""
+        for member in self.members:
+            member.actor.save.remote(self.generation)
+
+    def kill(self) -> None:
+        """End every worker process now, and give the reservation back."""
+        self.recruits.dismiss()
+        self.spares.dismiss()
+        actors = {*self._actors, *(member.actor for member in self.members)}
+        for actor in [*actors, self._server.server if self._server is not None else None]:
+            if actor is not None:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(actor, no_restart=True)
+        self.places.give_all_back()
+
+    def shield(self) -> None:
+        """Have copies kept on nodes that are not about to go, from now on."""
+        if self.vaults is not None:
+            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
+
+    def _start(self, group: Any) -> Any:
+        resources = self._request.bundle
+        # Only where they could outlive their driver must another one be able to find them.
+        named = {} if self._local else {"name": worker_name(self._run_id)}
+        return (
+            _actor_class()
+            .options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                memory=resources.get("memory"),
+                resources={k: v for k, v in resources.items() if k not in ("CPU", "GPU", "memory")},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+                **named,
+            )
+            .remote(self._env, self._local)
+        )
+
+    def _start_spare(self, node_id: str) -> Any:
+        """Holds no reservation: see `StandbyPool`."""
+        named = {} if self._local else {"name": worker_name(self._run_id)}
+        where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
+
+    def _form(self, members: list[WorkerHandle]) -> None:
+        self.generation += 1
+        now_s = time.monotonic()
+        formed = []
+        for index, assignment in assignments([member.hello for member in members]):
+            members[index].begin(replace(assignment, generation=self.generation), now_s)
+            formed.append(members[index])
+        self.members = formed
+        if self.vaults is not None:
+            self.vaults.bury(self.node_ids())
+            self.vaults.start(self.node_ids())
+
+    def node_ids(self) -> list[str]:
+        return list(dict.fromkeys(member.hello.node_id for member in self.members))
+
+    def _facts(self, stop_since_s: float | None) -> GangFacts:
+        return GangFacts(
+            now_s=time.monotonic(),
+            world_size=len(self.members),
+            returned=sum(1 for member in self.members if member.result is not None),
+            failures=tuple(member.failure for member in self.members if member.failure is not None),
+            stop_since_s=stop_since_s,
+        )
+
+    def _conclude(self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool) -> GangOutcome:
+        """Collect what can still be said, name the cause, end what cannot go on."""
+        failures = [member.failure for member in self.members if member.failure is not None]
+        cause = root_cause(failures) if action is Action.FAIL else None
+        if cause is not None:
+            self.pacer.failures += 1
+            step_s = listener.last.step_time_s if listener.last is not None else self._step_s
+            interrupt(self.members, self.generation, patience_s(self._on_gpus, step_s), listener)
+            self._leave_broken_gpus()
+        self._forget_vaults()
+        listener.drain()
+        if cause is not None:
+            cause = root_cause([member.failure for member in self.members if member.failure is not None])
+            event = Event(
+                EventKind.WORKER_FAILED,
+                time.time(),
+                {"rank": cause.rank, "error": cause.message, "traceback": cause.detail},
+            )
+            listener.tell([event])
+        results = tuple(member.result for member in self.members if member.result is not None)
+        regroup = action is Action.FINISH and any(result.regroup for result in results)
+        if cause is None and not regroup:
+            if self.saves is not None:
+                listener.tell(self.saves.end(STOP_SAVES_S) if stopping else self.saves.end(SAVES_S, stopped))
+            self._end(action)
+        self._step = max([self._step, *(m.result.step for m in self.members if m.result is not None)])
+        if listener.last is not None:
+            self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
+        cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
+        return GangOutcome(results, cause, cut_short, self._step, regroup)
+
+    def _forget_vaults(self) -> None:
+        """Nobody is to wait for the vaults of nodes that are gone or silent."""
+        for member in self.members:
+            ending = member.failure.ending if member.failure is not None else None
+            if self.vaults is not None and ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
+                self.vaults.lose(member.hello.node_id)
+
+    def _leave_broken_gpus(self) -> None:
+        """Count errors of GPUs by place, and leave out a place whose GPU fails again."""
+        for member in self.members:
+            failure = member.failure
+            if failure is not None and cause_of(failure) is Cause.DEVICE and self.places.blame(member.group):
+                where = f"a GPU of {member.hello.host} ({member.hello.node_ip})"
+                self.planned.warn(f"{where} failed {FAULTS} times and is left out of this run: {failure.message}")
+
+    def _end(self, action: Action) -> None:
+        if action is not Action.KILL:
+            refs = [m.actor.clean.remote(self._run_id) for m in self.members if m.result is not None]
+            ray.wait(refs, num_returns=len(refs), timeout=0.5) if refs else None
+        self.kill()
+        remove_host_cache(self._run_id)  # a worker of this host that was killed could not
+
+    def _serve_files(self, plan: TrainPlan, readable: Sequence[str]) -> FileAccess:
+        if self._server is not None:
+            return self._server
+        run_dir = Path(plan.run_dir)
+        marker, word = write_marker(run_dir)
+        here = ray.get_runtime_context().get_node_id()
+        roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(BoundFileServer if self._local else FileServer)
+        server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
+            roots, plan.run_dir
+        )
+        self._server = FileAccess(server, str(marker), word, self._run_id)
+        return self._server
+
+
+def _actor_class() -> Any:
+    """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
+    methods = {
+        name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "use_vault", "interrupt", "stacks")
+    }
+    grouped = {name: ray.method(concurrency_group=AGENT_GROUP)(method) for name, method in methods.items()}
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={AGENT_GROUP: AGENT_THREADS})(
+        type("ConvoyWorker", (WorkerActor,), grouped)
+    )

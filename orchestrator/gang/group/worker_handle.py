@@ -1,0 +1,148 @@
+"""One worker as the driver knows it, and what its end means."""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.engine_errors import CAUSE
+from orchestrator.domain.session import TrainResult
+from orchestrator.gang.agent.output_capture import last_lines
+from orchestrator.gang.agent.ray_session import Assignment
+from orchestrator.gang.agent.report_queue import Heartbeat
+from orchestrator.gang.agent.worker_actor import Hello, Raised
+from orchestrator.gang.group.gang_policy import Ending, Failure, ends_process, explain_death
+
+TAIL_LINES = 40
+
+
+@dataclass
+class WorkerHandle:
+    """One worker process, and its part in the gang's present generation."""
+
+    actor: Any
+    hello: Hello
+    group: Any
+    """Its reservation: a placement group of one bundle."""
+    assignment: Assignment = field(default_factory=lambda: Assignment(-1, 0, 0, ""))
+    room: DeviceRoom | None = None
+    """Memory of its GPU when its process started; None: it has none, or was not asked."""
+    run_ref: Any = None
+    poll_ref: Any = None
+    lease: Heartbeat | None = None
+    seen: int = 0
+    """Number of the last batch that arrived."""
+    poll_again_s: float = 0.0
+    """Not before, after a poll that failed."""
+    renewed_s: float = 0.0
+    result: TrainResult | None = None
+    failure: Failure | None = None
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+    @property
+    def rank(self) -> int:
+        return self.assignment.rank
+
+    @property
+    def over(self) -> bool:
+        """Its part in this generation has ended, one way or another."""
+        return self.result is not None or self.failure is not None
+
+    @property
+    def lives(self) -> bool:
+        """Its process is there, as far as is known, and can take part in another generation."""
+        return self.failure is None or (self.failure.ending is Ending.RAISED and not ends_process(self.failure))
+
+    def begin(self, assignment: Assignment, now_s: float) -> None:
+        """Forget the generation before."""
+        self.assignment, self.renewed_s = assignment, now_s
+        self.run_ref = self.poll_ref = self.lease = self.result = self.failure = None
+
+    def take_end(self, ended: TrainResult | Raised, now_s: float) -> None:
+        """Its entry point returned."""
+        if isinstance(ended, Raised):
+            message = f"{ended.type}: {ended.message}" if ended.message else ended.type
+            self.failure = Failure(
+                ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint, ended.details
+            )
+        else:
+            self.result = ended
+
+    def take_death(self, error: Exception, now_s: float, oom_kills: int) -> None:
+        """Its process is gone, as Ray says in `error`. `oom_kills`: processes its host's kernel killed for memory."""
+        text = str(error)
+        where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
+        if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text or "its node" in text:
+            hint = "the machine, its network or its raylet is gone"
+            what, detail = f"its node died {where}", first_line(error)
+            self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
+            return
+        tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
+        death = explain_death(text, tail, oom_kills)
+        facts = {CAUSE: death.cause.value} if death.cause is not None else {}
+        what = f"its process {death.text} {where}"
+        self.failure = Failure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, facts)
+
+    def take_silence(self, message: str, now_s: float) -> None:
+        """It is given up: nothing has been heard of it, nor of anything else on its node."""
+        where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
+        hint = "the machine stands still or its network is cut; it is not used again in this run"
+        self.failure = Failure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
+
+    def take_hang(self, message: str, now_s: float) -> None:
+        """It is given up: no step is made, because of it or because of nobody that can be named."""
+        where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
+        hint = "the stacks of all workers are in the run's incidents directory; recovery.hang_timeout_s sets the bound"
+        self.failure = Failure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
+
+
+def taken_places(members: Sequence[WorkerHandle]) -> list[Any]:
+    """Placement groups of those who live."""
+    return [member.group for member in members if member.lives]
+
+
+def is_broken(members: Sequence[WorkerHandle]) -> bool:
+    """Whether their generation has lost somebody, or somebody raised: it is formed anew before long."""
+    return any(member.failure is not None for member in members)
+
+
+def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:
+    """Ranks for workers, in order: those of a node next to each other, nodes as they first come. Each with the
+    worker's place in `hellos`."""
+    order: dict[str, int] = {}
+    for hello in hellos:
+        order.setdefault(hello.node_id, len(order))
+    placed = sorted(range(len(hellos)), key=lambda index: (order[hellos[index].node_id], index))
+    on_host: dict[tuple[str, str], int] = {}
+    found = []
+    for rank, index in enumerate(placed):
+        hello = hellos[index]
+        host = (hello.host, hello.node_ip)
+        local_rank = on_host.get(host, 0)
+        on_host[host] = local_rank + 1
+        found.append((index, Assignment(rank, len(hellos), local_rank, hello.node_ip)))
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """Of an exception's message; its type where that is empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def oom_kills() -> int:
+    """Processes this host's kernel has killed for memory since it booted; 0 where it does not say."""
+    try:
+        text = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0))

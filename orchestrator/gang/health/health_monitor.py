@@ -1,0 +1,118 @@
+"""What the driver looks at besides its workers' words, in each round of its loop."""
+
+import time
+from typing import Any
+
+from orchestrator.domain.session import Leave
+from orchestrator.gang.elastic.resizer import Regroup
+from orchestrator.gang.group.gang_policy import Quiet, silent_nodes
+from orchestrator.gang.group.polling import Listener
+from orchestrator.gang.group.worker_handle import is_broken
+from orchestrator.gang.health.hang_monitor import PAUSE_S
+from orchestrator.gang.vaults.vault_clients import node_answers, raylet_refuses
+
+QUIET_S = 1.0
+"""From the last word of a node's workers to asking whether anything listens there. Workers say something twice a
+second."""
+ASK_GONE_S = 0.5
+"""Between two questions whether a quiet node is gone: one that only stands still takes its time not to answer."""
+PROBES = 2
+"""Unanswered ones in a row before a silent node is given up."""
+
+
+class HealthMonitor:
+    """For one generation, while it trains. `round` never waits for long."""
+
+    def __init__(self, gang: Any, listener: Listener) -> None:
+        self._gang, self._listener = gang, listener
+        self._round_s = time.monotonic()
+        self._unanswered: dict[str, int] = {}
+        self._ask_gone_s = 0.0
+        self._forgotten = self._retired = self._parked = False
+        self._regroup = Regroup(gang, gang.planned, gang.seek_more)
+
+    def round(self, now_s: float) -> None:
+        """One look."""
+        gap_s, self._round_s = now_s - self._round_s, now_s
+        if gap_s > PAUSE_S:
+            for member in self._gang.members:
+                member.renewed_s += gap_s
+        self._silence(now_s)
+        self._gone(now_s)
+        self._listener.tell(self._gang.saves.finished() if self._gang.saves is not None else [])
+        self._gang.hangs.round(now_s, gap_s, self._listener.last)
+        self._old_states()
+        if self._listener.last is not None and self._gang.pacer.due(now_s):
+            self._gang.ask_to_save()
+        if self._headless():
+            return
+        if self._listener.last is not None:
+            self._gang.spares.keep(self._gang.node_ids())
+        if self._listener.last is not None:
+            self._listener.tell(self._gang.vault_care.round(now_s))
+        self._regroup.round(now_s, self._listener.last)
+
+    def _headless(self) -> bool:
+        """Whether the cluster's head is silent. Whoever would be started in the meantime has to wait; a gang that would
+        be ended by Ray before long leaves, with its state in storage."""
+        head = self._gang.head
+        if head.round() and not self._parked:
+            self._parked = True
+            self._gang.ask_to_leave(Leave.PARK)
+        return bool(head.silent)
+
+    def _silence(self, now_s: float) -> None:
+        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
+        gang, vaults = self._gang, self._gang.vaults
+        quiet = [
+            Quiet(member.hello.node_id, now_s - member.renewed_s)
+            for member in gang.members
+            if not member.over and member.run_ref is not None
+        ]
+        for node_id in silent_nodes(quiet):
+            answers = node_answers(vaults, node_id)
+            self._round_s = time.monotonic()
+            self._unanswered[node_id] = 0 if answers else self._unanswered.get(node_id, 0) + 1
+            if self._unanswered[node_id] < PROBES:
+                continue
+            for member in gang.members:
+                if member.hello.node_id == node_id and not member.over:
+                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
+            if vaults is not None:
+                vaults.lose(node_id)
+
+    def _gone(self, now_s: float) -> None:
+        """Give up members of nodes that are gone: both the vault and the raylet there refuse connections. The vault
+        alone would not do: it may have ended by itself.
+
+        Asked of nodes whose workers say nothing while others' collectives failed, and of nodes whose workers have not
+        been heard of for a moment: collectives of NCCL do not fail when a peer dies. Signals that need no timeout.
+        """
+        gang, vaults = self._gang, self._gang.vaults
+        if vaults is None:
+            return
+        waiting = [member for member in gang.members if not member.over and member.run_ref is not None]
+        if is_broken(gang.members):
+            suspects = {member.hello.node_id for member in waiting}
+        else:
+            quiet = [Quiet(member.hello.node_id, now_s - member.renewed_s) for member in waiting]
+            suspects = set(silent_nodes(quiet, QUIET_S)) if now_s >= self._ask_gone_s else set()
+            self._ask_gone_s = now_s + ASK_GONE_S if suspects else self._ask_gone_s
+        for node_id in sorted(suspects):
+            if vaults.refuses(node_id) and raylet_refuses(node_id):
+                for member in waiting:
+                    if member.hello.node_id == node_id:
+                        member.take_silence("its node is gone, nothing listens there any more:", time.monotonic())
+                vaults.lose(node_id)
+
+    def _old_states(self) -> None:
+        """What earlier generations left can go once this one's is whole, and where nobody is any more the vault too."""
+        gang, last, vaults = self._gang, self._listener.last, self._gang.vaults
+        if vaults is None or last is None or last.protected_step is None:
+            return
+        if not self._forgotten:
+            self._forgotten = True
+            vaults.forget(gang.generation)
+        if not self._retired and (gang.saves is None or not gang.saves.busy):  # it may be writing a checkpoint yet
+            self._retired = True
+            vaults.retire({*gang.node_ids(), *gang.recruits.look()})

@@ -1,0 +1,73 @@
+"""What a process's threads are at: said by itself where it can, read out of its memory where it cannot."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.domain.policy.hang import CollectiveCounts
+
+PY_SPY_TIMEOUT_S = 10.0
+_IN_A_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
+"""Where the frames of a thread lie that waits for other ranks."""
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Stacks of all threads of one process, the innermost frame last."""
+
+    text: str
+    """For people. Where there is none, why."""
+    waits: bool | None = None
+    """The training thread is in a collective; None: not known."""
+    counts: CollectiveCounts | None = None
+    """Of its NCCL collectives; None: not known, or it has none."""
+
+
+def own_stacks(trainer: int | None) -> Stacks:
+    """Of this process, the training thread's (its `threading.get_ident`) first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts, waits = [], None
+    frames = sys._current_frames()
+    for ident in sorted(frames, key=lambda ident: ident != trainer):
+        summary = traceback.extract_stack(frames[ident])
+        if ident == trainer:
+            waits = any(part in frame.filename for frame in summary for part in _IN_A_COLLECTIVE)
+        title = "training thread" if ident == trainer else f"thread {names.get(ident, '?')}"
+        parts.append(f"{title} ({ident})\n" + "".join(summary.format()))
+    return Stacks("\n".join(parts), waits)
+
+
+def foreign_stacks(pid: int) -> Stacks:
+    """Of another process of this host, by py-spy, which reads them without the process's help and without stopping
+    it. `waits` stays unknown."""
+    command = Path(sysconfig.get_path("scripts")) / "py-spy"
+    if not command.exists():
+        return Stacks("no stacks: py-spy is not installed on this host")
+    try:
+        done = subprocess.run(
+            [str(command), "dump", "--nonblocking", "--full-filenames", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=PY_SPY_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Stacks(f"no stacks: py-spy took longer than {PY_SPY_TIMEOUT_S:.0f} s")
+    if done.returncode:
+        return Stacks(f"no stacks: py-spy cannot read process {pid}: {done.stderr.strip().splitlines()[-1:]}")
+    return Stacks(done.stdout)
+
+
+def end_worker(pid: int) -> None:
+    """SIGKILL a worker's process on this host, stopped or not. Numbers of processes are used again: one that is not
+    Ray's is left alone."""
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+            os.kill(pid, signal.SIGKILL)

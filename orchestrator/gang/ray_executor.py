@@ -1,0 +1,89 @@
+"""`Executor` of the data package over Ray tasks."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+from orchestrator.clusters.ray.processes import die_with_parent
+from orchestrator.domain.device import device_environment
+from orchestrator.domain.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Stopped(Exception):
+    """The executor was told to stop; raised out of `map`."""
+
+
+class RayExecutor:
+    """Tasks spread over the nodes, in order, a bounded number at a time.
+
+    They ask for no CPU: the gang's reservation may hold all of them already, and what bounds their number is how
+    many are outstanding. Workers read nothing from disk: items carry text, results carry arrays.
+    """
+
+    def __init__(self, parallel: int, stopped: Callable[[], bool]) -> None:
+        """`parallel`: tasks at a time, one process each."""
+        if parallel < 1:
+            raise ValueError(f"parallel must be positive: {parallel}")
+        self._parallel = parallel
+        self._stopped = stopped
+
+    def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
+        """See `data.executor.Executor.map`. Raises DataError where a task's process dies again and again, and
+        `Stopped` where the run is being stopped."""
+        limit = min(in_flight or self._parallel, self._parallel) if self._parallel else 1
+        shared = [ray.put(fn)]  # in a list: Ray would fetch it anew for every task otherwise
+        task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_apply)
+        pending: deque[Any] = deque()
+        try:
+            for item in items:
+                pending.append(task.remote(shared, item))
+                if len(pending) >= limit:
+                    yield self._result(pending)
+            while pending:
+                yield self._result(pending)
+        finally:
+            for ref in pending:
+                with contextlib.suppress(ray.exceptions.RayError, TypeError):
+                    ray.cancel(ref, force=True)
+
+    def _result(self, pending: deque[Any]) -> Any:
+        ref = pending[0]
+        while not ray.wait([ref], timeout=0.2)[0]:
+            if self._stopped():
+                raise Stopped("stopped while data was being prepared")
+        if self._stopped():
+            raise Stopped("stopped while data was being prepared")
+        pending.popleft()
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, Exception) else error) from None
+        except ray.exceptions.RayError as error:
+            raise DataError(
+                f"a process that prepares data died: {str(error).splitlines()[0]}",
+                hint="it may have run out of memory; what was done is kept and reused",
+            ) from error
+
+
+class _Held:
+    """The function a task process applied last: a tokenizer is not unpacked for every item."""
+
+    key: str = ""
+    fn: Callable[[Any], Any] | None = None
+
+
+def _apply(shared: list[Any], item: Any) -> Any:
+    die_with_parent()
+    os.environ.update(device_environment(0))  # the process may serve a worker later, which sets its own
+    key = shared[0].hex()
+    if _Held.key != key or _Held.fn is None:
+        _Held.fn, _Held.key = ray.get(shared[0]), key
+    return _Held.fn(item)

@@ -1,0 +1,98 @@
+"""What a run's driver left on a cluster when it died: vaults to take over, workers to end. Found by their names."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util import list_named_actors
+
+from orchestrator.domain.errors import ClusterError
+from orchestrator.gang.vaults.vault_actor import VaultHello
+
+HELLO_TIMEOUT_S = 5.0
+"""How long a vault may take to say where it is: those that do not are not waited for."""
+GONE_TIMEOUT_S = 20.0
+"""How long Ray may take to end the workers of a driver that is gone."""
+LOOK_S = 0.05
+_VAULT, _WORKER = "convoy-vault:", "convoy-worker:"
+
+
+@dataclass(frozen=True)
+class FoundVault:
+    """A vault that answers."""
+
+    actor: Any
+    hello: VaultHello
+    token: str = field(repr=False)
+
+
+def vault_name(run_id: str) -> str:
+    """A name that no other vault of the run has; in the namespace that all drivers of Convoy share."""
+    return f"{_VAULT}{run_id}:{secrets.token_hex(4)}"
+
+
+def worker_name(run_id: str) -> str:
+    """A name that no other worker of the run has."""
+    return f"{_WORKER}{run_id}:{secrets.token_hex(4)}"
+
+
+def find_vaults(run_id: str) -> list[FoundVault]:
+    """Vaults of the run that answer within `HELLO_TIMEOUT_S`, one for each node. Who does not answer is ended."""
+    actors = {name: actor for name in _names(f"{_VAULT}{run_id}:") if (actor := _actor(name)) is not None}
+    asked = {actor.introduce.remote(): actor for actor in actors.values()}
+    if not asked:
+        return []
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=HELLO_TIMEOUT_S)
+    found: dict[str, FoundVault] = {}
+    for ref in ready:
+        try:
+            hello, token = ray.get(ref)
+        except ray.exceptions.RayError:
+            continue  # it has died
+        found[hello.node_id] = FoundVault(asked[ref], hello, token)
+    for ref in late:
+        _kill(asked[ref])
+    return list(found.values())
+
+
+def end_workers(run_id: str, stopped: Callable[[], bool]) -> int:
+    """End the workers that a driver before this one has left, and wait until Ray knows none of them; how many there
+    were. Ray ends them with the driver's job, but not at once, and two gangs must never train at once.
+
+    Raises ClusterError where some are left.
+    """
+    prefix = f"{_WORKER}{run_id}:"
+    seen: set[str] = set()
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while (names := _names(prefix)) and not stopped():
+        for name in names:
+            if name not in seen and (actor := _actor(name)) is not None:
+                _kill(actor)
+        seen.update(names)
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{len(names)} workers of the run's driver before this one do not end",
+                hint="see them with `ray list actors`; the run cannot go on while they might train",
+            )
+        time.sleep(LOOK_S)
+    return len(seen)
+
+
+def _names(prefix: str) -> list[str]:
+    return [name for name in list_named_actors() if name.startswith(prefix)]
+
+
+def _actor(name: str) -> Any:
+    try:
+        return ray.get_actor(name)
+    except ValueError:  # it has gone meanwhile
+        return None
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(actor, no_restart=True)

@@ -1,0 +1,95 @@
+"""The process that holds a node's vault. It imports neither torch nor DeepSpeed, and outlives the node's workers."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from orchestrator.checkpoint.memory.vault import Vault
+from orchestrator.clusters.ray.processes import die_with_parent
+from orchestrator.domain.device import device_environment
+from orchestrator.gang.agent.process_activity import Look, look_at
+from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
+
+RESERVE_SHARE = 0.05
+"""Of the host's memory that a vault leaves alone."""
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class VaultHello:
+    """Where a vault is."""
+
+    node_id: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class VaultHealth:
+    """What a vault knows of itself."""
+
+    deaf_s: float
+    """For how long it has taken no new connections; see `Server.deaf_s`."""
+
+
+class VaultActor:
+    """Runs a `Vault`; everything but the greeting goes through its own port."""
+
+    shares = True
+    """See `Vault`."""
+
+    def __init__(self, token: str, fate_share: bool, kept_s: float | None) -> None:
+        """`fate_share`: the process dies with its raylet. `kept_s`: it ends by itself once no driver has asked it
+        anything for that long; None: it does not."""
+        import ray
+
+        if fate_share:
+            die_with_parent()
+        os.environ.update(device_environment(0))
+        self._token = token
+        self._vault = Vault(ray.util.get_node_ip_address(), token, _memory_left, self.shares)
+        if kept_s is not None:
+            threading.Thread(target=self._end_alone, args=(kept_s,), name="vault-end", daemon=True).start()
+
+    def introduce(self) -> tuple[VaultHello, str]:
+        """Where this vault is and what it wants to hear, for a driver that did not start it. Through Ray alone: the
+        token is on no disk."""
+        return self.hello(), self._token
+
+    def hello(self) -> VaultHello:
+        """Where this vault is."""
+        import ray
+
+        return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
+
+    def health(self) -> VaultHealth:
+        """How this vault is. Through Ray, so it is answered when the vault's own port is not."""
+        return VaultHealth(self._vault.deaf_s)
+
+    def look_at(self, pid: int) -> Look | None:
+        """See `activity.look_at`: at a worker of this node that says nothing itself."""
+        return look_at(pid)
+
+    def stacks(self, pid: int) -> Stacks:
+        """See `stacks.foreign_stacks`."""
+        return foreign_stacks(pid)
+
+    def end_worker(self, pid: int) -> None:
+        """See `stacks.end_worker`."""
+        end_worker(pid)
+
+    def _end_alone(self, kept_s: float) -> None:
+        while time.monotonic() - self._vault.asked_s < kept_s:
+            time.sleep(LOOK_S)
+        try:
+            self._vault.close()
+        finally:
+            os._exit(0)  # the main thread is Ray's
+
+
+def _memory_left() -> int:
+    memory = psutil.virtual_memory()
+    return int(memory.available - RESERVE_SHARE * memory.total)

@@ -1,0 +1,111 @@
+"""A job as the cross-field checks see it: valid parts can be read, even where other parts are wrong."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from orchestrator.spec.job import JobSpec
+from orchestrator.spec.loading.explain import quote
+from orchestrator.spec.loading.fields import field_at, models_of
+from orchestrator.spec.loading.yaml_source import MISSING, ListNode, MapNode, Scalar, find, place_of, step
+from orchestrator.spec.spec_errors import Path, Problem, dotted
+
+
+class Unavailable(Exception):
+    """The value asked for is wrong or missing, which was reported already: the check does not apply."""
+
+
+def path_of(text: str | Path) -> Path:
+    """`data.sources.0.files` as a path; a path as it is."""
+    if isinstance(text, tuple):
+        return text
+    return tuple(int(part) if part.isdigit() else part for part in text.split("."))
+
+
+class View:
+    """Reads values by dotted path, defaults filled in."""
+
+    def __init__(self, data: dict[str, Any], root: MapNode, invalid: set[Path]) -> None:
+        self._data = data
+        self._root = root
+        self._invalid = invalid
+
+    def get(self, where: str | Path) -> Any:
+        """The value, or its default where it is not given. Raises Unavailable where it, something in it or
+        something above it is wrong."""
+        path = path_of(where)
+        for bad in self._invalid:
+            if path[: len(bad)] == bad or bad[: len(path)] == path:
+                raise Unavailable(where)
+        value: Any = self._data
+        for index, part in enumerate(path):
+            if self._broken(path[: index + 1]):
+                raise Unavailable(where)
+            inner = step(value, part)
+            if inner is not MISSING:
+                value = inner
+            elif value is None and index:
+                return None
+            else:
+                return self._default(path)
+        return value
+
+    def section(self, where: str | Path) -> Any:
+        """The value as written, wrong parts and all; None where there is none."""
+        value: Any = self._data
+        for part in path_of(where):
+            value = step(value, part)
+        return None if value is MISSING else value
+
+    def given(self, where: str | Path) -> bool:
+        """Whether the user wrote the key with a value other than null, right or wrong."""
+        node = find(self._root, path_of(where))
+        return node is not None and not (isinstance(node, Scalar) and node.value is None and not node.broken)
+
+    def changed(self, where: str | Path) -> bool:
+        """Whether the value is another than the default. Raises Unavailable."""
+        value = self.get(where)
+        return bool(value != self._default(path_of(where)))
+
+    def keys(self, where: str | Path) -> list[str]:
+        """The keys of a mapping that is given, whatever their values."""
+        value = self.section(where)
+        return list(value) if isinstance(value, dict) else []
+
+    def items(self, where: str | Path) -> list[Path]:
+        """The paths of the items of a list that is given, right or wrong."""
+        path = path_of(where)
+        node = find(self._root, path)
+        return [(*path, index) for index in range(len(node.items))] if isinstance(node, ListNode) else []
+
+    def problem(self, where: str | Path, message: str, hint: str | None = None, key: bool = False) -> Problem:
+        """A problem at the value (or, with `key`, the key) at `where`."""
+        return Problem(place_of(self._root, path_of(where), key), message, hint)
+
+    def unknown_key(self, where: Path, why: str, hint: str | None) -> Problem:
+        """A problem at a key of a free mapping that nobody knows."""
+        message = f"unknown key {quote(str(where[-1]))} in `{dotted(where[:-1])}`: {why}"
+        return self.problem(where, message, hint, key=True)
+
+    def _broken(self, path: Path) -> bool:
+        node = find(self._root, path)
+        return isinstance(node, Scalar) and node.broken
+
+    def _default(self, path: Path) -> Any:
+        """The default of the field at `path`, through the defaults of the parts above it."""
+        for length in range(1, len(path) + 1):
+            field = field_at(JobSpec, path[:length])
+            if field is None:
+                continue
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if length == len(path):
+                if default is PydanticUndefined:
+                    raise Unavailable(path)
+                return default.model_dump() if isinstance(default, BaseModel) else default
+            if default is None and models_of(field.annotation) and not self._given_above(path[:length]):
+                return None
+        raise Unavailable(path)
+
+    def _given_above(self, path: Path) -> bool:
+        return find(self._root, path) is not None

@@ -1,0 +1,80 @@
+"""A worker's GPU while its engine is built or restored: what others hold there is told, and a GPU that is full then
+says that no micro batch is small enough."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from orchestrator.domain.device import CUDA
+from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.errors import WantOfMemoryError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.session import Session
+from orchestrator.planner.device_fit import build_problem, remedies
+from orchestrator.planner.device_memory import device_need
+from orchestrator.planner.model_shape import ModelShape, model_shape
+from orchestrator.spec.job import JobSpec
+from orchestrator.train.engine.gpu_check import device_room
+
+GIB = 2**30
+
+
+def shape_of(model: Any, parameters: int) -> ModelShape:
+    """The sizes of a Hugging Face model that has been built, with the number of its parameters counted."""
+    return replace(shape_of_config(model.config), parameters=parameters)
+
+
+def shape_of_config(config: Any) -> ModelShape:
+    """The sizes of the model that a Hugging Face config describes."""
+    fields = config.to_dict()
+    return model_shape(fields, int(fields.get("vocab_size") or 1))
+
+
+def tell_room(session: Session, device: torch.device) -> DeviceRoom | None:
+    """Memory of this worker's GPU; a warning if others hold some of it. To be asked before there are NCCL's buffers,
+    which would count as others'. None on a CPU."""
+    room = device_room(device) if device.type == CUDA else None
+    if room is not None and room.is_shared:
+        session.report_event(EventKind.WARNING, {"message": _shared_text(session, room)})
+    return room
+
+
+@contextmanager
+def no_samples_yet(
+    session: Session, spec: JobSpec, shape: Callable[[], ModelShape], room: DeviceRoom | None = None
+) -> Iterator[None]:
+    """For what is done before the first sample. `shape` is asked for the model's sizes if memory is short, `room` is
+    what `tell_room` found. Raises WantOfMemoryError in place of torch's OutOfMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise want_of_memory(error, session, spec, shape(), room) from error
+
+
+def want_of_memory(
+    error: Exception, session: Session, spec: JobSpec, shape: ModelShape, room: DeviceRoom | None
+) -> WantOfMemoryError:
+    """What an out-of-memory error means before the first sample, with the need by part and what would help."""
+    workers = session.world_size
+    problem = build_problem(device_need(spec, shape, workers), room)
+    foreign_bytes = room.foreign_bytes if room is not None and room.is_shared else 0
+    hint = None
+    if room is not None:
+        helps = "; ".join(remedies(spec, shape, workers, room)) or "GPUs with more memory, or a smaller model"
+        hint = f"what would help: {helps}"
+        if foreign_bytes:
+            problem = f"{_shared_text(session, room)}; {problem}"
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return WantOfMemoryError(f"out of memory on the GPU: {problem} ({first})", hint, foreign_bytes)
+
+
+def _shared_text(session: Session, room: DeviceRoom) -> str:
+    return (
+        f"others hold {room.foreign_bytes / GIB:.1f} of {room.total_bytes / GIB:.1f} GiB on the {room.name} of rank "
+        f"{session.rank} on {socket.gethostname()} ({session.node_ip}): another process, or a worker that was killed "
+        "and whose memory is not given back yet"
+    )

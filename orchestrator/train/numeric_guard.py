@@ -1,0 +1,112 @@
+"""The watch over a run's numbers: finds numeric faults on every rank alike, and answers them as the spec says."""
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+
+from orchestrator.data.samples.skipping_order import BatchOrder
+from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.policy.numeric import (
+    FaultKind,
+    Injection,
+    NumericFault,
+    SpikeBound,
+    StepNumbers,
+    TrainingDivergedError,
+    find_fault,
+)
+from orchestrator.train.snapshot.checkpointing import SaveProgress
+from orchestrator.train.step_reporting import StepOutcome
+from orchestrator.train.train_context import TrainContext
+
+SKIPS, LOSSES = "skips", "losses"
+"""Keys of `SaveProgress.extra`."""
+
+
+class NumericGuard:
+    """Judges every step as soon as it is made: before a checkpoint, a snapshot or a report can be made of it.
+
+    What it judges comes from the exchange between the ranks, so all come to the same answer without asking.
+    """
+
+    def __init__(self, context: TrainContext, start: SaveProgress, order: BatchOrder) -> None:
+        spec = context.spec.recovery
+        spike = spec.loss_spike
+        self._context = context
+        self._skips = [[first, end - first] for first, end in order.left_out]
+        self._bound = SpikeBound(spike.deviations, spike.window) if spike is not None else None
+        kept = start.extra.get(LOSSES, []) if self._bound is not None else []
+        self._losses: deque[float] = deque(kept, maxlen=spike.window if spike is not None else 0)
+        mine = [each for each in context.plan.injections if each.rank == context.session.rank]
+        self._injections = [each for each in mine if each.kind != "oom"]  # see `scarcity`
+
+    def check(self, outcome: StepOutcome) -> None:
+        """Raises TrainingDivergedError at a fault, the same on every rank, unless `recovery.on_nan` is `continue`."""
+        context = self._context
+        numbers = StepNumbers(
+            step=outcome.step,
+            first_position=outcome.first_position,
+            count=sum(facts.samples for facts in outcome.ranks),
+            rank_losses=tuple(facts.loss_sum for facts in outcome.ranks),
+            rank_targets=tuple(facts.targets for facts in outcome.ranks),
+            loss=outcome.loss,
+            grad_norm=outcome.grad_norm,
+        )
+        fault = find_fault(numbers, list(self._losses), self._bound, context.spec.train.precision == "fp16")
+        if fault is not None and context.spec.recovery.on_nan != "continue":
+            raise TrainingDivergedError(fault)
+        if fault is not None and context.session.rank == 0:
+            self._tell(fault)
+        if math.isfinite(outcome.loss):  # one that is no number would poison every median after it
+            self._losses.append(outcome.loss)
+
+    def disturbed(self, step: int, micro_step: int, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, turned into another number where a drill wants that of this rank at this step."""
+        for injection in self._injections:
+            if injection.step == step:
+                if micro_step == 0:
+                    self._own_up(injection)
+                loss = loss * injection.factor
+        return loss
+
+    def extra(self) -> dict[str, Any]:
+        """What has to be known again where training goes on from here: JSON values, for `SaveProgress.extra`."""
+        kept: dict[str, Any] = {}
+        if self._skips:
+            kept[SKIPS] = self._skips
+        if self._bound is not None:
+            kept[LOSSES] = list(self._losses)
+        return kept
+
+    def _tell(self, fault: NumericFault) -> None:
+        self._context.session.report_event(EventKind.NUMERIC_FAULT, fault.event_fields("continue"))
+        done = "training goes on" if fault.kind is FaultKind.SPIKE else "the update was left out, training goes on"
+        self._context.session.report_event(EventKind.WARNING, {"message": f"{fault.text}: {done}"})
+
+    def _own_up(self, injection: Injection) -> None:
+        fields = {"fault": injection.kind, "step": injection.step, "rank": injection.rank}
+        self._context.session.report_event(EventKind.FAULT_INJECTED, fields)
+
+
+def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
+    """The order of the batches, without what the plan leaves out and what the restored state knew to be left out.
+
+    Raises CheckpointError where that state has seen samples that are left out.
+    """
+    known = [(int(first), int(count)) for first, count in start.extra.get(SKIPS, [])]
+    try:
+        order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
+    except ValueError as error:
+        raise CheckpointError(
+            f"what is left out was decided at another train.global_batch: {error}", hint="keep the batch it had then"
+        ) from error
+    if order.left_out and not order.follows(start.step, start.position):
+        raise CheckpointError(
+            f"the state of step {start.step} goes on at position {start.position} of the samples, the run's order at "
+            f"{order.first_position(start.step + 1)}: it was saved before samples were left out, and saw them",
+            hint="go on from an older checkpoint",
+        )
+    return order

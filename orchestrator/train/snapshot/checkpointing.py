@@ -1,0 +1,391 @@
+"""Save and restore a running engine. Both are collective: every rank calls them, and all succeed or all raise.
+
+A save writes one shard and one index per rank, then rank 0 writes the manifest. Where there is a storage of its own
+for checkpoints every rank writes there. Else, where the workers see the driver's file system, everything is written
+into a temporary directory that is renamed at the end; elsewhere each file goes through `Session.store`, the manifest
+last. In each case what has no manifest is no checkpoint.
+
+A rank that cannot write (its disk is full, the bucket does not answer) makes the save fail on all of them with one
+StorageError that names it, and what was written is removed. The engine is untouched by that: whether training goes on
+is for the loop to decide. A rank that dies makes the others' collective fail like in any other step.
+
+Both report progress after each chunk (`Session.progress`): how long they take depends on the disk, and is no hang.
+"""
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+
+from orchestrator.atomic_files import sync_path, write_bytes
+from orchestrator.checkpoint.format.checkpoint_manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    installed_versions,
+)
+from orchestrator.checkpoint.format.intervals import Range
+from orchestrator.checkpoint.format.reader import CheckpointReader, IntervalReader
+from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out
+from orchestrator.checkpoint.memory.peers import PeerReader
+from orchestrator.checkpoint.storage.checkpoint_catalog import clear_interrupted, directory_name, retain
+from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
+from orchestrator.checkpoint.storage.retention import Rule
+from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault, fault_of, is_url, remove_tree
+from orchestrator.domain.errors import CheckpointError, ConvoyError
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.session import PeerState, Session
+from orchestrator.train.collectives.collective_timer import ticking_collectives
+from orchestrator.train.collectives.exchange import exchange_json
+from orchestrator.train.zero.zero_layout import dtype_name
+from orchestrator.train.zero.zero_restore import check_model, fill, publish, restore_rng
+from orchestrator.train.zero.zero_state import CapturedState, capture, to_storage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SaveProgress:
+    """How far training is. `extra` holds what else the loop wants back: JSON values only."""
+
+    step: int
+    """Optimizer steps completed."""
+    position: int
+    """First sample of the next step in the global order."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    saved_world_size: int = 0
+    """Workers of the gang that left this state; 0 at the beginning."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """What a save did: where it lies as the driver sees it, its size over all ranks, how long training stood."""
+
+    path: str
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where this save goes. `work` is what this rank writes into, `tag` keeps stored files of two attempts apart."""
+
+    parent: Path
+    name: str
+    work: Path
+    shared: bool
+    tag: str
+    storage: Storage | None = None
+    """Takes everything where there is one; `parent` and `work` mean nothing then."""
+
+    @property
+    def final(self) -> str:
+        return self.storage.place(self.name) if self.storage is not None else str(self.parent / self.name)
+
+
+def save_checkpoint(
+    engine: Any,
+    session: Session,
+    run_dir: str,
+    step: int,
+    progress: SaveProgress,
+    rule: Rule,
+    storage: Storage | None = None,
+    spec_hash: str | None = None,
+    writing: Collection[int] = (),
+) -> SavedCheckpoint:
+    """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule`
+    does not keep, nor those of steps that somebody is still `writing`.
+
+    Collective, at an accumulation boundary. Without a storage where the file system is not shared, old checkpoints
+    are the driver's to remove. Raises CheckpointError, on every rank alike, where any rank failed: a StorageError
+    where it was for storage's sake and training can go on.
+    """
+    started_s = time.perf_counter()
+    place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step, storage))
+    answers = exchange_json(
+        {"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)}
+    )
+    _raise_together(answers, f"checkpoint of step {step} cannot be begun")
+    assert place is not None
+    if len({answer["shared"] for answer in answers}) > 1:
+        raise CheckpointError("some workers see the run directory and others do not", hint=f"it is {run_dir}")
+    place = _begin(place, answers[0]["tag"])
+    written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
+    answers = exchange_json({"problem": problem, "written": written})
+    saved = False
+    try:
+        _raise_together(answers, f"checkpoint of step {step} cannot be written")
+        manifest, problem = None, None
+        if dist.get_rank() == 0:
+            parts = [answer["written"] for answer in answers]
+            manifest, problem = _attempt(
+                lambda: _commit(_manifest(capture(engine), progress, parts, spec_hash), session, place)
+            )
+        answers = exchange_json({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
+        _raise_together(answers, f"checkpoint of step {step} cannot be finished")
+        saved = True
+    finally:
+        _tidy(place, saved)
+    if dist.get_rank() == 0 and (place.shared or place.storage is not None):
+        _retire(session, place, rule, step, writing)
+    return SavedCheckpoint(place.final, answers[0]["bytes"], time.perf_counter() - started_s)
+
+
+def load_checkpoint(engine: Any, session: Session, path: str) -> SaveProgress:
+    """Restore a checkpoint into an engine of any world size and stage, and say where training was.
+
+    Collective. Every chunk a rank reads is checked. At the world size it was saved at, each rank gets its random
+    state back too. Raises CheckpointError, on every rank alike, where the model differs or anything is missing or
+    damaged; the engine is then to be thrown away.
+    """
+    return _restore(engine, session, lambda: _open(session, path), f"checkpoint {path}")
+
+
+def load_peer_state(engine: Any, session: Session, state: PeerState) -> SaveProgress:
+    """As `load_checkpoint`, out of the vaults."""
+    return _restore(engine, session, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
+
+
+def _restore(engine: Any, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> SaveProgress:
+    def opened() -> IntervalReader:
+        reader = open_reader()
+        try:
+            check_model(reader.manifest, engine)
+        except CheckpointError:
+            reader.close()
+            raise
+        return reader
+
+    reader, problem = _attempt(opened)
+    try:
+        _raise_together(exchange_json({"problem": problem}), f"{what} cannot be restored")
+        assert reader is not None
+        _, problem = _attempt(lambda: fill(engine, reader))
+        _raise_together(exchange_json({"problem": problem}), f"{what} cannot be restored")
+        manifest = reader.manifest
+        with ticking_collectives(session.progress):
+            publish(engine, manifest)
+        if manifest.world_size == dist.get_world_size():
+            restore_rng(reader.rng(dist.get_rank()))
+    finally:
+        if reader is not None:
+            reader.close()
+    return SaveProgress(manifest.step, manifest.position, manifest.extra, manifest.world_size)
+
+
+# Saving -------------------------------------------------------------------------------------------------------
+
+
+def _open_place(session: Session, parent: Path, step: int, storage: Storage | None) -> _Place:
+    """Decide where to write: into a storage where there is one, in place where the driver's files are ours, else in a
+    directory to send from."""
+    name = directory_name(step)
+    if storage is not None:
+        return _Place(parent, name, parent, False, "", storage)
+    shared = session.shares_files
+    if not shared:
+        return _Place(parent, name, Path(tempfile.mkdtemp(prefix="convoy-save-")), shared, "")
+    work = parent / f".{name}.tmp"
+    if dist.get_rank() == 0:
+        clear_interrupted(parent, session.progress)
+        work.mkdir(parents=True)
+    return _Place(parent, name, work, shared, "")
+
+
+def _begin(place: _Place, tag: str) -> _Place:
+    return place if place.shared else replace(place, tag=f"-{tag}")
+
+
+def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
+    """Write this rank's shard and index, and return what the manifest needs to know of them."""
+    if place.storage is not None:
+        return _stream_shard(state, session, place.storage, place)
+    stem = f"shard-{state.rank:05d}{place.tag}"
+    elements: Counter[str] = Counter()
+    with ShardWriter(place.work / f"{stem}.bin", state.rank, tick=session.progress) as writer:
+        for flat in state.flats:
+            for f in flat.fragments:
+                data = to_storage(flat.tensor[f.offset : f.offset + f.length])
+                writer.write(ShardPiece(f.name, flat.kind, f.start, dtype_name(flat.tensor.dtype), data))
+                elements[flat.kind.value] += f.length
+        index = writer.finish(state.rng)
+    data_bytes = index.to_bytes()
+    write_bytes(place.work / f"{stem}.json", data_bytes)
+    if not place.shared:
+        for file in (f"{stem}.bin", f"{stem}.json"):
+            session.store(place.work / file, f"{place.final}/{file}")
+    return {
+        "file": f"{stem}.bin",
+        "index": f"{stem}.json",
+        "size_bytes": index.size_bytes,
+        "index_digest": digest(data_bytes),
+        "elements": dict(elements),
+        "moments": state.moments,
+    }
+
+
+def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> dict[str, Any]:
+    """Like `_write_shard`, into storage: nothing is written on this machine on the way."""
+    fragments = [(flat, f) for flat in state.flats for f in flat.fragments]
+    intervals = lay_out(
+        (f.name, flat.kind, Range(f.start, f.start + f.length), dtype_name(flat.tensor.dtype)) for flat, f in fragments
+    )
+    contents = (
+        np.ascontiguousarray(to_storage(flat.tensor[f.offset : f.offset + f.length])).data.cast("B")
+        for flat, f in fragments
+    )
+    entry = write_shard(
+        storage, place.name, state.rank, intervals, contents, state.rng, tag=place.tag, tick=session.progress
+    )
+    elements: Counter[str] = Counter()
+    for interval in intervals:
+        elements[interval.kind.value] += len(interval.range)
+    return {**asdict(entry), "elements": dict(elements), "moments": state.moments}
+
+
+def _manifest(
+    state: CapturedState, progress: SaveProgress, parts: list[dict[str, Any]], spec_hash: str | None
+) -> Manifest:
+    """The manifest over all ranks' parts. Raises CheckpointError where they do not add up to the whole model."""
+    elements: Counter[str] = Counter()
+    moments = False
+    for part in parts:
+        elements.update(part.pop("elements"))
+        moments |= part.pop("moments")
+    manifest = Manifest(
+        step=progress.step,
+        position=progress.position,
+        world_size=state.world_size,
+        stage=state.stage,
+        optimizer=state.optimizer,
+        tensors=state.tensors,
+        tied=state.tied,
+        moments=moments,
+        groups=state.groups,
+        shards=tuple(ShardEntry(**part) for part in parts),
+        counters=state.counters,
+        loss_scaler=state.loss_scaler,
+        lr_scheduler=state.lr_scheduler,
+        extra=progress.extra,
+        spec_hash=spec_hash,
+        versions=installed_versions(),
+        saved_at_s=time.time(),
+    )
+    expected: Counter[str] = Counter()
+    for name, entry in manifest.tensors.items():
+        for kind in manifest.kinds(name):
+            expected[kind.value] += entry.elements
+    if +expected != +elements:
+        raise CheckpointError(f"the shards hold {dict(elements)} elements by kind, the model has {dict(expected)}")
+    return manifest
+
+
+def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
+    """Make the checkpoint exist. Rank 0, when every shard lies where it should."""
+    if place.storage is not None:
+        commit(place.storage, place.name, manifest, session.progress)
+        return manifest
+    write_bytes(place.work / MANIFEST, manifest.to_bytes())
+    if not place.shared:
+        session.store(place.work / MANIFEST, f"{place.final}/{MANIFEST}")
+        return manifest
+    for shard in manifest.shards:  # a run directory that only looks shared would show here
+        file = place.work / shard.file
+        if not file.is_file() or file.stat().st_size != shard.size_bytes:
+            raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
+    sync_path(place.work)
+    aside, final = place.parent / f".{place.name}.old", Path(place.final)
+    if final.exists():
+        final.rename(aside)
+    place.work.rename(final)
+    sync_path(place.parent)
+    remove_tree(aside, session.progress)
+    return manifest
+
+
+def _tidy(place: _Place, saved: bool) -> None:
+    """Remove what this save leaves behind: all of it where it failed, the local copies where it succeeded."""
+    if place.storage is not None:
+        if not saved:
+            abandon(place.storage, place.name, dist.get_rank(), place.tag)
+    elif not place.shared or dist.get_rank() == 0:
+        shutil.rmtree(place.work, ignore_errors=True)
+
+
+def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Collection[int]) -> None:
+    try:
+        retain(place.storage or place.parent, rule, (step,), writing, session.progress)
+    except CheckpointError as error:
+        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
+
+
+# Restoring ----------------------------------------------------------------------------------------------------
+
+
+def at_hand(session: Session, path: str) -> str | Path:
+    """A checkpoint where this worker can read it: a URL as it is, a copy of what only the driver sees.
+
+    Raises CheckpointError where it does not exist.
+    """
+    if is_url(path):
+        return path
+    try:
+        return session.fetch(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
+
+
+def _open(session: Session, path: str) -> IntervalReader:
+    return CheckpointReader(at_hand(session, path), tick=session.progress)
+
+
+def _open_peers(session: Session, state: PeerState) -> IntervalReader:
+    vault = session.vault
+    if vault is None:
+        raise CheckpointError("this worker has no vault, and so no way to its peers'")
+    return PeerReader(state, vault.token, vault.address, vault.pid, session.progress)
+
+
+# Agreement ----------------------------------------------------------------------------------------------------
+
+
+class _Problem(TypedDict):
+    """Why a rank failed. `fault`: of storage, where it was storage that failed."""
+
+    text: str
+    fault: StorageFault | None
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, _Problem | None]:
+    """Do it, or say in one line why not: the failures that one rank can have without the others."""
+    try:
+        return action(), None
+    except StorageError as error:
+        return None, {"text": error.message, "fault": error.fault}
+    except ConvoyError as error:
+        return None, {"text": error.message, "fault": None}
+    except OSError as error:
+        return None, {"text": f"{type(error).__name__}: {error}", "fault": fault_of(error)}
+    except MemoryError as error:
+        return None, {"text": f"{type(error).__name__}: {error}", "fault": None}
+
+
+def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
+    problems = {rank: answer["problem"] for rank, answer in enumerate(answers) if answer["problem"]}
+    if not problems:
+        return
+    rank, first = next(iter(problems.items()))
+    others = f" (and on {len(problems) - 1} more ranks)" if len(problems) > 1 else ""
+    message = f"{what}: rank {rank}: {first['text']}{others}"
+    if all(problem["fault"] for problem in problems.values()):
+        raise StorageError(message, StorageFault(first["fault"]))
+    raise CheckpointError(message)

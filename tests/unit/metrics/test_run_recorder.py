@@ -1,0 +1,100 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.jsonl import JsonlWriter, last_object, read_jsonl
+from orchestrator.metrics.run_recorder import RunRecorder
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_step_is_read_back_equal(tmp_path: Path, report: Callable[..., StepReport]) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = RunRecorder(layout)
+    recorder.on_step(report(1))
+    recorder.on_step(report(2))
+    assert [StepReport.from_json(value) for value in read_jsonl(layout.steps)] == [report(1), report(2)]
+
+
+def test_a_line_is_on_disk_as_soon_as_the_step_is_over(tmp_path: Path, report: Callable[..., StepReport]) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = RunRecorder(layout)
+    recorder.on_step(report(1))
+    assert layout.steps.read_bytes().endswith(b"\n")
+    recorder.on_event(Event(EventKind.EVAL, 5.0, {"step": 1, "loss": 2.5}))
+    assert json.loads(layout.events.read_text()) == {"time_s": 5.0, "kind": "eval", "step": 1, "loss": 2.5}
+
+
+def test_progress_and_worker_output_stay_out_of_the_events(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = RunRecorder(layout)
+    recorder.on_event(Event(EventKind.DATA_PROGRESS, 1.0, {"done_bytes": 5}))
+    recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 3, "line": "hällo\n"}))
+    assert not layout.events.exists()
+    assert layout.log(3).read_text() == "hällo\n"
+
+
+def test_resuming_after_a_kill_loses_only_the_half_written_line(
+    tmp_path: Path, report: Callable[..., StepReport]
+) -> None:
+    layout = RunLayout(tmp_path)
+    first = RunRecorder(layout)
+    first.on_step(report(1))
+    first.on_step(report(2))
+    first.close()
+    layout.steps.write_bytes(layout.steps.read_bytes()[:-40])
+    second = RunRecorder(layout)
+    second.on_step(report(2))
+    second.on_step(report(3))
+    assert [value["step"] for value in read_jsonl(layout.steps)] == [1, 2, 3]
+
+
+def test_logs_are_bounded(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = RunRecorder(layout, log_limit_bytes=1000)
+    for number in range(500):
+        recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 0, "line": f"line {number:04d}"}))
+    files = list(layout.logs.iterdir())
+    assert len(files) == 2
+    assert sum(file.stat().st_size for file in files) <= 2000
+    assert layout.log(0).read_text().endswith("line 0499\n")
+
+
+def test_a_disk_that_fails_is_told_once_and_stops_nothing(
+    tmp_path: Path, report: Callable[..., StepReport], capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    recorder = RunRecorder(RunLayout(blocked))
+    recorder.on_step(report(1))
+    recorder.on_step(report(2))
+    recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 0, "line": "x"}))
+    assert capsys.readouterr().err.count("cannot record") == 1
+
+
+def test_a_loss_that_is_no_number_leaves_valid_json(tmp_path: Path) -> None:
+    writer = JsonlWriter(tmp_path / "x.jsonl")
+    writer.append({"loss": float("nan"), "nested": [float("inf"), {"a": 1.5}]})
+    text = (tmp_path / "x.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "nested": [None, {"a": 1.5}]}
+
+
+@pytest.mark.parametrize("filler", [10, 100_000, 300_000])
+def test_the_last_object_is_found_behind_long_and_broken_lines(tmp_path: Path, filler: int) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "pad": "' + "x" * filler + '"}\n{"step": 3, "pa')
+    found = last_object(path)
+    assert found is not None
+    assert found["step"] == 2
+
+
+def test_reading_what_is_not_there_gives_nothing(tmp_path: Path) -> None:
+    assert list(read_jsonl(tmp_path / "none")) == []
+    assert last_object(tmp_path / "none") is None
+    (tmp_path / "empty").write_text("")
+    assert last_object(tmp_path / "empty") is None
