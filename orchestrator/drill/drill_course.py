@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from orchestrator.clusters.ray.ray_settings import require_token
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import Event, EventKind, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
@@ -183,8 +183,7 @@ def _proxied(environment: dict[str, str]) -> Iterator[Link]:
 def _networked(environment: dict[str, str], nodes: int) -> Iterator[node_network.Network]:
     """A network for the nodes, and a token for the cluster on it."""
     made = node_network.Network(nodes)
-    environment.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    require_token(environment)
     try:
         yield made
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.clusters.ray.node_processes import raylet_of
+from orchestrator.clusters.ray.node_processes import is_head, node_id_of, raylet_of
 from orchestrator.domain.errors import CheckpointError, ClusterError
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.policy.scorecard import DrillFault
@@ -25,7 +25,7 @@ from orchestrator.drill.drill_plan import ON_NODES, ON_STORAGE, Planned
 from orchestrator.drill.drill_tally import DrillTally
 from orchestrator.drill.limited_disk import Disk
 from orchestrator.drill.node_network import Network
-from orchestrator.drill.process_faults import Brake, argument, is_head, send
+from orchestrator.drill.process_faults import Brake, send
 from orchestrator.drill.shard_damage import corrupt_newest
 
 SHORTEST_BURST_S = 0.02
@@ -184,7 +184,7 @@ class Injector:
 
         In a process of its own: this one is no part of the cluster, and does not become one.
         """
-        said = [self._address, argument(raylet, "node_id"), str(DRAIN_NOTICE_S), "a drill takes it away"]
+        said = [self._address, node_id_of(raylet), str(DRAIN_NOTICE_S), "a drill takes it away"]
         command = [sys.executable, "-m", "orchestrator.clusters.ray.draining", *said]
         try:
             done = subprocess.run(

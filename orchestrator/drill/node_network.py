@@ -3,7 +3,7 @@
 Every node but the head gets a network namespace, and a pair of virtual interfaces that ties it to a bridge. The head,
 the GCS and the driver stay in the machine's own namespace, at the bridge's address. The addresses are private ones that
 no route of this machine covers, and the bridge forwards to no other interface. Ray listens on the bridge's address too,
-wider than on loopback: the cluster therefore asks for a token (`RAY_AUTH_MODE=token`), new for each drill.
+wider than on loopback: the cluster therefore asks for a token (`ray_settings.require_token`), new for each drill.
 
 Names carry the pid of the drill that made them: another drill removes what one that was killed has left.
 """

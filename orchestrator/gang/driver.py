@@ -11,21 +11,19 @@ from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.survey.surveyor import Surveyor
+from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import (
-    NodeCapacity,
     WorkerRequest,
     explain,
-    fitting_nodes,
     fitting_workers,
-    group_on,
     local_resources,
     request_of,
-    reserve,
 )
-from orchestrator.clusters.ray.cluster import Cluster, start_local
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.gpus import gpus_for
-from orchestrator.clusters.ray.joining import connect
+from orchestrator.clusters.ray.joined_cluster import JoinedCluster
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
+from orchestrator.clusters.ray.placement_groups import group_on, reserve
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
@@ -69,7 +67,7 @@ class GangDriver:
             spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
         )
         self._worker_env.update(deterministic_environment(spec.train.deterministic))
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterProvider | None = None
         self._gang: Any = None
         self._vaults: Any = None
         self._surveyor: Surveyor | None = None
@@ -78,33 +76,33 @@ class GangDriver:
         """The newest of the run's drivers before this one."""
 
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
-        """Start the local cluster, or join the one that the spec names. `preload`: see `start_local`. Raises
+        """Start the local cluster, or join the one that the spec names. `preload`: see `LocalCluster`. Raises
         ClusterError."""
-        cluster = self._spec.cluster
-        if cluster.address is not None:
-            self._cluster = connect(cluster.address)
-        else:
-            offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
-            gpus = gpus_for(self._spec.resources.gpus_per_worker, self._env, self.planned.warn)
-            self._cluster = start_local(
-                cluster.nodes or 1, offered, gpus, self._worker_env, places=self._places, preload=preload
-            )
+        self._cluster = self._provider(preload).start()
         nodes = self._cluster.nodes()
         watch = DrainWatch(self._cluster.address)
-        self._head = Head(self._cluster.address, watch, self._cluster.local, self._emit)
+        self._head = Head(self._cluster.address, watch, self._cluster.resume_hint, self._emit)
         self.planned.begin(watch, self._cannot_hold)
         return ClusterSize(
             address=self._cluster.address,
             nodes=len(nodes),
             cpus=sum(node.total.get("CPU", 0.0) for node in nodes),
             gpus=sum(node.total.get("GPU", 0.0) for node in nodes),
-            seconds=self._cluster.seconds,
+            seconds=self._cluster.start_s,
         )
+
+    def _provider(self, preload: Sequence[str]) -> ClusterProvider:
+        cluster = self._spec.cluster
+        if cluster.address is not None:
+            return JoinedCluster(cluster.address)
+        offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
+        gpus = gpus_for(self._spec.resources.gpus_per_worker, self._env, self.planned.warn)
+        return LocalCluster(cluster.nodes or 1, offered, gpus, self._worker_env, places=self._places, preload=preload)
 
     def adopt(self) -> Adopted | None:
         """Take over what a driver of this run left on a cluster that outlives drivers: its vaults, with the state in
         them. Its workers are ended. None where there are no vaults. Raises ClusterError where workers do not end."""
-        if self._require_cluster().local:
+        if not self._require_cluster().outlives_driver:
             return None
         from orchestrator.gang.vaults.adoption import end_workers, find_vaults
 
@@ -133,7 +131,7 @@ class GangDriver:
     @property
     def memory_kept_s(self) -> float:
         """How long the vaults keep what they have without a driver; 0 where they end with it."""
-        outlive = self._spec.checkpoint.memory and not self._require_cluster().local and not self._headless
+        outlive = self._spec.checkpoint.memory and self._require_cluster().outlives_driver and not self._headless
         return self._spec.recovery.memory_kept_s if outlive else 0.0
 
     def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
@@ -142,14 +140,21 @@ class GangDriver:
         if not self._arrived():
             return None, None
         by_node = self._gang.workers_by_node
-        need = vault_need(self._spec, shape, by_node)
+        node_ids, most = self._gang.node_ids(), None
+        if self._vaults is not None:
+            most = self._vaults.most_copies(node_ids, self._spec.checkpoint.replicas)
+            warning = self._vaults.domain_warning(node_ids)
+            if warning is not None:
+                self.planned.warn(warning)
+        need = vault_need(self._spec, shape, by_node, most)
         if need is None:
             return None, None
         workers = sum(by_node)
         each = self.request.bundle.get("memory")
-        if each is None or self._require_cluster().local:
+        cluster = self._require_cluster()
+        if each is None or cluster.one_host:
             each = least_worker_bytes(self._spec, shape, workers)
-        return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
+        return need, check_room(need, cluster.memory_per_node_bytes(self.request), int(each) * max(by_node))
 
     @property
     def spec(self) -> JobSpec:
@@ -166,10 +171,10 @@ class GangDriver:
         cluster = self._require_cluster()
         if not self._gang.ready(self._stopped):
             return False
-        if cluster.local:
-            cluster.remember(self._gang.worker_pids)
-        if cluster.forks is not None:
-            cluster.forks.tell_bypassed(self._emit)
+        cluster.remember(self._gang.worker_pids)
+        warning = cluster.start_warning()
+        if warning is not None:
+            self.planned.warn(warning)
         return True
 
     def leave_vaults(self, stored_step: int) -> Left | None:
@@ -188,8 +193,8 @@ class GangDriver:
     def _new_vaults(self) -> Any:
         from orchestrator.gang.vaults.vault_clients import VaultClients
 
-        kept_s = self._spec.recovery.memory_kept_s
-        return VaultClients(self._require_cluster().local, self._run_id, kept_s)
+        kept_s, domain = self._spec.recovery.memory_kept_s, self._spec.checkpoint.failure_domain
+        return VaultClients(self._require_cluster(), self._run_id, kept_s, domain)
 
     def start_workers(
         self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None = None
@@ -220,7 +225,7 @@ class GangDriver:
             self._vaults = self._new_vaults()
         assert self._head is not None  # connected
         self._gang = Gang(
-            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._head, self._run_id
+            found, self.request, self._worker_env, cluster, self._vaults, self.planned, self._head, self._run_id
         )
         self._gang.generation = self._generation
         self._gang.seek_more = self.seek
@@ -278,7 +283,7 @@ class GangDriver:
                     break
                 if wants_regroup(recruits.ready, recruits.arriving, now_s - enough_since_s):
                     break
-            elif cluster.local and cluster.hopeless(request):
+            elif cluster.can_never_hold(request):
                 raise explain(request, cluster.nodes())
             if line is None:
                 starting = recruits.ready + recruits.arriving
@@ -320,9 +325,9 @@ class GangDriver:
         return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
 
     def _cannot_hold(self, request: WorkerRequest) -> ConvoyError | None:
-        """Why a local cluster can never hold a request; any other may get nodes."""
+        """Why the cluster can never hold a request; None if it can, or if nodes may join."""
         cluster = self._require_cluster()
-        return explain(request, cluster.nodes()) if cluster.local and cluster.hopeless(request) else None
+        return explain(request, cluster.nodes()) if cluster.can_never_hold(request) else None
 
     def survey(self) -> list[WholeStep]:
         """The steps that the vaults hold whole, the newest first."""
@@ -335,37 +340,21 @@ class GangDriver:
 
     def executor(self) -> Any:
         """An `Executor` over this cluster's nodes."""
-        from orchestrator.gang.group.worker_handle import cpu_count
         from orchestrator.gang.ray_executor import RayExecutor
 
-        cluster = self._require_cluster()
-        cpus = cpu_count() if cluster.local else int(sum(node.total.get("CPU", 0.0) for node in cluster.nodes()))
-        return RayExecutor(max(1, cpus), self._stopped)
+        return RayExecutor(self._require_cluster().data_processes, self._stopped)
 
     def memory_per_worker_bytes(self, workers: int) -> int:
         """Host memory that one worker may use: what the spec reserves, or its share of its node."""
         asked = self.request.bundle.get("memory")
         if asked:
             return int(asked)
-        cluster = self._require_cluster()
-        if cluster.local:
-            return int(psutil.virtual_memory().available) // workers
-        return self._memory_per_node_bytes() // -(-workers // max(1, len(self._fitting_nodes())))
+        return self._require_cluster().memory_per_worker_bytes(self.request, workers)
 
     def device_room(self) -> DeviceRoom | None:
         """Memory of the smallest GPU of the workers that have been started; None where they train on CPUs."""
         members = self._gang.members
         return smallest([member.room for member in members] if members else self._gang.device_checks.rooms)
-
-    def _memory_per_node_bytes(self) -> int:
-        """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
-        cluster = self._require_cluster()
-        if cluster.local:
-            return int(psutil.virtual_memory().available) // max(1, len(cluster.nodes()))
-        return int(min((node.total.get("memory", 0.0) for node in self._fitting_nodes()), default=0.0))
-
-    def _fitting_nodes(self) -> list[NodeCapacity]:
-        return fitting_nodes(self._require_cluster().nodes(), self.request)
 
     def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
         """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
@@ -385,7 +374,7 @@ class GangDriver:
         if cluster is None:
             return
         # Without its head nobody can end what runs on a cluster, and Ray does so soon.
-        ends_others = not cluster.local and not self._headless
+        ends_others = cluster.outlives_driver and not self._headless
         try:
             if gang is not None and ends_others:
                 gang.kill()
@@ -398,7 +387,7 @@ class GangDriver:
     def _headless(self) -> bool:
         return self._head is not None and self._head.lost
 
-    def _require_cluster(self) -> Cluster:
+    def _require_cluster(self) -> ClusterProvider:
         if self._cluster is None:
             raise RuntimeError("not connected")
         return self._cluster

@@ -3,7 +3,8 @@
 A worker's state is fp32 masters and two moments, P parameters over W workers: 12 P / W bytes at every stage (at stage 0
 each rank keeps a slice). A vault holds it in a cell of two slots, so that one is whole while the other is written:
 24 P / W bytes, and some KiB of small state a slot. A node's vault holds the cells of its own workers and the copies of
-its peers' cells: with k copies on other nodes, evenly dealt out, (1 + k) times its own workers' cells. In a recovery
+its peers' cells: with k copies on other nodes, evenly dealt out, (1 + k) times its own workers' cells; where copies go
+to other failure domains and those differ in size, some nodes keep more than k. In a recovery
 the cells of the old gang stay until the new gang's are whole: for that moment the node holds both, the new ones of one
 node fewer where one was lost.
 """
@@ -46,8 +47,11 @@ class VaultNeed:
         return value
 
 
-def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> VaultNeed | None:
-    """The formula of this module's docstring for workers that lie on nodes like that; None where nothing is kept."""
+def vault_need(
+    spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int], most_copies: int | None = None
+) -> VaultNeed | None:
+    """The formula of this module's docstring for workers on nodes like that; None if nothing is kept. `most_copies`:
+    how many copies of other nodes' cells one node keeps at most; None: evenly."""
     if not spec.checkpoint.memory:
         return None
     workers, nodes = sum(workers_by_node), len(workers_by_node)
@@ -55,7 +59,7 @@ def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int])
     cell_bytes = _cell_bytes(shape, workers)
     # Whose copies a node keeps depends on the peers that are chosen: at worst those of the fullest others.
     fullest = sorted(workers_by_node, reverse=True)
-    node_bytes = cell_bytes * sum(fullest[: copies + 1])
+    node_bytes = cell_bytes * sum(fullest[: max(copies, most_copies or 0) + 1])
     left = max(1, nodes - 1)  # nodes, and at least as many workers
     after_bytes = _cell_bytes(shape, left) * (1 + min(spec.checkpoint.replicas, left - 1))
     return VaultNeed(

@@ -70,6 +70,10 @@ class CheckpointSpec(SpecModel):
     """Other nodes that keep a copy of each worker's state in memory, so that the loss of a node costs a step or two.
     With fewer nodes than that, as many as there are. Never on the same node."""
 
+    failure_domain: str | None = Field(default=None, min_length=1)
+    """Node label whose value names what fails together. Copies go to nodes with another value, if there are any.
+    Default: `rack`, or `zone` if the nodes do not differ in `rack`. `ray start --labels="rack=r7"` sets a label."""
+
     memory: bool = True
     """Keep state in memory at all: twice what a worker's share of masters and moments takes, and as much for each copy
     kept for a peer."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.domain.events import EventKind
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.run.launcher import run_job
@@ -85,7 +85,7 @@ def test_workers_see_the_gpus_of_the_mask_that_ray_gave_them_or_none() -> None:
     from orchestrator.gang.group.worker_group import _actor_class
 
     env = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "DS_ACCELERATOR": "cuda"}
-    cluster = start_local(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env)
+    cluster = LocalCluster(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env).start()
     try:
         actors = [
             _actor_class().options(num_cpus=0, num_gpus=gpus).remote(worker_environment(1, gpus, {}), True)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import psutil
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, is_head, raylet_of
 from orchestrator.domain.events import Event, EventKind, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.drill.process_faults import send
@@ -107,7 +107,7 @@ class Striker(Recording):
     def raylet(self, rank: int) -> psutil.Process:
         """Of a rank's node, which must not be the one that holds the cluster's own state."""
         found = raylet_of(self.pids[rank])
-        assert "--head" not in found.cmdline()
+        assert not is_head(found)
         return found
 
     def vaults(self) -> list[psutil.Process]:

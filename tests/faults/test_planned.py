@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, is_head, node_id_of, raylet_of
 from orchestrator.data.samples.data_verify import verify_run
 from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.events import Event, EventKind, RunState
@@ -101,7 +101,7 @@ class Watcher(Recording):
 
     def rank_elsewhere(self) -> int:
         """A rank that is not on the head node."""
-        return next(rank for rank in self.pids if "--head" not in self.raylet(rank).cmdline())
+        return next(rank for rank in self.pids if not is_head(self.raylet(rank)))
 
     @property
     def address(self) -> str:
@@ -149,12 +149,8 @@ def drain(address: str, node_id: str, notice_s: float) -> None:
     announce(address, node_id, notice_s, "a test")
 
 
-def node_id_of(raylet: psutil.Process) -> str:
-    return next(word for word in raylet.cmdline() if word.startswith("--node_id=")).partition("=")[2]
-
-
 def free_cpus() -> float:
-    from orchestrator.clusters.ray.cluster import live_nodes
+    from orchestrator.clusters.ray.live_nodes import live_nodes
 
     return sum(node.free["CPU"] for node in live_nodes())
 

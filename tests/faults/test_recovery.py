@@ -1,17 +1,21 @@
 """Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
 
+import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.util.placement_group import placement_group_table
 
-from orchestrator.clusters.ray.node_processes import raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.fault_plan import Arranged, NodeAddress
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.process_faults import send
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
@@ -22,6 +26,7 @@ from tests.cluster.gang_runs import (
     Strike,
     StrikeWhenProtected,
     all_pids,
+    command_of,
     curve,
     kill_worker,
     left_in_shared_memory,
@@ -187,6 +192,40 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
     assert "RESCHEDULING" not in struck.places
     assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
     assert ray_processes(pids) == []
+
+
+RACKS = ("a", "a", "b", "b")
+
+
+def kill_rack(_: int) -> None:
+    """Both nodes of the rack that the head is not in, with every process of them, at once."""
+    raylets = [each for each in descendants(os.getpid()) if '--labels={"rack": "b"}' in command_of(each)]
+    assert len(raylets) == 2
+    for process in [*raylets, *(child for raylet in raylets for child in descendants(raylet.pid))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_a_rack_of_two_nodes_is_lost_and_training_continues_from_memory(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
+    struck = StrikeWhenProtected(7, 0, kill_rack)
+    struck.safe_after(EventKind.RECOVERED, tmp_path / "runs")
+    changes: dict[str, Any] = {
+        "train": THIRTY,
+        "resources": {"workers": {"min": 1, "max": 4}},
+        "cluster": {"nodes": 4, "cpus_per_node": 1},
+        "checkpoint": {"memory_interval_steps": 1, "interval_steps": "never"},
+    }
+    arranged = Arranged(nodes=tuple(NodeAddress("127.0.0.1", "lo", None, {"rack": rack}) for rack in RACKS))
+    job = load_job(write_job(tmp_path, **{**JOB, **changes}))
+    outcome = run_job(job, tmp_path / "runs", [struck], threading.Event(), PACED, arranged)
+    assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
+    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    assert started["source"] == "vaults"
+    assert started["from_step"] >= started["step"] - 1
+    assert [struck.steps[0].world_size, struck.steps[-1].world_size] == [4, 2]
+    assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
 
 
 VERIFIED = {"interval_steps": 5, "memory_interval_steps": 1, "verify_restore": True}

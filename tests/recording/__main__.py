@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, is_head, raylet_of
 from orchestrator.domain.run_layout import RunLayout
-from orchestrator.drill.process_faults import is_head
 from tests.recording.capture import Command, Recorder
 from tests.recording.outputs import DOCUMENT, ROOT, refresh, shell
 from tests.recording.svg import render

@@ -1,6 +1,5 @@
 """`convoy run`: train here and now, and watch."""
 
-import logging
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ from orchestrator.cli.display import end_summary
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.cli.interrupt import Interrupt, end_now
 from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.clusters.ray.ray_settings import suppress_sigterm_warning
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
@@ -203,7 +203,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
         except BaseException as error:  # noqa: BLE001  # raised again in the main thread
             ended.error = error
 
-    _quiet_ray()
+    suppress_sigterm_warning()
     thread = threading.Thread(target=drive, name="driver", daemon=True)
     with interrupt.installed():
         display.start()
@@ -230,11 +230,6 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
     if ended.outcome.state is RunState.STOPPED and interrupt.first_signal is not None:
         return interrupt.exit_code
     return ended.outcome.exit_code
-
-
-def _quiet_ray() -> None:
-    """Ray warns that it cannot handle SIGTERM outside the main thread: that is as meant, `Interrupt` does."""
-    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
 
 
 def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:

@@ -8,7 +8,6 @@ import importlib
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -18,8 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from orchestrator.clusters.ray.attachment import logs_directory
 from orchestrator.clusters.ray.gpus import show_assigned_gpus, show_gpus
 from orchestrator.clusters.ray.processes import allow_to_trace, die_with_parent
+from orchestrator.clusters.ray.ray_settings import WORKER_ENV
 from orchestrator.domain.cpu_threads import thread_environment
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
 from orchestrator.domain.device_room import DeviceRoom
@@ -106,7 +107,7 @@ def worker_environment(
         **thread_environment(cpus, {**driver, **own}),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "RAY_worker_niceness": "0",
+        **WORKER_ENV,
         **{name: driver.get(name, value) for name, value in MALLOC.items()},
     }
     carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
@@ -124,13 +125,14 @@ def resolve(entry: str) -> Any:
 class WorkerActor:
     """Runs in a Ray worker process. `warm` and `run` share one thread; the agent's methods have their own."""
 
-    def __init__(self, env: dict[str, str], fate_share: bool) -> None:
-        """`fate_share`: the process dies with its raylet, also when it hangs in native code."""
+    def __init__(self, env: dict[str, str], fate_share: bool, one_host: bool) -> None:
+        """`fate_share`: the process dies with its raylet, even if it hangs in native code. `one_host`: all workers are
+        on the driver's host."""
         if fate_share:
             die_with_parent()
         os.environ.update(env)
         self._gpus = self.assigned_gpus() if env.get(ACCELERATOR_VARIABLE) == CUDA else ()
-        self._local = fate_share
+        self._one_host = one_host
         self._outbox = ReportQueue()
         self._session: RaySession | None = None
         self._running: int | None = None
@@ -148,11 +150,7 @@ class WorkerActor:
 
     def output_path(self) -> Path:
         """The file that takes this process's output."""
-        import ray
-
-        node: Any = ray._private.worker.global_worker.node
-        logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
-        return Path(logs) / f"convoy-worker-{os.getpid()}.log"
+        return logs_directory() / f"convoy-worker-{os.getpid()}.log"
 
     def hello(self) -> Hello:
         """Where this process is."""
@@ -202,7 +200,7 @@ class WorkerActor:
             resolve(entry)(value)
         except UsageError as error:
             raised = describe(-1, error)
-            where = "" if self._local else f" (on {socket.gethostname()})"
+            where = "" if self._one_host else f" (on {socket.gethostname()})"
             return replace(raised, message=raised.message + where)
         return None
 
@@ -318,12 +316,12 @@ class RemoteFiles:
 
 
 def describe(rank: int, error: BaseException) -> Raised:
-    """An exception as values; its traceback without our own frame. `details` say what caused it (`CAUSE`), if known."""
+    """An exception as values, its traceback without our own frame. `details` contain its cause (`CAUSE`), if known."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name, message = type(error).__name__, str(error)
     cause = find_cause(f"{name}: {message}")
     details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
-    if isinstance(error, ConvoyError):  # one of ours may know its cause better than its words do
+    if isinstance(error, ConvoyError):
         return Raised(rank, name, message, text, error.hint, {**details, **error.details})
     return Raised(rank, name, message, text, details=details)
 

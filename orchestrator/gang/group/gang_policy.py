@@ -1,11 +1,11 @@
 """What the driver makes of the facts about a gang. Pure: no Ray, no clock."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.clusters.ray.worker_death import DeathKind, WorkerDeath, fatal_signal
 from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
 from orchestrator.domain.policy.numeric import NumericFault
 
@@ -162,11 +162,6 @@ def patience_s(gpus: bool, step_s: float) -> float:
     return max(GPU_PATIENCE_S, GPU_STEPS * step_s) if gpus else CPU_PATIENCE_S
 
 
-FATAL = re.compile(r"Fatal Python error: ([A-Z][\w ]+)|\*\*\* (SIG[A-Z]+) received")
-NAMES = {"Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS", "Illegal instruction": "SIGILL",
-         "Floating point exception": "SIGFPE"}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Death:
     """Why a process died. `text` continues "its process"."""
@@ -176,23 +171,22 @@ class Death:
     cause: Cause | None = None
 
 
-def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -> Death:
-    """Why a worker's process died, from Ray's message, its last output, and the number of processes the kernel killed
-    for memory on that host since the run began.
+def explain_death(told: WorkerDeath, last_lines: Sequence[str], oom_kills: int) -> Death:
+    """Why a worker's process died, from what Ray says, its last output, and the number of processes that the kernel
+    killed for memory on that host since the run began.
 
-    Only a process's parent learns its exit status, and that is Ray, which does not tell. SIGKILL is what is left when
-    nothing else explains the end: other fatal signals leave a trace in the output, an exit leaves its code with Ray.
+    Only a process's parent learns its exit status. That is Ray, which reports exit codes but no signals. SIGKILL
+    remains if nothing else explains the end: other fatal signals leave a trace in the output.
     """
-    if re.search(r"low on memory|out of memory \(OOM\)\.|memory monitor|OutOfMemory", ray_message):
+    if told.kind is DeathKind.OUT_OF_MEMORY:
         text = "was killed by Ray's memory monitor: its host ran out of memory"
         return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
-    for line in reversed(last_lines):
-        if found := FATAL.search(line):
-            name = found.group(2) or NAMES.get(found.group(1).strip(), found.group(1).strip())
-            hint = "its last output and the stacks at that moment are in its log"
-            return Death(f"was killed by {name}", hint, _device_error(last_lines))
-    if found := re.search(r"exit code (\d+)", ray_message):
-        return Death(f"ended itself with exit code {found.group(1)}", "something in the worker called exit")
+    signal = fatal_signal(last_lines)
+    if signal is not None:
+        hint = "its last output and the stacks at that moment are in its log"
+        return Death(f"was killed by {signal}", hint, _device_error(last_lines))
+    if told.exit_code is not None:
+        return Death(f"ended itself with exit code {told.exit_code}", "something in the worker called exit")
     if oom_kills:
         text = "was killed by SIGKILL, most likely by the kernel for want of memory"
         return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)

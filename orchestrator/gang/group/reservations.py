@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from orchestrator.clusters.placement import release
+from orchestrator.clusters.ray.placement_groups import node_of, release
 
 FAULTS = 2
 """Errors of its GPU after which a place is left out."""
@@ -41,7 +41,7 @@ class Reservations:
 
     def on(self, node_ids: Collection[str]) -> list[Any]:
         """Those on certain nodes. Nothing can be started in a place on a node that is about to go."""
-        return [group for group in self._groups if _node_of(group) in node_ids] if node_ids else []
+        return [group for group in self._groups if node_of(group) in node_ids] if node_ids else []
 
     def give_back(self, groups: Collection[Any]) -> None:
         """Others may have what was reserved."""
@@ -53,14 +53,3 @@ class Reservations:
     def give_all_back(self) -> None:
         """The same with all of them."""
         self.give_back(list(self._groups))
-
-
-def _node_of(group: Any) -> str | None:
-    from ray.exceptions import RayError
-    from ray.util.placement_group import placement_group_table
-
-    try:
-        where: dict[int, str] = placement_group_table(group).get("bundles_to_node_id", {})
-    except RayError:
-        return None
-    return where.get(0)

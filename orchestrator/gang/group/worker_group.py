@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
@@ -111,14 +112,14 @@ class Gang:
         groups: Sequence[Any],
         request: WorkerRequest,
         env: dict[str, str],
-        local: bool,
+        cluster: ClusterProvider,
         vaults: VaultClients | None,
         planned: ScaleRequests,
         head: Head,
         run_id: str,
     ) -> None:
-        """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._request, self._env, self._local, self.vaults = request, env, local, vaults
+        """Ask Ray for the actors; `ready` waits for them. `cluster`: started."""
+        self._request, self._env, self._cluster, self.vaults = request, env, cluster, vaults
         self._run_id = run_id
         self.places = Reservations(groups)
         self._on_gpus = request.bundle.get("GPU", 0) > 0
@@ -134,7 +135,7 @@ class Gang:
         self.pacer = Pacer(False)
         self.saves: CheckpointCommitter | None = None
         """Checkpoints that the vaults write."""
-        self.hangs = HangMonitor(local, vaults)
+        self.hangs = HangMonitor(cluster.one_host, vaults)
         self.vault_care = VaultCare(self)
         self.planned, self.head = planned, head
         self.seek_more: Callable[[], None] = lambda: None
@@ -150,7 +151,7 @@ class Gang:
         """Let the workers import while the driver does something else; those that come `later` have time for more. They
         answer a `question` first. `check`: see `DeviceChecks`."""
         self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
-        asked = self._actors[:1] if self._local else self._actors  # of one host, one tells
+        asked = self._actors[:1] if self._cluster.one_host else self._actors  # one answers for its host
         self.answers = ask(asked, question) if question is not None else []
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = PendingWorkers(self._start, (*entries, *later), check, self.planned.warn)
@@ -242,9 +243,7 @@ class Gang:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
         protect(self, observers, stopped)
-        listener = Listener(
-            self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
-        )
+        listener = Listener(self.members, self.generation, observers, self._oom_kills)
         listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
@@ -285,12 +284,12 @@ class Gang:
     def shield(self) -> None:
         """Have copies kept on nodes that are not about to go, from now on."""
         if self.vaults is not None:
-            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
+            self.vaults.assign(self.generation, self.node_ids(), self.replicas, self.planned.draining.keys())
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
-        # Only where they could outlive their driver must another one be able to find them.
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        # Another driver must be able to find those that may outlive this one.
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         return (
             _actor_class()
             .options(
@@ -301,14 +300,15 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
                 **named,
             )
-            .remote(self._env, self._local)
+            .remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
         )
 
     def _start_spare(self, node_id: str) -> Any:
         """Holds no reservation: see `StandbyPool`."""
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
+        spare = _actor_class().options(num_cpus=0, scheduling_strategy=where, **named)
+        return spare.remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
 
     def _form(self, members: list[WorkerHandle]) -> None:
         self.generation += 1
@@ -365,6 +365,10 @@ class Gang:
         cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
         return GangOutcome(results, cause, cut_short, self._step, regroup)
 
+    def _oom_kills(self) -> int:
+        """Processes that this host's kernel has killed for memory since the run began; 0 if workers run elsewhere."""
+        return oom_kills() - self._oom_kills_before if self._cluster.one_host else 0
+
     def _forget_vaults(self) -> None:
         """Nobody is to wait for the vaults of nodes that are gone or silent."""
         for member in self.members:
@@ -394,7 +398,8 @@ class Gang:
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
-        server_class = ray.remote(num_cpus=0, max_concurrency=4)(BoundFileServer if self._local else FileServer)
+        kind = FileServer if self._cluster.outlives_driver else BoundFileServer
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(kind)
         server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
             roots, plan.run_dir
         )

@@ -1,14 +1,12 @@
 """One worker as the driver knows it, and what its end means."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from orchestrator.clusters.ray.worker_death import DeathKind, worker_death
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.engine_errors import CAUSE
 from orchestrator.domain.session import TrainResult
@@ -74,16 +72,15 @@ class WorkerHandle:
             self.result = ended
 
     def take_death(self, error: Exception, now_s: float, oom_kills: int) -> None:
-        """Its process is gone, as Ray says in `error`. `oom_kills`: processes its host's kernel killed for memory."""
-        text = str(error)
+        """Its process is gone: Ray raised `error`. `oom_kills`: processes that its host's kernel killed for memory."""
+        told = worker_death(error)
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
-        if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text or "its node" in text:
+        if told.kind is DeathKind.NODE_DIED:
             hint = "the machine, its network or its raylet is gone"
-            what, detail = f"its node died {where}", first_line(error)
-            self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
+            self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, f"its node died {where}", told.message, hint)
             return
         tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
-        death = explain_death(text, tail, oom_kills)
+        death = explain_death(told, tail, oom_kills)
         facts = {CAUSE: death.cause.value} if death.cause is not None else {}
         what = f"its process {death.text} {where}"
         self.failure = Failure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, facts)
@@ -141,8 +138,3 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
-
-
-def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -48,11 +48,11 @@ _Beat = tuple[int, int, Phase, int]
 class HangMonitor:
     """Watches one gang after the other; what it measured of earlier ones stays. For the driver's thread."""
 
-    def __init__(self, local: bool, vaults: VaultClients | None) -> None:
-        """`local`: all nodes are on this host."""
+    def __init__(self, one_host: bool, vaults: VaultClients | None) -> None:
+        """`one_host`: all nodes are on the driver's host."""
         self.asked_s: float | None = None
         """The spec's bound; None: from measured step times."""
-        self._eyes = _Eyes(local, vaults)
+        self._eyes = _Eyes(one_host, vaults)
         self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._checkpoints_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._members: Sequence[WorkerHandle] = ()
@@ -190,8 +190,8 @@ class HangMonitor:
 class _Eyes:
     """What can be seen of workers from outside, and done to them: here by the driver, elsewhere by the node's vault."""
 
-    def __init__(self, local: bool, vaults: VaultClients | None) -> None:
-        self._local, self._vaults = local, vaults
+    def __init__(self, one_host: bool, vaults: VaultClients | None) -> None:
+        self._one_host, self._vaults = one_host, vaults
         self._here: str | None = None
         self.forget()
 
@@ -314,7 +314,7 @@ class _Eyes:
                 self.taken[rank] = Stacks(f"no stacks: {error}")
 
     def _is_here(self, member: WorkerHandle) -> bool:
-        if self._local:
+        if self._one_host:
             return True
         if self._here is None:
             self._here = ray.get_runtime_context().get_node_id()

@@ -2,7 +2,7 @@
 
 Training needs no head: steps, copies and checkpoints go on without one. What needs it is a worker or a vault that is to
 be started. And Ray ends every process of a cluster, the driver's included, a minute after its head was last reached
-(`gcs_rpc_server_reconnect_timeout_s`, 60 by default). So a checkpoint is written before that, and the run ends with a
+(`ray_settings.WITHOUT_HEAD_S`). So a checkpoint is written before that, and the run ends with a
 reason, unless the head is back in time.
 """
 
@@ -54,9 +54,11 @@ class Silence(Protocol):
 class Head:
     """Of one run's cluster. For the driver's thread."""
 
-    def __init__(self, address: str, silence: Silence, local: bool, emit: Callable[[EventKind, dict[str, Any]], None]):
-        """`address`: of the GCS; `local`: the cluster is the driver's own."""
-        self._address, self._silence, self._local, self._emit = address, silence, local, emit
+    def __init__(
+        self, address: str, silence: Silence, resume_hint: str, emit: Callable[[EventKind, dict[str, Any]], None]
+    ) -> None:
+        """`address`: of the GCS; `resume_hint`: how a user continues the run if the head is lost."""
+        self._address, self._silence, self._resume_hint, self._emit = address, silence, resume_hint, emit
         self._told = False
 
     @property
@@ -103,7 +105,7 @@ class Head:
                 raise ClusterError(
                     f"the head of the cluster at {self._address} has been gone for {END_S:.0f} s: nothing listens "
                     "there, and Ray ends all processes of such a cluster",
-                    hint=self._hint(),
+                    hint=self._resume_hint,
                 )
             time.sleep(LOOK_S)
 
@@ -111,13 +113,4 @@ class Head:
         return (
             f"the head of the cluster at {self._address} does not answer, nothing listens there: training goes on, but "
             f"nobody who is lost can be replaced; a checkpoint is written if it stays away for {PARK_S:.0f} s"
-        )
-
-    def _hint(self) -> str:
-        """What to do afterwards."""
-        if self._local:
-            return "go on from the last checkpoint: convoy run --resume last"
-        return (
-            "when there is a cluster again, go on from the last checkpoint: convoy run --resume last "
-            "(--set cluster.address=HOST:PORT where it has another address)"
         )

@@ -11,6 +11,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.clusters.ray.node_processes import is_worker
 from orchestrator.domain.policy.hang import CollectiveCounts
 
 PY_SPY_TIMEOUT_S = 10.0
@@ -66,8 +67,8 @@ def foreign_stacks(pid: int) -> Stacks:
 
 
 def end_worker(pid: int) -> None:
-    """SIGKILL a worker's process on this host, stopped or not. Numbers of processes are used again: one that is not
-    Ray's is left alone."""
-    with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+    """SIGKILL a worker's process on this host, stopped or not. The kernel reuses pids: a process that is not a worker
+    of Ray is left alone."""
+    if is_worker(pid):
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -51,7 +51,7 @@ class Watched:
             member.lease = Heartbeat(member.rank, 7, phase, 3)
         monkeypatch.setattr(module, "judge_pulses", self._judge)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
-        self.watch = HangMonitor(True, None)
+        self.watch = HangMonitor(one_host=True, vaults=None)
         self.watch.begin(self.members, "/none", [self])
 
     def on_event(self, event: Event) -> None:
