@@ -1,7 +1,8 @@
 """What an error of CUDA, NCCL, gloo or an allocator means for a run. Pure: texts in, a cause out.
 
 These libraries raise RuntimeError for nearly everything, so the text is all there is. It is read once, in the process
-that caught the error, and travels from there as a `Cause`. Sources of the texts: `cudaGetErrorString`, the CUDA runtime
+that caught the error, and travels from there as a `Cause`. Convoy's own errors carry their cause instead: see
+`errors.cause_of_error`. Sources of the texts: `cudaGetErrorString`, the CUDA runtime
 API's list of error codes (https://docs.nvidia.com/cuda/cuda-runtime-api), torch's `NCCLUtils.cpp`,
 `CUDAException.h` and `CUDABlas.cpp`, NCCL's `ncclGetErrorString`, gloo's `transport/tcp`.
 """
@@ -38,7 +39,7 @@ class Cause(StrEnum):
 _ASSERTION = r"device-side assert triggered"
 
 _OUT_OF_MEMORY = (
-    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|want of memory|"
+    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|"
     r"CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|Failed to CUDA (calloc|malloc)"
 )
 
@@ -58,15 +59,13 @@ _DEVICE = (
     r"fallen off the bus|(CUDA|HIP) error: unknown error|Cuda failure \d* ?'unknown error'|"
     r"(CUDA|HIP) error: .*(launch failure|context is destroyed)|external device failure|"
     r"CU(BLAS|DNN|SOLVER)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|"
-    r"HSA_STATUS_ERROR|memory access fault by GPU|"
-    r"a small computation on it fails|a product that sums to"
+    r"HSA_STATUS_ERROR|memory access fault by GPU"
 )
 
 _PEER = (
     r"connection (closed|reset|refused|was (broken|closed))|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
     r"Watchdog caught collective operation timeout|"
-    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published|"
-    r"the vault at \S+ cannot be reached|nobody holds the state|left the collective"
+    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore"
 )
 
 _IN_ORDER = (

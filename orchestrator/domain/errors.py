@@ -3,7 +3,10 @@
 from typing import Any
 
 from orchestrator.base_error import ConvoyError as ConvoyError
-from orchestrator.domain.engine_errors import CAUSE, Cause
+from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
+
+LONGEST_CHAIN = 8
+"""Errors that quote another one, of which the cause is looked for."""
 
 
 class UsageError(ConvoyError):
@@ -62,5 +65,39 @@ class PeerLostError(ConvoyError):
         return {CAUSE: Cause.PEER.value}
 
 
+class NotPublishedError(PeerLostError, TimeoutError):
+    """A value that another rank has to publish did not come."""
+
+
 class CheckpointError(ConvoyError):
     """A checkpoint is missing, incomplete, or does not match the model."""
+
+
+class PeerStateError(CheckpointError):
+    """The state of a rank cannot be read from memory: no vault that holds it can be reached."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {CAUSE: Cause.PEER.value}
+
+
+def cause_of_error(error: BaseException) -> Cause | None:
+    """What made a worker fail; None if it is an error of code or data.
+
+    An error of Convoy says so itself, or has the cause of the error that it was raised from; its wording decides
+    nothing. Errors of other packages are judged by their type, then by their text.
+    """
+    looked_at: BaseException | None = error
+    for _ in range(LONGEST_CHAIN):
+        if not isinstance(looked_at, ConvoyError):
+            break
+        if CAUSE in looked_at.details:
+            return Cause(looked_at.details[CAUSE])
+        looked_at = looked_at.__cause__
+    if looked_at is None or isinstance(looked_at, ConvoyError):
+        return None
+    if isinstance(looked_at, MemoryError):
+        return Cause.OUT_OF_MEMORY
+    if isinstance(looked_at, ConnectionError):
+        return Cause.PEER
+    return find_cause(f"{type(looked_at).__name__}: {looked_at}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.atomic_files import read_json, replace_directory
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
+from orchestrator.domain.errors import CheckpointError, ConvoyError, NotPublishedError, UsageError
 from orchestrator.domain.events import Event, EventKind, Observer
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.run_layout import RunLayout
@@ -116,7 +116,7 @@ class StandaloneSession:
         try:
             self._store.wait([key], timedelta(seconds=timeout_s))
         except RuntimeError as error:
-            raise TimeoutError(f"{key} was not published within {timeout_s:.0f} s") from error
+            raise NotPublishedError(f"{key} was not published within {timeout_s:.0f} s") from error
         return self._store.get(key).decode()
 
     @property

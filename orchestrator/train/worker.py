@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
-from orchestrator.domain.engine_errors import find_cause
-from orchestrator.domain.errors import PeerLostError, UsageError
+from orchestrator.domain.errors import PeerLostError, UsageError, cause_of_error
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
@@ -81,7 +80,7 @@ def blamed_on_peers(session: Session) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = find_cause(f"{type(error).__name__}: {error}")
+        cause = cause_of_error(error)
         if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
             raise
         raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error

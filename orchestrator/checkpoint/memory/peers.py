@@ -12,7 +12,7 @@ from orchestrator.checkpoint.format.reader import IntervalReader, ShardSource
 from orchestrator.checkpoint.format.shard import ShardIndex
 from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.wire import Channel
-from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.errors import CheckpointError, PeerStateError
 from orchestrator.domain.session import PeerState, ShardPlace
 from orchestrator.domain.tick import Tick, no_tick
 
@@ -252,7 +252,7 @@ class _Descriptions:
                 if channel is not None:
                     channel.close()
                 last = _lost(address, error)
-        raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+        raise last or PeerStateError(f"nobody holds the state of rank {place.rank}")
 
     def _ask(self, address: str, key: dict[str, int], addresses: tuple[str, ...]) -> _Described:
         channel = self._channels.get(address)
@@ -275,8 +275,8 @@ def descriptor_path(pid: int, descriptor: int) -> str:
     return f"/proc/{pid}/fd/{descriptor}"
 
 
-def _lost(address: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the vault at {address} cannot be reached: {error}")
+def _lost(address: str, error: Exception) -> PeerStateError:
+    return PeerStateError(f"the vault at {address} cannot be reached: {error}")
 
 
 def manifest_of_state(index: CellIndex, small: Sequence[dict[str, Any]]) -> Manifest:

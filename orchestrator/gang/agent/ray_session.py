@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.domain.errors import NotPublishedError
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, VaultAccess
@@ -136,10 +137,10 @@ class RaySession:
         with self._delivered:
             while key not in self._values:
                 if self._interrupted.is_set():
-                    raise TimeoutError(f"no rank published {key!r} before the gang was interrupted")
+                    raise NotPublishedError(f"no rank published {key!r} before the gang was interrupted")
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    raise TimeoutError(f"no rank published {key!r} within {timeout_s:.0f} s")
+                    raise NotPublishedError(f"no rank published {key!r} within {timeout_s:.0f} s")
                 self._delivered.wait(left_s)
             return self._values[key]
 

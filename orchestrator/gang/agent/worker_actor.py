@@ -24,8 +24,8 @@ from orchestrator.clusters.ray.ray_settings import WORKER_ENV
 from orchestrator.domain.cpu_threads import thread_environment
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.engine_errors import CAUSE, find_cause
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.engine_errors import CAUSE
+from orchestrator.domain.errors import ConvoyError, UsageError, cause_of_error
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.agent.output_capture import OutputCapture
@@ -319,7 +319,7 @@ def describe(rank: int, error: BaseException) -> Raised:
     """An exception as values, its traceback without our own frame. `details` contain its cause (`CAUSE`), if known."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name, message = type(error).__name__, str(error)
-    cause = find_cause(f"{name}: {message}")
+    cause = cause_of_error(error)
     details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
     if isinstance(error, ConvoyError):
         return Raised(rank, name, message, text, error.hint, {**details, **error.details})

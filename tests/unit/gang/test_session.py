@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.errors import BrokenDeviceError, PeerLostError
+from orchestrator.domain.errors import (
+    BrokenDeviceError,
+    CheckpointError,
+    DataError,
+    NotPublishedError,
+    PeerLostError,
+    PeerStateError,
+)
 from orchestrator.domain.events import Event, EventKind
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave
@@ -170,6 +177,11 @@ def test_variables_of_the_job_reach_workers_and_do_not_decide_the_device() -> No
     assert (env["OMP_NUM_THREADS"], env["NCCL_DEBUG"], env["DS_ACCELERATOR"]) == ("3", "INFO", "cuda")
 
 
+def raised_from(error: Exception, other: Exception) -> Exception:
+    error.__cause__ = other
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -178,6 +190,13 @@ def test_variables_of_the_job_reach_workers_and_do_not_decide_the_device() -> No
         (PeerLostError("left the collective: this generation was interrupted"), "peer"),
         (PeerLostError("left the collective, as the driver wanted: MemoryError: Unable to allocate 8 EiB"), "peer"),
         (BrokenDeviceError("rank 1 cannot use its GPU: anything"), "device"),
+        (NotPublishedError("anything"), "peer"),
+        (PeerStateError("anything"), "peer"),
+        (raised_from(CheckpointError("anything"), ConnectionResetError("anything")), "peer"),
+        (raised_from(CheckpointError("anything"), RuntimeError("CUDA out of memory")), "out of memory"),
+        # What an error of Convoy says decides nothing.
+        (CheckpointError("the vault at 10.0.0.1:1 cannot be reached: connection refused"), None),
+        (DataError("want of memory: out of memory"), None),
         (MemoryError(), "out of memory"),
         (ValueError("3 is no good"), None),
     ],
