@@ -26,11 +26,13 @@ from orchestrator.clusters.ray.cluster import Cluster, start_local
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.gpus import gpus_for
 from orchestrator.clusters.ray.joining import connect
+from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.fault_plan import NodeAddress
+from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
@@ -40,7 +42,6 @@ from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
 from orchestrator.gang.elastic.scale_requests import Emit, ScaleRequests
 from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
-from orchestrator.gang.vaults.found import Adopted, ClusterSize, Left
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
@@ -152,14 +153,14 @@ class GangDriver:
         return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
 
     @property
-    def spec(self) -> JobSpec:
-        """The job."""
-        return self._spec
-
-    @property
     def workers_by_node(self) -> tuple[int, ...]:
         """How many members of the gang each node has that has any."""
         return tuple(self._gang.workers_by_node)
+
+    @property
+    def reserves_memory(self) -> bool:
+        """See `WorkerGroup`."""
+        return bool(self.request.bundle.get("memory"))
 
     def _arrived(self) -> bool:
         """Wait for the worker processes. False if stopped. Raises ClusterError."""
@@ -172,7 +173,7 @@ class GangDriver:
             cluster.forks.tell_bypassed(self._emit)
         return True
 
-    def leave_vaults(self, stored_step: int) -> Left | None:
+    def leave_vaults(self, stored_step: int) -> LeftBehind | None:
         """The run is over without success: leave the vaults behind where another driver could go on from them, and
         they know more than storage; None where they do not, and end."""
         if self._vaults is None or not self.memory_kept_s:
@@ -180,7 +181,7 @@ class GangDriver:
         whole = self.survey()
         if not whole or whole[0].step <= stored_step:
             return None
-        left = Left(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
+        left = LeftBehind(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
         self._vaults.release()
         self._vaults = None
         return left
@@ -247,7 +248,7 @@ class GangDriver:
         """What is asked of the cluster now."""
         return self.planned.request
 
-    def reform(self, waits: Callable[[Wait | None], None]) -> int | None:
+    def reform(self, waits: Callable[[Shortage | None], None]) -> int | None:
         """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
 
         Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
@@ -286,7 +287,7 @@ class GangDriver:
                 self._check_patience(wait)
                 if worth_telling(wait):
                     told = True
-                    waits(wait)
+                    waits(Shortage(wait.have, wait.need))
             time.sleep(0.02)
         if self._stopped():
             return None
@@ -333,8 +334,8 @@ class GangDriver:
         found = self._vaults.reports_after(step) if self._vaults is not None else []
         return [StepReport.from_json(json.loads(data)) for data in found]
 
-    def executor(self) -> Any:
-        """An `Executor` over this cluster's nodes."""
+    def executor(self) -> Executor:
+        """Over this cluster's nodes."""
         from orchestrator.gang.group.worker_handle import cpu_count
         from orchestrator.gang.ray_executor import RayExecutor
 
@@ -367,11 +368,14 @@ class GangDriver:
     def _fitting_nodes(self) -> list[NodeCapacity]:
         return fitting_nodes(self._require_cluster().nodes(), self.request)
 
-    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
-        """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
+    def train(
+        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
+    ) -> GenerationOutcome | None:
+        """Run `entry` on the gang; None if it was stopped before it began."""
         if not self._arrived():
             return None
-        return self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
+        outcome: GenerationOutcome = self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
+        return outcome
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""

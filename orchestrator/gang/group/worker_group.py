@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.domain.engine_errors import Cause
-from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
+from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.policy.numeric import NumericFault
-from orchestrator.domain.session import Leave, Question, TrainPlan, TrainResult
+from orchestrator.domain.generation import Ending, GenerationOutcome
+from orchestrator.domain.session import Leave, Question, TrainPlan
 from orchestrator.gang.agent.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 from orchestrator.gang.elastic.resize_policy import Lineup, going
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.elastic.unblock_survivors import interrupt
 from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.group.device_checks import DeviceChecks
-from orchestrator.gang.group.gang_policy import (
-    Action,
-    Ending,
-    Failure,
-    GangFacts,
-    cause_of,
-    decide,
-    ends_process,
-    is_consequence,
-    is_out_of_memory,
-    numeric_fault,
-    patience_s,
-    root_cause,
-)
+from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
 from orchestrator.gang.group.reservations import FAULTS, Reservations
@@ -57,50 +44,6 @@ SAVES_S, STOP_SAVES_S = 60.0, 1.0
 at most: a newer one was written before, in the foreground."""
 CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
-
-
-@dataclass(frozen=True)
-class GangOutcome:
-    """How one generation ended. `failure` is the root cause; `stopped` says that somebody asked for the end."""
-
-    results: tuple[TrainResult, ...]
-    failure: Failure | None
-    stopped: bool
-    step: int
-    """Last step that rank 0 reported or returned."""
-    regroup: bool = False
-    """All left at a step boundary for the gang to be formed anew."""
-
-    @property
-    def out_of_memory(self) -> bool:
-        """It failed for want of memory."""
-        return self.failure is not None and is_out_of_memory(self.failure)
-
-    @property
-    def numeric_fault(self) -> NumericFault | None:
-        """It stopped at a step that must not count."""
-        return numeric_fault(self.failure) if self.failure is not None else None
-
-    @property
-    def restore_mismatch(self) -> bool:
-        """The state it went on from is not the one that was saved."""
-        return self.failure is not None and "restore_mismatch" in self.failure.facts
-
-    @property
-    def before_samples(self) -> bool:
-        """Memory was short before any sample was fed: see `WantOfMemoryError`."""
-        return self.failure is not None and BEFORE_SAMPLES in self.failure.facts
-
-    @property
-    def lost_nobody(self) -> bool:
-        """A worker's own code raised; no process and no node, as far as can be told, was lost. Memory that others hold
-        is none of its own: they may give it back."""
-        failure = self.failure
-        if failure is None or failure.ending is not Ending.RAISED:
-            return False
-        if is_consequence(failure) or ends_process(failure):
-            return False
-        return not (failure.facts.get(BEFORE_SAMPLES) or {}).get("foreign_bytes")
 
 
 class Gang:
@@ -238,7 +181,7 @@ class Gang:
         readable: Sequence[str],
         observers: Sequence[Observer],
         stopped: Callable[[], bool],
-    ) -> GangOutcome:
+    ) -> GenerationOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
         protect(self, observers, stopped)
@@ -334,7 +277,9 @@ class Gang:
             stop_since_s=stop_since_s,
         )
 
-    def _conclude(self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool) -> GangOutcome:
+    def _conclude(
+        self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool
+    ) -> GenerationOutcome:
         """Collect what can still be said, name the cause, end what cannot go on."""
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
@@ -363,7 +308,7 @@ class Gang:
         if listener.last is not None:
             self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
         cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
-        return GangOutcome(results, cause, cut_short, self._step, regroup)
+        return GenerationOutcome(results, cause, cut_short, self._step, regroup)
 
     def _forget_vaults(self) -> None:
         """Nobody is to wait for the vaults of nodes that are gone or silent."""
@@ -376,7 +321,7 @@ class Gang:
         """Count errors of GPUs by place, and leave out a place whose GPU fails again."""
         for member in self.members:
             failure = member.failure
-            if failure is not None and cause_of(failure) is Cause.DEVICE and self.places.blame(member.group):
+            if failure is not None and failure.details.cause is Cause.DEVICE and self.places.blame(member.group):
                 where = f"a GPU of {member.hello.host} ({member.hello.node_ip})"
                 self.planned.warn(f"{where} failed {FAULTS} times and is left out of this run: {failure.message}")
 
