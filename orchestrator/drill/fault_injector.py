@@ -182,9 +182,12 @@ class Injector:
     def _corrupt(self, pid: int) -> bool:
         """Damage the newest checkpoint while a worker is stopped: it could not be the newest any more otherwise."""
         os.kill(pid, signal.SIGSTOP)
-        damaged = self._layout is not None and corrupt_newest(self._place(self._layout))
-        if not damaged:
-            os.kill(pid, signal.SIGCONT)
+        damaged = False
+        try:
+            damaged = self._layout is not None and corrupt_newest(self._place(self._layout))
+        finally:
+            if not damaged:
+                os.kill(pid, signal.SIGCONT)
         return damaged
 
     def _drain(self, raylet: psutil.Process) -> None:
