@@ -3,8 +3,8 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,41 +46,59 @@ CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
 
 
+@dataclass(frozen=True)
+class GangSettings:
+    """What a gang is made with; it stays the same through all generations."""
+
+    request: WorkerRequest
+    """Of one worker: what is reserved for it."""
+    env: Mapping[str, str]
+    """Environment variables of the worker processes."""
+    local: bool
+    """All nodes are on this host, and their processes end with their raylets."""
+    run_id: str
+    generation: int = 0
+    """The newest of the run's earlier drivers."""
+    standby: int = 0
+    """Standby processes on each node."""
+    replicas: int = 0
+    """Other nodes that keep a copy of each worker's state."""
+    hang_timeout_s: float | None = None
+    """Without progress, a gang is hung after this; None: judged by its own steps."""
+    saves_by_cost: bool = False
+    """How often checkpoints are written follows from what they cost."""
+
+
 class Gang:
     """Workers of one run. They form a gang, generation after generation, as workers are lost and come."""
 
     def __init__(
         self,
         groups: Sequence[Any],
-        request: WorkerRequest,
-        env: dict[str, str],
-        local: bool,
+        settings: GangSettings,
         vaults: VaultClients | None,
+        saves: CheckpointCommitter | None,
         planned: ScaleRequests,
         head: Head,
-        run_id: str,
+        seek_more: Callable[[], None],
     ) -> None:
-        """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._request, self._env, self._local, self.vaults = request, env, local, vaults
-        self._run_id = run_id
+        """Ask Ray for an actor in each of the `groups`; `ready` waits for them. `saves`: checkpoints that the vaults
+        write; `seek_more`: has workers started for empty places."""
+        self._settings, self.vaults, self.saves = settings, vaults, saves
+        self._env = dict(settings.env)
+        self._request, self._local, self._run_id = settings.request, settings.local, settings.run_id
         self.places = Reservations(groups)
-        self._on_gpus = request.bundle.get("GPU", 0) > 0
+        self._on_gpus = self._request.bundle.get("GPU", 0) > 0
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[WorkerHandle] = []
-        self.generation = 0
+        self.generation, self.replicas = settings.generation, settings.replicas
         self.recruits = PendingWorkers(self._start, ())
-        self.standby = 0
-        """Spare processes that each node keeps; set it before `warm`."""
         self.spares = StandbyPool(self._start_spare, 0, ())
-        self.replicas = 0
-        self.pacer = Pacer(False)
-        self.saves: CheckpointCommitter | None = None
-        """Checkpoints that the vaults write."""
-        self.hangs = HangMonitor(local, vaults)
+        self.pacer = Pacer(settings.saves_by_cost)
+        self.hangs = HangMonitor(self._local, vaults, settings.hang_timeout_s)
         self.vault_care = VaultCare(self)
-        self.planned, self.head = planned, head
-        self.seek_more: Callable[[], None] = lambda: None
+        self.planned, self.head, self.seek_more = planned, head, seek_more
         self._server: FileAccess | None = None
         self._step = 0
         self._step_s = 0.0
@@ -97,7 +115,7 @@ class Gang:
         self.answers = ask(asked, question) if question is not None else []
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = PendingWorkers(self._start, (*entries, *later), check, self.planned.warn)
-        self.spares = StandbyPool(self._start_spare, self.standby, (*entries, *later))
+        self.spares = StandbyPool(self._start_spare, self._settings.standby, (*entries, *later))
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
