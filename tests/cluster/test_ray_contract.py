@@ -103,7 +103,7 @@ def commands() -> tuple[list[str], list[str], list[str]]:
 
 def test_ray_has_the_executables_that_a_local_cluster_runs() -> None:
     paths = installed_ray()
-    for name in ("gcs", "raylet", "native_library", "worker_setup", "worker"):
+    for name in ("gcs", "raylet", "worker_setup", "worker"):
         assert Path(getattr(paths, name)).exists(), f"Ray no longer has its {name} where services.py says"
     assert paths.commit
 
