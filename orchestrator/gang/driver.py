@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
@@ -16,13 +14,10 @@ from orchestrator.clusters.placement import (
     WorkerRequest,
     explain,
     fitting_workers,
-    local_resources,
     request_of,
 )
+from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
 from orchestrator.clusters.ray.draining import DrainWatch
-from orchestrator.clusters.ray.gpus import gpus_for
-from orchestrator.clusters.ray.joined_cluster import JoinedCluster
-from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.clusters.ray.placement_groups import group_on, reserve
 from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
@@ -84,26 +79,12 @@ class GangDriver:
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. `preload`: see `LocalCluster`. Raises
         ClusterError."""
-        self._cluster = self._provider(preload).start()
-        nodes = self._cluster.nodes()
+        env, warn = self._env, self.planned.warn
+        self._cluster = cluster_for(self._spec, env, self._worker_env, self._places, preload, warn).start()
         watch = DrainWatch(self._cluster.address)
         self._head = Head(self._cluster.address, watch, self._cluster.resume_hint, self._emit)
         self.planned.begin(watch, self._cannot_hold)
-        return ClusterSize(
-            address=self._cluster.address,
-            nodes=len(nodes),
-            cpus=sum(node.total.get("CPU", 0.0) for node in nodes),
-            gpus=sum(node.total.get("GPU", 0.0) for node in nodes),
-            seconds=self._cluster.start_s,
-        )
-
-    def _provider(self, preload: Sequence[str]) -> ClusterProvider:
-        cluster = self._spec.cluster
-        if cluster.address is not None:
-            return JoinedCluster(cluster.address)
-        offered = local_resources(self._spec.resources, cluster, psutil.virtual_memory().available)
-        gpus = gpus_for(self._spec.resources.gpus_per_worker, self._env, self.planned.warn)
-        return LocalCluster(cluster.nodes or 1, offered, gpus, self._worker_env, places=self._places, preload=preload)
+        return cluster_size(self._cluster)
 
     def adopt(self) -> Adopted | None:
         """Take over what a driver of this run left on a cluster that outlives drivers: its vaults, with the state in
@@ -146,12 +127,9 @@ class GangDriver:
         if not self._arrived():
             return None, None
         gang = self._require_gang()
-        by_node, node_ids, most = gang.workers_by_node, gang.node_ids(), None
+        by_node, most = gang.workers_by_node, None
         if self._vaults is not None:
-            most = self._vaults.most_copies(node_ids, self._spec.checkpoint.replicas)
-            warning = self._vaults.domain_warning(node_ids)
-            if warning is not None:
-                self.planned.warn(warning)
+            most = self._vaults.plan_copies(gang.node_ids(), self._spec.checkpoint.replicas, self.planned.warn)
         need = vault_need(self._spec, shape, by_node, most)
         if need is None:
             return None, None

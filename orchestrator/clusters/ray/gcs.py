@@ -6,6 +6,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
+BACKSTOP_S = 1.0
+"""How much later than Ray's own limit an answer is given up."""
 PREEMPTION = 2
 """`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: the node cannot refuse."""
 _ALIVE = 0
@@ -92,4 +94,5 @@ class GcsConnection:
 async def _result(ask: Any, actor_id: Any, timeout_s: float) -> Any:
     """Called within an event loop: Ray's asynchronous methods bind their answer to the running one."""
     answer: Awaitable[Any] = ask(actor_id=actor_id, timeout=timeout_s)
-    return await asyncio.wait_for(answer, timeout_s)
+    # Ray keeps to its limit; ours is a backstop. Ray complains about an answer that comes for a cancelled question.
+    return await asyncio.wait_for(answer, timeout_s + BACKSTOP_S)

@@ -174,14 +174,14 @@ class VaultClients:
                 self._untold[node_id] = request
         return peers
 
-    def most_copies(self, node_ids: Sequence[str], replicas: int) -> int:
-        """The most copies that one of these nodes would keep for the others."""
+    def plan_copies(self, node_ids: Sequence[str], replicas: int, warn: Callable[[str], None]) -> int:
+        """The most copies that one of these nodes would keep for the others. Warns if the failure domain that the job
+        asks for cannot be used."""
+        warning = domain_warning(self._cluster.labels(node_ids), self._failure_domain)
+        if warning is not None:
+            warn(warning)
         peers = self._choose(node_ids, replicas)
         return max(Counter(peer for others in peers.values() for peer in others).values(), default=0)
-
-    def domain_warning(self, node_ids: Sequence[str]) -> str | None:
-        """See `inventory.domain_warning`."""
-        return domain_warning(self._cluster.labels(node_ids), self._failure_domain)
 
     def _choose(
         self, node_ids: Sequence[str], replicas: int, doomed: Collection[str] = frozenset()
