@@ -88,7 +88,7 @@ def test_workers_see_the_gpus_of_the_mask_that_ray_gave_them_or_none() -> None:
     cluster = LocalCluster(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env).start()
     try:
         actors = [
-            _actor_class().options(num_cpus=0, num_gpus=gpus).remote(worker_environment(1, gpus, {}), True)
+            _actor_class().options(num_cpus=0, num_gpus=gpus).remote(worker_environment(1, gpus, {}), True, True)
             for gpus in (0, 1, 1)
         ]
         answers = ray.get([actor.check_device.remote("tests.cluster.entries:own_masks") for actor in actors])

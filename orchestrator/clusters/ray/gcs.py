@@ -56,8 +56,21 @@ class GcsConnection:
 
     def draining(self, timeout_s: float) -> dict[str, float | None]:
         """Nodes that are about to go, by id: when (Unix seconds), if that was announced."""
-        found: dict[str, int] = self._client.get_draining_nodes(timeout=timeout_s)
+        ask = getattr(self._client, "get_draining_nodes", None)
+        found: dict[str, int] = ask(timeout=timeout_s) if ask is not None else self._draining_before_2_60(timeout_s)
         return {node: ms / 1000 if ms else None for node, ms in found.items()}
+
+    def _draining_before_2_60(self, timeout_s: float) -> dict[str, int]:
+        """The same as `get_draining_nodes` of later releases. What tells the deadlines there has no time limit, so it is
+        asked only if the GCS has just said that a node is draining."""
+        from ray._private.state import state
+        from ray.core.generated import autoscaler_pb2
+
+        reply = autoscaler_pb2.GetClusterResourceStateReply()
+        reply.ParseFromString(self._client.get_cluster_resource_state(timeout_s=timeout_s))
+        nodes = reply.cluster_resource_state.node_states
+        draining = any(node.status == autoscaler_pb2.NodeStatus.DRAINING for node in nodes)
+        return state.get_draining_nodes() if draining else {}
 
     def drain(self, node_id: str, notice_s: float, message: str, timeout_s: float) -> str | None:
         """Announce that a node will be preempted in `notice_s`; None if it is accepted, otherwise why not."""
