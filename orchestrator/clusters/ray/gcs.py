@@ -61,7 +61,7 @@ class GcsConnection:
         return {node: ms / 1000 if ms else None for node, ms in found.items()}
 
     def _draining_before_2_60(self, timeout_s: float) -> dict[str, int]:
-        """The same as `get_draining_nodes` of later releases. What tells the deadlines there has no time limit, so it is
+        """The same as `get_draining_nodes` of later releases. The question for deadlines has no time limit there: it is
         asked only if the GCS has just said that a node is draining."""
         from ray._private.state import state
         from ray.core.generated import autoscaler_pb2
