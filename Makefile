@@ -87,6 +87,7 @@ docs: install
 	$(BIN)/python -m orchestrator.spec.describe.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
 	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
+	$(BIN)/python -m orchestrator.metrics.event_reference
 
 recording: dev
 	$(BIN)/python -m tests.recording

@@ -2,22 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.domain.events import ScaleState
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
-
-
-class ScaleState(StrEnum):
-    """How far a request has come."""
-
-    ACCEPTED = "accepted"
-    """The run aims for it from now on."""
-    DONE = "done"
-    """A step was made with as many workers."""
-    REFUSED = "refused"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.policy.replay import StepRecord
@@ -146,8 +146,8 @@ class Session(Protocol):
     def report_step(self, report: StepReport) -> None:
         """Rank 0 only. Never blocks training: queued."""
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        """Queue an event; the session stamps the time."""
+    def report_event(self, body: EventBody) -> None:
+        """Queue an event; the session adds the time."""
 
     def beat(self, step: int, phase: Phase) -> None:
         """Say that the training thread enters a phase of a step (0: of none). Every rank makes the same beats in the

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.events import CheckpointSaved, Event, Observer, RunState, TrainingPlanned
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.scorecard import (
     FP32_TOLERANCE,
@@ -132,10 +132,11 @@ class _Watch:
         self.checkpoint_bytes = 0
 
     def on_event(self, event: Event) -> None:
-        if event.kind is EventKind.PLAN:
-            self.micro_batch = int(event.fields["micro_batch"])
-        elif event.kind is EventKind.CHECKPOINT_SAVED:
-            self.checkpoint_bytes = max(self.checkpoint_bytes, int(event.fields["bytes"]))
+        match event.body:
+            case TrainingPlanned() as plan:
+                self.micro_batch = plan.micro_batch
+            case CheckpointSaved() as saved:
+                self.checkpoint_bytes = max(self.checkpoint_bytes, saved.bytes)
 
     def on_step(self, report: StepReport) -> None:
         """Steps say nothing that is asked."""
@@ -157,11 +158,13 @@ def _disturbed(
         nodes = job.spec.cluster.nodes or 1
         net = stack.enter_context(_networked(environment, nodes)) if DrillFault.PARTITION in faults else None
         arranged = Arranged(injections(planned, job.spec, draw), nodes=net.nodes if net is not None else ())
-        run = DrilledRun(job, home, arranged, environment, observers)
+        run = DrilledRun(job, home, arranged, environment)
         means = Means(environment, run.kill, job.spec.checkpoint.storage, DrillFault.DISK_FULL in faults, link, net)
         injector = Injector(home, [each for each in planned if each[1] not in INJECTED], draw, means)
         stack.callback(injector.close)
-        run.observers.insert(0, injector)
+        run.watch("the drill", injector, essential=True)
+        for number, observer in enumerate(observers, 1):
+            run.watch(f"observer {number}, {type(observer).__name__}", observer)
         outcome = run.carry(stop)
     return outcome, injector.tally.results
 

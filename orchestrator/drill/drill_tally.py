@@ -3,7 +3,20 @@
 from dataclasses import replace
 
 from orchestrator.checkpoint.storage.storage import StorageFault
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Event,
+    EventBody,
+    FaultInjected,
+    GangResized,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    TrainingPlanned,
+    WorkerSlow,
+)
 from orchestrator.domain.policy.scorecard import DrillFault, FaultResult
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.drill_plan import ON_STORAGE
@@ -55,25 +68,30 @@ class DrillTally:
 
     def on_event(self, event: Event) -> None:
         """Take one event."""
-        fields, fault = event.fields, self.open
-        if event.kind is EventKind.PLAN:
-            self._world_size = int(fields["world_size"])
-        elif event.kind is EventKind.FAULT_INJECTED:
-            self.struck(DrillFault(fields["fault"]), int(fields["step"]) - 1, int(fields["rank"]), event.time_s)
-        elif fault is None:
-            return
-        elif event.kind is EventKind.RESIZED:
-            self._left = self._left or fault is DrillFault.DRAIN_NODE
-        elif _tells_of(event, fault, self.results[-1].rank):
-            self._detected(float(fields.get("detected_s", event.time_s)))
-            if fault is DrillFault.KILL_DRIVER:
-                self._again = max(0, self._furthest - int(fields["resumed_from_step"] or 0))
-        elif event.kind is EventKind.RECOVERY_STARTED and fault not in LOSES_NOBODY:
-            self._detected(float(fields["detected_s"]))
-        elif event.kind is EventKind.RECOVERED and fault not in LOSES_NOBODY:
-            self._over(event.time_s, int(fields["steps_recomputed"]), int(fields["world_size"]))
-        elif event.kind is EventKind.CHECKPOINT_SAVED and fault in ON_STORAGE and self.known:
-            self._over(event.time_s, self._again, self._world_size)
+        match event.body:
+            case TrainingPlanned() as plan:
+                self._world_size = plan.world_size
+            case FaultInjected() as made:
+                self.struck(DrillFault(made.fault), made.step - 1, made.rank, event.time_s)
+            case body if self.open is not None:
+                self._follow(body, event.time_s, self.open)
+
+    def _follow(self, body: EventBody, time_s: float, fault: DrillFault) -> None:
+        """Take an event while a fault is open."""
+        loses = fault not in LOSES_NOBODY
+        match body:
+            case GangResized():
+                self._left = self._left or fault is DrillFault.DRAIN_NODE
+            case _ if _tells_of(body, fault, self.results[-1].rank):
+                self._detected(time_s)
+                if isinstance(body, RunCreated):
+                    self._again = max(0, self._furthest - (body.resumed_from_step or 0))
+            case RecoveryStarted() as recovery if loses:
+                self._detected(recovery.detected_s)
+            case RecoveryFinished() as recovered if loses:
+                self._over(time_s, recovered.steps_recomputed, recovered.world_size)
+            case CheckpointSaved() if fault in ON_STORAGE and self.known:
+                self._over(time_s, self._again, self._world_size)
 
     def on_step(self, report: StepReport) -> None:
         """Take the report of one step."""
@@ -103,13 +121,12 @@ class DrillTally:
         self.struck_s, self._left = None, False
 
 
-def _tells_of(event: Event, fault: DrillFault, rank: int | None) -> bool:
+def _tells_of(body: EventBody, fault: DrillFault, rank: int | None) -> bool:
     """Whether it is the event by which a fault without a recovery is known."""
     if fault in ON_STORAGE:  # a checkpoint may fail for another reason, with a lost vault for one
-        return event.kind is EventKind.CHECKPOINT_FAILED and event.fields["fault"] == SAYS[fault]
+        return isinstance(body, CheckpointFailed) and body.fault == SAYS[fault]
     if fault is DrillFault.KILL_DRIVER:
-        return event.kind is EventKind.RUN_CREATED
+        return isinstance(body, RunCreated)
     if fault is DrillFault.DRAIN_NODE:
-        return event.kind is EventKind.NODE_DRAINING
-    slow = event.kind is EventKind.WORKER_SLOW and bool(event.fields["slow"])
-    return fault is DrillFault.SLOW_RANK and slow and int(event.fields["rank"]) == rank
+        return isinstance(body, NodeDraining)
+    return fault is DrillFault.SLOW_RANK and isinstance(body, WorkerSlow) and body.slow and body.rank == rank

@@ -16,7 +16,17 @@ import psutil
 
 from orchestrator.clusters.ray.node_processes import raylet_of
 from orchestrator.domain.errors import CheckpointError, ClusterError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    ClusterReady,
+    Event,
+    GangResized,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    StateChanged,
+    WorkerSlow,
+    WorkerStarted,
+)
 from orchestrator.domain.policy.scorecard import DrillFault
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
@@ -74,34 +84,37 @@ class Injector:
 
     def on_event(self, event: Event) -> None:
         """Learn where the workers are; end a fault that lasts until it is known."""
-        fields = event.fields
         self.tally.on_event(event)
-        if event.kind is EventKind.RUN_CREATED:
-            self._pids.clear()
-            if self._means.network is not None:  # another driver's cluster has nodes at the same places
-                self._means.network.mend()
-            self._layout = RunLayout(self._home / str(fields["run_id"]))
-            if self._means.fills_disk and self._disk is None:
-                self._disk = Disk(Path(self._place(self._layout)))
-        elif event.kind is EventKind.WORKER_STARTED:
-            self._pids[int(fields["rank"])] = int(fields["pid"])
-            self._nodes[int(fields["rank"])] = str(fields["node"])
-        elif event.kind is EventKind.CLUSTER_READY:
-            self._address = str(fields["address"])
-        elif event.kind is EventKind.RESIZED:
-            self._pids.clear()  # ranks are dealt out anew
-        elif event.kind is EventKind.RECOVERY_STARTED:
-            self._pids.clear()
-            if self._brake is not None:  # it was to be slow, and somebody was lost for it: not what must happen
+        match event.body:
+            case RunCreated() as run:
+                self._begin(RunLayout(self._home / run.run_id))
+            case WorkerStarted() as worker:
+                self._pids[worker.rank] = worker.pid
+                self._nodes[worker.rank] = worker.node
+            case ClusterReady() as cluster:
+                self._address = cluster.address
+            case GangResized():
+                self._pids.clear()  # the ranks are assigned again
+            case RecoveryStarted():
+                self._pids.clear()
+                if self._brake is not None:  # a worker was lost because it was slow, which must not happen
+                    self._lift()
+                    self.tally.give_up()
+            case WorkerSlow() as worker:
+                self._slow = self._slow | {worker.rank} if worker.slow else self._slow - {worker.rank}
+            case StateChanged(state) if state in ENDED:
                 self._lift()
-                self.tally.give_up()
-        elif event.kind is EventKind.WORKER_SLOW:
-            rank = int(fields["rank"])
-            self._slow = self._slow | {rank} if fields["slow"] else self._slow - {rank}
-        elif event.kind is EventKind.STATE_CHANGED and RunState(fields["state"]) in ENDED:
-            self._lift()
         if self.tally.known:
             self._lift()
+
+    def _begin(self, layout: RunLayout) -> None:
+        """A driver has taken up the run."""
+        self._pids.clear()
+        if self._means.network is not None:  # another driver's cluster has nodes at the same places
+            self._means.network.mend()
+        self._layout = layout
+        if self._means.fills_disk and self._disk is None:
+            self._disk = Disk(Path(self._place(layout)))
 
     def on_step(self, report: StepReport) -> None:
         """Strike where it is time to."""

@@ -30,7 +30,7 @@ from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
-from orchestrator.domain.events import Observer
+from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.scaling import ScaleDesk
@@ -39,9 +39,10 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.gang.elastic.resize_policy import Wait, lineup, replaced_later, worth_telling
 from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
-from orchestrator.gang.elastic.scale_requests import Emit, ScaleRequests
+from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
@@ -394,13 +395,12 @@ class GangDriver:
     def _fitting_nodes(self) -> list[NodeCapacity]:
         return fitting_nodes(self._require_cluster().nodes(), self.request)
 
-    def train(
-        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
-    ) -> GenerationOutcome | None:
+    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], bus: EventBus) -> GenerationOutcome | None:
         """Run `entry` on the gang; None if it was stopped before it began."""
         if not self._arrived():
             return None
-        return self._require_gang().run(entry, plan, readable, [*observers, self.planned], self._stopped)
+        bus.add("scale requests", self.planned)
+        return self._require_gang().run(entry, plan, readable, bus, self._stopped)
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""

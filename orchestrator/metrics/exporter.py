@@ -19,7 +19,29 @@ from prometheus_client.registry import Collector
 
 from orchestrator import __version__
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointRestored,
+    CheckpointSaved,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    GangResized,
+    GangWaiting,
+    NodeDraining,
+    NumericFaultFound,
+    RecoveryFinished,
+    RunState,
+    ScaleAnswered,
+    ScaleState,
+    StateChanged,
+    TrainingPlanned,
+    WarningIssued,
+    WorkerFailed,
+    WorkerHung,
+)
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
@@ -79,75 +101,71 @@ class MetricsObserver:
         if durability is not None:
             self.registry.register(DurabilityCollector(self._common, durability))
         self._set(metric_catalog.RUN_INFO, 1, __version__)
-        self._set_state(RunState.PREPARING.value)
+        self._set_state(RunState.PREPARING)
         self._checkpoint_s = clock()
         age = self._gauges[metric_catalog.CHECKPOINT_AGE.name].labels(*self._common)
         age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
         """Update what the event changes."""
-        fields = event.fields
-        match event.kind:
-            case EventKind.STATE_CHANGED:
-                self._set_state(str(fields.get("state")))
+        match event.body:
+            case StateChanged(state):
+                self._set_state(state)
                 self._set(metric_catalog.MISSING_WORKERS, 0)  # the event that follows says how many
-            case EventKind.PLAN:
-                self._set(metric_catalog.TOTAL_STEPS, fields.get("total_steps"))
-                self._set(metric_catalog.WORKERS, fields.get("world_size"))
-            case EventKind.DATA_PROGRESS:
-                self._set(metric_catalog.DATA_DONE, fields.get("done_bytes"))
-                self._set(metric_catalog.DATA_TOTAL, fields.get("total_bytes"))
-            case EventKind.DATA_READY:
-                self._set(metric_catalog.DATA_TOKENS, fields.get("tokens"))
-                self._set(metric_catalog.DATA_DOCUMENTS, fields.get("documents"))
-                self._set(metric_catalog.DATA_BAD, fields.get("bad_records"))
-                self._set(metric_catalog.DATA_SAMPLES, fields.get("train_samples"), "train")
-                self._set(metric_catalog.DATA_SAMPLES, fields.get("validation_samples"), "validation")
-            case EventKind.EVAL:
-                self._set(metric_catalog.VALIDATION_LOSS, fields.get("loss"))
-            case EventKind.CHECKPOINT_SAVED:
+            case TrainingPlanned() as plan:
+                self._set(metric_catalog.TOTAL_STEPS, plan.total_steps)
+                self._set(metric_catalog.WORKERS, plan.world_size)
+            case DataProgress() as data:
+                self._set(metric_catalog.DATA_DONE, data.done_bytes)
+                self._set(metric_catalog.DATA_TOTAL, data.total_bytes)
+            case DataReady() as ready:
+                self._set(metric_catalog.DATA_TOKENS, ready.tokens)
+                self._set(metric_catalog.DATA_DOCUMENTS, ready.documents)
+                self._set(metric_catalog.DATA_BAD, ready.bad_records)
+                self._set(metric_catalog.DATA_SAMPLES, ready.train_samples, "train")
+                self._set(metric_catalog.DATA_SAMPLES, ready.validation_samples, "validation")
+            case EvalFinished() as evaluation:
+                self._set(metric_catalog.VALIDATION_LOSS, evaluation.loss)
+            case CheckpointSaved() as saved:
                 self._checkpoint_s = event.time_s
                 self._count(metric_catalog.CHECKPOINTS, 1)
-                self._count(metric_catalog.CHECKPOINT_BYTES, fields.get("bytes"))
-                self._count(metric_catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
-                self._set(metric_catalog.CHECKPOINT_STEP, fields.get("step"))
-            case EventKind.CHECKPOINT_FAILED:
+                self._count(metric_catalog.CHECKPOINT_BYTES, saved.bytes)
+                self._count(metric_catalog.CHECKPOINT_SECONDS, saved.seconds)
+                self._set(metric_catalog.CHECKPOINT_STEP, saved.step)
+            case CheckpointFailed():
                 self._count(metric_catalog.CHECKPOINT_FAILURES, 1)
-            case EventKind.CHECKPOINT_RESTORED:
+            case CheckpointRestored():
                 self._count(metric_catalog.CHECKPOINT_RESTORES, 1)
-            case EventKind.CHECKPOINT_REJECTED:
+            case CheckpointRejected():
                 self._count(metric_catalog.CHECKPOINT_REJECTIONS, 1)
-            case EventKind.WARNING:
+            case WarningIssued():
                 self._count(metric_catalog.WARNINGS, 1)
             case _:
                 self._on_trouble(event)
 
     def _on_trouble(self, event: Event) -> None:
         """What has to do with lost workers, bad numbers and changes of size."""
-        fields = event.fields
-        match event.kind:
-            case EventKind.WORKER_FAILED:
+        match event.body:
+            case WorkerFailed():
                 self._count(metric_catalog.WORKER_FAILURES, 1)
-            case EventKind.WORKER_HUNG:
+            case WorkerHung():
                 self._count(metric_catalog.HANGS, 1)
-            case EventKind.RECOVERED:
+            case RecoveryFinished() as recovery:
                 self._count(metric_catalog.RECOVERIES, 1)
-                self._count(metric_catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
-                seconds = float(fields.get("seconds") or 0.0)
-                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
-            case EventKind.RESIZED:
+                self._count(metric_catalog.RECOMPUTED_STEPS, recovery.steps_recomputed)
+                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(recovery.seconds)
+            case GangResized():
                 self._count(metric_catalog.RESIZES, 1)
-            case EventKind.NUMERIC_FAULT:
-                self._count(metric_catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
-                self._count(metric_catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
-            case EventKind.SCALE:
-                if fields.get("state") == "accepted":
-                    self._set(metric_catalog.TARGET_WORKERS, fields.get("workers"))
-            case EventKind.NODE_DRAINING:
+            case NumericFaultFound() as found:
+                self._count(metric_catalog.NUMERIC_FAULTS, 1, found.fault.value)
+                self._count(metric_catalog.SKIPPED_SAMPLES, found.skipped_count)
+            case ScaleAnswered(state=ScaleState.ACCEPTED) as answer:
+                self._set(metric_catalog.TARGET_WORKERS, answer.workers)
+            case NodeDraining():
                 self._count(metric_catalog.DRAINING_NODES, 1)
-            case EventKind.WAITING:
-                self._set(metric_catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
-                self._set(metric_catalog.WORKERS, fields.get("have"))
+            case GangWaiting() as waiting:
+                self._set(metric_catalog.MISSING_WORKERS, waiting.need - waiting.have)
+                self._set(metric_catalog.WORKERS, waiting.have)
 
     def on_step(self, report: StepReport) -> None:
         """Update the figures of the last step and what is counted."""
@@ -180,9 +198,9 @@ class MetricsObserver:
             self._set(metric_catalog.RESERVED, rank.memory.reserved_bytes, label)
             self._set(metric_catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
 
-    def _set_state(self, state: str) -> None:
+    def _set_state(self, state: RunState) -> None:
         for known in RunState:
-            self._set(metric_catalog.RUN_STATE, 1 if known.value == state else 0, known.value)
+            self._set(metric_catalog.RUN_STATE, int(known is state), known.value)
 
     def _set(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float):

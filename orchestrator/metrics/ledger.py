@@ -12,7 +12,23 @@ from math import isfinite
 from typing import Any
 
 from orchestrator.atomic_files import read_json, write_json
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointRestored,
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    EventBody,
+    ModelExported,
+    RecoveryStarted,
+    RunState,
+    StateChanged,
+    WorkerFailed,
+    WorkerPhase,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.lineage import Lineage
@@ -55,20 +71,10 @@ _PHASES = {
     "export": Category.EXPORTING,
 }
 _STATES = {
-    RunState.STARTING.value: Category.STARTING_WORKERS,
-    RunState.RECOVERING.value: Category.RECOVERING,
-    RunState.WAITING.value: Category.WAITING,
+    RunState.STARTING: Category.STARTING_WORKERS,
+    RunState.RECOVERING: Category.RECOVERING,
+    RunState.WAITING: Category.WAITING,
 }
-_MEASURED = {
-    EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,
-    EventKind.DATA_READY: Category.PREPARING_DATA,
-    EventKind.EVAL: Category.EVALUATING,
-    EventKind.CHECKPOINT_SAVED: Category.CHECKPOINTING,
-    EventKind.CHECKPOINT_FAILED: Category.CHECKPOINTING,
-    EventKind.CHECKPOINT_RESTORED: Category.RESTORING,
-    EventKind.EXPORTED: Category.EXPORTING,
-}
-"""Events that say, when something is over, how many seconds it took."""
 
 
 class Ledger:
@@ -113,32 +119,34 @@ class Ledger:
         """Take an event that is known at `now_s`; its own time counts where it is plausible."""
         self._advance(min(event.time_s, now_s))
         recovering = self._current is Category.RECOVERING
-        in_background = event.fields.get("write_seconds") is not None  # its step has said how long training stood
-        if (category := _MEASURED.get(event.kind)) is not None and not recovering and not in_background:
-            taken = self._carve(category, _number(event.fields.get("seconds")))
+        measured = None if recovering else _measured(event.body)
+        if measured is not None:
+            category, seconds = measured
+            taken = self._carve(category, seconds if isfinite(seconds) else 0.0)
             if category is Category.CHECKPOINTING:
                 self._step_checkpoint_s += taken
-        if event.kind is EventKind.DATA_PROGRESS:
-            self._switch(Category.PREPARING_DATA)
-        elif event.kind in (EventKind.CLUSTER_READY, EventKind.DATA_READY):
-            # Whichever comes last, it is the workers that are waited for then.
-            self._switch(Category.STARTING_WORKERS)
-        elif event.kind is EventKind.WORKER_PHASE:
-            # Every phase of a recovery is the recovery's. Its first step ends it, or the export if no step is left.
-            phase = _PHASES.get(str(event.fields.get("phase")), Category.OTHER)
-            if not recovering or phase is Category.EXPORTING:
-                self._switch(phase)
-        elif event.kind is EventKind.STATE_CHANGED:
-            self._enter(str(event.fields.get("state")))
-        elif event.kind is EventKind.WORKER_FAILED and self._current is Category.TRAINING:
-            self._close(Category.LOST)
-            self._switch(Category.OTHER)
-        elif event.kind is EventKind.CHECKPOINT_RESTORED and "step" in event.fields:
-            self._lineage.go_on_from(int(_number(event.fields["step"])))
-        elif event.kind is EventKind.RECOVERY_STARTED and "from_step" in event.fields:
-            self._lineage.go_on_from(int(_number(event.fields["from_step"])))
+        match event.body:
+            case DataProgress():
+                self._switch(Category.PREPARING_DATA)
+            case ClusterReady() | DataReady():
+                # Whichever comes last, it is the workers that are waited for then.
+                self._switch(Category.STARTING_WORKERS)
+            case WorkerPhase() as entered:
+                # Every phase of a recovery is the recovery's. Its first step ends it, or the export if no step is left.
+                phase = _PHASES.get(entered.phase, Category.OTHER)
+                if not recovering or phase is Category.EXPORTING:
+                    self._switch(phase)
+            case StateChanged(state):
+                self._enter(state)
+            case WorkerFailed() if self._current is Category.TRAINING:
+                self._close(Category.LOST)
+                self._switch(Category.OTHER)
+            case CheckpointRestored() as restored:
+                self._lineage.go_on_from(restored.step)
+            case RecoveryStarted() as recovery:
+                self._lineage.go_on_from(recovery.from_step)
 
-    def _enter(self, state: str) -> None:
+    def _enter(self, state: RunState) -> None:
         """The run's state has changed; `running` says nothing that the phases do not say better."""
         if state in (RunState.FAILED, RunState.RECOVERING) and self._current is Category.TRAINING:
             self._close(Category.LOST)
@@ -221,8 +229,7 @@ class LedgerRecorder:
     def on_event(self, event: Event) -> None:
         with self._lock:
             self.ledger.on_event(event, self._clock())
-        state_changed = event.kind is EventKind.STATE_CHANGED
-        self._write(force=state_changed)
+        self._write(force=isinstance(event.body, StateChanged))
 
     def on_step(self, report: StepReport) -> None:
         with self._lock:
@@ -251,5 +258,22 @@ class LedgerRecorder:
                 print(f"warning: cannot write {self._path}: {error.strerror}", file=sys.stderr)
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else 0.0
+def _measured(body: EventBody) -> tuple[Category, float] | None:
+    """What an event says to have taken how many seconds, when that is over; None if it does not."""
+    match body:
+        case ClusterReady():
+            return Category.STARTING_CLUSTER, body.seconds
+        case DataReady():
+            return Category.PREPARING_DATA, body.seconds
+        case EvalFinished():
+            return Category.EVALUATING, body.seconds
+        case CheckpointSaved() if body.write_seconds is not None:
+            return None  # written in the background: its step has reported how long training was paused
+        case CheckpointSaved() | CheckpointFailed():
+            return Category.CHECKPOINTING, body.seconds
+        case CheckpointRestored():
+            return Category.RESTORING, body.seconds
+        case ModelExported():
+            return Category.EXPORTING, body.seconds
+        case _:
+            return None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.events import DevicePlanned
 from orchestrator.planner.device_memory import (
     Assumptions,
     DeviceNeed,
@@ -19,16 +20,16 @@ SHOWN_PARTS = 6
 MOST_TIMES_WORKERS = 64
 
 
-def planned_fields(need: DeviceNeed, micro_batch: int, room: DeviceRoom) -> dict[str, object]:
-    """Fields of the event `device.planned`."""
-    return {
-        "micro_batch": micro_batch,
-        "need_bytes": need.total_bytes(micro_batch),
-        "parts": need.parts(micro_batch),
-        "free_bytes": room.free_bytes,
-        "total_bytes": room.total_bytes,
-        "device": room.name,
-    }
+def device_planned(need: DeviceNeed, micro_batch: int, room: DeviceRoom) -> DevicePlanned:
+    """The event of a plan for workers on GPUs of which the smallest has `room`."""
+    return DevicePlanned(
+        micro_batch=micro_batch,
+        need_bytes=need.total_bytes(micro_batch),
+        parts=need.parts(micro_batch),
+        free_bytes=room.free_bytes,
+        total_bytes=room.total_bytes,
+        device=room.name,
+    )
 
 
 def parts_text(parts: dict[str, int]) -> str:

@@ -9,9 +9,10 @@ node fewer where one was lost.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.events import VaultsPlanned
 from orchestrator.planner.host_memory import PROCESS_BYTES, memory_need
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.zero_memory import zero_memory
@@ -39,11 +40,10 @@ class VaultNeed:
     total_bytes: int
     """All vaults together."""
 
-    def to_json(self) -> dict[str, int]:
-        """Fields of the event `vaults.planned`."""
-        value = asdict(self)
-        del value["total_bytes"]
-        return value
+    @property
+    def planned(self) -> VaultsPlanned:
+        """The event that reports it."""
+        return VaultsPlanned(self.cell_bytes, self.copies, self.node_bytes, self.recovery_bytes)
 
 
 def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> VaultNeed | None:

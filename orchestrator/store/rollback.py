@@ -1,8 +1,7 @@
 """Which checkpoint a run goes on from: the newest one, or after a numeric fault an older one, without some samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest
 from orchestrator.checkpoint.storage.checkpoint_catalog import (
@@ -14,7 +13,7 @@ from orchestrator.checkpoint.storage.checkpoint_catalog import (
 )
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_storage
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointRejected, Emit, WarningIssued
 from orchestrator.domain.policy.numeric import (
     HINT_DIVERGED,
     NumericFault,
@@ -29,9 +28,6 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.store.checkpoint_places import checkpoint_places
 from orchestrator.store.skip_file import order_of, read_skips, write_skips
 
-Tell = Callable[[EventKind, dict[str, Any]], None]
-"""Takes an event's kind and fields."""
-
 HINT_STOPPED = (
     "its last checkpoint is kept, but the same samples give the same fault: start anew with a lower train.lr or a "
     "longer train.warmup_steps, or with recovery.on_nan: rollback_and_skip"
@@ -39,7 +35,7 @@ HINT_STOPPED = (
 
 
 def resume_point(
-    layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
+    layout: RunLayout, storage: str | None, batch: int, emit: Emit, below: int | None = None
 ) -> FoundCheckpoint | None:
     """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
     no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
@@ -59,7 +55,7 @@ def resume_point(
 
     def reject(place: str, reason: str) -> None:
         rejected.append(f"{place.rpartition('/')[2]}: {reason}")
-        tell(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
+        emit(CheckpointRejected(place, reason))
 
     places = [open_storage(place) for place in checkpoint_places(layout, storage)]
     whole = [found for place in places if (found := newest_valid(place, reject, objection)) is not None]
@@ -85,7 +81,7 @@ class Rollback:
 
 
 def answer_fault(
-    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, emit: Emit
 ) -> Rollback | Refusal:
     """Do what `recovery.on_nan` says to a numeric fault, and tell of it. Forming the gang again is the caller's.
 
@@ -97,23 +93,23 @@ def answer_fault(
         action, answer = "stop", Refusal(fault.text, HINT_STOPPED)
     else:
         try:
-            answer = roll_back(layout, fault, spec, in_memory, now_s, tell)
+            answer = roll_back(layout, fault, spec, in_memory, now_s, emit)
         except (OSError, StorageError) as error:
             reason = f"{fault.text}, and the rollback cannot be recorded: {error}"
             answer = Refusal(reason, f"make {layout.root} writable, or make room on its disk")
     skip = None
     if isinstance(answer, Rollback):
         action, skip = "rollback", answer.skip
-    tell(EventKind.NUMERIC_FAULT, fault.event_fields(action, skip))
+    emit(fault.event(action, skip))
     if skip is not None:
         again = f"from step {skip.from_step}" if skip.from_step else "from the beginning"
         left_out = f"without samples [{skip.first}, {skip.end}) of the order"
-        tell(EventKind.WARNING, {"message": f"{fault.text}: rolled back, going on {again} {left_out}"})
+        emit(WarningIssued(f"{fault.text}: rolled back, going on {again} {left_out}"))
     return answer
 
 
 def roll_back(
-    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, emit: Emit
 ) -> Rollback | Refusal:
     """Decide where a run goes back to after `fault`, remove newer checkpoints and record what is left out; or say why
     it must not. Damaged checkpoints are told of. Raises OSError, StorageError.
@@ -126,7 +122,7 @@ def roll_back(
     if refusal is not None:
         return refusal
     storage = open_storage(layout.checkpoint_place(spec.checkpoint.storage))
-    found = _state(storage, fault, before, in_memory, tell)
+    found = _state(storage, fault, before, in_memory, emit)
     if found is None:
         again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
         older = " older than the one gone back to already" if again else ""
@@ -147,7 +143,7 @@ def roll_back(
 
 
 def _state(
-    storage: Storage, fault: NumericFault, before: tuple[Skip, ...], in_memory: Sequence[int], tell: Tell
+    storage: Storage, fault: NumericFault, before: tuple[Skip, ...], in_memory: Sequence[int], emit: Emit
 ) -> tuple[str | None, int] | None:
     """The checkpoint chosen, read whole, and its step; None in its place: in memory, or the beginning (step 0).
 
@@ -170,7 +166,7 @@ def _state(
         except CheckpointError as error:
             if silent(error):
                 raise
-            tell(EventKind.CHECKPOINT_REJECTED, {"path": whole.pop(step).place, "reason": error.message})
+            emit(CheckpointRejected(whole.pop(step).place, error.message))
             continue
         return whole[step].place, step
     return None

@@ -8,9 +8,8 @@ import torch
 
 from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import FaultInjected, FaultKind, WarningIssued
 from orchestrator.domain.policy.numeric import (
-    FaultKind,
     Injection,
     NumericFault,
     SpikeBound,
@@ -82,13 +81,12 @@ class NumericGuard:
         return kept
 
     def _tell(self, fault: NumericFault) -> None:
-        self._context.session.report_event(EventKind.NUMERIC_FAULT, fault.event_fields("continue"))
+        self._context.session.report_event(fault.event("continue"))
         done = "training goes on" if fault.kind is FaultKind.SPIKE else "the update was left out, training goes on"
-        self._context.session.report_event(EventKind.WARNING, {"message": f"{fault.text}: {done}"})
+        self._context.session.report_event(WarningIssued(f"{fault.text}: {done}"))
 
     def _own_up(self, injection: Injection) -> None:
-        fields = {"fault": injection.kind, "step": injection.step, "rank": injection.rank}
-        self._context.session.report_event(EventKind.FAULT_INJECTED, fields)
+        self._context.session.report_event(FaultInjected(injection.kind, injection.step, injection.rank))
 
 
 def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:

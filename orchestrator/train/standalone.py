@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -21,11 +20,13 @@ from orchestrator.atomic_files import read_json, replace_directory
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import DataProgress, Event, EventBody
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, TrainPlan
 from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.gpu_fit import GpuFit
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class StandaloneSession:
     def __init__(self, rank: int, world_size: int, local_rank: int, store: "Store | None") -> None:
         self._rank, self._world_size, self._local_rank = rank, world_size, local_rank
         self._store = store
-        self.observers: list[Observer] = []
+        self.bus = EventBus()
         self.stop = threading.Event()
 
     @property
@@ -69,13 +70,10 @@ class StandaloneSession:
         return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
     def report_step(self, report: StepReport) -> None:
-        for observer in self.observers:
-            observer.on_step(report)
+        self.bus.publish(report)
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in self.observers:
-            observer.on_event(event)
+    def report_event(self, body: EventBody) -> None:
+        self.bus.emit(body)
 
     def beat(self, step: int, phase: Phase) -> None:
         """Nobody watches."""
@@ -147,10 +145,10 @@ class LinePrinter:
     """Observer that prints one line a step and one an event."""
 
     def on_event(self, event: Event) -> None:
-        if event.kind is EventKind.DATA_PROGRESS:
+        if isinstance(event.body, DataProgress):
             return
-        fields = " ".join(f"{key}={value}" for key, value in event.fields.items())
-        print(f"{event.kind.value}: {fields}", flush=True)
+        fields = " ".join(f"{key}={value}" for key, value in encode_body(event.body).items())
+        print(f"{event.body.kind}: {fields}", flush=True)
 
     def on_step(self, report: StepReport) -> None:
         norm = "-" if report.grad_norm is None else f"{report.grad_norm:.3f}"
@@ -222,7 +220,7 @@ def _run(options: argparse.Namespace) -> int:
 
         room = smallest_room(session, device_room(worker_device(session, gpus)))  # before hours of tokenising
     if session.rank == 0:
-        session.observers = _observers(RunLayout(run_dir))
+        _record(session.bus, RunLayout(run_dir))
         if options.resume is None:
             _check_base(job)
     fitting = GpuFit(job.spec, session.report_event)
@@ -263,11 +261,13 @@ def _check_base(job: "LoadedJob") -> None:
         raise at_value(job, error) from error
 
 
-def _observers(layout: RunLayout) -> list[Observer]:
+def _record(bus: EventBus, layout: RunLayout) -> None:
+    """In the run's directory, and as lines on stdout."""
     from orchestrator.metrics.run_recorder import RunRecorder
 
     layout.root.mkdir(parents=True, exist_ok=True)
-    return [RunRecorder(layout), LinePrinter()]
+    bus.add("the recorder", RunRecorder(layout), essential=True)
+    bus.add("the printer", LinePrinter(), essential=True)
 
 
 def _prepared(job: "LoadedJob", session: StandaloneSession, run_dir: Path) -> Path:

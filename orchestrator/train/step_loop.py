@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.checkpoint.storage.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_storage
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, WarningIssued
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.policy.replay import check_replay
 from orchestrator.domain.run_layout import RunLayout
@@ -227,7 +227,7 @@ class TrainLoop:
         evaluation = evaluate(self._context, step)
         self._evaluation = evaluation
         if evaluation is not None and self._context.session.rank == 0:
-            self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))
+            self._context.session.report_event(evaluation.event(step))
 
     @property
     def _saves_last(self) -> bool:
@@ -284,7 +284,7 @@ class TrainLoop:
             return False
         if session.rank == 0:
             message = f"storage {self._place} fails: the checkpoint of step {progress.step} is in the run's directory"
-            session.report_event(EventKind.WARNING, {"message": message})
+            session.report_event(WarningIssued(message))
         return True
 
     def _try_to_save(self, progress: SaveProgress, storage: Storage | None) -> bool:
@@ -308,16 +308,15 @@ class TrainLoop:
             return False
         self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
-            fields = {
-                "step": progress.step,
-                "path": saved.path,
-                "bytes": saved.size_bytes,
-                "seconds": saved.seconds,
-                "write_seconds": None,
-                "world_size": context.session.world_size,
-                "stage": context.spec.zero.stage,
-            }
-            context.session.report_event(EventKind.CHECKPOINT_SAVED, fields)
+            event = CheckpointSaved(
+                step=progress.step,
+                path=saved.path,
+                bytes=saved.size_bytes,
+                seconds=saved.seconds,
+                world_size=context.session.world_size,
+                stage=context.spec.zero.stage,
+            )
+            context.session.report_event(event)
         return True
 
     def _store(self, outcome: StepOutcome, extra: dict[str, Any], started: float) -> bool:
@@ -326,17 +325,17 @@ class TrainLoop:
         if not self._protection.store(outcome, self._place, extra):
             return False
         if context.session.rank == 0:
-            fields = {
-                "step": outcome.step,
-                "place": self._place,
-                "world_size": context.session.world_size,
-                "stage": context.spec.zero.stage,
-                "seconds": time.perf_counter() - started,
-            }
-            context.session.report_event(EventKind.CHECKPOINT_STARTED, fields)
+            event = CheckpointStarted(
+                step=outcome.step,
+                place=self._place,
+                world_size=context.session.world_size,
+                stage=context.spec.zero.stage,
+                seconds=time.perf_counter() - started,
+            )
+            context.session.report_event(event)
         return True
 
     def _report_failure(self, step: int, place: str, error: StorageError, seconds: float) -> None:
         if self._context.session.rank == 0:
-            fields = {"step": step, "place": place, "reason": error.message, "fault": error.fault.value}
-            self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})
+            event = CheckpointFailed(step, place, error.message, error.fault.value, seconds)
+            self._context.session.report_event(event)

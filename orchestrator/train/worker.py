@@ -13,7 +13,7 @@ from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, o
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
 from orchestrator.domain.engine_errors import find_cause
 from orchestrator.domain.errors import PeerLostError, UsageError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointRestored, TrainingPlanned, WarningIssued, WorkerPhase, WorkerStarted
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.spec.job import JobSpec
@@ -88,14 +88,9 @@ def blamed_on_peers(session: Session) -> Iterator[None]:
 
 
 def _tell_started(session: Session, device: Any, seconds: float) -> None:
-    fields = {
-        "rank": session.rank,
-        "node": session.node_ip,
-        "pid": os.getpid(),
-        "device": _device_name(device),
-        "seconds": seconds,
-    }
-    session.report_event(EventKind.WORKER_STARTED, fields)
+    session.report_event(
+        WorkerStarted(session.rank, session.node_ip, os.getpid(), _device_name(device), seconds),
+    )
 
 
 def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
@@ -120,15 +115,14 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
     if session.rank == 0:
         session.report_event(
-            EventKind.PLAN,
-            {
-                "world_size": session.world_size,
-                "shares": list(plan.shares),
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "total_steps": plan.total_steps,
-                "parameters": size.parameters,
-            },
+            TrainingPlanned(
+                world_size=session.world_size,
+                shares=plan.shares,
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                total_steps=plan.total_steps,
+                parameters=size.parameters,
+            )
         )
     session.beat(0, Phase.BUILD)
     sized = partial(shape_of, model, size.parameters)
@@ -217,7 +211,7 @@ def _warn_of_precision(context: "TrainContext") -> None:
 
     message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
     if message is not None:
-        context.session.report_event(EventKind.WARNING, {"message": message})
+        context.session.report_event(WarningIssued(message))
 
 
 def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
@@ -244,14 +238,13 @@ def _restore(context: "TrainContext") -> "SaveProgress":
         progress, source = load_checkpoint(context.engine, session, plan.resume_from), plan.resume_from
     if session.rank == 0:
         session.report_event(
-            EventKind.CHECKPOINT_RESTORED,
-            {
-                "step": progress.step,
-                "path": source,
-                "seconds": time.perf_counter() - started,
-                "saved_world_size": progress.saved_world_size,
-                "world_size": session.world_size,
-            },
+            CheckpointRestored(
+                step=progress.step,
+                path=source,
+                seconds=time.perf_counter() - started,
+                saved_world_size=progress.saved_world_size,
+                world_size=session.world_size,
+            )
         )
     return progress
 
@@ -259,7 +252,7 @@ def _restore(context: "TrainContext") -> "SaveProgress":
 def _phase(session: Session, phase: Phase, step: int = 0) -> None:
     session.beat(step, phase)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase.value})
+        session.report_event(WorkerPhase(0, phase.value))
 
 
 def _set_threads(spec: JobSpec) -> None:

@@ -39,7 +39,7 @@ def job(source: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def prepared(spec: dict[str, Any], directory: Path) -> PreparedData:
     valid = JobSpec.model_validate(spec)
-    return prepare(valid, directory, directory / "cache", LocalExecutor(0), lambda kind, fields: None)
+    return prepare(valid, directory, directory / "cache", LocalExecutor(0), lambda body: None)
 
 
 def tokens_of(found: PreparedData, name: str = "s0.train") -> list[int]:
@@ -104,7 +104,7 @@ from orchestrator.spec.job import JobSpec
 
 spec = JobSpec.model_validate(json.loads(sys.argv[1]))
 try:
-    found = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None)
+    found = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda body: None)
     print(json.dumps({"manifest": found.manifest.to_json(), "cached": found.cached, "directory": str(found.directory)}))
 except DataError as error:
     print(json.dumps({"message": error.message, "hint": error.hint}))

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from orchestrator.clusters.ray.node_processes import descendants
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, GangResized, RecoveryFinished, RecoveryStarted
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.policy.scorecard import DrillFault, Scorecard, strike_steps
@@ -98,9 +98,9 @@ class Soaker(Injector):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RECOVERY_STARTED:
-            say(f"{event.time_s:.0f} fault {len(self.tally.results)}: {event.fields['cause'][:100]}")
-        if event.kind in (EventKind.RECOVERED, EventKind.RESIZED):
+        if isinstance(event.body, RecoveryStarted):
+            say(f"{event.time_s:.0f} fault {len(self.tally.results)}: {event.body.cause[:100]}")
+        if isinstance(event.body, RecoveryFinished | GangResized):
             self._replace()
 
     def _replace(self) -> None:

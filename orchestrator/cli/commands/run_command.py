@@ -172,7 +172,7 @@ class _Ended:
 
 
 class _Sheltered:
-    """An observer whose failures are told once and go no further: a display must not end a run."""
+    """The display, as an observer: its first failure is printed, because it can no longer show it itself."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -187,10 +187,11 @@ class _Sheltered:
     def _call(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception as error:  # noqa: BLE001  # whatever it is, training matters more
+        except Exception as error:
             if not self._failed:
                 self._failed = True
                 print(f"warning: the display failed and may be wrong: {error!r}", file=sys.stderr)
+            raise  # the run goes on: its event bus isolates the display
 
 
 def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:

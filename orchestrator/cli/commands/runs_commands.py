@@ -96,8 +96,8 @@ def show(run: str, home: Path, as_json: bool) -> None:
     from orchestrator.cli.display.run_facts import facts, text
 
     record = RunStore(home).read(run)
-    value = facts(record)
-    click.echo(json.dumps(finite(value), indent=2) if as_json else text(record, value, time.time()))
+    found = facts(record)
+    click.echo(json.dumps(finite(found.to_json()), indent=2) if as_json else text(found, time.time()))
 
 
 @click.command()

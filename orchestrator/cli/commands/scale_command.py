@@ -9,7 +9,8 @@ import click
 
 from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.scaling import ScaleAnswer, ScaleState, check_workers
+from orchestrator.domain.events import ScaleState
+from orchestrator.domain.scaling import ScaleAnswer, check_workers
 from orchestrator.store.run_store import RunStore
 from orchestrator.store.scale_files import answers, ask
 

@@ -1,4 +1,4 @@
-"""`convoy validate` and `convoy schema`: a job file checked without starting anything."""
+"""`convoy validate` and `convoy schema`: a job file checked without starting anything, and what files may hold."""
 
 import json
 import sys
@@ -68,16 +68,24 @@ def _print_problems(error: SpecError) -> None:
 
 
 @click.command()
-def schema() -> None:
+@click.option("--events", is_flag=True, help="The JSON Schema of a line of events.jsonl instead.")
+def schema(events: bool) -> None:
     """Print the JSON Schema of job files.
 
     Editors complete keys from it: a job names it in its first line,
-    `# yaml-language-server: $schema=job.schema.json`.
+    `# yaml-language-server: $schema=job.schema.json`. With --events it is the schema of the events that a run writes to
+    events.jsonl and that `convoy run --json` prints.
 
     \b
-    Example:
+    Examples:
       convoy schema > job.schema.json
+      convoy schema --events > events.schema.json
     """
+    if events:
+        from orchestrator.domain.events.event_schema import events_schema
+
+        print(json.dumps(events_schema(), indent=2))
+        return
     from orchestrator.spec.describe.schema import schema_text
 
     sys.stdout.write(schema_text())

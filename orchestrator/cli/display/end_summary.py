@@ -20,11 +20,11 @@ def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
     """The end of a run that reached its last step."""
     lines = ["", f"Run {layout.run_id} succeeded: {_trained(view)}", *_losses(view), "", *_places(view, layout)]
     if view.sample:
-        lines += ["", "Sample:", *_indented(str(view.sample.get("text", "")))]
+        lines += ["", "Sample:", *_indented(view.sample.text)]
     run = layout.run_id
     lines += ["", "Next:"]
     if view.exported:
-        prompt = shlex.quote(str(view.sample.get("prompt") or "The"))
+        prompt = shlex.quote(view.sample.prompt if view.sample is not None else "The")
         lines.append(f"  {command(f'convoy generate {run} --prompt {prompt}', home)}")
     lines.append(f"  {command(f'convoy show {run}', home)}")
     lines.append(f"  {command(f'convoy data verify {run}', home)}")
@@ -90,9 +90,9 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
     if view.recoveries:
         lines.append(f"  recovered   {formatting.recoveries(view.recoveries)}; see {layout.incidents}")
     if view.exported:
-        lines.append(f"  model       {view.exported.get('path')}  ({formatting.size(view.exported.get('bytes'))})")
+        lines.append(f"  model       {view.exported.path}  ({formatting.size(view.exported.bytes)})")
     if view.checkpoints:
-        lines.append(f"  checkpoint  {view.checkpoints[-1].get('path')}")
+        lines.append(f"  checkpoint  {view.checkpoints[-1].path}")
     if view.last is not None:
         lines.append(f"  steps       {layout.steps}")
     if layout.logs.is_dir():
@@ -103,9 +103,9 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
 def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
     # Which checkpoint it goes on from is the service's to find; without one it would start from step 1.
     if view.left_in_memory:
-        until = formatting.when(float(view.left_in_memory["until_s"]))
+        until = formatting.when(view.left_in_memory.until_s)
         return [
-            f"Go on from step {view.left_in_memory['step']}, which its nodes keep in memory until {until}:",
+            f"Go on from step {view.left_in_memory.step}, which its nodes keep in memory until {until}:",
             f"  {command(f'convoy run --resume {layout.run_id}', home)}",
         ]
     resumable = bool(view.checkpoints or view.resumed_from_step) or (

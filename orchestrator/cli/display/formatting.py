@@ -1,10 +1,11 @@
 """Figures as text: sizes, times, counts, small graphs. Pure; widths are in characters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+
+from orchestrator.domain.events import AcceptedChange, RecoveryFinished
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 DASH = "-"
@@ -99,15 +100,15 @@ def bar(share: float, width: int) -> str:
     return "█" * filled + "░" * (width - filled)
 
 
-def recoveries(finished: Sequence[Mapping[str, Any]]) -> str:
-    """`2 times, 13.4 s and 7 steps made again in all`, from the fields of `recovery.finished` events."""
-    seconds = sum(float(each.get("seconds") or 0.0) for each in finished)
-    steps = sum(int(each.get("steps_recomputed") or 0) for each in finished)
+def recoveries(finished: Sequence[RecoveryFinished]) -> str:
+    """`2 times, 13.4 s and 7 steps made again in all`."""
+    seconds = sum(each.seconds for each in finished)
+    steps = sum(each.steps_recomputed for each in finished)
     times = "once" if len(finished) == 1 else f"{len(finished)} times"
     return f"{times}, {duration(seconds)} and {steps} step{'s' if steps != 1 else ''} made again in all"
 
 
-def changes(found: Sequence[Mapping[str, Any]], limit: int = 5) -> list[str]:
-    """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line each, from the event `run.changes_accepted`."""
-    lines = [printable(f"{each.get('part')}: {each.get('what')}") for each in found[:limit]]
+def changes(found: Sequence[AcceptedChange], limit: int = 5) -> list[str]:
+    """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line for each."""
+    lines = [printable(f"{each.part}: {each.what}") for each in found[:limit]]
     return lines + ([f"and {len(found) - limit} more"] if len(found) > limit else [])

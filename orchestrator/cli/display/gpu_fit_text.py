@@ -1,9 +1,7 @@
 """What is said of the memory that training takes on GPUs, and of what losing a node costs. Text only."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from orchestrator.cli.display import formatting
+from orchestrator.domain.events import DevicePlanned, SnapshotsPlanned
 from orchestrator.planner.device_fit import parts_text
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import ModelShape, known_config, known_vocab_size, model_shape
@@ -11,34 +9,30 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
 
 
-def planned(fields: Mapping[str, Any]) -> str:
-    """From the fields of `device.planned`."""
-    parts = {str(name): int(size) for name, size in (fields.get("parts") or {}).items()}
-    device = f" of the smallest {fields.get('device')}" if fields.get("device") else " of the smallest GPU"
+def planned(event: DevicePlanned) -> str:
+    """What a worker is expected to use on its GPU."""
     return (
-        f"{formatting.size(fields.get('need_bytes'))} expected of "
-        f"{formatting.size(fields.get('total_bytes'))}{device}, "
-        f"{formatting.size(fields.get('free_bytes'))} free, at a micro batch of {fields.get('micro_batch')}: "
-        f"{parts_text(parts)}"
+        f"{formatting.size(event.need_bytes)} expected of {formatting.size(event.total_bytes)} of the smallest "
+        f"{event.device or 'GPU'}, {formatting.size(event.free_bytes)} free, at a micro batch of {event.micro_batch}: "
+        f"{parts_text(event.parts)}"
     )
 
 
-def node_loss(fields: Mapping[str, Any]) -> str:
-    """From the fields of `snapshots.planned`."""
-    interval_s, steps = fields.get("interval_s"), fields.get("interval_steps")
-    every = (
-        f"every {steps} step{'s' if steps != 1 else ''}" if steps else f"about every {formatting.duration(interval_s)}"
-    )
-    copies = f"each worker's {formatting.size(fields.get('state_bytes'))} are copied to memory {every}"
-    if fields.get("read_s") is None:
+def node_loss(event: SnapshotsPlanned) -> str:
+    """What the loss of a node is expected to cost."""
+    steps = event.interval_steps
+    every = f"about every {formatting.duration(event.interval_s)}"
+    if steps:
+        every = f"every {steps} step{'s' if steps != 1 else ''}"
+    copies = f"each worker's {formatting.size(event.state_bytes)} are copied to memory {every}"
+    if event.read_s is None:
         return f"repeats all steps since the last checkpoint: no copies are kept on other nodes; {copies}"
-    repeated_s = fields.get("repeated_s")
     repeated = "the steps since the newest copy"
-    if repeated_s is not None:
-        repeated = f"up to {formatting.duration(repeated_s)} of training, at least a step,"
+    if event.repeated_s is not None:
+        repeated = f"up to {formatting.duration(event.repeated_s)} of training, at least a step,"
     return (
-        f"repeats {repeated} and takes {formatting.duration(fields.get('read_s'))} to read the state from peers; "
-        f"{copies}, and sent to peers in {formatting.duration(fields.get('sent_s'))}"
+        f"repeats {repeated} and takes {formatting.duration(event.read_s)} to read the state from peers; "
+        f"{copies}, and sent to peers in {formatting.duration(event.sent_s)}"
     )
 
 

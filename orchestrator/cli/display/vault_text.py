@@ -1,38 +1,34 @@
 """What is said of the state that a run keeps in the memory of its nodes. Text only."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from orchestrator.cli.display import formatting, gpu_fit_text
+from orchestrator.domain.events import VaultsAdopted, VaultsKept, VaultsPlanned
 from orchestrator.planner.vault_memory import spread_evenly, vault_need
 from orchestrator.spec.job import JobSpec
 
 
-def planned(fields: Mapping[str, Any]) -> str:
-    """From the fields of `vaults.planned`."""
-    copies = int(fields.get("copies") or 0)
+def planned(event: VaultsPlanned) -> str:
+    """How much memory the vaults use."""
+    copies = event.copies
     where = f"own node and {_nodes(copies, 'other ')}" if copies else "own node only"
     return (
-        f"{formatting.size(fields.get('node_bytes'))} of state on a node, "
-        f"{formatting.size(fields.get('recovery_bytes'))} for a moment in a recovery; each worker's on its {where}"
+        f"{formatting.size(event.node_bytes)} of state on a node, "
+        f"{formatting.size(event.recovery_bytes)} for a moment in a recovery; each worker's on its {where}"
     )
 
 
-def adopted(fields: Mapping[str, Any]) -> str:
-    """From the fields of `vaults.adopted`."""
-    step, vaults = fields.get("step"), int(fields.get("vaults") or 0)
+def adopted(event: VaultsAdopted) -> str:
+    """What a resume took over."""
+    step, ended = event.step, event.workers_ended
     holds = f"step {step} is whole there" if step is not None else "no step is whole there"
-    text = f"the memory of {_nodes(vaults)} that the driver before left; {holds}"
-    ended = int(fields.get("workers_ended") or 0)
+    text = f"the memory of {_nodes(event.vaults)} that the driver before left; {holds}"
     return text + (f"; {ended} of its workers had to be ended" if ended else "")
 
 
-def kept(fields: Mapping[str, Any]) -> str:
-    """From the fields of `vaults.kept`."""
-    vaults = int(fields.get("vaults") or 0)
+def kept(event: VaultsKept) -> str:
+    """What stays in memory after the end of a run."""
     return (
-        f"step {fields.get('step')} stays in the memory of {_nodes(vaults)} until "
-        f"{formatting.when(float(fields.get('until_s') or 0.0))}: resume the run before that"
+        f"step {event.step} stays in the memory of {_nodes(event.vaults)} until "
+        f"{formatting.when(event.until_s)}: resume the run before that"
     )
 
 
@@ -45,7 +41,7 @@ def estimate(spec: JobSpec) -> str | None:
         return None
     nodes = workers if spec.cluster.address is not None else spec.cluster.nodes or 1
     need = vault_need(spec, shape, spread_evenly(workers, nodes))
-    return None if need is None else f"about {planned(need.to_json())}"
+    return None if need is None else f"about {planned(need.planned)}"
 
 
 def _nodes(count: int, which: str = "") -> str:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from statistics import median
 from typing import Any, Literal
 
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.events import FaultKind, NumericFaultFound
 
 NORMAL_DEVIATION = 1.4826
 """Makes the median absolute deviation an estimate of a normal distribution's standard deviation (Rousseeuw & Croux,
@@ -18,14 +18,6 @@ WINDOW_STEPS = 1000
 """Rollbacks are counted within as many steps."""
 SPIKE_FACTOR = 100.0
 """What an injected spike multiplies one rank's loss by."""
-
-
-class FaultKind(StrEnum):
-    """What was wrong."""
-
-    LOSS = "loss_not_finite"
-    GRADIENT = "gradient_not_finite"
-    SPIKE = "loss_spike"
 
 
 @dataclass(frozen=True)
@@ -55,17 +47,25 @@ class NumericFault:
             f"the {what} is {shown} at step {self.step}{where} (samples [{self.first_position}, {last}) of the order)"
         )
 
-    def event_fields(self, action: str, skip: "Skip | None" = None) -> dict[str, Any]:
-        """Fields of a `numeric.fault` event. `action`: rollback, stop, give_up or continue; `skip`: of a rollback."""
-        value = self.to_json()
-        return {
-            "fault": value.pop("kind"),
-            **value,
-            "action": action,
-            "from_step": skip.from_step if skip is not None else None,
-            "skipped_first": skip.first if skip is not None else None,
-            "skipped_count": skip.count if skip is not None else None,
-        }
+    def event(self, action: str, skip: "Skip | None" = None) -> NumericFaultFound:
+        """The event that reports it. `action`: rollback, stop, give_up or continue; `skip`: of a rollback."""
+        return NumericFaultFound(
+            fault=self.kind,
+            step=self.step,
+            first_position=self.first_position,
+            count=self.count,
+            value=self.value if math.isfinite(self.value) else str(self.value),
+            rank=self.rank,
+            action=action,
+            from_step=skip.from_step if skip is not None else None,
+            skipped_first=skip.first if skip is not None else None,
+            skipped_count=skip.count if skip is not None else None,
+        )
+
+    @classmethod
+    def of(cls, found: NumericFaultFound) -> "NumericFault":
+        """The fault that an event reports. Raises ValueError if its value is text that is no number."""
+        return cls(found.fault, found.step, found.first_position, found.count, float(found.value), found.rank)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; a value that JSON has no number for is text."""

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, EventBody
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.domain.step_report import StepReport
@@ -94,8 +93,8 @@ class RaySession:
     def report_step(self, report: StepReport) -> None:
         self._outbox.put(report)
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self._outbox.put(Event(kind, time.time(), dict(fields)))
+    def report_event(self, body: EventBody) -> None:
+        self._outbox.put(Event(body, time.time()))
 
     def leave(self) -> Leave:
         return self._leave

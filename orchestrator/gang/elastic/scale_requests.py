@@ -2,19 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Emit, Event, NodeDraining, ScaleAnswered, ScaleState, WarningIssued
 from orchestrator.domain.scaling import (
     ScaleAnswer,
     ScaleDesk,
     ScaleRequest,
-    ScaleState,
     check_workers,
     fewest_workers,
 )
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from orchestrator.gang.group.worker_handle import WorkerHandle
 
 LOOK_S = 0.5
-
-Emit = Callable[[EventKind, dict[str, Any]], None]
 
 
 class ScaleRequests:
@@ -74,8 +71,8 @@ class ScaleRequests:
         return self._read_request(members) or bool(fresh)
 
     def warn(self, message: str) -> None:
-        """Tell the observers of something that does not end the run."""
-        self._emit(EventKind.WARNING, {"message": message})
+        """Publish a warning."""
+        self._emit(WarningIssued(message))
 
     def on_event(self, event: Event) -> None:
         """Steps are what is waited for."""
@@ -92,14 +89,14 @@ class ScaleRequests:
     def _tell_draining(self, node_id: str, members: Sequence["WorkerHandle"]) -> None:
         there = [member for member in members if member.hello.node_id == node_id]
         deadline_s = self.draining[node_id]
-        fields = {
-            "node": node_id,
-            "address": there[0].hello.node_ip if there else None,
-            "ranks": [member.rank for member in there if member.lives],
-            "deadline_s": deadline_s,
-            "notice_s": deadline_s - time.time() if deadline_s is not None else None,
-        }
-        self._emit(EventKind.NODE_DRAINING, fields)
+        draining = NodeDraining(
+            node=node_id,
+            address=there[0].hello.node_ip if there else None,
+            ranks=tuple(member.rank for member in there if member.lives),
+            deadline_s=deadline_s,
+            notice_s=deadline_s - time.time() if deadline_s is not None else None,
+        )
+        self._emit(draining)
 
     def _read_request(self, members: Sequence["WorkerHandle"]) -> bool:
         request = self._desk.newest()
@@ -130,16 +127,7 @@ class ScaleRequests:
 
     def _say(self, request: ScaleRequest, state: ScaleState, message: str, step: int | None) -> None:
         self._desk.answer(ScaleAnswer(request.id, request.workers, state, message, step))
-        fields: Mapping[str, Any] = {
-            "id": request.id,
-            "by": request.by,
-            "asked_s": request.asked_s,
-            "workers": request.workers,
-            "state": state.value,
-            "message": message,
-            "step": step,
-        }
-        self._emit(EventKind.SCALE, dict(fields))
+        self._emit(ScaleAnswered(request.id, request.by, request.asked_s, request.workers, state, message, step))
 
 
 def _workers(count: int) -> str:

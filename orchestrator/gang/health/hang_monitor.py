@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import CheckpointSaved, WarningIssued, WorkerHung
 from orchestrator.domain.policy.hang import (
     ALL_STORAGE_S,
     STORAGE_S,
@@ -30,6 +30,7 @@ from orchestrator.gang.agent.process_activity import BLOCKED_S, BlockedThreads, 
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
 from orchestrator.gang.vaults.vault_clients import VaultClients, node_answers
+from orchestrator.metrics.event_bus import EventBus
 
 PAUSE_S = 1.0
 """A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
@@ -55,13 +56,13 @@ class HangMonitor:
         self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._checkpoints_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._members: Sequence[WorkerHandle] = ()
-        self._observers: Sequence[Observer] = ()
+        self._bus = EventBus()
         self._layout = RunLayout(Path())
         self._begin_s = 0.0
 
-    def begin(self, members: Sequence[WorkerHandle], run_dir: str, observers: Sequence[Observer]) -> None:
+    def begin(self, members: Sequence[WorkerHandle], run_dir: str, bus: EventBus) -> None:
         """Watch another generation."""
-        self._members, self._observers, self._layout = members, observers, RunLayout(Path(run_dir))
+        self._members, self._bus, self._layout = members, bus, RunLayout(Path(run_dir))
         self._begin_s = self._step_s = time.monotonic()
         self._last: StepReport | None = None
         self._beats: dict[int, tuple[_Beat, float]] = {}
@@ -99,11 +100,11 @@ class HangMonitor:
         suspects = [rank for rank in finding.culprits or silent if rank in silent]
         return all(self._eyes.node_lives(members[rank], list(members.values()), pulses) for rank in suspects)
 
-    def take_checkpoint(self, fields: dict[str, Any]) -> None:
-        """A checkpoint was saved (`checkpoint.saved`). Only those that training stood still for are measured: one that
+    def take_checkpoint(self, saved: CheckpointSaved) -> None:
+        """A checkpoint was saved. Only those that training stood still for are measured: one that
         the vaults wrote costs training a moment, whatever its size."""
-        if fields.get("write_seconds") is None:
-            self._checkpoints_s.append(float(fields["seconds"]))
+        if saved.write_seconds is None:
+            self._checkpoints_s.append(saved.seconds)
 
     def _take_step(self, last: StepReport | None, now_s: float) -> None:
         if last is None or last is self._last:
@@ -142,24 +143,24 @@ class HangMonitor:
                 f"no progress for {finding.still_s:.0f} s: the storage of worker {ranks} does not answer; "
                 f"the gang waits for it, {limit_s:.0f} s at most"
             )
-            self._tell(EventKind.WARNING, {"message": message})
+            self._bus.emit(WarningIssued(message))
 
     def _give_up(self, finding: Finding, members: dict[int, WorkerHandle], now_s: float) -> None:
         """Write the stacks down, tell, and end the culprits' processes; all of them where nobody can be named."""
         directory = self._write_stacks(members)
         for rank in finding.culprits or (None,):
             step, _, phase, _ = max(beat for beat, _ in self._beats.values()) if rank is None else self._beats[rank][0]
-            fields = {
-                "rank": rank,
-                "node": None if rank is None else members[rank].hello.node_ip,
-                "step": step,
-                "phase": phase.value,
-                "seconds": finding.still_s,
-                "reason": finding.reason,
-                "stacks": directory,
-                "stack": None if rank is None else _shown(self._eyes.taken.get(rank)),
-            }
-            self._tell(EventKind.WORKER_HUNG, fields)
+            hung = WorkerHung(
+                rank=rank,
+                node=None if rank is None else members[rank].hello.node_ip,
+                step=step,
+                phase=phase.value,
+                seconds=finding.still_s,
+                reason=finding.reason,
+                stacks=directory,
+                stack=None if rank is None else _shown(self._eyes.taken.get(rank)),
+            )
+            self._bus.emit(hung)
         message = f"no progress for {finding.still_s:.1f} s: {finding.reason};"
         for rank in finding.culprits or tuple(members):
             members[rank].take_hang(message, now_s)
@@ -176,14 +177,9 @@ class HangMonitor:
                 title = f"worker {rank}, process {member.hello.pid} on {member.hello.host}"
                 (directory / f"rank-{rank}.txt").write_text(f"{title}\n\n{taken.text}\n", encoding="utf-8")
         except OSError as error:
-            self._tell(EventKind.WARNING, {"message": f"stacks could not be written: {error.strerror}: {directory}"})
+            self._bus.emit(WarningIssued(f"stacks could not be written: {error.strerror}: {directory}"))
             return None
         return str(directory.relative_to(self._layout.root))
-
-    def _tell(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in self._observers:
-            observer.on_event(event)
 
 
 class _Eyes:

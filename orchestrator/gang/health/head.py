@@ -9,11 +9,11 @@ reason, unless the head is back in time.
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.clusters.ray.ports import listens
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import Emit, WarningIssued
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
 
 TELL_S = 3.0
@@ -54,7 +54,7 @@ class Silence(Protocol):
 class Head:
     """Of one run's cluster. For the driver's thread."""
 
-    def __init__(self, address: str, silence: Silence, local: bool, emit: Callable[[EventKind, dict[str, Any]], None]):
+    def __init__(self, address: str, silence: Silence, local: bool, emit: Emit):
         """`address`: of the GCS; `local`: the cluster is the driver's own."""
         self._address, self._silence, self._local, self._emit = address, silence, local, emit
         self._told = False
@@ -80,18 +80,18 @@ class Head:
         if now is Course.GO_ON:
             if self._told and not self.silent:
                 self._told = False
-                self._emit(EventKind.WARNING, {"message": f"the head of the cluster at {self._address} answers again"})
+                self._emit(WarningIssued(f"the head of the cluster at {self._address} answers again"))
             return False
         if not self._told:
             self._told = True
-            self._emit(EventKind.WARNING, {"message": self._message()})
+            self._emit(WarningIssued(self._message()))
         return now in (Course.PARK, Course.END)
 
     def outlast(self, saves: CheckpointCommitter | None, stopped: Callable[[], bool]) -> None:
         """As `require`, after seeing the checkpoints that are being written to their end, as far as there is time."""
         if self.silent and saves is not None:
             for event in saves.end(self.left_s):
-                self._emit(event.kind, dict(event.fields))
+                self._emit(event.body)
         self.require(stopped)
 
     def require(self, stopped: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.storage.storage import StorageError, StorageFault, open_storage
 from orchestrator.checkpoint.survey.surveyor import VaultContact
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, Event
 from orchestrator.domain.policy.cadence import checkpoint_interval_s
 from orchestrator.lasting_thread import LastingThread
 
@@ -63,9 +63,9 @@ class Pacer:
         self._last_s = now_s
         return True
 
-    def take(self, fields: dict[str, Any]) -> None:
-        """One was saved (`checkpoint.saved`)."""
-        self._cost = (float(fields["seconds"]), float(fields.get("write_seconds") or 0.0))
+    def take(self, saved: CheckpointSaved) -> None:
+        """One was saved."""
+        self._cost = (saved.seconds, saved.write_seconds or 0.0)
 
 
 class CheckpointCommitter:
@@ -75,7 +75,8 @@ class CheckpointCommitter:
         """`contacts`: how to reach the vaults there are now."""
         self._contacts, self._rule, self._spec_hash = contacts, rule, spec_hash
         self._pending: queue.Queue[_PendingCommit] = queue.Queue()
-        self._ended: queue.Queue[Event] = queue.Queue()
+        self._ended: queue.Queue[tuple[int, Event]] = queue.Queue()
+        """Steps and the events of those that came to an end."""
         self._open: list[int] = []
         """Steps of those that were begun and whose event has not been fetched."""
         self._place = ""
@@ -84,18 +85,18 @@ class CheckpointCommitter:
         """When a part of one was last seen to be written."""
         self._thread: LastingThread | None = None
 
-    def begin(self, generation: int, fields: dict[str, Any]) -> None:
-        """Rank 0 said that the vaults of a generation are writing (`checkpoint.started`)."""
-        self._open.append(int(fields["step"]))
-        self._place = str(fields["place"])
+    def begin(self, generation: int, started: CheckpointStarted) -> None:
+        """Rank 0 said that the vaults of a generation are writing."""
+        self._open.append(started.step)
+        self._place = started.place
         self._pending.put(
             _PendingCommit(
                 generation,
-                int(fields["step"]),
-                str(fields["place"]),
-                int(fields["world_size"]),
-                int(fields["stage"]),
-                float(fields["seconds"]),
+                started.step,
+                started.place,
+                started.world_size,
+                started.stage,
+                started.seconds,
                 time.monotonic(),
             )
         )
@@ -112,9 +113,9 @@ class CheckpointCommitter:
         events = []
         with contextlib.suppress(queue.Empty):
             while True:
-                event = self._ended.get_nowait()
-                if int(event.fields["step"]) in self._open:  # else it was given up
-                    self._open.remove(int(event.fields["step"]))
+                step, event = self._ended.get_nowait()
+                if step in self._open:  # else it was given up
+                    self._open.remove(step)
                     events.append(event)
         return events
 
@@ -142,7 +143,7 @@ class CheckpointCommitter:
         except Exception as error:  # noqa: BLE001  # a save without an end would be waited for
             reason = f"checkpoint of step {save.step}: {type(error).__name__}: {error}"
             event = _failed(save.step, save.place, reason, StorageFault.OTHER, save.stall_s)
-        self._ended.put(event)
+        self._ended.put((save.step, event))
         return True
 
     def _see_through(self, save: _PendingCommit) -> Event:
@@ -160,16 +161,16 @@ class CheckpointCommitter:
         except CheckpointError as error:
             fault = error.fault if isinstance(error, StorageError) else StorageFault.OTHER
             return _failed(save.step, save.place, error.message, fault, save.stall_s)
-        fields = {
-            "step": save.step,
-            "path": storage.place(name),
-            "bytes": manifest.size_bytes,
-            "seconds": save.stall_s,
-            "write_seconds": time.monotonic() - save.since_s,
-            "world_size": save.world_size,
-            "stage": save.stage,
-        }
-        return Event(EventKind.CHECKPOINT_SAVED, time.time(), fields)
+        saved = CheckpointSaved(
+            step=save.step,
+            path=storage.place(name),
+            bytes=manifest.size_bytes,
+            seconds=save.stall_s,
+            write_seconds=time.monotonic() - save.since_s,
+            world_size=save.world_size,
+            stage=save.stage,
+        )
+        return Event(saved, time.time())
 
     def _progressed(self) -> None:
         self._progress_s = time.monotonic()
@@ -209,5 +210,4 @@ class CheckpointCommitter:
 
 
 def _failed(step: int, place: str, reason: str, fault: StorageFault, seconds: float) -> Event:
-    fields = {"step": step, "place": place, "reason": reason, "fault": fault.value, "seconds": seconds}
-    return Event(EventKind.CHECKPOINT_FAILED, time.time(), fields)
+    return Event(CheckpointFailed(step, place, reason, fault.value, seconds), time.time())

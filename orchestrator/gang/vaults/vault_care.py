@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import Event, WarningIssued
+from orchestrator.metrics.event_bus import EventBus
 
 VAULT_TIMEOUT_S = 30.0
 """From the workers' being there to training without a vault that does not start: an overloaded host takes long."""
@@ -21,7 +22,7 @@ AGAIN_S = 10.0
 LONGEST_S = 600.0
 
 
-def protect(gang: Any, observers: Sequence[Observer], stopped: Callable[[], bool]) -> None:
+def protect(gang: Any, bus: EventBus, stopped: Callable[[], bool]) -> None:
     """Give every member its node's vault, and every vault its peers. Who has none trains on unprotected, until one
     comes."""
     vaults = gang.vaults
@@ -30,8 +31,7 @@ def protect(gang: Any, observers: Sequence[Observer], stopped: Callable[[], bool
     expected = [node_id for node_id in gang.node_ids() if node_id not in gang.planned.draining]
     for node_id in vaults.wait(expected, VAULT_TIMEOUT_S, stopped):
         message = f"no vault on node {node_id[:8]} yet: its workers' state is not kept in memory until it comes"
-        for observer in observers:
-            observer.on_event(_warning(message))
+        bus.emit(WarningIssued(message))
     gang.shield()
     now_s = time.monotonic()
     for member in gang.members:
@@ -142,4 +142,4 @@ class VaultCare:
 
 
 def _warning(message: str) -> Event:
-    return Event(EventKind.WARNING, time.time(), {"message": message})
+    return Event(WarningIssued(message), time.time())

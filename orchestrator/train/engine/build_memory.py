@@ -12,7 +12,7 @@ import torch
 from orchestrator.domain.device import CUDA
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import WantOfMemoryError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import Session
 from orchestrator.planner.device_fit import build_problem, remedies
 from orchestrator.planner.device_memory import device_need
@@ -39,7 +39,7 @@ def tell_room(session: Session, device: torch.device) -> DeviceRoom | None:
     which would count as others'. None on a CPU."""
     room = device_room(device) if device.type == CUDA else None
     if room is not None and room.is_shared:
-        session.report_event(EventKind.WARNING, {"message": _shared_text(session, room)})
+        session.report_event(WarningIssued(_shared_text(session, room)))
     return room
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import FaultInjected
 from orchestrator.train.train_context import TrainContext
 
 LARGEST_BYTES = 16 << 20
@@ -39,7 +39,7 @@ class OomInjection:
             yield
             return
         session, device = self._context.session, self._context.device
-        session.report_event(EventKind.FAULT_INJECTED, {"fault": "oom", "step": step, "rank": session.rank})
+        session.report_event(FaultInjected("oom", step, session.rank))
         time.sleep(TELL_S)
         with _device_full(device) if device.type == "cuda" else _address_space_full():
             yield

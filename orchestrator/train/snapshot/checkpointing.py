@@ -41,7 +41,7 @@ from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault, fault_of, is_url, remove_tree
 from orchestrator.domain.errors import CheckpointError, ConvoyError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import PeerState, Session
 from orchestrator.train.collectives.collective_timer import ticking_collectives
 from orchestrator.train.collectives.exchange import exchange_json
@@ -325,7 +325,7 @@ def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Col
     try:
         retain(place.storage or place.parent, rule, (step,), writing, session.progress)
     except CheckpointError as error:
-        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
+        session.report_event(WarningIssued(f"old checkpoints could not be removed: {error.message}"))
 
 
 # Restoring ----------------------------------------------------------------------------------------------------

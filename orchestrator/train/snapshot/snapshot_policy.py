@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 from orchestrator.checkpoint.storage.storage import is_url
 from orchestrator.data.samples.skipping_order import BatchOrder
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.policy.cadence import Cadence
 from orchestrator.domain.session import VaultAccess
 from orchestrator.domain.step_report import StepReport
@@ -179,8 +179,8 @@ class SnapshotPolicy:
             return
         if snapshots.slow is not None and not self._told_slow and session.local_rank == 0:
             self._told_slow = True
-            session.report_event(EventKind.WARNING, {"message": f"worker {session.rank}: {snapshots.slow}"})
+            session.report_event(WarningIssued(f"worker {session.rank}: {snapshots.slow}"))
         if snapshots.problem is not None and not self._told:
             self._told = True
             message = f"worker {session.rank}: state is not kept in memory: {snapshots.problem}"
-            session.report_event(EventKind.WARNING, {"message": message})
+            session.report_event(WarningIssued(message))

@@ -13,7 +13,8 @@ from orchestrator.cli.commands.runs_commands import show
 from orchestrator.cli.display.plain_display import describe
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import AcceptedChange, ChangesAccepted, Event
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.store.resume_check import ChangedError
 from tests.unit.data.corpora import Bench
 from tests.unit.data.trained import TrainedRun
@@ -65,13 +66,12 @@ def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedR
     run.bench.write("texts/zz.txt", "the convoy goes on " * 100)
     found, prepared = run.go_on(accept=True)
     run.train(prepared, 21, 30)
-    changes = [change.to_json() for change in found.changes]
-    event = Event(EventKind.CHANGES_ACCEPTED, 5.0, {"step": 20, "changes": changes})
-    told = describe(event, RunView())
+    accepted = ChangesAccepted(20, tuple(AcceptedChange(change.part, change.what) for change in found.changes))
+    told = describe(accepted, RunView())
     assert told == (
         "warning: going on after step 20 with what has changed: data: 1 file was added to texts/*.txt: texts/zz.txt"
     )
-    run.layout.events.write_text(json.dumps({"kind": event.kind.value, "time_s": 5.0, **event.fields}) + "\n")
+    run.layout.events.write_text(json.dumps(encode_event(Event(accepted, 5.0))) + "\n")
     shown = CliRunner().invoke(show, ["last", *home(run)]).output
     assert re.search(r"changed +\S+ \S+, accepted, in force after step 20:\n +data: 1 file was added", shown)
     verified = CliRunner().invoke(data, ["verify", "last", *home(run)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.errors import BrokenDeviceError, PeerLostError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, WorkerPhase
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave
 from orchestrator.gang.agent import process_activity
@@ -16,6 +16,7 @@ from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_queue import Heartbeat, Published, ReportQueue
 from orchestrator.gang.agent.worker_actor import describe, worker_environment
 from orchestrator.gang.file_transfer import Files, FileServer
+from tests.events import body
 
 pytestmark = pytest.mark.unit
 
@@ -49,7 +50,7 @@ def test_lines_are_bounded_and_losses_counted(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_a_session_says(tmp_path: Path) -> None:
     worker, outbox = session(tmp_path)
-    worker.report_event(EventKind.WORKER_PHASE, {"rank": 1, "phase": "build"})
+    worker.report_event(body(WorkerPhase, rank=1, phase="build"))
     worker.publish("key", "value")
     items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)

@@ -5,12 +5,12 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.clusters.ray.processes import start_bound
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import Emit, WarningIssued
 
 VARIABLE = "CONVOY_FORK_SERVER"
 """`0`: workers start without one. A path: the socket of one that runs already."""
@@ -65,12 +65,12 @@ class ForkServer:
         """How many processes it was asked for and did not fork."""
         return self._read_status().refusals
 
-    def tell_bypassed(self, emit: Callable[[EventKind, dict[str, object]], None]) -> None:
+    def tell_bypassed(self, emit: Emit) -> None:
         """Report once, as a warning, that workers do not come from this server."""
         reason = self.bypassed()
         if reason is not None and not self._told:
             self._told = True
-            emit(EventKind.WARNING, {"message": f"worker processes start without the fork server: {reason}"})
+            emit(WarningIssued(f"worker processes start without the fork server: {reason}"))
 
     def _read_status(self) -> "Status":
         if self.status is not None:

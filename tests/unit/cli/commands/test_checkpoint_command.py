@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, read_manifest
 from orchestrator.cli.commands.checkpoint_command import checkpoint
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import CheckpointSaved, EvalFinished, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.resources import CheckpointSpec
 from orchestrator.store.checkpoint_retention import Retention
 from orchestrator.store.run_store import RunStore
+from tests.events import event
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 from tests.unit.spec.jobs_for_tests import BASE
 
@@ -95,15 +96,15 @@ def test_a_run_that_goes_on_is_left_alone(run: RunLayout) -> None:
 
 def test_the_driver_keeps_to_the_rule_of_the_spec(run: RunLayout) -> None:
     retention = Retention(run, CheckpointSpec(keep_last=1, keep_every=10))
-    retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    retention.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
     elsewhere = Retention(run, CheckpointSpec(keep_last=1, storage="/somewhere"))
-    elsewhere.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    elsewhere.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
     retention = Retention(run, CheckpointSpec(keep_last=1))
-    retention.on_event(Event(EventKind.EVAL, 0.0, {"step": 30}))
+    retention.on_event(event(EvalFinished, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
-    retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    retention.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [30]
 
 

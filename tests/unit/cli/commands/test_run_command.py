@@ -83,7 +83,7 @@ DRIVER = textwrap.dedent(
     from dataclasses import dataclass
     from pathlib import Path
     from orchestrator.cli.commands import run_command as command
-    from orchestrator.domain.events import Event, EventKind, RunState
+    from orchestrator.domain.events import Event, RunCreated, RunState
     from orchestrator.store.run_store import RunStore
 
     @dataclass
@@ -99,7 +99,7 @@ DRIVER = textwrap.dedent(
     def drive(observers, stop):
         layout = RunStore(home).create("tiny")
         for observer in observers:
-            observer.on_event(Event(EventKind.RUN_CREATED, time.time(), {"run_id": layout.run_id}))
+            observer.on_event(Event(RunCreated(layout.run_id, "hash", "0.1"), time.time()))
         if behaviour == "fails":
             return Outcome(layout.run_id, layout.root, RunState.FAILED, "boom", 0, 1)
         if behaviour == "raises":
