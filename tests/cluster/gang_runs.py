@@ -17,12 +17,13 @@ import yaml
 
 from orchestrator.data.samples.data_verify import final_lineage, verify_run
 from orchestrator.data.samples.dataset import TokenDataset
-from orchestrator.domain.events import Event, EventBody, WorkerLog, WorkerStarted
+from orchestrator.domain.events import Event, EventBody, WarningIssued, WorkerLog, WorkerStarted
 from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.run_history import read_steps
+from tests.events import BROKEN_OBSERVERS
 
 ENTRIES = "tests.cluster.entries"
 
@@ -44,6 +45,8 @@ class Recording:
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
+        if isinstance(event.body, WarningIssued) and "failed and may be incomplete" in event.body.message:
+            BROKEN_OBSERVERS.append(event.body.message)
         if self._safe is not None and isinstance(event.body, self._safe[0]):
             self._safe[1].touch()
 

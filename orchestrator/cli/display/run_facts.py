@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.storage.storage import is_url
@@ -142,7 +141,7 @@ class RunFacts:
     ledger: JsonObject | None
     """`ledger.json`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """For programs; what the run's files do not hold is null or empty."""
         record, saved = self.record, zip(self.events.checkpoints, self.kept, strict=True)
         return {
