@@ -1,5 +1,5 @@
-"""A page for each lost worker and each rollback, `incidents/incident-NNN.md`: what happened, when, what was decided,
-what it cost."""
+"""A page for each lost worker and each rollback, `incidents/incident-NNN.md`: what happened and when, the decision,
+and the cost."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ SHOWN_LINES = 40
 
 @dataclass
 class _Incident:
-    """One that is being written down."""
+    """One that is being recorded."""
 
     number: int
     started: dict[str, Any]
@@ -26,7 +26,7 @@ class _Incident:
     timeline: list[tuple[float, str]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
     fault: NumericFault | None = None
-    """Why the run went back, where it lost no worker."""
+    """Why the run was rolled back, if it lost no worker."""
 
 
 class IncidentRecorder:
@@ -58,7 +58,7 @@ class IncidentRecorder:
             return
         elif event.kind is EventKind.RECOVERED:
             trained = fields["step"] > incident.started["from_step"]
-            over = f"step {fields['step']} finished: training goes on" if trained else "the model is exported"
+            over = f"step {fields['step']} finished: training continues" if trained else "the model is exported"
             incident.timeline.append((event.time_s, over))
             incident.finished = fields
             self._write(incident)
@@ -86,7 +86,7 @@ class IncidentRecorder:
         incident.timeline += [(item.time_s, f"worker {item.fields['rank']}: {item.fields['error']}") for item in failed]
         fields = event.fields
         without = f", without {_samples(skipped)}" if skipped else ""
-        decided = f"decided: go on from step {fields['from_step']} ({fields['source']}){without}"
+        decided = f"decided: continue from step {fields['from_step']} ({fields['source']}){without}"
         incident.timeline.append((event.time_s, decided))
         self._open = incident
         self._write(incident)
@@ -111,7 +111,7 @@ def _told(event: Event) -> str | None:
     fields = event.fields
     match event.kind:
         case EventKind.WORKER_STARTED:
-            return f"worker {fields['rank']} is there, process {fields['pid']} on {fields['node']}"
+            return f"worker {fields['rank']} started, process {fields['pid']} on {fields['node']}"
         case EventKind.WORKER_PHASE:
             return f"workers: {fields['phase']}"
         case EventKind.PLAN:
@@ -142,7 +142,7 @@ def page(incident: _Incident) -> str:
         "",
         "| what it cost | |",
         "| --- | --- |",
-        f"| steps made again | {int(started['step']) - int(started['from_step'])} |",
+        f"| steps recomputed | {int(started['step']) - int(started['from_step'])} |",
         f"| from detection to the next finished step | {_cost(finished)} |",
         *([f"| left out | {_samples(started['skipped'])} |"] if started.get("skipped") else []),
         "",

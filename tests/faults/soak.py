@@ -155,7 +155,7 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
 def text(card: Scorecard, seconds: float) -> str:
     """By fault: how many, and what they cost."""
     lines = [
-        "| fault | times | detected | next step, median (worst) | steps made again, at most |",
+        "| fault | times | detected | next step, median (worst) | steps recomputed, at most |",
         "|---|---|---|---|---|",
     ]
     for fault, times in sorted(Counter(result.fault for result in card.faults).items()):

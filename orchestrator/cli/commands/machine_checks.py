@@ -202,8 +202,8 @@ def _built_operators(now_s: float) -> Iterator[Check]:
         except FileNotFoundError:
             continue
         stale = age_s > STALE_LOCK_S
-        text = f"{lock} is {formatting.clock(age_s)} old" + ("" if stale else ": a build is going on")
-        hint = f"left by a build that was killed; every start waits for it: rm {lock}" if stale else None
+        text = f"{lock} is {formatting.clock(age_s)} old" + ("" if stale else ": a build is in progress")
+        hint = f"left by a killed build; every start waits for it: rm {lock}" if stale else None
         yield Check("operators", "lock", "missing" if stale else "info", text, hint)
 
 

@@ -22,11 +22,11 @@ _DATA_PHASES = {
     "tokenizer": "training the tokenizer",
     "tokenize": "tokenizing",
     "index": "indexing",
-    "compare": "comparing the files with those of the run",
+    "compare": "comparing the files with those that the run used",
 }
 _WORKER_PHASES = {
     "import": "importing the engine",
-    "rendezvous": "meeting each other",
+    "rendezvous": "rendezvous",
     "build": "building the model",
     "restore": "restoring the checkpoint",
 }
@@ -42,7 +42,7 @@ ANNOUNCED = {
     EventKind.DEVICE_PLANNED: "dim",
     EventKind.SNAPSHOTS_PLANNED: "dim",
 }
-"""Events whose line stays above the display, and its style: the state in the title is gone a second later."""
+"""Events whose line remains above the display, and its style: the state in the title changes a second later."""
 
 
 class LiveDisplay:
@@ -67,19 +67,19 @@ class LiveDisplay:
         )
 
     def start(self) -> None:
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start(refresh=True)
 
     def stop(self) -> None:
-        """Draw a last time and leave it standing."""
+        """Draw a last time and leave the lines on the terminal."""
         self._live.stop()
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
+        """Show that the run is being stopped."""
         self._stopping_s = self._clock()
 
     def on_event(self, event: Event) -> None:
-        """Take an event; warnings are printed above the display and stay."""
+        """Take an event; warnings are printed above the display and remain there."""
         with self._lock:
             self.view.on_event(event)
         if event.kind is EventKind.WARNING:
@@ -120,9 +120,9 @@ def draw(
     if view.state == "waiting":
         title.append(f"  {view.reason}", style="bold yellow")
     if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
-        title.append("  stopping (again to force)", style="bold yellow")
+        title.append("  stopping (press again to force)", style="bold yellow")
     stages = Table.grid(padding=(0, 1))
-    # On a narrow terminal the columns that may wrap give way: the text alone may, and is cut instead.
+    # On a narrow terminal only the text column may shrink; it is cut.
     stages.add_column(no_wrap=True)
     stages.add_column(no_wrap=True, min_width=8)
     stages.add_column()
@@ -155,7 +155,7 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
         case "workers":
             doing = "" if over else _WORKER_PHASES.get(view.worker_phase, "starting")
             count = view.plan.get("world_size")
-            return Text(doing or (f"{count} of them" if count else ""))
+            return Text(doing or (f"{count} workers" if count else ""))
         case "build":
             return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
@@ -195,7 +195,7 @@ def _figures(view: RunView) -> RenderableType:
 
 
 def figures(view: RunView) -> list[tuple[str, str]]:
-    """What is said of the steps so far: (name, value)."""
+    """Figures of the steps so far: (name, value)."""
     if view.last is None:
         return []
     shown = [("loss", formatting.loss(view.last.loss))]
@@ -225,9 +225,9 @@ def data_progress(view: RunView, now_s: float) -> str:
 
 
 def changes_text(event: Event) -> str:
-    """`warning: going on after step 100 with what has changed: data: ...; code: ...`."""
+    """`warning: continuing after step 100 with changed inputs: data: ...; code: ...`."""
     found = "; ".join(formatting.changes(event.fields.get("changes") or []))
-    return f"warning: going on after step {event.fields.get('step')} with what has changed: {found}"
+    return f"warning: continuing after step {event.fields.get('step')} with changed inputs: {found}"
 
 
 def data_ready(view: RunView) -> str:
@@ -264,14 +264,15 @@ def model_text(view: RunView) -> str:
 
 
 def planned_text(event: Event) -> str:
-    """`node 1a2b3c4d goes in 30 s: workers 2, 3 there`, or what was said to who asked for another number of workers."""
+    """`node 1a2b3c4d is draining, deadline in 30 s: workers 2, 3 leave it`, or the answer to `convoy scale`."""
     fields = event.fields
     if event.kind is EventKind.SCALE:
         return f"scale ({fields.get('by')}): {fields.get('message')}"
     notice_s, ranks = fields.get("notice_s"), fields.get("ranks") or []
-    when = f"goes in {formatting.duration(max(0.0, notice_s))}" if notice_s is not None else "is about to go"
-    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else "none of our workers"
-    return f"node {str(fields.get('node'))[:8]} {when}: {whose} there"
+    when = "is draining" + ("" if notice_s is None else f", deadline in {formatting.duration(max(0.0, notice_s))}")
+    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else None
+    leaving = f"{whose} leave{'s' if len(ranks) == 1 else ''} it" if whose else "it has no workers of this run"
+    return f"node {str(fields.get('node'))[:8]} {when}: {leaving}"
 
 
 def skipped(event: Event) -> str:

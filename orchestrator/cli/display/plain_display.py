@@ -1,4 +1,4 @@
-"""Displays for what is not a terminal: lines of text, or events as JSON."""
+"""Displays for output that is not a terminal: lines of text, or events as JSON."""
 
 import json
 import sys
@@ -39,11 +39,11 @@ ALWAYS_TOLD = frozenset(
     }
 )
 LINE_INTERVAL_S = 5.0
-"""Steps and data progress are told at most this often."""
+"""Steps and data progress are printed at most this often."""
 
 
 class PlainDisplay:
-    """Observer that writes a line when something happens, and every few seconds while steps are made."""
+    """Observer that writes a line for each event, and every few seconds while training."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.time, show_progress: bool = True) -> None:
         self.view = RunView()
@@ -61,11 +61,11 @@ class PlainDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
-        self._say("stopping; once more to force")
+        """Print that the run is being stopped."""
+        self._say("stopping; press Ctrl-C again to force")
 
     def on_event(self, event: Event) -> None:
-        """Tell what a reader of a log wants to know."""
+        """Print the event if it belongs into a log."""
         self.view.on_event(event)
         if event.kind is EventKind.DATA_PROGRESS:
             if self._due():
@@ -76,7 +76,7 @@ class PlainDisplay:
             self._say(text)
 
     def on_step(self, report: StepReport) -> None:
-        """Tell of the first step, the last one, and one every few seconds between."""
+        """Print the first step, the last one, and one every few seconds between."""
         self.view.on_step(report)
         first_or_last = self.view.first is report or report.step == self.view.total_steps
         if self._due() or (self._show_progress and first_or_last):
@@ -110,10 +110,10 @@ class JsonDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """The state that follows says it."""
+        """Nothing: the event of the state follows."""
 
     def on_event(self, event: Event) -> None:
-        """Print it, whatever kind it is."""
+        """Print it, of every kind."""
         self.view.on_event(event)
         self._print({"kind": event.kind.value, "time_s": event.time_s, **event.fields})
 
@@ -127,7 +127,7 @@ class JsonDisplay:
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """One line, at once. Whoever read it may have gone: a run goes on without being watched."""
+    """Write one line at once. If the reader is gone, the run continues without output."""
     try:
         stream.write(text + "\n")
         stream.flush()
@@ -158,14 +158,14 @@ def step_line(view: RunView) -> str:
 
 
 def waiting_text(event: Event) -> str:
-    """`waiting for nodes: 1 of 2 workers are there; the state of step 40 is kept`."""
+    """`waiting for nodes: 1 of 2 required workers available; the state of step 40 is kept`."""
     fields = event.fields
     kept = f"; the state of step {fields.get('step')} is kept" if fields.get("step") else ""
-    return f"waiting for nodes: {fields.get('have')} of {fields.get('need')} workers are there{kept}"
+    return f"waiting for nodes: {fields.get('have')} of {fields.get('need')} required workers available{kept}"
 
 
 def describe(event: Event, view: RunView) -> str | None:
-    """One line about an event; None where it is not worth one."""
+    """One line about an event; None if it is not worth one."""
     fields = event.fields
     match event.kind:
         case EventKind.RUN_CREATED:
@@ -193,7 +193,7 @@ def describe(event: Event, view: RunView) -> str | None:
             size, seconds = formatting.size(fields.get("bytes")), formatting.duration(fields.get("seconds"))
             return f"step {fields.get('step')}: checkpoint saved, {size} in {seconds}"
         case EventKind.CHECKPOINT_FAILED:
-            return f"warning: {fields.get('reason')}; training goes on"
+            return f"warning: {fields.get('reason')}; training continues"
         case EventKind.CHECKPOINT_RESTORED:
             return f"restored step {fields.get('step')} from {fields.get('path')}"
         case EventKind.CHECKPOINT_REJECTED:
@@ -206,7 +206,7 @@ def describe(event: Event, view: RunView) -> str | None:
             return f"warning: {fields.get('message')}"
         case EventKind.STATE_CHANGED:
             if fields.get("state") in (RunState.RECOVERING.value, RunState.WAITING.value):
-                return None  # an event of its own says more
+                return None  # a more specific event follows
             reason = fields.get("reason")
             return f"{fields.get('state')}" + (f": {reason}" if reason else "")
         case _:
@@ -214,26 +214,27 @@ def describe(event: Event, view: RunView) -> str | None:
 
 
 def _describe_recovery(event: Event) -> str | None:
-    """The same for what has to do with lost workers and changes of size."""
+    """The same for events of lost workers and changes of size."""
     fields = event.fields
     match event.kind:
         case EventKind.WORKER_SLOW:
             if not fields.get("slow"):
-                return f"worker {fields.get('rank')} keeps up again"
+                return f"worker {fields.get('rank')} is no longer slow"
             ratio = float(fields.get("ratio") or 0.0)
-            return f"worker {fields.get('rank')} is slow: {ratio:.1f} times the others' time, in {fields.get('phase')}"
+            slow = f"{ratio:.1f} times as long as the others, mostly in {fields.get('phase')}"
+            return f"worker {fields.get('rank')} is slow: {slow}"
         case EventKind.RECOVERY_STARTED:
-            return _going_on(fields)
+            return _continuing(fields)
         case EventKind.RECOVERED:
             again = int(fields.get("steps_recomputed") or 0)
             return (
                 f"recovered in {formatting.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
+                f"{again} step{'s' if again != 1 else ''} recomputed"
             )
         case EventKind.RESIZED:
             now, before = fields.get("world_size"), fields.get("before")
-            was = "others than before" if now == before else f"{before} before"
-            return f"step {fields.get('step')}: {now} workers from here, {was}"
+            was = "same size, different workers" if now == before else f"{before} before"
+            return f"step {fields.get('step')}: {now} workers from now on, {was}"
         case EventKind.SCALE | EventKind.NODE_DRAINING:
             return planned_text(event)
         case EventKind.WAITING:
@@ -254,10 +255,10 @@ def _describe_recovery(event: Event) -> str | None:
             return None
 
 
-def _going_on(fields: dict[str, Any]) -> str:
-    where = f"from step {fields.get('from_step')} out of {fields.get('source')}"
+def _continuing(fields: dict[str, Any]) -> str:
+    where = f"from step {fields.get('from_step')} ({fields.get('source')})"
     if fields.get("source") == "beginning":
         where = "from the beginning"
     if fields.get("skipped"):
-        return f"rolling back: going on {where}"
-    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"
+        return f"rolling back: continuing {where}"
+    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, continuing {where}"

@@ -1,4 +1,4 @@
-"""What `convoy show` says of a run: the facts as one JSON value, and the same as text."""
+"""What `convoy show` prints of a run: the facts as one JSON value, and the same as text."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from orchestrator.store.run_store import RunRecord
 
 
 def facts(record: RunRecord) -> dict[str, Any]:
-    """Everything known about the run; what its files do not hold is null or empty."""
+    """Everything known about the run; null or empty if its files do not have it."""
     layout = record.layout
     steps = current_steps(layout.steps)
     value: dict[str, Any] = record.to_json()
@@ -50,7 +50,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
                 value["numeric_faults"].append(event.fields)
                 value["failures"].clear()  # workers raised because of it
             case EventKind.RECOVERY_STARTED:
-                value["failures"].clear()  # got over, and told on its page
+                value["failures"].clear()  # recovered from; the incident page has it
             case EventKind.RECOVERED:
                 value["recoveries"].append(event.fields)
             case EventKind.NODE_DRAINING:
@@ -67,7 +67,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
 
 
 def _training(steps: list[StepReport]) -> dict[str, Any] | None:
-    """Figures over all steps; the first is left out of the pace where there are more: it warms up."""
+    """Figures over all steps; the pace leaves out the first step, which warms up, if there are more."""
     if not steps:
         return None
     steady = steps[1:] or steps
@@ -92,11 +92,11 @@ def _training(steps: list[StepReport]) -> dict[str, Any] | None:
 
 
 def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
-    """The facts for people."""
+    """The facts as text."""
     first, *more = formatting.printable(record.reason or "").split("\n")
     lines = [f"{record.id}  {record.status}" + (f": {first}" if first else ""), *(f"  {line}" for line in more)]
     if record.lost:
-        lines.append("  its driver is gone without having ended it")
+        lines.append("  the run was not ended, but its driver is gone")
     lines.append(
         f"  created     {formatting.when(record.created_s)}, updated {formatting.ago(now_s - record.updated_s)}"
     )
@@ -106,15 +106,13 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
         lines.append(f"  step        {record.step} of {total}  {formatting.bar(record.step / total, 30)}")
     if record.asked_workers is not None:
         lines.append(
-            f"  asked for   {record.asked_workers} workers (convoy scale); {record.progress.workers} trained last"
+            f"  requested   {record.asked_workers} workers (convoy scale); the last step had {record.progress.workers}"
         )
     for each in value["draining"][-3:]:
         lines.append(f"  draining    node {str(each.get('node'))[:8]}, with workers {each.get('ranks')}")
     lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
     for each in value["changes"][-3:]:
-        lines.append(
-            f"  changed     {formatting.when(each['time_s'])}, accepted, in force after step {each.get('step')}:"
-        )
+        lines.append(f"  changed     {formatting.when(each['time_s'])}, accepted, used after step {each.get('step')}:")
         lines += [f"              {what}" for what in formatting.changes(each.get("changes") or [])]
     if value["recoveries"]:
         lines.append(f"  recovered   {formatting.recoveries(value['recoveries'])}; see {record.layout.incidents}")
@@ -128,7 +126,7 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
     lines += _ledger_lines(value["ledger"])
     resumable = not record.active and record.state is not RunState.SUCCEEDED
     if resumable and any(each["kept"] is not False for each in value["checkpoints"]):
-        lines += ["", f"Go on with it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
+        lines += ["", f"Continue it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
     return "\n".join(lines)
 
 
@@ -167,7 +165,7 @@ def _training_lines(value: dict[str, Any]) -> list[str]:
     share = training["data_wait_share"]
     pace = formatting.count(training["tokens_per_s"])
     lines.append(
-        f"  pace        {pace} tokens/s, {formatting.duration(training['step_time_s'])} a step"
+        f"  pace        {pace} tokens/s, {formatting.duration(training['step_time_s'])} per step"
         + (f", {share:.1%} of it waiting for data" if share is not None else "")
         + (f", MFU {training['mfu']:.1%}" if training["mfu"] is not None else "")
     )
@@ -182,7 +180,7 @@ def _training_lines(value: dict[str, Any]) -> list[str]:
 
 
 def _kept(saved: dict[str, Any], layout: RunLayout) -> bool | None:
-    """Whether a checkpoint is still there: old ones are removed as new ones are written. None where a bucket would
+    """Whether a checkpoint is still there: old ones are removed as new ones are written. None if a bucket would
     have to be asked."""
     path = str(saved.get("path", ""))
     if is_url(path):

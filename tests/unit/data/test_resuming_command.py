@@ -69,7 +69,7 @@ def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedR
     event = Event(EventKind.CHANGES_ACCEPTED, 5.0, {"step": 20, "changes": changes})
     told = describe(event, RunView())
     assert told == (
-        "warning: going on after step 20 with what has changed: data: 1 file was added to texts/*.txt: texts/zz.txt"
+        "warning: continuing after step 20 with changed inputs: data: 1 file was added to texts/*.txt: texts/zz.txt"
     )
     run.layout.events.write_text(json.dumps({"kind": event.kind.value, "time_s": 5.0, **event.fields}) + "\n")
     shown = CliRunner().invoke(show, ["last", *home(run)]).output
@@ -78,8 +78,8 @@ def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedR
     assert verified.exit_code == 0
     assert "steps 1 to 20: data" in verified.output
     assert "steps 21 to 30: data" in verified.output
-    assert "never: their turn was before this data" in verified.output
-    assert "warning: the run went on with other data from step 21" in verified.output
+    assert "never: their positions came before this data" in verified.output
+    assert "warning: the run continued with other data from step 21" in verified.output
     assert "PROVED PART BY PART" in verified.output
     assert not re.search(r"PROVED: every sample of every epoch", verified.output)
     value = json.loads(CliRunner().invoke(data, ["verify", "last", "--json", *home(run)]).output)

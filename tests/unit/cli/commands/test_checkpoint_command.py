@@ -88,7 +88,7 @@ def test_prune_keeps_multiples(run: RunLayout) -> None:
 
 def test_a_run_that_goes_on_is_left_alone(run: RunLayout) -> None:
     RunStore(run.root.parent).set_state(run, RunState.RUNNING)
-    with pytest.raises(UsageError, match="is going on"):
+    with pytest.raises(UsageError, match="is active"):
         call(run, "prune", "last", "--keep-last", "1")
     assert steps(run) == [10, 20, 30]
 
@@ -112,7 +112,7 @@ def test_convert_gives_and_takes(run: RunLayout, tmp_path: Path) -> None:
     given = tmp_path / "given"
     code, text = call(run, "convert", "last", "--to-deepspeed", str(given), "--json")
     assert code == 0
-    assert re.search(r"passed over \S+step-00000030: ", text)
+    assert re.search(r"skipped \S+step-00000030: ", text)
     value = json.loads(text[text.index("{") :])
     assert (value["step"], value["parameters"], value["path"]) == (20, 24, str(given / "global_step20_universal"))
     code, text = call(run, "convert", str(given), "--to-convoy", str(tmp_path / "taken"), "--position", "7")
@@ -127,7 +127,7 @@ def test_convert_says_what_it_wants(run: RunLayout, tmp_path: Path) -> None:
     there = str(tmp_path / "there")
     wrong = {
         "one direction": ["last"],
-        "name one direction": ["last", "--to-deepspeed", there, "--to-convoy", there],
+        "expected one of --to-deepspeed and --to-convoy": ["last", "--to-deepspeed", there, "--to-convoy", there],
         "--position is for": ["last", "--to-deepspeed", there, "--position", "3"],
         "--step chooses": ["last", "--to-convoy", there, "--step", "3"],
         "no checkpoint of step 25": ["last", "--to-deepspeed", there, "--step", "25"],

@@ -51,7 +51,7 @@ def test_a_run_that_goes_on(a_run: Callable[..., RunLayout]) -> None:
     layout = a_run(RunState.RUNNING, survey(time.time()).to_json())
     lines = convoy(layout).output.splitlines()
     assert lines[0] == f"{layout.run_id}  running, step 42"
-    assert lines[1] == "  at risk now    2 steps: without any one node it would go on from step 40"
+    assert lines[1] == "  at risk now    2 steps: after the loss of any one node it would continue from step 40"
     text = "\n".join(lines)
     assert "STALE" not in text
     assert [line.split() for line in lines if line.startswith("memory,")] == [
@@ -69,8 +69,8 @@ def test_a_run_that_goes_on(a_run: Callable[..., RunLayout]) -> None:
 
 def test_without_copies_it_names_the_nodes(a_run: Callable[..., RunLayout]) -> None:
     text = convoy(a_run(RunState.RUNNING, survey(time.time(), copies=False).to_json())).output
-    assert "at risk now    12 steps: without any one node it would go on from step 30" in text
-    assert "memory alone would not survive the loss of: aaaaaaaa, bbbbbbbb" in text
+    assert "at risk now    12 steps: after the loss of any one node it would continue from step 30" in text
+    assert "the state in memory would not survive the loss of: aaaaaaaa, bbbbbbbb" in text
     assert "step 30, storage" in text
     assert "\x1b" not in text
 
