@@ -72,8 +72,8 @@ class LocalExecutor:
             finished = True
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that prepares data died without a word (out of memory, or killed)",
-                hint="use fewer workers, or free memory; what was done is kept and reused",
+                "a process that prepares data died without an error (out of memory, or killed)",
+                hint="use fewer workers, or free memory; finished work is kept and reused",
             ) from error
         finally:
             _end(pool, wait_for_tasks=finished)

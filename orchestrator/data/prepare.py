@@ -162,7 +162,7 @@ def _discard_damaged(
             shutil.rmtree(view_dir)
         what = what or damage
     if what is not None:
-        on_event(EventKind.WARNING, {"message": f"the cache is damaged, its part is made again: {what}"})
+        on_event(EventKind.WARNING, {"message": f"the cache is damaged; the damaged part is prepared again: {what}"})
 
 
 def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: PrepareProgress) -> tuple[SourceContents, ...]:
@@ -224,7 +224,7 @@ def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareP
 def _require_mask(spec: JobSpec, chosen: JobTokenizer) -> None:
     if spec.model.architecture == "bert" and chosen.mask_id is None:
         raise DataError(
-            "BERT learns from masked tokens, and the tokenizer has no mask token",
+            "BERT is trained on masked tokens, and the tokenizer has no mask token",
             hint=f'add "mask_token" to its {tokenizer.CONFIG_FILE}, or train a tokenizer with `tokenizer.train`',
         )
 
@@ -235,7 +235,8 @@ def _warn_of_overlap(sources: tuple[Source, ...], on_event: OnEvent) -> None:
         file.name for source in sources if source.role == "validation" for file in source.files if file.path in trained
     ]
     if both:
-        message = f"{both[0]} is trained on and validated on ({len(both)} such files): the validation loss will flatter"
+        such = f"({len(both)} such files)" if len(both) > 1 else "(1 such file)"
+        message = f"{both[0]} is used for training and validation {such}: the validation loss will be too low"
         on_event(EventKind.WARNING, {"message": message})
 
 
@@ -247,7 +248,7 @@ def _writing(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"prepared data cannot be written under {cache_dir}: {error.strerror or error}",
-            hint="free space there, or name another place with `data.cache_dir`; what was done is kept",
+            hint="free space there, or set another directory with `data.cache_dir`; finished work is kept",
         ) from error
 
 

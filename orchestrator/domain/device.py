@@ -154,13 +154,13 @@ def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevi
     assert found is not None
     if found.built_for is None:
         return DeviceProblem(
-            f"torch {found.torch} there is built for CPUs only",
+            f"torch {found.torch} on its node is built for CPUs only",
             "install a CUDA or ROCm build of torch on that node (https://pytorch.org/get-started/locally)",
         )
     if mask is not None and not visible_gpus(mask):
         return DeviceProblem(
             f"no GPU is visible to its process (the mask is `{mask}`)",
-            f"look at {NVIDIA_MASK} ({AMD_MASK} with ROCm) where the node was started, and at its GPUs in `ray status`",
+            f"check {NVIDIA_MASK} ({AMD_MASK} with ROCm) in the environment of the node, and its GPUs in `ray status`",
         )
     if found.shared:
         return DeviceProblem(
@@ -176,31 +176,31 @@ def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevi
     if found.devices == 1 and mask is not None:  # each worker was shown its own
         return Device(CUDA, 0)
     return DeviceProblem(
-        f"it is worker number {local_rank + 1} of its host, which has {found.devices} for them",
-        f"start no more than {found.devices} there",
+        f"it is worker number {local_rank + 1} on a host with {found.devices} GPUs",
+        f"start at most {found.devices} workers there",
     )
 
 
 _CAUSES = (
     (r"re-initialize CUDA in forked", "CUDA was used before its process was forked",
-     "this is a defect of Convoy: please report it"),
+     "this is a bug in Convoy: please report it"),
     (r"no NVIDIA driver", "no NVIDIA driver answers",
      "install the driver; in a container, pass the GPUs through (`docker run --gpus all`)"),
     (r"driver .*(too old|insufficient)|insufficient.* driver", "the NVIDIA driver is too old for this build of torch",
      "update the driver, or install a build of torch for an older CUDA"),
-    (r"no kernel image|not compatible with the current PyTorch", "this build of torch has no code for that GPU",
+    (r"no kernel image|not compatible with the current PyTorch", "this build of torch does not support that GPU",
      "install a build of torch for its compute capability"),
-    (r"busy or unavailable", "the GPU is taken by another process",
-     "`nvidia-smi` names the process; `nvidia-smi -q -d COMPUTE` tells whether its mode is exclusive"),
+    (r"busy or unavailable", "the GPU is used by another process",
+     "`nvidia-smi` names the process; `nvidia-smi -q -d COMPUTE` shows whether its mode is exclusive"),
     (r"\becc\b", "the GPU has a memory error that cannot be corrected",
-     "`nvidia-smi -q -d ECC`; reset the GPU, or leave its node out"),
-    (r"out of memory|alloc(ation)?[ _]failed", "its memory is taken by other processes",
-     "`nvidia-smi` names them; a worker that was killed may take some seconds to give it back"),
+     "`nvidia-smi -q -d ECC`; reset the GPU, or exclude its node"),
+    (r"out of memory|alloc(ation)?[ _]failed", "its memory is used by other processes",
+     "`nvidia-smi` lists them; the memory of a killed worker may take some seconds to be freed"),
     (r"system not yet initialized|error 802", "the links between GPUs are not set up",
      "start the fabric manager: `systemctl start nvidia-fabricmanager`"),
     (r"no CUDA GPUs|no HIP GPUs|no CUDA-capable device|found no GPU|invalid device ordinal",
      "the GPU that was assigned to it does not exist",
-     "the node offers more GPUs than it has, or its mask names one that is not there: `nvidia-smi -L`, `ray status`"),
+     "the node offers more GPUs than it has, or its mask names a missing GPU: `nvidia-smi -L`, `ray status`"),
 )  # fmt: skip
 
 

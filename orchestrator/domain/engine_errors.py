@@ -38,7 +38,7 @@ class Cause(StrEnum):
 _ASSERTION = r"device-side assert triggered"
 
 _OUT_OF_MEMORY = (
-    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|want of memory|"
+    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|"
     r"CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|Failed to CUDA (calloc|malloc)"
 )
 
@@ -66,7 +66,7 @@ _PEER = (
     r"connection (closed|reset|refused|was (broken|closed))|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
     r"Watchdog caught collective operation timeout|"
     r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published|"
-    r"the vault at \S+ cannot be reached|nobody holds the state|left the collective"
+    r"the vault at \S+ cannot be reached|no vault holds the state|left the collective"
 )
 
 _IN_ORDER = (

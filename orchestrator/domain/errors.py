@@ -28,7 +28,7 @@ BEFORE_SAMPLES = "before_samples"
 """Key of `ConvoyError.details`: memory was short before any sample was fed."""
 
 
-class WantOfMemoryError(ConvoyError):
+class DeviceMemoryError(ConvoyError):
     """A worker's device was full while its engine was built or its state restored: no micro batch is small enough."""
 
     def __init__(self, message: str, hint: str | None, foreign_bytes: int) -> None:

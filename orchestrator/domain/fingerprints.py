@@ -187,7 +187,7 @@ def compare_tokenizers(
     `own_vocabulary`: the model was built from scratch with as many rows as the tokenizer had tokens."""
     if before.digest == now.digest:
         return []
-    what, blocked = f"the tokenizer {name} is another one", None
+    what, blocked = f"the tokenizer {name} is a different one", None
     if before.vocab_size != now.vocab_size:
         what += f": {before.vocab_size:,} -> {now.vocab_size:,} tokens"
         if own_vocabulary:
@@ -203,7 +203,7 @@ def compare_models(before: ModelPrint, now: ModelPrint, name: str) -> list[Chang
     old, new = {file.name: file for file in before.files}, {file.name: file for file in now.files}
     if old and not new:
         reason = "its config is read at every start; put the directory back"
-        return [Change("model", f"the model directory {name} is gone, or holds no model any more", reason)]
+        return [Change("model", f"the model directory {name} is gone, or no longer contains a model", reason)]
     edited = [key for key in new if key in old and old[key].digest != new[key].digest]
     for names, verb in (
         (edited, "edited or replaced"),
@@ -239,7 +239,7 @@ KEPT_SETTINGS: dict[str, str] = {
     "task": "the weights were trained for another task",
     "model.kind": "the checkpoints hold the weights of another model",
     "model.architecture": "the checkpoints hold the weights of another architecture",
-    "tokenizer.kind": "a run keeps its tokenizer: with another one, ids mean other tokens",
+    "tokenizer.kind": "a run keeps its tokenizer: with a different one, ids would mean other tokens",
     "tokenizer.train": "the tokenizer of a run is never trained again: ids would mean other tokens",
     "train.global_batch": "steps are counted in global batches: positions in the data would not follow one another",
 }

@@ -103,14 +103,14 @@ def check_workers(spec: JobSpec, workers: int, force: bool) -> None:
     """
     if workers > spec.train.global_batch:
         raise UsageError(
-            f"{workers} workers cannot share a global batch of {spec.train.global_batch}: some would have no sample",
-            hint=f"ask for {spec.train.global_batch} at most; the batch itself belongs to the run and stays",
+            f"{workers} workers cannot share a global batch of {spec.train.global_batch}: some would have no samples",
+            hint=f"request at most {spec.train.global_batch}; the global batch cannot change within a run",
         )
     asked = spec.resources.workers
     if isinstance(asked, WorkersRange) and not asked.min <= workers <= asked.max and not force:
         raise UsageError(
-            f"the job's spec says {asked.min} to {asked.max} workers, {workers} were asked for",
-            hint="--force goes beyond what the spec says",
+            f"the job's spec allows {asked.min} to {asked.max} workers, {workers} were requested",
+            hint="--force allows a number outside this range",
         )
 
 

@@ -68,7 +68,7 @@ def drill(
     """
     if job.spec.cluster.address is not None:
         raise UsageError(
-            "a drill kills nodes, and does so on a local cluster only",
+            "a drill kills nodes and needs a local cluster",
             hint="--set cluster.nodes=4, and remove cluster.address",
         )
     limited_disk.sweep()
@@ -82,7 +82,7 @@ def drill(
     if stop.is_set():
         return None
     if undisturbed.state is not RunState.SUCCEEDED:
-        raise UsageError(f"the job does not finish even undisturbed: {undisturbed.reason}")
+        raise UsageError(f"the job does not finish even without faults: {undisturbed.reason}")
     when = _strike_steps(undisturbed.step, times)
     seen = Undisturbed(undisturbed.step, watch.micro_batch, watch.checkpoint_bytes)
     _require(fault, times, job, machine, seen)

@@ -191,9 +191,9 @@ class Injector:
                 command, env=dict(self._means.environment), capture_output=True, timeout=ANNOUNCE_S, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise ClusterError("the end of a node could not be announced") from error
+            raise ClusterError("a node could not be announced as draining") from error
         if done.returncode:
-            raise ClusterError(f"the end of a node could not be announced: {done.stderr.decode()[-500:]}")
+            raise ClusterError(f"a node could not be announced as draining: {done.stderr.decode()[-500:]}")
         end = threading.Timer(DRAIN_NOTICE_S, send, args=(raylet, signal.SIGKILL))
         end.daemon = True
         end.start()

@@ -78,7 +78,7 @@ def free_network(taken: Sequence[str]) -> ipaddress.IPv4Network:
     for candidate in POOL.subnets(new_prefix=24):
         if not any(candidate.overlaps(network) for network in networks):
             return ipaddress.IPv4Network(candidate)
-    raise UsageError(f"no network of {POOL} is free on this machine: its routes cover all of it")
+    raise UsageError(f"no network in {POOL} is free on this machine: its routes cover all of them")
 
 
 def remove(pid: int) -> None:

@@ -220,7 +220,7 @@ class Files:
                 return
             partial.unlink(missing_ok=True)
             entry = now
-        raise OSError(f"{source} could not be copied: it changes, or arrives damaged")
+        raise OSError(f"{source} could not be copied: it changed meanwhile, or arrived damaged")
 
     def _copy(self, source: str, partial: Path, tick: Tick) -> bool:
         """Append what `partial` lacks; False if something of it is damaged. Each chunk comes with the driver's checksum
@@ -264,7 +264,7 @@ class Files:
                 if not data and offset:
                     break
                 if not any(self._service.write(path, token, offset, data) == zlib.crc32(data) for _ in range(ATTEMPTS)):
-                    raise OSError(f"{path} could not be stored: it arrives damaged")
+                    raise OSError(f"{path} could not be stored: it arrived damaged")
                 offset += len(data)
                 tick()
                 if not data:

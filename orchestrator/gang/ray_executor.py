@@ -69,7 +69,7 @@ class RayExecutor:
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"a process that prepares data died: {str(error).splitlines()[0]}",
-                hint="it may have run out of memory; what was done is kept and reused",
+                hint="it may have run out of memory; finished work is kept and reused",
             ) from error
 
 

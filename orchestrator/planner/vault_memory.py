@@ -96,15 +96,14 @@ def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> s
         lower = "checkpoint.replicas: 0 keeps no copies for peers, " if need.copies else ""
         raise ClusterError(
             f"a node has no room to keep training state in memory: {what} take {_mib(need.node_bytes)} there, "
-            f"{_mib(room_bytes)} of its {_mib(node_memory_bytes)} are left beside the workers",
-            hint=f"{lower}checkpoint.memory: false keeps none at all (recoveries then go back to the last checkpoint); "
-            "or use more nodes",
+            f"{_mib(room_bytes)} of its {_mib(node_memory_bytes)} are left by the workers",
+            hint=f"{lower}checkpoint.memory: false turns it off (recoveries then use the last checkpoint); or "
+            "use more nodes",
         )
     if need.recovery_bytes > room_bytes:
         return (
-            f"training state in memory takes {_mib(need.node_bytes)} on a node and {_mib(need.recovery_bytes)} while a "
-            f"recovery goes on, {_mib(room_bytes)} are left beside the workers: after a recovery some of it may not "
-            "be kept"
+            f"training state in memory takes {_mib(need.node_bytes)} on a node and {_mib(need.recovery_bytes)} during "
+            f"a recovery, but the workers leave only {_mib(room_bytes)}: after a recovery some of it may not be kept"
         )
     return None
 

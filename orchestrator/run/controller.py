@@ -152,7 +152,7 @@ def stopped() -> Ended:
 
 
 class RunController:
-    """Trains, through as many failures as the budget allows, until the end or until there is no going on."""
+    """Trains, through as many failures as the budget allows, until the end or until it cannot recover."""
 
     def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData, recorded: int) -> None:
         """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run; `recorded`: the last step
@@ -206,12 +206,12 @@ class RunController:
             nonlocal waited
             if wait is None:
                 run.enter(
-                    RunState.STARTING if run.recovery is None else RunState.RECOVERING, "enough workers are there"
+                    RunState.STARTING if run.recovery is None else RunState.RECOVERING, "enough workers are available"
                 )
                 return
             waited = True
             fields = {"have": wait.have, "need": wait.need, "since_s": began_s, "step": run.step}
-            run.enter(RunState.WAITING, f"{wait.have} of at least {wait.need} workers there, the others need nodes")
+            run.enter(RunState.WAITING, f"waiting for nodes: {wait.have} of {wait.need} required workers available")
             run.emit(EventKind.WAITING, fields)
 
         return self._driver.reform(waits), waited
@@ -395,13 +395,13 @@ def _missing(run: Run, results: Sequence[TrainResult], plan: TrainPlan) -> str |
     step = max((result.step for result in results), default=0)
     unsaved = next((result.unsaved for result in results if result.unsaved is not None), None)
     if unsaved is not None:
-        return f"all steps are made, but the state of the last one, {step}, could not be saved: {unsaved}"
+        return f"all steps are finished, but the state of the last one, {step}, could not be saved: {unsaved}"
     problem = export_problem(run.layout.export, step) if plan.export else None
-    return f"all steps are made, but the model is not exported: {problem}" if problem is not None else None
+    return f"all steps are finished, but the model is not exported: {problem}" if problem is not None else None
 
 
 def _give_up(judged: Ended, verdict: Verdict) -> Ended:
     state, reason, exit_code = judged
     if verdict.reason is not None:
-        reason = f"{verdict.reason}; the last: {reason}\nhint: {verdict.hint}"
+        reason = f"{verdict.reason}; the last one: {reason}\nhint: {verdict.hint}"
     return state, reason, exit_code

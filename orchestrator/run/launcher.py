@@ -281,7 +281,7 @@ def _hear_answers(run: Run, driver: Any) -> None:
     except UsageError as error:
         raise run.blame(error) from error
     if problem is not None:
-        what = f"the model could not be checked beforehand: {problem}; it is checked when it is built"
+        what = f"the model could not be checked in advance: {problem}; it is checked when it is built"
         run.emit(EventKind.WARNING, {"message": what})
 
 
@@ -321,7 +321,7 @@ def _record(run: Run, data: PreparedData, step: int) -> None:
     try:
         record(run.layout, load_job(run.layout.spec).spec, run.job_dir, data, again, step, time.time())
     except (OSError, DataError) as error:
-        what = f"what the run is trained with cannot be recorded: {error}; a resume will not notice what changed"
+        what = f"the inputs of the run cannot be recorded: {error}; a resume will not notice changes"
         run.emit(EventKind.WARNING, {"message": what})
     if again is not None and again.changes:
         changes = [change.to_json() for change in again.changes]

@@ -83,7 +83,7 @@ def read_history(layout: RunLayout) -> tuple[FingerprintEntry, ...]:
     if not layout.fingerprints.exists():
         return ()
     value = read_json(layout.fingerprints) or {}
-    hint = "move it away to go on without a comparison, as with a run of an older version"
+    hint = "move it away to continue without a comparison, as with a run of an older version"
     if value.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         found = value["format_version"]
         raise UsageError(f"{layout.fingerprints} has format {found}, this version reads {FORMAT_VERSION}", hint)

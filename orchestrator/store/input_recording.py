@@ -78,9 +78,9 @@ def require_same(data: PreparedData, last: PreparedPrint, accepted: bool) -> Non
     changes are `accepted`: another version of a library may tokenise in another way."""
     if not accepted and data_identity(data.manifest, data.tokens_digest) != last.identity:
         raise UsageError(
-            f"the run's data had to be prepared again, and came out different: {data.manifest.fingerprint} is not "
+            f"the run's data had to be prepared again, and the result differs: {data.manifest.fingerprint} is not "
             f"{last.fingerprint}",
-            hint="put the cache of prepared data back, or begin a new run",
+            hint="restore the cache of prepared data, or start a new run",
         )
 
 

@@ -33,7 +33,7 @@ Tell = Callable[[EventKind, dict[str, Any]], None]
 """Takes an event's kind and fields."""
 
 HINT_STOPPED = (
-    "its last checkpoint is kept, but the same samples give the same fault: start anew with a lower train.lr or a "
+    "its last checkpoint is kept, but the same samples give the same fault: start a new run with a lower train.lr or a "
     "longer train.warmup_steps, or with recovery.on_nan: rollback_and_skip"
 )
 
@@ -66,8 +66,8 @@ def resume_point(
     found = max(whole, key=lambda each: each.step, default=None)
     if found is None and any(entry.finished for place in places for entry in list_checkpoints(place)):
         raise CheckpointError(
-            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
-            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
+            f"run {layout.run_id} has no complete checkpoint: {'; '.join(rejected)}",
+            hint="start a new run with `convoy run`, or restore a copy of a checkpoint",
         )
     return found
 
@@ -100,7 +100,7 @@ def answer_fault(
             answer = roll_back(layout, fault, spec, in_memory, now_s, tell)
         except (OSError, StorageError) as error:
             reason = f"{fault.text}, and the rollback cannot be recorded: {error}"
-            answer = Refusal(reason, f"make {layout.root} writable, or make room on its disk")
+            answer = Refusal(reason, f"make {layout.root} writable, or free space on its disk")
     skip = None
     if isinstance(answer, Rollback):
         action, skip = "rollback", answer.skip
@@ -108,7 +108,7 @@ def answer_fault(
     if skip is not None:
         again = f"from step {skip.from_step}" if skip.from_step else "from the beginning"
         left_out = f"without samples [{skip.first}, {skip.end}) of the order"
-        tell(EventKind.WARNING, {"message": f"{fault.text}: rolled back, going on {again} {left_out}"})
+        tell(EventKind.WARNING, {"message": f"{fault.text}: rolled back, continuing {again} {left_out}"})
     return answer
 
 
@@ -129,10 +129,10 @@ def roll_back(
     found = _state(storage, fault, before, in_memory, tell)
     if found is None:
         again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
-        older = " older than the one gone back to already" if again else ""
+        older = " older than the one already restored" if again else ""
         return Refusal(
-            f"{fault.text}, and there is no good checkpoint{older} from before it",
-            f"{HINT_DIVERGED}; a larger checkpoint.keep_last gives it more to go back to",
+            f"{fault.text}, and there is no good checkpoint{older} from before the fault",
+            f"{HINT_DIVERGED}; a larger checkpoint.keep_last leaves more checkpoints to go back to",
         )
     checkpoint, from_step = found
     start = order_of(fault.count, before).end_position(from_step)

@@ -31,7 +31,7 @@ class ScaleFiles:
             return None
         self._seen = request.id
         if dict(request.driver) != self._self:
-            message = "it was meant for a driver of this run that is gone; ask again"
+            message = "the request was addressed to a previous driver of this run; send it again"
             self.answer(ScaleAnswer(request.id, request.workers, ScaleState.REFUSED, message))
             return None
         return request
@@ -55,8 +55,8 @@ def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
     """Leave a request for the driver of a run. Raises UsageError where nobody drives it, or it cannot be left."""
     if not record.active or record.driver is None:
         raise UsageError(
-            f"run {record.id} is {record.status}: nobody drives it",
-            hint=f"convoy run --resume {record.id}" if record.lost else "only a run that is under way can be scaled",
+            f"run {record.id} is {record.status} and has no active driver",
+            hint=f"convoy run --resume {record.id}" if record.lost else "only an active run can be scaled",
         )
     request = ScaleRequest(secrets.token_hex(6), workers, by, time.time(), record.driver.to_json(), force)
     try:
@@ -83,7 +83,7 @@ def answers(record: RunRecord, request: ScaleRequest, timeout_s: float) -> Itera
                 return
         other = ScaleRequest.from_json(read_json(record.layout.scale_request))
         if other is not None and other.id != request.id:
-            raise ConvoyError(f"{other.by} has asked for {other.workers} workers meanwhile: that is what counts")
+            raise ConvoyError(f"superseded: {other.by} has requested {other.workers} workers since then")
         if now is None or not now.active:
             raise ConvoyError(
                 f"run {record.id} has ended: {now.status if now is not None else 'its directory is gone'}"

@@ -22,7 +22,7 @@ def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{layout.skips} is damaged: {type(error).__name__}: {error}",
-            hint="put it back: it says which samples the run leaves out; the event `numeric.fault` has the same facts",
+            hint="restore it: it lists the samples that the run leaves out; the events `numeric.fault` have the same",
         ) from error
 
 
@@ -38,6 +38,6 @@ def order_of(batch: int, skips: Sequence[Skip]) -> BatchOrder:
         return BatchOrder.of(batch, [(skip.first, skip.count) for skip in skips])
     except ValueError as error:
         raise DataError(
-            f"the run's record of what it leaves out is wrong: {error}",
+            f"the run's record of skipped samples is wrong: {error}",
             hint="skips.json was altered, or train.global_batch in spec.yaml: it must not change within a run",
         ) from error

@@ -83,7 +83,7 @@ class NumericGuard:
 
     def _tell(self, fault: NumericFault) -> None:
         self._context.session.report_event(EventKind.NUMERIC_FAULT, fault.event_fields("continue"))
-        done = "training goes on" if fault.kind is FaultKind.SPIKE else "the update was left out, training goes on"
+        done = "training continues" if fault.kind is FaultKind.SPIKE else "the update was left out, training continues"
         self._context.session.report_event(EventKind.WARNING, {"message": f"{fault.text}: {done}"})
 
     def _own_up(self, injection: Injection) -> None:
@@ -101,12 +101,14 @@ def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
         order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
     except ValueError as error:
         raise CheckpointError(
-            f"what is left out was decided at another train.global_batch: {error}", hint="keep the batch it had then"
+            f"the skipped samples were recorded with another train.global_batch: {error}",
+            hint="keep the global batch that the run had then",
         ) from error
     if order.left_out and not order.follows(start.step, start.position):
         raise CheckpointError(
-            f"the state of step {start.step} goes on at position {start.position} of the samples, the run's order at "
-            f"{order.first_position(start.step + 1)}: it was saved before samples were left out, and saw them",
-            hint="go on from an older checkpoint",
+            f"the state of step {start.step} continues at position {start.position} of the samples, but the run's "
+            f"order at {order.first_position(start.step + 1)}: it was saved before samples were left out, and has "
+            "seen them",
+            hint="resume from an older checkpoint",
         )
     return order

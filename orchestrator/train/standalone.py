@@ -112,7 +112,7 @@ class StandaloneSession:
 
     def lookup(self, key: str, timeout_s: float) -> str:
         if self._store is None:
-            raise TimeoutError(f"nobody publishes {key}: this is the only worker")
+            raise TimeoutError(f"{key} is never published: this is the only worker")
         try:
             self._store.wait([key], timedelta(seconds=timeout_s))
         except RuntimeError as error:
@@ -171,7 +171,7 @@ def session_from_environment() -> StandaloneSession:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"RANK is set, but another of torchrun's variables is missing or no number: {error}",
+            f"RANK is set, but another of torchrun's variables is missing or not a number: {error}",
             hint="Start it with torchrun, or unset RANK.",
         ) from error
     from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("job", type=Path, help="job file")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="where results are written")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="directory for results")
     parser.add_argument("--resume", type=Path, default=None, metavar="CHECKPOINT", help="checkpoint directory")
     parser.add_argument("--no-export", action="store_true", help="do not write a Hugging Face export at the end")
     options = parser.parse_args(arguments)

@@ -283,7 +283,8 @@ class TrainLoop:
         if self._storage is None or not self._try_to_save(progress, None):
             return False
         if session.rank == 0:
-            message = f"storage {self._place} fails: the checkpoint of step {progress.step} is in the run's directory"
+            where = "in the run's directory"
+            message = f"storage {self._place} fails: the checkpoint of step {progress.step} is {where}"
             session.report_event(EventKind.WARNING, {"message": message})
         return True
 

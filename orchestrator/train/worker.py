@@ -84,7 +84,7 @@ def blamed_on_peers(session: Session) -> Iterator[None]:
         cause = find_cause(f"{type(error).__name__}: {error}")
         if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
             raise
-        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
+        raise PeerLostError(f"left the collective on request of the driver: {type(error).__name__}: {error}") from error
 
 
 def _tell_started(session: Session, device: Any, seconds: float) -> None:
@@ -151,7 +151,7 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
     head = install_chunked_head(model, chunk_tokens, IGNORE)
     if head is None and wanted != "auto":
         raise UsageError(
-            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            f"train.loss_chunk_tokens: {wanted} does not fit this model: its logits are more than one linear layer",
             hint="Set it to auto or off.",
         )
     return head

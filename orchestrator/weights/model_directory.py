@@ -178,7 +178,7 @@ def _instead(directory: Path, names: set[str]) -> tuple[str, str | None]:
 def _merge(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
     for name, tensor in more.items():
         if name in tensors:
-            raise Damaged(f"holds {name}, which {tensors[name].file} holds too", "remove the files of the other save")
+            raise Damaged(f"contains {name}, as does {tensors[name].file}", "remove the files of the other save")
         tensors[name] = tensor
 
 

@@ -49,7 +49,7 @@ def _read(directory: Path) -> tuple[int | None, str | None]:
         facts = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
         step, files = int(facts["step"]), dict(facts.get("files") or {})
     except OSError as error:
-        return None, f"{directory} holds no export: {PROVENANCE}: {error.strerror}"
+        return None, f"{directory} contains no export: {PROVENANCE}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return None, f"{directory / PROVENANCE} is damaged"
     for name, size_bytes in files.items():

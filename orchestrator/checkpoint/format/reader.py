@@ -172,7 +172,5 @@ class CheckpointReader(IntervalReader):
             raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
         index = ShardIndex.from_bytes(data, entry.index)
         if index.size_bytes != entry.size_bytes:
-            raise CheckpointError(
-                f"{entry.index} speaks of {index.size_bytes} bytes, the manifest of {entry.size_bytes}"
-            )
+            raise CheckpointError(f"{entry.index} gives {index.size_bytes} bytes, the manifest {entry.size_bytes}")
         return index

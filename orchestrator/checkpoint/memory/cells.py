@@ -97,7 +97,7 @@ class Cell:
             raise
         if cell._get(0) != _MAGIC:
             cell.close()
-            raise ValueError(f"{path} is no cell")
+            raise ValueError(f"{path} is not a cell")
         return cell
 
     @property
@@ -148,7 +148,7 @@ class Cell:
     def finish(self, slot: int, step: int, state: bytes) -> None:
         """Say that the slot holds `step`, whole. Raises ValueError where the small state is too large."""
         if len(state) > self.size.state_bytes:
-            raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were set aside")
+            raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were reserved")
         start = self._start(slot)
         self._put(start, len(state))
         self._view[start + _INT.size : start + _INT.size + len(state)] = state

@@ -73,7 +73,7 @@ class Copies:
         It holds it as long as its process lives, which its end of the connection tells: nobody has to be woken up."""
         if self._holders.get((peer, key)) == held.cell.serial:
             gone = self._channel(peer).hung_up
-            return self._failed(peer, key, step, WireError("it is gone")) if gone else True
+            return self._failed(peer, key, step, WireError("it is no longer available")) if gone else True
         index = b"" if (peer, key) in self._told else held.index
         size = held.cell.size
         header = {

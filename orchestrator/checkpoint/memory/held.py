@@ -44,7 +44,7 @@ class Held:
         """The cell, whose memory and descriptor stay as they are within. Raises FreedError when it was freed before."""
         with self._lock:
             if self._freed:
-                raise FreedError("its memory has been given back")
+                raise FreedError("its memory has been freed")
             self._users += 1
         try:
             yield self.cell

@@ -65,7 +65,7 @@ class CellIndex:
             }
             return cls(ShardIndex.from_bytes(body["shard"].encode(), source), tensors, dict(body["tied"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{source} is no index of a state: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{source} is not an index of a state: {type(error).__name__}: {error}") from error
 
 
 class PeerReader(IntervalReader):
@@ -143,7 +143,7 @@ class _LocalShard:
         self._cell = Cell.attach(place.path, place.size, writes=False)
         if self._cell.serial != place.serial or self._cell.step(place.slot) != step:
             self._cell.close()
-            raise ValueError(f"step {step} is not there any more")
+            raise ValueError(f"step {step} is no longer available")
         self._payload, self._tick = self._cell.payload(place.slot), tick
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -252,7 +252,7 @@ class _Descriptions:
                 if channel is not None:
                     channel.close()
                 last = _lost(address, error)
-        raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+        raise last or CheckpointError(f"no vault holds the state of rank {place.rank}")
 
     def _ask(self, address: str, key: dict[str, int], addresses: tuple[str, ...]) -> _Described:
         channel = self._channels.get(address)

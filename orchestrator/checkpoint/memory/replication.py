@@ -144,7 +144,7 @@ class Replication:
 
     def _order(self, order: ShardOrder) -> None:
         held = self._find(CellKey(order.generation, order.rank))
-        reason = f"the state of step {order.step} is not in the vault any more"
+        reason = f"the state of step {order.step} is no longer in the vault"
         try:
             if held is None:
                 raise FreedError(reason)

@@ -199,5 +199,5 @@ class Arrivals:
     def _of(self, key: CellKey, ticket: int) -> _Arrival:
         arrival = self._arrivals.get(key)
         if arrival is None or arrival.ticket != ticket:
-            raise OSError("that copy is over: another one has been begun")
+            raise OSError("that copy has ended: another one was started")
         return arrival

@@ -91,12 +91,12 @@ class Channel:
         the object has over `limit_bytes`)."""
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
         if length > limit_bytes:
-            raise WireError(f"a frame of {length} bytes is no frame of ours")
+            raise WireError(f"a frame of {length} bytes is not a valid frame")
         try:
             header = json.loads(self._exactly(length))
             return header, int(header.pop("bytes"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WireError(f"not a frame of ours: {error}") from error
+            raise WireError(f"not a valid frame: {error}") from error
 
     def take(self, count: int) -> bytes:
         """Raw bytes of a frame."""

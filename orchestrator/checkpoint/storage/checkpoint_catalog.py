@@ -18,8 +18,8 @@ _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(tmp|old)")
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What should be a checkpoint. `problem` says why it is none, as far as a look at the manifest and the file sizes
-    tells; None where it looks whole."""
+    """A checkpoint directory. `problem`: why it is invalid, judged by the manifest and the file sizes; None if it looks
+    complete."""
 
     step: int
     place: str

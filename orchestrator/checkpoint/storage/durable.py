@@ -65,12 +65,12 @@ def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick
     for shard in manifest.shards:
         if sizes.get(shard.file) != shard.size_bytes or shard.index not in sizes:
             found = sizes.get(shard.file)
-            what = "is not there" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
+            what = "does not exist" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
             if found == shard.size_bytes:
                 what = "has no index"
             raise CheckpointError(
                 f"{storage.place(name)}/{shard.file} {what}",
-                hint="every worker has to see the same storage: a directory must be mounted on all nodes",
+                hint="every worker must see the same storage: a directory must be mounted on all nodes",
             )
     data = manifest.to_bytes()
     storage.put(name, MANIFEST, [data], len(data))

@@ -47,8 +47,8 @@ class StorageFault(StrEnum):
 _HINTS = {
     StorageFault.FULL: "free some space, or lower checkpoint.keep_last",
     StorageFault.UNREACHABLE: "check the network and the endpoint (AWS_ENDPOINT_URL for S3)",
-    StorageFault.DENIED: "check the credentials in the environment, and what they allow",
-    StorageFault.MISSING: "create the bucket or container first; checkpoints make everything below it",
+    StorageFault.DENIED: "check the credentials in the environment and their permissions",
+    StorageFault.MISSING: "create the bucket or container first; everything below it is created as needed",
 }
 
 
@@ -195,8 +195,8 @@ def open_storage(place: str | Path, limits: StorageLimits | None = None) -> Stor
     bucket, _, prefix = rest.partition("/")
     if not bucket or re.search(r"[?#@\s]", rest):
         raise UsageError(
-            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and no more",
-            hint=f"for example {scheme}://bucket/path; credentials belong into the environment",
+            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and nothing else",
+            hint=f"for example {scheme}://bucket/path; credentials belong in the environment",
         )
     from orchestrator.checkpoint.storage.bucket import BucketStorage  # keeps the library off everybody else's path
 
@@ -221,7 +221,7 @@ def require_writable(storage: Storage) -> None:
 def checked(name: str) -> str:
     """`name`, where it is a plain one: manifests name files, and a forged one must not reach out of its place."""
     if not _SAFE.fullmatch(name):
-        raise StorageError(f"{name!r} is no name of a checkpoint's file", StorageFault.OTHER)
+        raise StorageError(f"{name!r} is not a valid file name in a checkpoint", StorageFault.OTHER)
     return name
 
 

@@ -96,7 +96,7 @@ class Surveyor:
         try:
             return self._ask(contact)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"its answer makes no sense: {type(error).__name__}: {error}"
+            problem = f"its answer is invalid: {type(error).__name__}: {error}"
             return VaultReport(contact.node, contact.address, answers=False, problem=problem)
 
     def _ask(self, contact: VaultContact) -> VaultReport:

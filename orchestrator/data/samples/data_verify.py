@@ -197,7 +197,7 @@ def _prove_part(
     first = reports[0].first_position if found.parts else 0
     end = reports[-1].first_position + reports[-1].samples
     index = len(found.parts)
-    problem = part.problem or "their data is not there" if part.dataset is None else None
+    problem = part.problem or "their data does not exist" if part.dataset is None else None
     found.parts.append(PartProof(part.fingerprint, reports[0].step, reports[-1].step, first, problem))
     if part.dataset is None:
         found.samples += sum(report.samples for report in reports)
@@ -287,7 +287,7 @@ def _replay(report: StepReport, dataset: TokenDataset, usage: "_Usage") -> int:
     if digest % DIGEST_MODULUS != report.data_digest:
         raise _Failed(
             report.step,
-            f"the samples fed have digest {report.data_digest}, those of the order {digest % DIGEST_MODULUS}:"
+            f"the digest of the fed samples is {report.data_digest}, expected {digest % DIGEST_MODULUS}:"
             " other samples or other data",
         )
     if tokens != report.tokens:

@@ -94,7 +94,7 @@ def _stream_problem(
     if tokens in touched and not tokens_whole(directory, counts.name, token_bytes):
         return f"{tokens} is damaged: its checksums differ"
     if documents in touched and int(_map(documents).sum(dtype=np.uint64)) != counts.tokens:
-        return f"{documents} is damaged: its documents do not add up"
+        return f"{documents} is damaged: its document lengths do not add up"
     if starts in touched and length is not None and not _starts_whole(directory, counts, length):
         return f"{starts} is damaged: samples do not start where they should"
     return None

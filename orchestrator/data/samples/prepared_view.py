@@ -143,14 +143,14 @@ def _check_not_empty(spec: JobSpec, sources: tuple[SourceCounts, ...]) -> None:
             kept = f"{source.records} records: {source.empty_documents} empty, {source.bad_records} unreadable"
             held = ", all documents held back for validation" if source.documents else ""
             if source.weight is not None or stream is None or not any(s.train and s.train.tokens for s in sources):
-                raise DataError(f"there is no text to train on in {source.name} ({kept}{held})")
+                raise DataError(f"there is no training text in {source.name} ({kept}{held})")
     validation = spec.data.validation
     if validation is None or any(source.validation and source.validation.tokens for source in sources):
         return
     documents = sum(source.documents for source in sources)
     if validation.fraction is not None:
         raise DataError(
-            f"`data.validation.fraction: {validation.fraction:g}` of {documents} documents holds none back",
+            f"`data.validation.fraction: {validation.fraction:g}` of {documents} documents holds back none",
             hint="raise it, name `data.validation.sources`, or split the text into more documents (`format: lines`)",
         )
-    raise DataError("`data.validation.sources` hold no text")
+    raise DataError("`data.validation.sources` contain no text")

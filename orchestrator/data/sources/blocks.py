@@ -105,7 +105,7 @@ class BadRecordRule:
         if self.stop_at_first:
             raise DataError(
                 f"{bad.place}: {bad.reason}",
-                hint="`data.bad_records: skip` counts such records and goes on",
+                hint="`data.bad_records: skip` counts such records and continues",
             )
 
     def check(self, source: str, records: int, bad: int, skipped: Iterable[Skipped]) -> None:
@@ -117,7 +117,7 @@ class BadRecordRule:
             listed = "; ".join(f"{item.count} x {item.reason}, first at {item.first}" for item in reasons[:5])
             raise DataError(
                 f"{bad} of {records} records of {source} cannot be read: {listed}",
-                hint=f"`data.max_bad_fraction` allows {self.max_fraction:g}; mend the records, or raise it",
+                hint=f"`data.max_bad_fraction` allows {self.max_fraction:g}; fix the records, or raise it",
             )
 
 

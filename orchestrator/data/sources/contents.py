@@ -76,7 +76,7 @@ def _digested(path: Path, name: str, kind: str, count: Callable[[int], None] | N
         raise DataError(f"{name} cannot be read: {error.strerror or error} ({path})") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(
-            f"{name} changed while it was being read ({path})", hint="let the program that writes it finish, try again"
+            f"{name} changed while it was being read ({path})", hint="wait for the program that writes it to finish"
         )
     return FileContent(name, after.st_size, digest.hexdigest()[:DIGEST_HEX], kind, stamp_of(after), sample)
 
@@ -180,7 +180,7 @@ def _read_all(files: Sequence[PresentFile], watch: Watch) -> list[FileContent]:
         nonlocal done_bytes
         done_bytes += size  # for show: a count that is lost between threads does no harm
         if ended.is_set():
-            raise DataError("given up: another file could not be read")
+            raise DataError("not read: another file could not be read")
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="contents") as pool:
         reading = [pool.submit(read_content, file.path, file.name, file.kind, count) for file in files]

@@ -70,7 +70,7 @@ def _content(file: SourceFile) -> FileContent:
     if (content.size_bytes, content.stamp[0]) != (file.size_bytes, file.mtime_ns):
         raise DataError(
             f"{file.name} changed while it was being read ({file.path})",
-            hint="let the program that writes it finish, and run again",
+            hint="wait for the program that writes it, then run again",
         )
     return content
 

@@ -14,7 +14,7 @@ from orchestrator.domain.errors import DataError
 
 HUB_TIMEOUT_S = 4.0
 
-LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
+LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and give the local path in the spec"
 
 
 class HubUnreachable(DataError):
@@ -62,7 +62,7 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(
-            f"the hub does not give the {kind} {repository!r}: {reason}",
+            f"the hub refuses the {kind} {repository!r}: {reason}",
             hint="check the id; a private or gated repository needs HF_TOKEN",
         ) from error
     except Exception as error:

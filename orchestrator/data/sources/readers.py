@@ -70,11 +70,11 @@ class FileReader:
         except FileNotFoundError:
             raise DataError(
                 f"{name} vanished after the corpus was scanned ({self.file.path})",
-                hint="put it back, or run again without it",
+                hint="restore it, or run again without it",
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
-                f"{name} is not a whole gzip file: {error}",
+                f"{name} is not a complete gzip file: {error}",
                 hint="test it with `gzip -t`; a text file must not end in .gz",
             ) from error
         except OSError as error:
@@ -85,7 +85,7 @@ class FileReader:
             if (status.st_size, status.st_mtime_ns) != (self.file.size_bytes, self.file.mtime_ns):
                 raise DataError(
                     f"{self.file.name} changed while it was being read ({self.file.path})",
-                    hint="let whoever writes it finish, and run again",
+                    hint="wait for the program that writes it, then run again",
                 )
 
     def _documents(self, raw: BinaryIO) -> Iterator[Item]:

@@ -232,7 +232,7 @@ def _inspect(path: str, name: str, spec: SourceSpec) -> SourceFile:
     file = Path(path)
     try:
         if file.is_dir():
-            raise DataError(f"{name} is a directory", hint=f"name its files: {name.rstrip('/')}/**/*.txt")
+            raise DataError(f"{name} is a directory", hint=f"give its files: {name.rstrip('/')}/**/*.txt")
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             digest = hashlib.blake2b(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(), digest_size=16)

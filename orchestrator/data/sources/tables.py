@@ -87,7 +87,7 @@ def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Item]:
             yield from _parquet_rows(batch.column(0), f"{name}:row ", row)
             row += len(batch)
     except pa.ArrowException as error:
-        raise DataError(f"{name} is not a whole Parquet file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name} is not a complete Parquet file: {str(error).splitlines()[0]}") from error
 
 
 def _parquet_rows(column: Sequence[object], place: str, first: int) -> Iterator[Item]:

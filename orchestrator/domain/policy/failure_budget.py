@@ -68,7 +68,7 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
             False,
             None,
             f"{len(recent)} failures within an hour, recovery.max_failures is {budget.max_failures}",
-            "find out what takes the workers (the last one is below), or raise recovery.max_failures",
+            "find the cause of the failures (the last one follows), or raise recovery.max_failures",
         )
     tries = budget.max_without_progress
     in_a_row = counted[-tries:]  # halving is a progress of its own
@@ -76,7 +76,7 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
         return Verdict(
             False,
             None,
-            f"{tries} failures in a row at step {last.step}, no step was finished between them",
-            "something at this step ends workers each time: memory, most likely, or a machine that is broken",
+            f"{tries} failures in a row at step {last.step} without a finished step between them",
+            "this step ends workers each time: the likely causes are memory or a broken machine",
         )
     return Verdict(True)

@@ -194,7 +194,7 @@ def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked
     stop_bound_s = STOPPED_S if asked_s is None else asked_s
     if stopped and still_s >= stop_bound_s and all(pulse.quiet_s >= stop_bound_s for pulse in stopped):
         ranks = tuple(pulse.rank for pulse in stopped)
-        return Finding(State.HUNG, ranks, "its process is stopped, and nobody makes a step without it", still_s)
+        return Finding(State.HUNG, ranks, "its process is stopped, and the other workers wait for it", still_s)
     usual_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
     limit_s = max(usual_s, _storage_bound_s(pulses))
     if still_s >= limit_s:
@@ -219,12 +219,12 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
     behind = min(pulse.place for pulse in pulses)
     blocked = [pulse for pulse in pulses if pulse.blocked and pulse.place == behind and pulse.waits is not True]
     if blocked and len(blocked) < len(pulses):
-        return _ranks(blocked), f"its storage does not answer in {_doing(blocked)}, and nobody makes a step without it"
+        return _ranks(blocked), f"its storage does not answer in {_doing(blocked)}, and the other workers wait for it"
     silent = [pulse for pulse in pulses if not pulse.heard]
     if silent:
         if len(silent) == len(pulses):
             return (), "no process answers"
-        return _ranks(silent), "its process does not answer, and nobody makes a step without it"
+        return _ranks(silent), "its process does not answer, and the other workers wait for it"
     if late := _late_in_collectives(pulses):
         return late
     last = [pulse for pulse in pulses if pulse.place == behind]
@@ -232,7 +232,7 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
     busy = [pulse for pulse in last if pulse.waits is False]
     if busy and (ahead or len(busy) < len(last)):
         others = _doing(ahead or [pulse for pulse in last if pulse.waits is not False])
-        return _ranks(busy), f"it is in {_doing(busy)} and in no collective, the others wait in {others}"
+        return _ranks(busy), f"it is in {_doing(busy)} and in no collective, while the others wait in {others}"
     if ahead:
         odd, rest = (last, ahead) if len(last) <= len(ahead) else (ahead, last)
         return _ranks(odd), f"it is in {_doing(odd)}, the others are in {_doing(rest)}"

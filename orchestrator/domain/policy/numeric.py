@@ -91,7 +91,7 @@ class TrainingDivergedError(ConvoyError):
     def __init__(self, fault: NumericFault) -> None:
         super().__init__(
             fault.text,
-            "lower train.lr, lengthen train.warmup_steps, or have it got over: recovery.on_nan: rollback_and_skip",
+            "lower train.lr, lengthen train.warmup_steps, or set recovery.on_nan: rollback_and_skip",
         )
         self.fault = fault
 
@@ -197,7 +197,7 @@ class Refusal:
 
 
 HINT_DIVERGED = (
-    "the training itself diverges: a lower train.lr, a longer train.warmup_steps or train.clip_grad_norm, in a new run"
+    "training itself diverges: start a new run with a lower train.lr, a longer train.warmup_steps or clip_grad_norm"
 )
 
 
@@ -214,8 +214,8 @@ def refuse(fault: NumericFault, before: Sequence[Skip], max_rollbacks: int) -> R
         return Refusal(f"{reason} (recovery.max_rollbacks is {max_rollbacks})", HINT_DIVERGED)
     last = _same_place(fault, before)
     if last is not None and last.from_step == 0:
-        reason = f"{fault.text}, again, with other samples and from the very beginning"
-        return Refusal(f"{reason}: it is not the data", HINT_DIVERGED)
+        reason = f"{fault.text}, again, with other samples and after a restart from the beginning"
+        return Refusal(f"{reason}: the data is not the cause", HINT_DIVERGED)
     return None
 
 

@@ -108,14 +108,14 @@ class ScaleRequests:
         problem = self._problem(request)
         if problem is not None:
             message = problem.message + (f"; {problem.hint}" if problem.hint else "")
-            self._say(request, ScaleState.REFUSED, f"cannot: {message}", None)
+            self._say(request, ScaleState.REFUSED, f"refused: {message}", None)
             return False
         self._aim(request.workers)
         self._pending = request
         now = sum(member.lives for member in members)
         what = "leave" if request.workers < now else "join"
-        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "as many as now"
-        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} wanted, {now} train: {more}", None)
+        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "no change"
+        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} requested, {now} active: {more}", None)
         return True
 
     def _problem(self, request: ScaleRequest) -> ConvoyError | None:

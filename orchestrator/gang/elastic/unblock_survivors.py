@@ -24,7 +24,7 @@ def interrupt(members: Sequence[WorkerHandle], generation: int, limit_s: float, 
         waited_s += min(time.monotonic() - started_s, 2 * TICK_S)
     for member in members:
         if member.run_ref is not None and member.lives:
-            member.take_silence("its process could not be interrupted", time.monotonic())
+            member.take_silence("its process did not leave its collective in time:", time.monotonic())
         if not member.lives:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(member.actor, no_restart=True)  # should it wake up, it has no part in this any more

@@ -39,16 +39,16 @@ class DeviceChecks:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
             if waiting and time.monotonic() > deadline_s:
                 raise ClusterError(
-                    f"{len(waiting)} of {len(self._refs)} workers did not tell within {TIMEOUT_S:.0f} s whether their "
-                    "GPUs work",
-                    hint="look whether `nvidia-smi` answers on each node: a driver that hangs needs a restart",
+                    f"{len(waiting)} of {len(self._refs)} workers did not report within {TIMEOUT_S:.0f} s whether "
+                    "their GPUs work",
+                    hint="check whether `nvidia-smi` answers on each node: a GPU driver that hangs needs a restart",
                 )
         try:
             answers: list[DeviceProblem | DeviceRoom | None] = ray.get(self._refs)
             hellos: list[Hello] = ray.get(self._hello_refs) if any(answers) else []
         except ray.exceptions.RayError as error:
             raise ClusterError(
-                f"a worker process ended while it tried its GPU: {first_line(error)}",
+                f"a worker process ended while it tested its GPU: {first_line(error)}",
                 hint="see `dmesg` and Ray's logs on its node",
             ) from error
         told = zip(hellos, answers, strict=False)
@@ -74,9 +74,9 @@ def shared_text(hello: Hello, room: DeviceRoom | None) -> str | None:
         return None
     name = f"the {room.name}" if room.name else "the GPU"
     return (
-        f"others hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of a worker on "
-        f"{where(hello)}: the plan uses the rest (`nvidia-smi` there names them; the memory of a killed worker "
-        "comes back after some seconds)"
+        f"other processes hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of "
+        f"a worker on {where(hello)}: the plan uses the rest (`nvidia-smi` there lists them; the memory of a "
+        "killed worker is freed after some seconds)"
     )
 
 

@@ -192,13 +192,13 @@ def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -
             hint = "its last output and the stacks at that moment are in its log"
             return Death(f"was killed by {name}", hint, _device_error(last_lines))
     if found := re.search(r"exit code (\d+)", ray_message):
-        return Death(f"ended itself with exit code {found.group(1)}", "something in the worker called exit")
+        return Death(f"ended itself with exit code {found.group(1)}", "code in the worker called exit")
     if oom_kills:
-        text = "was killed by SIGKILL, most likely by the kernel for want of memory"
+        text = "was killed by SIGKILL, most likely by the kernel OOM killer"
         return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
     return Death(
-        "was killed by SIGKILL, or left by _exit: it left no trace, as another signal would have",
-        "somebody or something killed it; if that was the kernel for want of memory, `dmesg` on its host says so",
+        "was killed by SIGKILL, or called _exit: it left no trace, as another signal would have",
+        "another process or a person killed it; if it was the kernel OOM killer, `dmesg` on its host shows it",
     )
 
 

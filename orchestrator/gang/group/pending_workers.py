@@ -123,7 +123,7 @@ class PendingWorkers:
         self._drop([recruit])
         self._warn(
             f"a worker on {hello.host} ({hello.node_ip}) cannot join, its GPU cannot be used: {problem.why} "
-            f"({problem.hint}); the next one is tried in {pause_s:.0f} s"
+            f"({problem.hint}); the next attempt is in {pause_s:.0f} s"
         )
 
     @property

@@ -88,7 +88,7 @@ class GangOutcome:
 
     @property
     def before_samples(self) -> bool:
-        """Memory was short before any sample was fed: see `WantOfMemoryError`."""
+        """Memory was short before any sample was fed: see `DeviceMemoryError`."""
         return self.failure is not None and BEFORE_SAMPLES in self.failure.facts
 
     @property

@@ -91,7 +91,7 @@ class WorkerHandle:
     def take_silence(self, message: str, now_s: float) -> None:
         """It is given up: nothing has been heard of it, nor of anything else on its node."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
-        hint = "the machine stands still or its network is cut; it is not used again in this run"
+        hint = "the machine is down or stopped, or its network is cut; it is not used again in this run"
         self.failure = Failure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
 
     def take_hang(self, message: str, now_s: float) -> None:

@@ -141,7 +141,7 @@ class HangMonitor:
             limit_s = ALL_STORAGE_S if len(finding.excused) == len(members) else STORAGE_S
             message = (
                 f"no progress for {finding.still_s:.0f} s: the storage of worker {ranks} does not answer; "
-                f"the gang waits for it, {limit_s:.0f} s at most"
+                f"the gang waits for it for at most {limit_s:.0f} s"
             )
             self._tell(EventKind.WARNING, {"message": message})
 
@@ -173,7 +173,7 @@ class HangMonitor:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for rank, member in members.items():
-                taken = self._eyes.taken.get(rank, Stacks("no stacks: it was not asked, or did not answer"))
+                taken = self._eyes.taken.get(rank, Stacks("no stacks: the process was not asked, or did not answer"))
                 title = f"worker {rank}, process {member.hello.pid} on {member.hello.host}"
                 (directory / f"rank-{rank}.txt").write_text(f"{title}\n\n{taken.text}\n", encoding="utf-8")
         except OSError as error:
@@ -264,7 +264,7 @@ class _Eyes:
         elif self._is_here(member):
             self.taken[pulse.rank] = foreign_stacks(member.hello.pid)
         else:
-            text = "no stacks: its agent does not answer, and nothing of ours is on its node (checkpoint.memory)"
+            text = "no stacks: its agent does not answer, and there is no vault on its node (checkpoint.memory)"
             self.taken[pulse.rank] = Stacks(text)
 
     def ready(self, now_s: float) -> bool:

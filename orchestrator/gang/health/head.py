@@ -101,23 +101,23 @@ class Head:
             self.round()
             if self.lost:
                 raise ClusterError(
-                    f"the head of the cluster at {self._address} has been gone for {END_S:.0f} s: nothing listens "
-                    "there, and Ray ends all processes of such a cluster",
+                    f"the head of the cluster at {self._address} has been unreachable for {END_S:.0f} s, and Ray "
+                    "ends all processes of a cluster without a head",
                     hint=self._hint(),
                 )
             time.sleep(LOOK_S)
 
     def _message(self) -> str:
         return (
-            f"the head of the cluster at {self._address} does not answer, nothing listens there: training goes on, but "
-            f"nobody who is lost can be replaced; a checkpoint is written if it stays away for {PARK_S:.0f} s"
+            f"the head of the cluster at {self._address} does not answer and refuses connections: training continues, "
+            f"but lost workers cannot be replaced; after {PARK_S:.0f} s without the head a checkpoint is written"
         )
 
     def _hint(self) -> str:
         """What to do afterwards."""
         if self._local:
-            return "go on from the last checkpoint: convoy run --resume last"
+            return "continue from the last checkpoint: convoy run --resume last"
         return (
-            "when there is a cluster again, go on from the last checkpoint: convoy run --resume last "
-            "(--set cluster.address=HOST:PORT where it has another address)"
+            "when a cluster is available again, continue from the last checkpoint: convoy run --resume last "
+            "(with --set cluster.address=HOST:PORT if its address is another one)"
         )

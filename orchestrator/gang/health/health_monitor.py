@@ -16,6 +16,7 @@ QUIET_S = 1.0
 second."""
 ASK_GONE_S = 0.5
 """Between two questions whether a quiet node is gone: one that only stands still takes its time not to answer."""
+GONE = "its node is unreachable, vault and raylet refuse connections:"
 PROBES = 2
 """Unanswered ones in a row before a silent node is given up."""
 
@@ -77,7 +78,7 @@ class HealthMonitor:
                 continue
             for member in gang.members:
                 if member.hello.node_id == node_id and not member.over:
-                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
+                    member.take_silence("no heartbeat of its process and no answer from its node:", self._round_s)
             if vaults is not None:
                 vaults.lose(node_id)
 
@@ -102,7 +103,7 @@ class HealthMonitor:
             if vaults.refuses(node_id) and raylet_refuses(node_id):
                 for member in waiting:
                     if member.hello.node_id == node_id:
-                        member.take_silence("its node is gone, nothing listens there any more:", time.monotonic())
+                        member.take_silence(GONE, time.monotonic())
                 vaults.lose(node_id)
 
     def _old_states(self) -> None:

@@ -75,8 +75,8 @@ def end_workers(run_id: str, stopped: Callable[[], bool]) -> int:
         seen.update(names)
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"{len(names)} workers of the run's driver before this one do not end",
-                hint="see them with `ray list actors`; the run cannot go on while they might train",
+                f"{len(names)} workers of the previous driver of this run do not end",
+                hint="`ray list actors` shows them; the run cannot continue while they might train",
             )
         time.sleep(LOOK_S)
     return len(seen)

@@ -129,10 +129,10 @@ class CheckpointCommitter:
             time.sleep(POLL_S / 4)
             events += self.finished()
         left, self._open = self._open, []
-        why = f"{timeout_s:g} s were not enough"
+        why = f"it took longer than {timeout_s:g} s"
         if stopped is not None:
-            why = "it was stopped" if stopped() else f"nothing was written for {timeout_s:g} s"
-        reason = f"the run ended before it was written: {why}"
+            why = "the run was stopped" if stopped() else f"nothing was written for {timeout_s:g} s"
+        reason = f"the run ended before the checkpoint was written: {why}"
         return events + [_failed(step, self._place, reason, StorageFault.OTHER, 0.0) for step in left]
 
     def _turn(self) -> bool:

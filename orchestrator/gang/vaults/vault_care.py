@@ -29,7 +29,7 @@ def protect(gang: Any, observers: Sequence[Observer], stopped: Callable[[], bool
         return
     expected = [node_id for node_id in gang.node_ids() if node_id not in gang.planned.draining]
     for node_id in vaults.wait(expected, VAULT_TIMEOUT_S, stopped):
-        message = f"no vault on node {node_id[:8]} yet: its workers' state is not kept in memory until it comes"
+        message = f"no vault on node {node_id[:8]} yet: until it has started, its workers' state is not kept in memory"
         for observer in observers:
             observer.on_event(_warning(message))
     gang.shield()
@@ -94,9 +94,9 @@ class VaultCare:
             self._asked[node_id] = actor, answer
             return None
         if vaults.ended_alone(node_id, answer):
-            return "has ended while its node lives"
+            return "has ended although its node is up"
         if self._is_deaf(node_id, answer):
-            return f"has taken no connections for over {DEAF_S:g} s"
+            return f"has accepted no connections for over {DEAF_S:g} s"
         self._asked[node_id] = actor, actor.health.remote()
         return None
 
@@ -114,8 +114,8 @@ class VaultCare:
     def _replaced(self, node_id: str, why: str) -> str:
         access = self._gang.vaults.access(node_id, 0)
         return (
-            f"the vault on node {node_id[:8]} (process {access.pid}) {why}: another is started, until then the state "
-            "of its workers is not kept in memory"
+            f"the vault on node {node_id[:8]} (process {access.pid}) {why}: a new one is started, until then the "
+            "state of its workers is not kept in memory"
         )
 
     def _may_start(self, node_id: str, now_s: float) -> bool:

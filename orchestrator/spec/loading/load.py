@@ -84,7 +84,7 @@ def read_source(path: Path) -> str:
 def decode_source(raw: bytes, file: str) -> str:
     """Bytes to text. Raises SpecError where they are too many or not UTF-8."""
     if len(raw) > MAX_BYTES:
-        problem = Problem(Place(file), f"larger than {MAX_BYTES >> 20} MiB, expected a job file", "is this the data?")
+        problem = Problem(Place(file), f"larger than {MAX_BYTES >> 20} MiB, expected a job file", "is it a data file?")
         raise SpecError((problem,))
     try:
         return raw.decode("utf-8-sig")

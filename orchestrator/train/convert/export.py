@@ -99,11 +99,11 @@ def check_destination(dest: Path, force: bool) -> None:
         return
     is_export = (dest / PROVENANCE).is_file()
     if not force:
-        hint = "--force replaces the export that is there" if is_export else "name a directory that does not exist yet"
+        hint = "--force replaces the existing export" if is_export else "name a directory that does not exist yet"
         raise UsageError(f"{dest} is not empty", hint=hint)
     if not is_export:
         raise UsageError(
-            f"{dest} holds something that is no export of Convoy (no {PROVENANCE}): it is not replaced",
+            f"{dest} contains something other than an export of Convoy (no {PROVENANCE}), so it is not replaced",
             hint="name a directory that does not exist yet",
         )
 
@@ -126,7 +126,7 @@ def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
     ]
     if differences:
         raise CheckpointError(
-            f"the checkpoint is not of the model the spec describes; {len(differences)} tensors differ, first "
+            f"the checkpoint is not of the model that the spec describes; {len(differences)} tensors differ, first "
             + "; ".join(differences[:3]),
             hint="the job file or the prepared data changed after the checkpoint was written",
         )

@@ -100,14 +100,14 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
 def _notes(saved: _Saved, position: int | None) -> list[str]:
     decays = ", ".join(str(group.get("weight_decay")) for group in saved.groups)
     notes = [
-        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only where it groups "
+        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only if it groups "
         "the same parameters (Convoy: matrices, then the rest)"
     ]
     if position is None and "position" not in saved.convoy:
         seen = saved.model.get("global_samples")
         notes.append(
             "DeepSpeed does not record where in the data training was; position is 0: a run that resumes from it "
-            "begins with the first sample, and sees again what it may have been trained on. DeepSpeed counted "
+            "begins with the first sample, and may see samples again that it was trained on. DeepSpeed counted "
             f"{seen} samples; --position sets another"
         )
     return notes

@@ -120,6 +120,6 @@ def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) ->
         elif value != decided[key]:
             raise UsageError(
                 f"{place}: {value!r} contradicts the spec, which sets it to {decided[key]!r}",
-                hint="Set it through the spec's own field and leave it out here.",
+                hint="Set the spec's own field, and leave it out here.",
             )
     return result

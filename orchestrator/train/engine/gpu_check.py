@@ -37,7 +37,7 @@ def worker_device(session: Session, gpus: int) -> torch.device:
     if isinstance(found, DeviceProblem):
         raise BrokenDeviceError(
             f"rank {session.rank} on {socket.gethostname()} ({session.node_ip}) cannot use the GPU that "
-            f"resources.gpus_per_worker promises: {found.why}",
+            f"resources.gpus_per_worker requests: {found.why}",
             hint=found.hint,
         )
     return torch.device(found.type) if found.type != CUDA else torch.device(found.type, found.index)

@@ -36,7 +36,7 @@ def check_execution(spec: JobSpec) -> None:
     names = (own,) if own else COMPILERS[device]
     if not any(map(shutil.which, names)):
         raise UsageError(
-            f"train.compile: blocks needs a compiler ({' or '.join(names)}), and there is none where workers run",
+            f"train.compile: blocks needs a compiler ({' or '.join(names)}), and the workers have none",
             hint="install gcc and g++ there, or set `compile: off`",
         )
 

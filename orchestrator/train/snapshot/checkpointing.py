@@ -114,10 +114,11 @@ def save_checkpoint(
     answers = exchange_json(
         {"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)}
     )
-    _raise_together(answers, f"checkpoint of step {step} cannot be begun")
+    _raise_together(answers, f"checkpoint of step {step} failed to start")
     assert place is not None
     if len({answer["shared"] for answer in answers}) > 1:
-        raise CheckpointError("some workers see the run directory and others do not", hint=f"it is {run_dir}")
+        hint = f"the run directory is {run_dir}"
+        raise CheckpointError("some workers see the run directory and others do not", hint=hint)
     place = _begin(place, answers[0]["tag"])
     written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
     answers = exchange_json({"problem": problem, "written": written})
@@ -301,7 +302,7 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     for shard in manifest.shards:  # a run directory that only looks shared would show here
         file = place.work / shard.file
         if not file.is_file() or file.stat().st_size != shard.size_bytes:
-            raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
+            raise CheckpointError(f"{file} was written by another rank, and rank 0 cannot see it")
     sync_path(place.work)
     aside, final = place.parent / f".{place.name}.old", Path(place.final)
     if final.exists():
@@ -351,7 +352,7 @@ def _open(session: Session, path: str) -> IntervalReader:
 def _open_peers(session: Session, state: PeerState) -> IntervalReader:
     vault = session.vault
     if vault is None:
-        raise CheckpointError("this worker has no vault, and so no way to its peers'")
+        raise CheckpointError("this worker has no vault and cannot reach its peers' vaults")
     return PeerReader(state, vault.token, vault.address, vault.pid, session.progress)
 
 

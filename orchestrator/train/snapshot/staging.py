@@ -150,7 +150,7 @@ class BackgroundStaging:
         """See `Staging`. Raises RuntimeError if another copy is under way: callers know that the last one is complete,
         but perhaps before the thread that has told them so goes on."""
         if not self.wait(BEGIN_LIMIT_S):
-            raise RuntimeError("a snapshot was begun while the one before it is being copied")
+            raise RuntimeError("a snapshot was started while the previous one is still being copied")
         self._idle.clear()
         try:
             self._jobs.put_nowait(self._start(tuple(copies), done))
@@ -260,8 +260,8 @@ class CudaStaging(BackgroundStaging):
             self._pinned = memory  # also keeps it mapped for as long as it is registered
             return None
         return (
-            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots hold up training for "
-            "the time of their copy"
+            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots stop training while "
+            "they are copied"
         )
 
     def fence(self) -> None:

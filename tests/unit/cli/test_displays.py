@@ -106,7 +106,7 @@ def test_the_live_display_takes_whatever_a_run_tells() -> None:
 def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True, no_color=True, highlight=False)
     display = LiveDisplay(console, clock=lambda: T0, describe=describe)
-    lost = {"rank": 2, "error": "its node is gone\x1b]0;evil\x07", "traceback": ""}
+    lost = {"rank": 2, "error": "its node is unreachable\x1b]0;evil\x07", "traceback": ""}
     going_on = {"rank": 2, "step": 20, "from_step": 20, "source": "vaults", "skipped": None}
     recovered = {"incident": 1, "step": 21, "world_size": 3, "seconds": 1.4, "steps_recomputed": 0}
     display.start()
@@ -118,7 +118,7 @@ def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None
     finally:
         display.stop()
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "worker 2 failed: its node is gone" in shown
+    assert "worker 2 failed: its node is unreachable" in shown
     assert "worker 2 was lost at step 20, continuing from step 20 (vaults)" in shown
     assert "recovered in 1.4 s with 3 workers, 0 steps recomputed" in shown
     assert "the disk is full" in shown

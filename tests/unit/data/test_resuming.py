@@ -174,7 +174,7 @@ def test_data_that_comes_out_different_is_refused(run: TrainedRun, bench: Bench)
     last = read_history(run.layout)[-1].data
     bench.write("texts/zz.txt", "other text " * 100)
     other: PreparedData = bench.prepare(run.spec)
-    with pytest.raises(UsageError, match="came out different"):
+    with pytest.raises(UsageError, match="the result differs"):
         require_same(other, last, accepted=False)
     require_same(other, last, accepted=True)
 

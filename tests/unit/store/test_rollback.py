@@ -73,7 +73,7 @@ def test_it_goes_back_and_records_what_it_leaves_out(layout: RunLayout) -> None:
     assert (event["fault"], event["action"], event["value"]) == ("loss_not_finite", "rollback", "nan")
     assert (event["skipped_first"], event["skipped_count"], event["from_step"]) == (264, 12, 20)
     (warning,) = told.of(EventKind.WARNING)
-    assert "rolled back, going on from step 20 without samples [264, 276) of the order" in warning["message"]
+    assert "rolled back, continuing from step 20 without samples [264, 276) of the order" in warning["message"]
 
 
 def test_newer_checkpoints_do_not_outlive_a_rollback(layout: RunLayout) -> None:
@@ -142,7 +142,7 @@ def test_the_same_step_again_goes_to_an_older_state(layout: RunLayout) -> None:
     assert [(skip.first, skip.count) for skip in read_skips(layout)] == [(264, 12), (276, 12)]
     refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, (), 1002.0, Told())
     assert isinstance(refused, Refusal)
-    assert "no good checkpoint older than the one gone back to already" in refused.reason
+    assert "no good checkpoint older than the one already restored" in refused.reason
     assert steps_on_disk(layout) == [10]
 
 

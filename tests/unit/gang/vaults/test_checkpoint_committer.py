@@ -26,7 +26,7 @@ def test_what_is_not_written_when_the_run_ends_has_failed() -> None:
     (event,) = saves.end(0.3)
     assert (event.kind, event.fields["step"]) == (EventKind.CHECKPOINT_FAILED, 8)
     assert event.fields["place"] == STARTED["place"]
-    assert event.fields["reason"] == "the run ended before it was written: 0.3 s were not enough"
+    assert event.fields["reason"] == "the run ended before the checkpoint was written: it took longer than 0.3 s"
     assert not saves.busy
     assert saves.end(0.0) == []
 
@@ -113,7 +113,7 @@ def test_the_end_of_a_run_waits_as_long_as_a_checkpoint_is_written() -> None:
     assert time.monotonic() - started_s > 60 * 0.02 + 0.5
     assert event.fields["reason"] == "the run ended before it was written: nothing was written for 0.5 s"
     vault.close()
-    for stopped, why in ((None, "0.5 s were not enough"), (lambda: True, "it was stopped")):
+    for stopped, why in ((None, "it took longer than 0.5 s"), (lambda: True, "the run was stopped")):
         slower = WritingVault(parts=10_000)
         saves, started_s = saves_from(slower), time.monotonic()
         (event,) = saves.end(0.5 if stopped is None else 500.0, stopped)

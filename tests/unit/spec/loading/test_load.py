@@ -79,7 +79,7 @@ def test_only_true_and_false_are_truth_values(written: str) -> None:
         ("# only a comment\n", "job.yaml:1:1: the file is empty"),
         ("- a\n", "job.yaml:1:1: the file holds a list of 1 item, expected `key: value` lines"),
         ("hello\n", "job.yaml:1:1: the file holds `hello`"),
-        ("name: x\n\ttask: y\n", "job.yaml:2:1: a tab stands where only spaces may"),
+        ("name: x\n\ttask: y\n", "job.yaml:2:1: a tab is used where only spaces are allowed"),
         ("name: x\n---\nname: y\n", "job.yaml:2:1: a second YAML document"),
         ("a: " + "[" * 3000, "job.yaml:1:43: nesting is deeper than 40 levels"),
         ("a: {" * 3000, "nesting is deeper than 40 levels"),
