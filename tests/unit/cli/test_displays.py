@@ -195,7 +195,7 @@ def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.M
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
     assert "peer gone" not in text
-    assert "Failed after it: worker 0." in text
+    assert "Failed after that: worker 0." in text
     assert str(layout.log(1)) in text
     assert f"convoy run --resume {layout.run_id}" in text
 

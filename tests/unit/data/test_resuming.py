@@ -246,7 +246,7 @@ def test_a_run_of_an_older_version_without_its_data_says_so(run: TrainedRun) -> 
     forget(run)
     shutil.rmtree(run.bench.cache)
     found, _ = run.go_on()
-    assert "its prepared data is not whole any more" in found.warnings[1]
+    assert "its prepared data is incomplete" in found.warnings[1]
 
 
 def test_damaged_records_are_said_not_raised(run: TrainedRun) -> None:

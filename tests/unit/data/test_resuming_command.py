@@ -73,7 +73,7 @@ def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedR
     )
     run.layout.events.write_text(json.dumps({"kind": event.kind.value, "time_s": 5.0, **event.fields}) + "\n")
     shown = CliRunner().invoke(show, ["last", *home(run)]).output
-    assert re.search(r"changed +\S+ \S+, accepted, in force after step 20:\n +data: 1 file was added", shown)
+    assert re.search(r"changed +\S+ \S+, accepted, used after step 20:\n +data: 1 file was added", shown)
     verified = CliRunner().invoke(data, ["verify", "last", *home(run)])
     assert verified.exit_code == 0
     assert "steps 1 to 20: data" in verified.output

@@ -39,7 +39,7 @@ def test_the_page_tells_the_whole_story(tmp_path: Path) -> None:
     assert "| from detection to the next finished step | 5.00 s |" in text
     assert "| +0.50 | worker 2: its process died |" in text
     assert "| +4.00 | state of step 15 restored from /runs/x/step-15 in 0.25 s, left by 4 workers |" in text
-    assert "| +5.00 | step 16 finished: training goes on |" in text
+    assert "| +5.00 | step 16 finished: training continues |" in text
     assert "line a\nline b" in text
 
 

@@ -113,7 +113,7 @@ def test_no_checkpoint_means_the_beginning_but_bad_ones_do_not(layout: RunLayout
     flip_byte(layout.checkpoint(20) / "shard-00000.bin", 3)
     refused = answer_fault(layout, FAULT, SPEC, (), 1000.0, Told())
     assert isinstance(refused, Refusal)
-    assert "there is no good checkpoint from before it" in refused.reason
+    assert "there is no good checkpoint from before the fault" in refused.reason
     assert not layout.skips.exists()
 
 

@@ -111,13 +111,13 @@ def test_the_end_of_a_run_waits_as_long_as_a_checkpoint_is_written() -> None:
     saves, started_s = saves_from(vault), time.monotonic()
     (event,) = saves.end(0.5, lambda: False)
     assert time.monotonic() - started_s > 60 * 0.02 + 0.5
-    assert event.fields["reason"] == "the run ended before it was written: nothing was written for 0.5 s"
+    assert event.fields["reason"] == "the run ended before the checkpoint was written: nothing was written for 0.5 s"
     vault.close()
     for stopped, why in ((None, "it took longer than 0.5 s"), (lambda: True, "the run was stopped")):
         slower = WritingVault(parts=10_000)
         saves, started_s = saves_from(slower), time.monotonic()
         (event,) = saves.end(0.5 if stopped is None else 500.0, stopped)
-        assert event.fields["reason"] == f"the run ended before it was written: {why}"
+        assert event.fields["reason"] == f"the run ended before the checkpoint was written: {why}"
         assert time.monotonic() - started_s < 10.0
         slower.close()
 
