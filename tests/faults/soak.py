@@ -172,7 +172,7 @@ def text(card: Scorecard, seconds: float) -> str:
         [
             *lines,
             "",
-            f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} got over, in {seconds / 60:.0f} "
+            f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} recovered from, in {seconds / 60:.0f} "
             f"minutes; finished: {'yes' if card.finished else f'no: {card.reason}'}; data exactly once: "
             f"{'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left out and recorded; "
             f"largest loss difference {difference} (allowed {card.tolerance:g}). "
