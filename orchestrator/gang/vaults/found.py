@@ -1,11 +1,11 @@
-"""What a driver finds when it begins, and what it leaves when it ends. Values, for events."""
+"""Values for events: what a driver finds when it starts, and what it leaves when it ends."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """What a run has."""
+    """The cluster of a run."""
 
     address: str
     nodes: int
@@ -16,7 +16,7 @@ class ClusterSize:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What a driver before this one left."""
+    """What was adopted from a previous driver."""
 
     vaults: int
     workers_ended: int
