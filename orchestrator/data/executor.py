@@ -49,7 +49,7 @@ class LocalExecutor:
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
         """See `Executor.map`. Default `in_flight`: two per worker, so that none waits for the reader.
 
-        Raises DataError where a worker process dies (out of memory, killed)."""
+        Raises DataError if a worker process dies (out of memory, killed)."""
         if self.workers == 0:
             yield from map(fn, items)
             return

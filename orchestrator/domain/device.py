@@ -146,7 +146,7 @@ def dealt(gpus: Sequence[str], nodes: int, index: int) -> tuple[str, ...]:
 def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevice | None) -> Device | DeviceProblem:
     """What a worker trains on; or why it cannot train on what the spec promises.
 
-    `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None where it may see all. `local_rank`:
+    `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None if it may see all. `local_rank`:
     its number among the workers of its host that see the same GPUs. `found` is not looked at where `gpus` is 0.
     """
     if not gpus:

@@ -36,5 +36,5 @@ class DeviceRoom:
 
 
 def smallest(rooms: "list[DeviceRoom | None]") -> DeviceRoom | None:
-    """The GPU with the least usable memory; None where no process knows its own."""
+    """The GPU with the least usable memory; None if no process knows its own."""
     return min((room for room in rooms if room is not None), key=lambda room: room.usable_bytes, default=None)

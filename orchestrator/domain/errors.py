@@ -32,7 +32,7 @@ class DeviceMemoryError(ConvoyError):
     """A worker's device was full while its engine was built or its state restored: no micro batch is small enough."""
 
     def __init__(self, message: str, hint: str | None, foreign_bytes: int) -> None:
-        """`foreign_bytes`: what others hold on the device; 0 where that is too little to matter."""
+        """`foreign_bytes`: what others hold on the device; 0 if that is too little to matter."""
         super().__init__(message, hint)
         self.foreign_bytes = foreign_bytes
 

@@ -40,7 +40,7 @@ class ScaleRequest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> "ScaleRequest | None":
-        """None where it is no request."""
+        """None if it is no request."""
         if value is None:
             return None
         try:
@@ -69,7 +69,7 @@ class ScaleAnswer:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> "ScaleAnswer | None":
-        """None where it is no answer."""
+        """None if it is no answer."""
         if value is None:
             return None
         try:
@@ -85,7 +85,7 @@ class ScaleDesk(Protocol):
     """The driver's side of the exchange."""
 
     def newest(self) -> ScaleRequest | None:
-        """A request that has not been given out yet; None where there is none."""
+        """A request that has not been given out yet; None if there is none."""
 
     def answer(self, answer: ScaleAnswer) -> None:
         """Let whoever asked know."""

@@ -167,7 +167,7 @@ class Session(Protocol):
 
     @property
     def vault(self) -> VaultAccess | None:
-        """This node's vault; None where there is none. Between two steps it may become another one: see `use_vault` of
+        """This node's vault; None if there is none. Between two steps it may become another one: see `use_vault` of
         the worker's agent."""
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
@@ -197,7 +197,7 @@ class Session(Protocol):
         system is shared. Raises FileNotFoundError."""
 
     def store(self, local: Path, path: str) -> None:
-        """Put a finished local file at `path` on the driver's side, atomically. Does nothing where `local`
+        """Put a finished local file at `path` on the driver's side, atomically. Does nothing if `local`
         already is that file."""
 
     def move_into_place(self, path: str, final: str) -> None:

@@ -43,7 +43,7 @@ class Link:
             connection.close()
 
     def mend(self) -> None:
-        """Forward again, from the same port. Raises OSError where another program has taken that meanwhile."""
+        """Forward again, from the same port. Raises OSError if another program has taken that meanwhile."""
         if self._listener is None:
             self._listen()
 

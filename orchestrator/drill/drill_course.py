@@ -61,9 +61,9 @@ def drill(
     stop: threading.Event,
     tell: Callable[[str], None],
 ) -> Scorecard | None:
-    """Run `job` undisturbed, then with `times` faults spread over its steps; None where stopped.
+    """Run `job` undisturbed, then with `times` faults spread over its steps; None if stopped.
 
-    `tell` is given what there is to say to people beside the runs' events. Raises UsageError where the job cannot be
+    `tell` is given what there is to say to people beside the runs' events. Raises UsageError if the job cannot be
     drilled: it must run on a local cluster and have steps enough, and this machine must permit the fault.
     """
     if job.spec.cluster.address is not None:

@@ -41,7 +41,7 @@ class Machine:
     no_network: str | None
     """Why it cannot make network namespaces; None: it can."""
     endpoint: str
-    """Of S3, as the environment has it; empty where it has none."""
+    """Of S3, as the environment has it; empty if it has none."""
     memory_bytes: int
     """Available."""
 
@@ -53,11 +53,11 @@ class Undisturbed:
     steps: int
     micro_batch: int
     checkpoint_bytes: int
-    """Of the largest one; 0 where none was written."""
+    """Of the largest one; 0 if none was written."""
 
 
 def most(fault: DrillFault, spec: JobSpec, seen: Undisturbed | None) -> int | None:
-    """How many faults of a kind the job gets over by its spec; None where nothing says so."""
+    """How many faults of a kind the job gets over by its spec; None if nothing says so."""
     recovery = spec.recovery
     if fault is DrillFault.NAN:  # with `stop` one shows that it does not
         return {"rollback_and_skip": recovery.max_rollbacks, "stop": 1, "continue": 0}[recovery.on_nan]
@@ -69,7 +69,7 @@ def most(fault: DrillFault, spec: JobSpec, seen: Undisturbed | None) -> int | No
 def objection(
     fault: DrillFault, times: int, spec: JobSpec, machine: Machine, seen: Undisturbed | None = None
 ) -> Objection | None:
-    """Why the job or the machine does not permit so many faults of a kind; None where they do.
+    """Why the job or the machine does not permit so many faults of a kind; None if they do.
 
     Without `seen` what only the undisturbed run can show is left open.
     """

@@ -64,7 +64,7 @@ class DrilledRun:
                 return outcome
 
     def _drive(self, stop: threading.Event) -> RunOutcome | None:
-        """One driver; None where it was killed by us."""
+        """One driver; None if it was killed by us."""
         self._process = process = start_bound(
             [sys.executable, "-m", "orchestrator.drill.driver_child"], self._environment, talks=True
         )
@@ -122,7 +122,7 @@ class DrilledRun:
                     last = said
 
     def _tell(self, said: dict[str, Any]) -> bool:
-        """Pass on an event or a step; False where it is neither."""
+        """Pass on an event or a step; False if it is neither."""
         if "step" in said:
             report = StepReport.from_json(said["step"])
             self._each(lambda observer: observer.on_step(report))

@@ -153,7 +153,7 @@ class Injector:
         self.tally.struck(fault, report.step, rank, struck_s)
 
     def _victim(self, fault: DrillFault) -> int | None:
-        """A rank, of a node beside the head's where there is one; None where the fault finds nobody."""
+        """A rank, of a node beside the head's where there is one; None if the fault finds nobody."""
         on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not is_head(raylet_of(pid))}
         if fault in ON_NODES and not on_other_nodes:
             return None
@@ -163,7 +163,7 @@ class Injector:
         return self._draw.choice(candidates)
 
     def _hit(self, fault: DrillFault, rank: int, report: StepReport) -> bool:
-        """Carry it out on a worker or its node; False where it cannot be."""
+        """Carry it out on a worker or its node; False if it cannot be."""
         pid = self._pids[rank]
         if fault is DrillFault.CORRUPT_SHARD and not (self._layout and corrupt_newest(self._place(self._layout))):
             return False

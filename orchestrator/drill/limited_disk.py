@@ -93,7 +93,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """Why this process cannot mount one; None where it can: tried."""
+    """Why this process cannot mount one; None if it can: tried."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="convoy-drill-") as directory:

@@ -28,7 +28,7 @@ _NAMESPACE = re.compile(r"convoy-drill-(\d+)-\d+")
 
 
 class Network:
-    """For `nodes` nodes. `close` removes it. Raises UsageError where that is not permitted."""
+    """For `nodes` nodes. `close` removes it. Raises UsageError if that is not permitted."""
 
     def __init__(self, nodes: int) -> None:
         self._prefix, self._first = f"cv{os.getpid()}", f"convoy-drill-{os.getpid()}-"
@@ -73,7 +73,7 @@ class Network:
 
 
 def free_network(taken: Sequence[str]) -> ipaddress.IPv4Network:
-    """The first /24 of `POOL` that overlaps none of the `taken` networks. Raises UsageError where there is none."""
+    """The first /24 of `POOL` that overlaps none of the `taken` networks. Raises UsageError if there is none."""
     networks = [ipaddress.ip_network(each, strict=False) for each in taken]
     for candidate in POOL.subnets(new_prefix=24):
         if not any(candidate.overlaps(network) for network in networks):
@@ -101,7 +101,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """Why this process cannot make one; None where it can: tried."""
+    """Why this process cannot make one; None if it can: tried."""
     try:
         Network(2).close()
     except UsageError as error:

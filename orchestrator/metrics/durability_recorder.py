@@ -99,7 +99,7 @@ class DurabilityRecorder:
         return max(0, self._step - safe)
 
     def _node_loss(self) -> dict[str, Any] | None:
-        """What the loss of a node would cost; None where nothing is planned, or no step has been made."""
+        """What the loss of a node would cost; None if nothing is planned, or no step has been made."""
         steps_s = list(self._steps_s)  # a copy: steps are observed in another thread
         if self._snapshots is None or not steps_s:
             return None

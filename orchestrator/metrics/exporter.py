@@ -232,7 +232,7 @@ class MetricsServer:
     """The endpoint, served from a daemon thread until `close`."""
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
-        """Raises UsageError where the address cannot be bound, or is reachable from outside without a token."""
+        """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
         check_exposure(host, token)
         app = _guarded(make_wsgi_app(registry), token)
         server_class = _ServerV6 if ":" in host else _Server
@@ -259,7 +259,7 @@ class MetricsServer:
 def serve_metrics(
     observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
 ) -> MetricsServer | None:
-    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None where neither does.
+    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None if neither does.
 
     Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
     """
@@ -274,7 +274,7 @@ def serve_metrics(
 
 
 def check_exposure(host: str, token: str | None) -> None:
-    """Raises UsageError where `host` is not loopback and there is no token, or the token is guessable."""
+    """Raises UsageError if `host` is not loopback and there is no token, or the token is guessable."""
     if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",

@@ -47,9 +47,9 @@ def gib(size_bytes: int) -> str:
 def check_fit(
     spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> str | None:
-    """A warning where one sample at a time is not expected to fit; None where it is.
+    """A warning where one sample at a time is not expected to fit; None if it is.
 
-    Raises ClusterError where the weights, gradients and optimizer state alone, which are known to the byte, are more
+    Raises ClusterError if the weights, gradients and optimizer state alone, which are known to the byte, are more
     than the GPU has.
     """
     need = device_need(spec, shape, workers, assumed)

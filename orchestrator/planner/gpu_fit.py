@@ -14,7 +14,7 @@ Emit = Callable[[EventKind, dict[str, Any]], None]
 
 
 class GpuFit:
-    """One driver's dealings with the memory of its run's GPUs; none where workers train on CPUs."""
+    """One driver's dealings with the memory of its run's GPUs; none if workers train on CPUs."""
 
     def __init__(self, spec: JobSpec, emit: Emit) -> None:
         """`emit` tells the run's observers."""
@@ -24,7 +24,7 @@ class GpuFit:
 
     def check_early(self, workers: int, room: DeviceRoom | None, config: Mapping[str, Any]) -> None:
         """Before anything is downloaded or tokenised, as far as the model is known by then. `config`: as far as it is
-        known. Raises ClusterError where the model's state alone is more than a GPU has."""
+        known. Raises ClusterError if the model's state alone is more than a GPU has."""
         vocab_size = known_vocab_size(self._spec, config)
         known = self._spec.model.architecture is not None or "model_type" in config
         if vocab_size is not None and known:

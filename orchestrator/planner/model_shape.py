@@ -23,7 +23,7 @@ class ModelShape:
     key_value_width: int = 0
     """Key-value heads times their size; 0: `query_width`."""
     architecture: str = ""
-    """Hugging Face's `model_type`; empty where it is not known."""
+    """Hugging Face's `model_type`; empty if it is not known."""
 
     @property
     def feed_forward_width(self) -> int:

@@ -54,7 +54,7 @@ class SnapshotCosts:
     recovery_bytes: int
     """The same while a recovery goes on: the old gang's and the new gang's."""
     sent_bytes: int
-    """What the fullest node sends to others; 0 where no copies are kept."""
+    """What the fullest node sends to others; 0 if no copies are kept."""
     sent_s: float
 
     def interval_s(self, budget: float) -> float:
@@ -74,7 +74,7 @@ class NodeLossCost:
     repeated_s: float
     """Training since the newest snapshot whose copies had arrived."""
     repeated_steps: int | None
-    """The same in steps; None where a step's time is not known."""
+    """The same in steps; None if a step's time is not known."""
     read_s: float
     """Until the survivors have the state again."""
     copied_s: float
@@ -108,7 +108,7 @@ def node_loss(
     interval_s: float,
     step_s: float | None = None,
 ) -> NodeLossCost | None:
-    """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
+    """What losing a node costs with a snapshot every `interval_s`; None if no copies are kept, and it costs all
     since the last checkpoint.
 
     At worst the node is lost just before the copies of the newest snapshot have arrived: what was trained since the one
@@ -157,7 +157,7 @@ def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequenc
 
 
 def measured_loss(planned: Mapping[str, Any], step_s: float) -> dict[str, float] | None:
-    """What losing a node costs, with a step's measured time; None where no copies are kept. `planned`: fields of
+    """What losing a node costs, with a step's measured time; None if no copies are kept. `planned`: fields of
     `snapshots.planned`.
 
     A snapshot is taken at a step's end at the earliest, and its copies are sent while the next steps are made.

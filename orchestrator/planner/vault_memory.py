@@ -47,7 +47,7 @@ class VaultNeed:
 
 
 def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> VaultNeed | None:
-    """The formula of this module's docstring for workers that lie on nodes like that; None where nothing is kept."""
+    """The formula of this module's docstring for workers that lie on nodes like that; None if nothing is kept."""
     if not spec.checkpoint.memory:
         return None
     workers, nodes = sum(workers_by_node), len(workers_by_node)
@@ -85,10 +85,10 @@ def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
 
 
 def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> str | None:
-    """A warning where a recovery may not find room on the fullest node; None where all fits.
+    """A warning where a recovery may not find room on the fullest node; None if all fits.
 
     `node_memory_bytes` is what the node can give, `workers_bytes` what its workers take of that. Raises ClusterError
-    where what is to be kept does not fit beside them at all.
+    if what is to be kept does not fit beside them at all.
     """
     room_bytes = node_memory_bytes - workers_bytes
     what = f"state and {need.copies} cop{'y' if need.copies == 1 else 'ies'}" if need.copies else "state"

@@ -7,7 +7,7 @@ from orchestrator.spec.loading.load import load_job
 
 
 def checkpoint_storage(layout: RunLayout) -> Storage:
-    """The storage of a run's checkpoints. Contacts nobody. Raises UsageError where its spec cannot be read, or there
+    """The storage of a run's checkpoints. Contacts nobody. Raises UsageError if its spec cannot be read, or there
     are no credentials for its bucket."""
     storage = load_job(layout.spec).spec.checkpoint.storage if layout.spec.is_file() else None
     return open_storage(layout.checkpoint_place(storage))

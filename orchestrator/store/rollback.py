@@ -41,11 +41,11 @@ HINT_STOPPED = (
 def resume_point(
     layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
+    """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None if there is
     no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
     samples of a global batch; `below`: of a step before this one.
 
-    Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
+    Each newer one is told of. Raises CheckpointError if there are checkpoints and none will do, StorageError if
     storage does not answer: to begin anew is not what was asked for then.
     """
     order = order_of(batch, read_skips(layout))
@@ -151,7 +151,7 @@ def _state(
 ) -> tuple[str | None, int] | None:
     """The checkpoint chosen, read whole, and its step; None in its place: in memory, or the beginning (step 0).
 
-    None where there is no good one. What the peers' memory holds is of this very run and order: it needs no look.
+    None if there is no good one. What the peers' memory holds is of this very run and order: it needs no look.
     """
     order = order_of(fault.count, before)
     entries = list_checkpoints(storage)

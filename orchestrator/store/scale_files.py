@@ -52,7 +52,7 @@ class ScaleFiles:
 
 
 def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
-    """Leave a request for the driver of a run. Raises UsageError where nobody drives it, or it cannot be left."""
+    """Leave a request for the driver of a run. Raises UsageError if nobody drives it, or it cannot be left."""
     if not record.active or record.driver is None:
         raise UsageError(
             f"run {record.id} is {record.status} and has no active driver",
@@ -69,7 +69,7 @@ def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
 def answers(record: RunRecord, request: ScaleRequest, timeout_s: float) -> Iterator[ScaleAnswer]:
     """What the driver says to a request as it says it, at most `timeout_s` long; the last word ends it sooner.
 
-    Raises ConvoyError where the run ends before, or somebody else's request takes this one's place.
+    Raises ConvoyError if the run ends before, or somebody else's request takes this one's place.
     """
     deadline = time.monotonic() + timeout_s
     told: ScaleAnswer | None = None

@@ -10,9 +10,9 @@ from orchestrator.domain.run_layout import RunLayout
 
 
 def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
-    """In the order they were decided; none where there is no file.
+    """In the order they were decided; none if there is no file.
 
-    Raises DataError where the file is damaged: to go on without it would feed what was left out.
+    Raises DataError if the file is damaged: to go on without it would feed what was left out.
     """
     if not layout.skips.exists():
         return ()
@@ -33,7 +33,7 @@ def write_skips(layout: RunLayout, skips: Sequence[Skip]) -> None:
 
 
 def order_of(batch: int, skips: Sequence[Skip]) -> BatchOrder:
-    """The order of the batches without `skips`. Raises DataError where they are not of whole batches."""
+    """The order of the batches without `skips`. Raises DataError if they are not of whole batches."""
     try:
         return BatchOrder.of(batch, [(skip.first, skip.count) for skip in skips])
     except ValueError as error:

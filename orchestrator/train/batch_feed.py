@@ -22,7 +22,7 @@ class StepBatch:
     first_position: int
     """Position of the step's first sample in the global order, all ranks' samples together."""
     micro_batches: tuple[Batch, ...]
-    """`accumulation` of them; the last ones are empty where the rank's share is used up."""
+    """`accumulation` of them; the last ones are empty if the rank's share is used up."""
     digest: int
     """Order-free digest of this rank's samples."""
 

@@ -22,7 +22,7 @@ class Evaluation:
     seconds: float
 
     def fields(self, step: int) -> dict[str, float | int | None]:
-        """The fields of an EVAL event. Perplexity is None where it is too large for a double."""
+        """The fields of an EVAL event. Perplexity is None if it is too large for a double."""
         perplexity = math.exp(self.loss) if self.loss < 700 else None
         return {
             "step": step,
@@ -34,7 +34,7 @@ class Evaluation:
 
 
 def evaluate(context: TrainContext, step: int) -> Evaluation | None:
-    """Measure, after `step`; None where the data has no validation samples. Collective. Leaves the model in training
+    """Measure, after `step`; None if the data has no validation samples. Collective. Leaves the model in training
     mode."""
     validation = context.spec.data.validation
     samples = context.dataset.manifest.validation_samples

@@ -94,7 +94,7 @@ class NumericGuard:
 def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
     """The order of the batches, without what the plan leaves out and what the restored state knew to be left out.
 
-    Raises CheckpointError where that state has seen samples that are left out.
+    Raises CheckpointError if that state has seen samples that are left out.
     """
     known = [(int(first), int(count)) for first, count in start.extra.get(SKIPS, [])]
     try:

@@ -162,7 +162,7 @@ class LinePrinter:
 
 
 def session_from_environment() -> StandaloneSession:
-    """One worker, or the one that torchrun's variables describe. Raises UsageError where they are incomplete."""
+    """One worker, or the one that torchrun's variables describe. Raises UsageError if they are incomplete."""
     if "RANK" not in os.environ:
         return StandaloneSession(0, 1, 0, None)
     try:

@@ -42,7 +42,7 @@ class LoopResult:
     step: int
     finished: bool
     loss: float | None
-    """Training loss of the last step made here; None where there was none left to make."""
+    """Training loss of the last step made here; None if there was none left to make."""
     evaluation: Evaluation | None
     """Of the last step, where the run has validation data."""
     checkpoint: str | None

@@ -39,7 +39,7 @@ def widen_bfloat16(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
 def decode(raw: NDArray[Any], dtype: str, out: NDArray[Any]) -> None:
     """Copy stored elements into `out`, converting between floating types where they differ.
 
-    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError where a conversion would
+    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError if a conversion would
     not make sense, e.g. integers into floats.
     """
     if raw.dtype == out.dtype:

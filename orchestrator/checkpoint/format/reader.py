@@ -73,7 +73,7 @@ class IntervalReader:
         self._shards.clear()
 
     def rng(self, rank: int) -> dict[str, str]:
-        """Generator state that `rank` saved; empty where there was no such rank."""
+        """Generator state that `rank` saved; empty if there was no such rank."""
         return next((index.rng for index in self._indexes if index.rank == rank), {})
 
     def has(self, name: str, kind: Kind) -> bool:
@@ -131,7 +131,7 @@ class IntervalReader:
 class CheckpointReader(IntervalReader):
     """An open checkpoint: a directory or URL, or a name in a storage.
 
-    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other, StorageError
+    Raises CheckpointError if the manifest or an index is missing, damaged or contradicts the other, StorageError
     where storage does not answer.
     """
 

@@ -241,7 +241,7 @@ class ShardFile:
         os.close(self._descriptor)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError where a chunk fails its checksum."""
+        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError if a chunk fails its checksum."""
         done = 0
         while done < len(out):
             chunk, skip = divmod(offset + done, self._index.chunk_bytes)

@@ -68,7 +68,7 @@ class Cell:
 
     @classmethod
     def create(cls, size: CellSize, name: str, writes: bool = True) -> Self:
-        """New memory, all of it taken now. `writes`: see the constructor. Raises OSError where there is none."""
+        """New memory, all of it taken now. `writes`: see the constructor. Raises OSError if there is none."""
         descriptor = os.memfd_create(f"convoy-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(descriptor, size.total_bytes)
@@ -85,7 +85,7 @@ class Cell:
 
     @classmethod
     def attach(cls, path: str, size: CellSize, writes: bool = True) -> Self:
-        """Memory that another process made; `writes`: see the constructor. Raises OSError where it cannot be reached,
+        """Memory that another process made; `writes`: see the constructor. Raises OSError if it cannot be reached,
         ValueError where it is other."""
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -146,7 +146,7 @@ class Cell:
         return self.payload(slot)
 
     def finish(self, slot: int, step: int, state: bytes) -> None:
-        """Say that the slot holds `step`, whole. Raises ValueError where the small state is too large."""
+        """Say that the slot holds `step`, whole. Raises ValueError if the small state is too large."""
         if len(state) > self.size.state_bytes:
             raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were reserved")
         start = self._start(slot)

@@ -68,7 +68,7 @@ class Copies:
         return self._copy(peer, key, held, step)
 
     def _share(self, peer: str, key: CellKey, held: Held, step: int) -> bool | None:
-        """Let a peer of this host hold the memory; None where it cannot, and needs a copy.
+        """Let a peer of this host hold the memory; None if it cannot, and needs a copy.
 
         It holds it as long as its process lives, which its end of the connection tells: nobody has to be woken up."""
         if self._holders.get((peer, key)) == held.cell.serial:
@@ -95,7 +95,7 @@ class Copies:
         return True
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """Send a slot to a peer's vault and wait for its word; False where that fails."""
+        """Send a slot to a peer's vault and wait for its word; False if that fails."""
         slot = held.cell.slot_of(step)
         if slot is None:
             return False

@@ -50,7 +50,7 @@ def preferring(node: int | None) -> Iterator[None]:
 
 
 def thread_policy() -> tuple[int, "ctypes.Array[ctypes.c_ulong]"] | None:
-    """Mode and nodes of this thread's memory policy; None where the kernel has none."""
+    """Mode and nodes of this thread's memory policy; None if the kernel has none."""
     calls = _CALLS.get(platform.machine())
     mode, mask = ctypes.c_int(), _Mask()
     if calls is None:

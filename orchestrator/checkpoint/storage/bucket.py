@@ -69,7 +69,7 @@ class BucketStorage:
     """A prefix of a bucket. See `Storage`."""
 
     def __init__(self, scheme: str, bucket: str, prefix: str, limits: StorageLimits) -> None:
-        """Raises UsageError where the environment holds no credentials, or what it holds makes no sense."""
+        """Raises UsageError if the environment holds no credentials, or what it holds makes no sense."""
         require_credentials(scheme, os.environ)
         self._url = "/".join(part for part in (f"{scheme}://{bucket}", prefix) if part)
         options: ClientConfig = {

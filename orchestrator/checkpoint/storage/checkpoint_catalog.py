@@ -90,10 +90,10 @@ def newest_valid(
     on_rejected: Callable[[str, str], None] | None = None,
     objection: Callable[[Manifest], str | None] | None = None,
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint whose every checksum holds; None where there is none.
+    """The newest checkpoint whose every checksum holds; None if there is none.
 
     `on_rejected` is told of each newer one that was passed over, and why. `objection` may name a reason against one
-    that is whole. Raises StorageError where storage does not answer: an older checkpoint is not the answer to that.
+    that is whole. Raises StorageError if storage does not answer: an older checkpoint is not the answer to that.
     """
     storage = _storage(where)
     for found in list_checkpoints(storage):

@@ -34,7 +34,7 @@ def write_shard(
 
     `content`, where it is one buffer, becomes the shard file as it is, the intervals at their offsets in it; else it
     gives the bytes of one interval after the other. It is read once and never held as a whole. Raises StorageError;
-    what was written is then for `abandon`. Raises ValueError where content and intervals do not fit each other.
+    what was written is then for `abandon`. Raises ValueError if content and intervals do not fit each other.
     """
     size_bytes = max((interval.offset + interval.size_bytes for interval in intervals), default=0)
     if isinstance(content, memoryview):
@@ -58,8 +58,8 @@ def write_shard(
 def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
     """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
 
-    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError where a shard is not
-    there, StorageError where storage fails; there is no checkpoint then, but an earlier one of that name.
+    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError if a shard is not
+    there, StorageError if storage fails; there is no checkpoint then, but an earlier one of that name.
     """
     sizes = storage.sizes(name)
     for shard in manifest.shards:

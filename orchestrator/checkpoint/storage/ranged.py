@@ -42,7 +42,7 @@ class ChunkCache:
 
 
 class RangedShard:
-    """One shard in a storage. Raises CheckpointError for a chunk that fails its checksum, StorageError where storage
+    """One shard in a storage. Raises CheckpointError for a chunk that fails its checksum, StorageError if storage
     does not answer. `tick`: called after each request."""
 
     def __init__(

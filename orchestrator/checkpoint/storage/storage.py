@@ -70,10 +70,10 @@ class Storage(Protocol):
         """The directory or URL, of a checkpoint where one is named: for people, and for `open_storage`."""
 
     def names(self) -> list[str]:
-        """What lies here, checkpoints or not; nothing where the place does not exist yet."""
+        """What lies here, checkpoints or not; nothing if the place does not exist yet."""
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The finished files of a checkpoint and their bytes; empty where there is none."""
+        """The finished files of a checkpoint and their bytes; empty if there is none."""
 
     def read(self, name: str, file: str) -> bytes:
         """A small file, whole."""
@@ -86,7 +86,7 @@ class Storage(Protocol):
         not there when it raises. What iterating `parts` raises comes through. Replaces a file of that name."""
 
     def remove_file(self, name: str, file: str) -> None:
-        """Remove a file; nothing where there is none."""
+        """Remove a file; nothing if there is none."""
 
     def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
         """Remove a checkpoint, the file `first` before all others: cut short, what is left is no checkpoint. `tick`:
@@ -226,7 +226,7 @@ def checked(name: str) -> str:
 
 
 def counted(parts: Iterable[bytes | memoryview], size_bytes: int, what: str) -> Iterator[bytes | memoryview]:
-    """The parts as they are; raises ValueError where they are not `size_bytes` in all."""
+    """The parts as they are; raises ValueError if they are not `size_bytes` in all."""
     done = 0
     for part in parts:
         done += len(part)

@@ -20,7 +20,7 @@ class VaultReport:
     memory_bytes: int = 0
     """Shared memory that it has taken, copies for peers included."""
     problem: str = ""
-    """Why a copy did not arrive, the last time one did not; empty where all did."""
+    """Why a copy did not arrive, the last time one did not; empty if all did."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class NodeLoss:
     ranks: tuple[int, ...]
     """Ranks whose own node it is."""
     memory_step: int | None
-    """The step that could be restored from the other nodes' memory; None where none could."""
+    """The step that could be restored from the other nodes' memory; None if none could."""
     from_step: int
     """What training would go on from: that, or storage's newest; 0 is the beginning."""
     problem: str
@@ -56,7 +56,7 @@ class NodeLoss:
 
 @dataclass(frozen=True)
 class Durability:
-    """How safe a run's state is at one moment. Steps are optimizer steps; None where a tier has none whole."""
+    """How safe a run's state is at one moment. Steps are optimizer steps; None if a tier has none whole."""
 
     time_s: float
     """Unix time of the survey."""
@@ -73,7 +73,7 @@ class Durability:
     copies_step: int | None
     """The step that `shards` is about: of those in memory, the one with the most copies, the newest of these."""
     copies_min: int
-    """Copies of the shard that has the fewest, in memory; 0 where no step is whole."""
+    """Copies of the shard that has the fewest, in memory; 0 if no step is whole."""
     shards: tuple[ShardCopies, ...]
     nodes: tuple[NodeLoss, ...]
     planned_bytes: int | None

@@ -61,7 +61,7 @@ def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> 
 
 
 def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:
-    """For each vault, the step that could still be restored from memory if its node were lost; None where nothing."""
+    """For each vault, the step that could still be restored from memory if its node were lost; None if nothing."""
     vaults = sorted({held.vault for held in holdings})
     left: dict[str, int | None] = {}
     for vault in vaults:

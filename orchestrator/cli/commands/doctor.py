@@ -171,7 +171,7 @@ def _gpu_checks(cuda: dict[str, Any], present: int) -> Iterator[Check]:
 
 
 def _nvidia() -> Iterator[Check]:
-    """Driver and links as the driver's own tool tells them; nothing where there is no such tool."""
+    """Driver and links as the driver's own tool tells them; nothing if there is no such tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return

@@ -140,7 +140,7 @@ def _risk(value: dict[str, Any]) -> str:
 
 
 def _node_loss(value: dict[str, Any]) -> list[str]:
-    """What losing a node costs at this model's size; nothing where that is not known, or was not by then."""
+    """What losing a node costs at this model's size; nothing if that is not known, or was not by then."""
     loss = value.get("node_loss")
     if not loss:
         return []

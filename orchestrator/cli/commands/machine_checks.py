@@ -60,7 +60,7 @@ def machine_checks(home: Path) -> Iterator[Check]:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs the cgroup (version 2) allows, None where it does not say."""
+    """CPUs the cgroup (version 2) allows, None if it does not say."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -145,7 +145,7 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
 
 
 def _candidates(record: "RunRecord", step: int | None) -> list["FoundCheckpoint"]:
-    """Checkpoints to try, newest first. Raises UsageError where there is none, or none of `step`."""
+    """Checkpoints to try, newest first. Raises UsageError if there is none, or none of `step`."""
     from orchestrator.store.checkpoint_places import all_checkpoints
 
     found = all_checkpoints(record.layout)

@@ -80,7 +80,7 @@ class TokenDataset:
 
     @classmethod
     def open(cls, directory: Path) -> "TokenDataset":
-        """Map the files of a prepared directory. Raises DataError where one is missing or has the wrong size."""
+        """Map the files of a prepared directory. Raises DataError if one is missing or has the wrong size."""
         return cls(directory, DataManifest.read(directory))
 
     def train(self, first_position: int, count: int) -> Samples:

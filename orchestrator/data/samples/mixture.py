@@ -46,7 +46,7 @@ class Mixture:
 
     @classmethod
     def of(cls, sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> "Mixture":
-        """Raises ValueError where there is no sample at all, or a source with a weight has none."""
+        """Raises ValueError if there is no sample at all, or a source with a weight has none."""
         if sum(sizes) < 1:
             raise ValueError("there is no sample to order")
         if weights is None:
@@ -113,7 +113,7 @@ class Mixture:
 def apportion(weights: Sequence[float], seats: int) -> tuple[int, ...]:
     """Largest-remainder (Hamilton) apportionment of `seats`, at least one each. Ties go to the earlier source.
 
-    Raises ValueError where there are more sources than seats or a weight is not positive."""
+    Raises ValueError if there are more sources than seats or a weight is not positive."""
     if len(weights) > seats or min(weights) <= 0:
         raise ValueError("every source needs a positive weight and a seat")
     quotas = [weight / sum(weights) * seats for weight in weights]

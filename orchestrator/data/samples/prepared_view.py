@@ -29,7 +29,7 @@ DOCUMENTS_AT_ONCE = 1 << 20
 def build_view(
     spec: JobSpec, counts: TokenCounts, tokens_fingerprint: str, fingerprint: str, tokens_dir: Path, view_dir: Path
 ) -> None:
-    """Make the directory a job trains on, whole or not at all. Raises DataError where there is nothing to train on,
+    """Make the directory a job trains on, whole or not at all. Raises DataError if there is nothing to train on,
     nothing to validate on although it was asked for, or a token would be lost."""
     temporary = view_dir.with_name(view_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -22,7 +22,7 @@ class BatchOrder:
 
     @classmethod
     def of(cls, batch: int, skips: Iterable[Range] = ()) -> "BatchOrder":
-        """The order without `skips`, which may overlap. Raises ValueError where one is not of whole batches."""
+        """The order without `skips`, which may overlap. Raises ValueError if one is not of whole batches."""
         merged: list[tuple[int, int]] = []
         for first, count in sorted(skips):
             if first < 0 or count < 1 or first % batch or count % batch:

@@ -101,7 +101,7 @@ class BadRecordRule:
     max_fraction: float
 
     def on_bad(self, bad: Bad) -> None:
-        """Raises DataError where the rule says so."""
+        """Raises DataError if the rule says so."""
         if self.stop_at_first:
             raise DataError(
                 f"{bad.place}: {bad.reason}",
@@ -109,7 +109,7 @@ class BadRecordRule:
             )
 
     def check(self, source: str, records: int, bad: int, skipped: Iterable[Skipped]) -> None:
-        """Raises DataError where a source holds more unreadable records than allowed."""
+        """Raises DataError if a source holds more unreadable records than allowed."""
         reasons = list(skipped)
         if bad and self.stop_at_first:
             self.on_bad(Bad(reasons[0].reason, reasons[0].first))

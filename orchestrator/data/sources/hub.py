@@ -26,7 +26,7 @@ def resolve(source: Source, memory: Path, pinned: str | None = None) -> Source:
     commit to take, whatever the hub has now.
 
     `memory` is a directory where the commit is remembered: where the hub cannot be reached, the one seen last is
-    taken, so that a run resumes on data that is prepared already. Raises DataError where there is none either, or
+    taken, so that a run resumes on data that is prepared already. Raises DataError if there is none either, or
     the hub has no such dataset."""
     if source.spec.hub is None or source.directory is not None:
         return source

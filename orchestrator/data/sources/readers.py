@@ -59,7 +59,7 @@ class FileReader:
         return self._raw.tell() if self._raw is not None and not self._raw.closed else 0
 
     def __iter__(self) -> Iterator[Item]:
-        """The documents. Raises DataError where the file vanished, changed since the scan, or is damaged as a whole."""
+        """The documents. Raises DataError if the file vanished, changed since the scan, or is damaged as a whole."""
         name = self.file.name
         try:
             with self.file.path.open("rb") as raw:

@@ -68,7 +68,7 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk; 0 where nobody knows."""
+        """Bytes on disk; 0 if nobody knows."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -91,7 +91,7 @@ class PresentSource:
 
 
 def scan(data: DataSpec, job_dir: Path) -> tuple[Source, ...]:
-    """Find the files of all sources. Raises DataError where one is missing, unreadable or a glob matches nothing."""
+    """Find the files of all sources. Raises DataError if one is missing, unreadable or a glob matches nothing."""
     sources = []
     for index, (role, spec) in enumerate(_entries(data)):
         files = () if spec.hub is not None else _find(spec, job_dir)

@@ -31,7 +31,7 @@ class TokenCounts:
 
 
 def read_counts(directory: Path) -> TokenCounts:
-    """Read `tokens.json`. Raises DataError where it is damaged."""
+    """Read `tokens.json`. Raises DataError if it is damaged."""
     try:
         value = json.loads((directory / COMPLETE_FILE).read_text())
         return TokenCounts(**{**value, "sources": tuple(source_from_json(item) for item in value["sources"])})

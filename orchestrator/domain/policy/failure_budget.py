@@ -40,7 +40,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`recover`, or the reason to give up: None where the failure itself is the reason."""
+    """`recover`, or the reason to give up: None if the failure itself is the reason."""
 
     recover: bool
     micro_batch: int | None = None

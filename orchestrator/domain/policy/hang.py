@@ -170,7 +170,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict. `culprits` is empty where nobody can be named: then nobody is spared."""
+    """The verdict. `culprits` is empty if nobody can be named: then nobody is spared."""
 
     state: State
     culprits: tuple[int, ...] = ()

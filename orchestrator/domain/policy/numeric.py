@@ -41,7 +41,7 @@ class NumericFault:
     value: float
     """The loss or gradient norm; of a spike the loss."""
     rank: int | None
-    """Where it began: the first rank whose loss is no number, the rank whose loss is highest in a spike. None where
+    """Where it began: the first rank whose loss is no number, the rank whose loss is highest in a spike. None if
     that cannot be told: a gradient norm is of all ranks together."""
 
     @property
@@ -221,7 +221,7 @@ def refuse(fault: NumericFault, before: Sequence[Skip], max_rollbacks: int) -> R
 
 def choose_state(fault: NumericFault, saved_steps: Sequence[int], before: Sequence[Skip]) -> int | None:
     """The step to go back to: the newest saved state that can be trusted; 0 (the beginning) where nothing was ever
-    saved; None where something was, and none of it is old enough.
+    saved; None if something was, and none of it is old enough.
 
     An update from gradients that are no numbers is never applied, so the state before the step is good after a fault
     of that kind. The loss of a step judges the weights that the step before made: after a spike the state before that

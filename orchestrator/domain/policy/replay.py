@@ -38,7 +38,7 @@ class RestoreMismatchError(ConvoyError):
 
 
 def check_replay(expected: StepRecord | None, step: int, loss: float, grad_norm: float) -> None:
-    """Raises RestoreMismatchError where this is the step that is expected and it gives something else."""
+    """Raises RestoreMismatchError if this is the step that is expected and it gives something else."""
     if expected is None or step != expected.step:
         return
     pairs = [("loss", loss, expected.loss)]

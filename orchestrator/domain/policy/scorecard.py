@@ -50,13 +50,13 @@ class DrillFault(StrEnum):
 
 @dataclass(frozen=True)
 class FaultResult:
-    """One fault that was injected; None where it did not come to that."""
+    """One fault that was injected; None if it did not come to that."""
 
     fault: str
     step: int
     """The last step reported before it."""
     rank: int | None
-    """Of the worker that it hit, or whose node; None where it hit storage or the driver."""
+    """Of the worker that it hit, or whose node; None if it hit storage or the driver."""
     detection_s: float | None
     """From the fault to the run's knowing: to the event that tells of it."""
     first_step_s: float | None
@@ -122,7 +122,7 @@ def max_relative_difference(losses: Sequence[float], undisturbed: Sequence[float
 def strike_steps(total_steps: int, times: int) -> tuple[int, ...]:
     """Steps after which to strike, spread evenly and away from both ends: at least one step follows each.
 
-    Raises ValueError where there are too few steps.
+    Raises ValueError if there are too few steps.
     """
     if total_steps < 2 * times + 1:
         raise ValueError(f"{times} faults need at least {2 * times + 1} steps, the job has {total_steps}")

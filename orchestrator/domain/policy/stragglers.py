@@ -54,7 +54,7 @@ def own_times_s(report: RankReport) -> tuple[float, ...]:
 
 
 def compare(steps: Sequence[StepReport]) -> tuple[Slowness, ...]:
-    """Every rank against the others, over steps of one gang; nothing where there are too few steps, or one rank."""
+    """Every rank against the others, over steps of one gang; nothing if there are too few steps, or one rank."""
     if len(steps) < MIN_STEPS or len(steps[-1].ranks) < 2:
         return ()
     ranks, phases = range(len(steps[-1].ranks)), range(len(PHASES))

@@ -203,7 +203,7 @@ class _Sizes:
         return str(self._table["aliases"].get(name, name))
 
     def get(self, name: str) -> int | None:
-        """The value, or the default; None where the architecture has no such field or it is null."""
+        """The value, or the default; None if the architecture has no such field or it is null."""
         own = self.own(name)
         field = self._table["fields"].get(own)
         if field is None:

@@ -52,7 +52,7 @@ class View:
         return value
 
     def section(self, where: str | Path) -> Any:
-        """The value as written, wrong parts and all; None where there is none."""
+        """The value as written, wrong parts and all; None if there is none."""
         value: Any = self._data
         for part in path_of(where):
             value = step(value, part)

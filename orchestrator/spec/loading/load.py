@@ -65,7 +65,7 @@ def place_of_value(job: LoadedJob, where: str) -> Place:
 
 
 def read_source(path: Path) -> str:
-    """The text of a job file. Raises SpecError where it cannot be read."""
+    """The text of a job file. Raises SpecError if it cannot be read."""
     try:
         # One byte more than allowed tells a file that is too large; a device or pipe cannot flood memory.
         with path.open("rb") as file:
@@ -82,7 +82,7 @@ def read_source(path: Path) -> str:
 
 
 def decode_source(raw: bytes, file: str) -> str:
-    """Bytes to text. Raises SpecError where they are too many or not UTF-8."""
+    """Bytes to text. Raises SpecError if they are too many or not UTF-8."""
     if len(raw) > MAX_BYTES:
         problem = Problem(Place(file), f"larger than {MAX_BYTES >> 20} MiB, expected a job file", "is it a data file?")
         raise SpecError((problem,))
@@ -143,7 +143,7 @@ def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mappin
 
 
 def _validate(root: MapNode) -> tuple[JobSpec | None, list[Problem]]:
-    """(spec, problems): spec None where a field is wrong; the cross-field checks run either way."""
+    """(spec, problems): spec None if a field is wrong; the cross-field checks run either way."""
     data = to_value(root)
     try:
         spec = JobSpec.model_validate(data)

@@ -30,7 +30,7 @@ def apply_override(root: MapNode, option: str, env: Mapping[str, str]) -> list[P
 
 
 def _segments(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
-    """Keys and indexes with their places; None where `name` is not a dotted path."""
+    """Keys and indexes with their places; None if `name` is not a dotted path."""
     found: list[tuple[str | int, Place]] = []
     position = 0
     while position < len(name):

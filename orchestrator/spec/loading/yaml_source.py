@@ -109,7 +109,7 @@ def step(value: Any, part: str | int) -> Any:
 
 
 def find(node: Node, path: Path) -> Node | None:
-    """The node at `path`, or None where there is none."""
+    """The node at `path`, or None if there is none."""
     for part in path:
         if isinstance(node, MapNode) and isinstance(part, str) and part in node.values:
             node = node.values[part]

@@ -61,8 +61,8 @@ def export_model(
     `checkpoint` is a directory or URL. `tick`: called after each chunk that is read and each file that is written.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
-    `dtype`, frozen parameters too. Raises UsageError where `dest` holds something (`force` replaces an earlier
-    export, never anything else), CheckpointError where the checkpoint is damaged or of another model, DataError
+    `dtype`, frozen parameters too. Raises UsageError if `dest` holds something (`force` replaces an earlier
+    export, never anything else), CheckpointError if the checkpoint is damaged or of another model, DataError
     where the prepared data is gone.
     """
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def check_destination(dest: Path, force: bool) -> None:
 def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
     """Parameters and persistent buffers, tied ones once, in the model's order.
 
-    Raises CheckpointError where the model and the checkpoint do not have the same tensors of the same shapes.
+    Raises CheckpointError if the model and the checkpoint do not have the same tensors of the same shapes.
     """
     first_names: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -63,8 +63,8 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
     """Write the universal checkpoint at `source` to `dest`/step-<N>, N being its number of steps.
 
     `position` is the first sample of the next step in Convoy's order; DeepSpeed does not record it, and by default
-    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError where `source` is no universal
-    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError where `dest`
+    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError if `source` is no universal
+    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError if `dest`
     cannot be written.
     """
     started_s = time.perf_counter()

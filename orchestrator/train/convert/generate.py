@@ -170,7 +170,7 @@ def _tokenizer(model_dir: Path) -> Any:
 
 
 def _positions(config: Any) -> int | None:
-    """Tokens the model can look back on; None where there is no limit."""
+    """Tokens the model can look back on; None if there is no limit."""
     if config.model_type in _RECURRENT or config.model_type not in ARCHITECTURES:
         return None
     field = ARCHITECTURES[config.model_type].positions

@@ -59,7 +59,7 @@ def to_deepspeed(checkpoint: Path | str, dest: Path, adam: Adam = "torch") -> Co
     """Write `checkpoint` to `dest`/global_step<N>_universal and name it in `dest`/latest_universal.
 
     `engine.load_checkpoint(dest)` finds it. Memory: one tensor at a time. The directory appears when it is complete.
-    Raises UsageError where it exists already, CheckpointError where the checkpoint is damaged or `dest` cannot be
+    Raises UsageError if it exists already, CheckpointError if the checkpoint is damaged or `dest` cannot be
     written.
     """
     started_s = time.perf_counter()

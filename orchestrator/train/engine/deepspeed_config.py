@@ -27,7 +27,7 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
 
     DeepSpeed asserts train_batch_size = micro batch x accumulation x world size, which an unequal share of the
     global batch does not meet; the number only serves that assertion, since the loop normalises the loss by the
-    true count of target tokens. Raises UsageError where `zero.deepspeed` contradicts the spec.
+    true count of target tokens. Raises UsageError if `zero.deepspeed` contradicts the spec.
     """
     train = spec.train
     config: dict[str, Any] = {
@@ -53,7 +53,7 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
 
 
 def clips_outside_engine(spec: JobSpec) -> bool:
-    """True where DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
+    """True if DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
     so the loop measures and clips itself."""
     return spec.zero.stage == 0 and spec.train.precision == "fp32"
 

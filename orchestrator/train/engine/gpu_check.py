@@ -104,7 +104,7 @@ def has_mps(directory: Path) -> bool:
 
 
 def try_gpu(index: int) -> str | None:
-    """What a small computation on a GPU raised, or that its result is wrong; None where it is right."""
+    """What a small computation on a GPU raised, or that its result is wrong; None if it is right."""
     try:
         device = torch.device(CUDA, index)
         half = torch.full((SIDE, SIDE), 0.5, device=device)

@@ -115,7 +115,7 @@ class _Gradients:
             self._weights += torch.mm(of_logits.t(), inputs)
 
     def found(self) -> tuple[torch.Tensor | None, ...]:
-        """Of hidden states, weight and bias, in fp32; None where none is wanted."""
+        """Of hidden states, weight and bias, in fp32; None if none is wanted."""
         return None if self._hidden is None else self._hidden.float(), self._weights, self._biases
 
 

@@ -256,7 +256,7 @@ def _stream_shard(state: CapturedState, session: Session, storage: Storage, plac
 def _manifest(
     state: CapturedState, progress: SaveProgress, parts: list[dict[str, Any]], spec_hash: str | None
 ) -> Manifest:
-    """The manifest over all ranks' parts. Raises CheckpointError where they do not add up to the whole model."""
+    """The manifest over all ranks' parts. Raises CheckpointError if they do not add up to the whole model."""
     elements: Counter[str] = Counter()
     moments = False
     for part in parts:
@@ -335,7 +335,7 @@ def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Col
 def at_hand(session: Session, path: str) -> str | Path:
     """A checkpoint where this worker can read it: a URL as it is, a copy of what only the driver sees.
 
-    Raises CheckpointError where it does not exist.
+    Raises CheckpointError if it does not exist.
     """
     if is_url(path):
         return path

@@ -118,7 +118,7 @@ class SnapshotPolicy:
         return True
 
     def store(self, outcome: StepOutcome, place: str, extra: dict[str, Any]) -> bool:
-        """Have the vaults write this step as a checkpoint in the background; False where they cannot. Collective.
+        """Have the vaults write this step as a checkpoint in the background; False if they cannot. Collective.
 
         A vault of another host sees a directory of the driver's only where the file system is shared.
         """
@@ -149,7 +149,7 @@ class SnapshotPolicy:
         return self._last is None or replicated_step >= self._last
 
     def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
-        """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
+        """Have this very step in the vaults, waiting for the snapshot before it to be whole; False if some rank is
         not `able` to or it takes too long. Collective."""
         session = self._context.session
         for _ in range(hand_over_rounds(self._context.size.parameters, session.world_size)):

@@ -69,7 +69,7 @@ def replicated(engine: Any) -> bool:
 def partitions(engine: Any) -> list[Partition]:
     """The flat partitions of this rank, in an order that is the same every time.
 
-    Raises CheckpointError where masters or parameters are swapped to NVMe.
+    Raises CheckpointError if masters or parameters are swapped to NVMe.
     """
     optimizer, names = engine.optimizer, parameter_names(engine.module)
     inner = base_optimizer(engine)

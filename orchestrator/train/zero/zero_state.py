@@ -135,7 +135,7 @@ class EngineState:
 
 
 def loss_scale_holder(engine: Any) -> Any | None:
-    """The object whose `LOSS_SCALE_FIELDS` change while training; None where the loss scale is fixed."""
+    """The object whose `LOSS_SCALE_FIELDS` change while training; None if the loss scale is fixed."""
     for holder in (
         getattr(engine.optimizer, "loss_scaler", None),
         getattr(engine.optimizer, "loss_scale_config", None),
