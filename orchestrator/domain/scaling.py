@@ -22,10 +22,10 @@ class ScaleState(StrEnum):
 
 @dataclass(frozen=True)
 class ScaleRequest:
-    """Somebody wants another number of workers."""
+    """A request for another number of workers."""
 
     id: str
-    """Told apart from every other request, of whichever driver."""
+    """Unique among the requests to all drivers."""
     workers: int
     by: str
     """`user@host`."""
@@ -54,13 +54,13 @@ class ScaleRequest:
 
 @dataclass(frozen=True)
 class ScaleAnswer:
-    """What the driver says to a request; a later answer to the same one replaces it."""
+    """The driver's answer to a request; a later answer to the same request replaces it."""
 
     id: str
     workers: int
     state: ScaleState
     message: str
-    """For people: what happens now, or why not."""
+    """As text: what happens now, or why the request is refused."""
     step: int | None = None
     """The first one made with as many workers."""
 
@@ -88,18 +88,18 @@ class ScaleDesk(Protocol):
         """A request that has not been given out yet; None if there is none."""
 
     def answer(self, answer: ScaleAnswer) -> None:
-        """Let whoever asked know."""
+        """Send an answer to the requester."""
 
     def standing(self) -> int | None:
-        """The number that a driver before this one was asked for and accepted."""
+        """The number that an earlier driver accepted."""
 
 
 def check_workers(spec: JobSpec, workers: int, force: bool) -> None:
     """Whether a run may be asked to have `workers`. Raises UsageError.
 
-    A range in the spec says what the job is known to do: its memory fits with `min`, its price with `max`. Outside it
-    only `force` goes. A plain number says what to begin with, no more: every number gives the same losses. In no case
-    may there be more workers than samples in a global batch, for some would have nothing to do.
+    A range in the spec states what the job supports: its memory fits with `min`, its price with `max`. Numbers outside
+    it need `force`. A plain number is only the initial one: every number gives the same losses. There can never be more
+    workers than samples in a global batch.
     """
     if workers > spec.train.global_batch:
         raise UsageError(
@@ -115,5 +115,6 @@ def check_workers(spec: JobSpec, workers: int, force: bool) -> None:
 
 
 def fewest_workers(spec_minimum: int, workers: int) -> int:
-    """With how few a run goes on that was asked to have `workers`: what its spec says, or fewer if it was asked to."""
+    """The minimum for a run that was requested to have `workers`: that of its spec, or fewer if fewer were
+    requested."""
     return min(spec_minimum, workers)

@@ -28,7 +28,7 @@ class Link:
         self._listen()
 
     def cut(self) -> None:
-        """Refuse new connections, as nobody listens any more, and reset those there are."""
+        """Refuse new connections by closing the listener, and reset existing ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             connections, self._open = self._open, set()

@@ -1,4 +1,4 @@
-"""The drilled run as this process sees it: a driver that can be killed, and another that goes on."""
+"""The drilled run as this process sees it: a driver that can be killed, and another that resumes."""
 
 import json
 import os
@@ -101,7 +101,8 @@ class DrilledRun:
         return RunOutcome(where.name, where, RunState.STOPPED, "stopped on request", 0, 130)
 
     def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> dict[str, Any] | None:
-        """Everything it says, to the observers, until it has nothing more to say; its last words, where it had some."""
+        """Pass everything that the driver reports to the observers until it ends; return its final message, if there is
+        one."""
         assert process.stdout is not None
         rest, last, deadline = b"", None, float("inf")
         while True:

@@ -39,7 +39,7 @@ class Network:
             raise
 
     def cut(self, address: str) -> None:
-        """Take a node's link down. Its processes live on, and reach nobody."""
+        """Take a node's link down. Its processes stay alive but reach no other node."""
         index = [node.address for node in self.nodes].index(address)
         _ip("link", "set", f"{self._prefix}n{index}", "down")
 
@@ -49,7 +49,7 @@ class Network:
             _ip("link", "set", f"{self._prefix}n{index}", "up")
 
     def close(self) -> None:
-        """Remove all of it. Processes in the namespaces keep what they hold, and reach nobody. Idempotent."""
+        """Remove all of it. Processes in the namespaces keep running without a network. Idempotent."""
         remove(os.getpid())
 
     def _build(self, nodes: int) -> tuple[NodeAddress, ...]:
@@ -101,7 +101,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """Why this process cannot make one; None if it can: tried."""
+    """Why this process cannot create one; None if it can. It tries."""
     try:
         Network(2).close()
     except UsageError as error:

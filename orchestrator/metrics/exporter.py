@@ -34,7 +34,7 @@ MAX_CLIENTS = 16
 CLOSE_POLL_S = 0.05
 """How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
 ERROR_PAUSE_S = 0.1
-"""After an error of accepting, which for want of descriptors would come again at once."""
+"""Pause after an error of `accept`, which would otherwise recur at once if descriptors are exhausted."""
 
 
 class MetricsObserver:
@@ -259,7 +259,7 @@ class MetricsServer:
 def serve_metrics(
     observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
 ) -> MetricsServer | None:
-    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None if neither does.
+    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
 
     Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
     """
@@ -354,7 +354,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._hang_up(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A scrape that breaks off is not news; whoever scrapes sees it."""
+        """An interrupted scrape is not reported; the scraper sees it."""
 
     @staticmethod
     def _hang_up(clients: list[socket.socket]) -> None:

@@ -19,7 +19,7 @@ class Metric:
     name: str
     kind: Kind
     unit: str
-    """For people; "" where it is a plain count or ratio."""
+    """Unit as text; "" for a plain count or ratio."""
     help: str
     labels: tuple[str, ...] = ()
     """Labels besides `COMMON_LABELS`; each has few values: ranks, phases, states."""

@@ -1,4 +1,4 @@
-"""Observer that compares the workers of a gang, step by step, and tells when one becomes slow or keeps up again."""
+"""Observer that compares the workers of a gang step by step, and reports when one becomes slow or is no longer slow."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from orchestrator.domain.step_report import StepReport
 
 
 class StragglerRecorder:
-    """Decides nothing but what is said: nobody is ended for being slow. One thread feeds it, as the driver does."""
+    """It only reports: no worker is ended for being slow. One thread feeds it, as the driver does."""
 
     def __init__(self, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
         self._emit = emit
@@ -21,7 +21,7 @@ class StragglerRecorder:
         """Of ranks; replaced as a whole, so that any thread may read it."""
 
     def on_event(self, event: Event) -> None:
-        """Another gang is compared anew."""
+        """Another gang is compared from the start."""
         if event.kind is EventKind.WORKER_STARTED:
             self._nodes[int(event.fields["rank"])] = str(event.fields["node"])
         elif event.kind in (EventKind.RECOVERY_STARTED, EventKind.RESIZED):

@@ -1,4 +1,5 @@
-"""Before a run goes on: is what is there now what it was trained with? Nothing is started, written or removed here."""
+"""Before a resume: compares the present inputs with those that the run was trained with. Starts, writes and removes
+nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class ChangedError(UsageError):
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a run goes on. Without `history` there is nothing to hold it to: it begins as a new one does."""
+    """How a run is resumed. Without `history` there is nothing to compare: it begins like a new one."""
 
     history: tuple[FingerprintEntry, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -80,10 +81,11 @@ class _Question:
 
 
 def examine(layout: RunLayout, spec: JobSpec, job_dir: Path, cache_dir: Path, accept: bool, watch: Watch) -> Resumption:
-    """Compare, and decide with what the run goes on. `accept`: with what has changed, as far as that is possible.
+    """Compare the inputs, and decide with which ones the run continues. `accept`: with the changed ones, if that is
+    possible.
 
-    Files that were touched since are read; `watch` is told of that. Raises ChangedError if there are changes that are
-    not accepted or cannot be, UsageError or DataError if there is no data to go on with.
+    Files that were touched since are read; `watch` is called with the progress. Raises ChangedError if there are
+    changes that are not accepted or cannot be, UsageError or DataError if there is no data to continue with.
     """
     asked = _Question(layout, spec, job_dir, cache_dir, accept, watch)
     if not _trained(layout, spec):
@@ -177,7 +179,7 @@ def _refuse(asked: _Question, changes: Sequence[Change]) -> None:
 
 
 def _readable(asked: _Question) -> None:
-    """Data will be made again: what is missing is said now. Raises UsageError."""
+    """Check that the data can be prepared again. Raises UsageError that says what is missing."""
     try:
         scan(asked.spec.data, asked.job_dir)
     except DataError as error:
@@ -195,8 +197,8 @@ def _own_tokenizer(layout: RunLayout, prepared: Path | None, digest: str) -> Job
 def _tokenizer(
     asked: _Question, last: FingerprintEntry, own: JobTokenizer | None
 ) -> tuple[list[Change], JobTokenizer | None, str | None]:
-    """Changes of the tokenizer, the one to go on with, and a warning. One that the run trained, or that came from the
-    Hub under the same id, is the run's own and cannot change."""
+    """Changes of the tokenizer, the tokenizer to continue with, and a warning. One that the run trained, or that came
+    from the Hub under the same id, is the run's own and cannot change."""
     spec, name = asked.spec, asked.spec.tokenizer.pretrained or asked.spec.model.pretrained
     if spec.tokenizer.train is not None or name is None:
         lost = Change("tokenizer", "the run's own copy of its tokenizer is gone", f"put {asked.layout.tokenizer} back")

@@ -1,4 +1,5 @@
-"""Which checkpoint a run goes on from: the newest one, or after a numeric fault an older one, without some samples."""
+"""Which checkpoint a run continues from: the newest one, or after a numeric fault an older one, without some
+samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,12 @@ HINT_STOPPED = (
 def resume_point(
     layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None if there is
-    no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
-    samples of a global batch; `below`: of a step before this one.
+    """The newest checkpoint of a run that is complete and has seen no sample that the run leaves out; None if there is
+    no finished checkpoint. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of
+    a step before this one.
 
-    Each newer one is told of. Raises CheckpointError if there are checkpoints and none will do, StorageError if
-    storage does not answer: to begin anew is not what was asked for then.
+    Each newer one is reported. Raises CheckpointError if there are checkpoints and none is usable, StorageError if
+    storage does not answer: starting from the beginning would be wrong then.
     """
     order = order_of(batch, read_skips(layout))
     rejected: list[str] = []
@@ -74,7 +75,7 @@ def resume_point(
 
 @dataclass(frozen=True)
 class Rollback:
-    """Where to go on from, and without what."""
+    """The state to continue from, and the samples to leave out."""
 
     checkpoint: str | None
     """Directory or URL. None: the state in memory, or from the beginning."""
@@ -87,9 +88,9 @@ class Rollback:
 def answer_fault(
     layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
 ) -> Rollback | Refusal:
-    """Do what `recovery.on_nan` says to a numeric fault, and tell of it. Forming the gang again is the caller's.
+    """React to a numeric fault as `recovery.on_nan` says, and report it. The caller forms the gang again.
 
-    `in_memory`: steps whose state the peers' memory holds.
+    `in_memory`: steps whose state is in the vaults.
     """
     action = "give_up"
     answer: Rollback | Refusal
@@ -115,11 +116,11 @@ def answer_fault(
 def roll_back(
     layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
 ) -> Rollback | Refusal:
-    """Decide where a run goes back to after `fault`, remove newer checkpoints and record what is left out; or say why
-    it must not. Damaged checkpoints are told of. Raises OSError, StorageError.
+    """Decide which state to return to after `fault`, remove newer checkpoints and record the samples to leave out; or
+    return why the run must not roll back. Damaged checkpoints are reported. Raises OSError, StorageError.
 
-    The newer checkpoints go first: where the driver is killed in between, the same fault comes once more and is
-    decided on again.
+    Newer checkpoints are removed first: if the driver is killed in between, the same fault occurs again and is decided
+    again.
     """
     before = read_skips(layout)
     refusal = refuse(fault, before, spec.recovery.max_rollbacks)

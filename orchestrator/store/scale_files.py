@@ -37,7 +37,7 @@ class ScaleFiles:
         return request
 
     def answer(self, answer: ScaleAnswer) -> None:
-        """Write it where whoever asked looks. A disk that fails now does not end a run: nobody gets an answer."""
+        """Write the answer for the requester. If the disk fails, the run continues without an answer."""
         value = answer.to_json()
         standing = self.standing() if answer.state is ScaleState.REFUSED else answer.workers
         try:
@@ -52,7 +52,8 @@ class ScaleFiles:
 
 
 def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
-    """Leave a request for the driver of a run. Raises UsageError if nobody drives it, or it cannot be left."""
+    """Write a request for the driver of a run. Raises UsageError if the run has no active driver or the file cannot be
+    written."""
     if not record.active or record.driver is None:
         raise UsageError(
             f"run {record.id} is {record.status} and has no active driver",
@@ -67,9 +68,9 @@ def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
 
 
 def answers(record: RunRecord, request: ScaleRequest, timeout_s: float) -> Iterator[ScaleAnswer]:
-    """What the driver says to a request as it says it, at most `timeout_s` long; the last word ends it sooner.
+    """The driver's answers to a request as they arrive, for at most `timeout_s`; the final answer ends it sooner.
 
-    Raises ConvoyError if the run ends before, or somebody else's request takes this one's place.
+    Raises ConvoyError if the run ends before, or another request supersedes this one.
     """
     deadline = time.monotonic() + timeout_s
     told: ScaleAnswer | None = None

@@ -12,7 +12,7 @@ from orchestrator.domain.run_layout import RunLayout
 def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
     """In the order they were decided; none if there is no file.
 
-    Raises DataError if the file is damaged: to go on without it would feed what was left out.
+    Raises DataError if the file is damaged: without it the run would feed samples that were left out.
     """
     if not layout.skips.exists():
         return ()
@@ -27,7 +27,7 @@ def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
 
 
 def write_skips(layout: RunLayout, skips: Sequence[Skip]) -> None:
-    """Replace the file, durably; where there are none it is not made. Raises OSError."""
+    """Replace the file durably; without skips no file is written. Raises OSError."""
     if skips or layout.skips.exists():
         write_json(layout.skips, {"skips": [skip.to_json() for skip in skips]})
 

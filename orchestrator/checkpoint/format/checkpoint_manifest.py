@@ -22,7 +22,7 @@ class TensorEntry:
 
     shape: tuple[int, ...]
     dtype: str
-    """Its type in the model; masters and moments are stored as float32 whatever it is."""
+    """Its type in the model; masters and moments are always stored as float32."""
     kind: Kind
     """MASTER for what is trained, FROZEN or BUFFER for the rest."""
     group: int | None = None

@@ -1,4 +1,4 @@
-"""Read a state that lies in vaults: this host's through shared memory, others' over the network."""
+"""Read a state from vaults: from this host's through shared memory, from others over the network."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from orchestrator.domain.tick import Tick, no_tick
 
 READ_TIMEOUT_S = 20.0
 PIECE_BYTES = 16 << 20
-"""What is copied, or asked of a vault, at once."""
+"""Size of one copy, or of one request to a vault."""
 STREAMS = 4
 """Connections over which a process reads a shard: one gives 1 to 2 GB/s, a node's network up to 50, and the workers of
 a node read side by side."""
@@ -26,7 +26,7 @@ a node read side by side."""
 
 @dataclass(frozen=True)
 class SmallState:
-    """What of a rank's state is no flat: the same on all ranks, but for `rng`."""
+    """The part of a rank's state that is not in flats: the same on all ranks except for `rng`."""
 
     manifest: dict[str, Any]
     """The fields of `Manifest` that change from step to step."""
@@ -39,7 +39,7 @@ class SmallState:
 
 @dataclass(frozen=True)
 class CellIndex:
-    """What of a rank's state does not change within a generation."""
+    """The part of a rank's state that does not change within a generation."""
 
     shard: ShardIndex
     tensors: dict[str, TensorEntry]
@@ -69,11 +69,12 @@ class CellIndex:
 
 
 class PeerReader(IntervalReader):
-    """The state of one step, out of the vaults that hold it. Raises CheckpointError if none that holds a shard can be
-    reached; if a vault is lost meanwhile, reading continues from another.
+    """The state of one step, read from the vaults that hold it. Raises CheckpointError if none that holds a shard can
+    be reached; if a vault is lost meanwhile, reading continues from another.
 
     All shards are described when it is made, and opened when they are first read: a rank reads few of them, and a
-    mapping of all shards costs page tables in every process. Memory: the indexes; payloads go where the caller says.
+    mapping of all shards costs page tables in every process. Memory: only the indexes; payloads are read into the
+    caller's buffers.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class PeerReader(IntervalReader):
 
 @dataclass(frozen=True)
 class _LocalPlace:
-    """Where this host's vault holds a payload."""
+    """Location of a payload in this host's vault."""
 
     path: str
     size: CellSize
@@ -161,7 +162,7 @@ class _RemoteShard:
     """A payload in vaults of other hosts, read over several connections at once. For one thread at a time."""
 
     def __init__(self, addresses: Sequence[str], key: dict[str, int], token: str, tick: Tick) -> None:
-        """`addresses`: of vaults that hold it, to be asked in this order."""
+        """`addresses`: of vaults that hold it, in the order of use."""
         self._lines = [_Line(addresses, key, token) for _ in range(STREAMS)]
         self._pool: ThreadPoolExecutor | None = None
         self._tick = tick

@@ -1,4 +1,4 @@
-"""Whether a run that lost a worker goes on. Pure: failures with their times go in, a verdict comes out."""
+"""Whether a run that lost a worker recovers. Pure: failures with their times go in, a verdict comes out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class RunFailure:
     raised: bool
     """A worker's own code raised; no process and no node was lost."""
     out_of_memory: bool = False
-    """Whatever happened, it was for want of memory."""
+    """The failure was caused by a lack of memory."""
     micro_batch: int = 1
     """Of the gang that failed."""
     before_samples: bool = False
@@ -32,7 +32,7 @@ class RunFailure:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a run puts up with."""
+    """Failures that a run tolerates."""
 
     max_failures: int
     max_without_progress: int
@@ -44,7 +44,7 @@ class Verdict:
 
     recover: bool
     micro_batch: int | None = None
-    """Largest micro batch to go on with, where it has to be smaller than it was."""
+    """Largest micro batch to continue with, if it must be smaller than before."""
     reason: str | None = None
     hint: str | None = None
 
@@ -52,9 +52,10 @@ class Verdict:
 def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
     """What to do after the last of `failures`, which are all of this driver's, oldest first; at least one.
 
-    An exception of the worker's own code is not recovered from: the same code on the same data raises it again. Want
-    of memory is, with half the micro batch, as long as that can be halved. A halving is no failure in the sense of the
-    budget, unless that is 0: there can be no more of them than the micro batch has binary digits.
+    There is no recovery from an exception of the worker's own code: the same code on the same data raises it again.
+    After running out of memory the run recovers with half the micro batch, as long as that can be halved. A halving
+    does not count against the budget unless that is 0: there can be no more halvings than the micro batch has binary
+    digits.
     """
     last = failures[-1]
     if (last.raised and not last.can_shrink) or budget.max_failures == 0:
