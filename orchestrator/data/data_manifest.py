@@ -29,7 +29,7 @@ class StreamCounts:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Records left out for one reason, and where the first of them is (`path:line`)."""
+    """Records left out for one reason, and the location of the first one (`path:line`)."""
 
     reason: str
     count: int

@@ -104,7 +104,7 @@ def _call(item: Any) -> Any:
 
 
 def _end(pool: ProcessPoolExecutor, wait_for_tasks: bool) -> None:
-    """Shut the pool down; do not wait for running tasks where their results are no longer wanted."""
+    """Shut the pool down; do not wait for running tasks if their results are no longer needed."""
     processes = list((getattr(pool, "_processes", None) or {}).values())
     if not wait_for_tasks:
         for process in processes:

@@ -46,7 +46,7 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run that goes on brings with it when its data has to be prepared again."""
+    """What a resumed run keeps when its data must be prepared again."""
 
     tokenizer: JobTokenizer | None = None
     """Is used, and none is trained or loaded."""
@@ -57,18 +57,18 @@ class Kept:
 
 
 def cache_directory(spec: JobSpec, home: Path) -> Path:
-    """Where prepared data lies: where the spec says, or under `home`."""
+    """The directory of prepared data: that of the spec, or one under `home`."""
     return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
 
 
 def prepare(
     spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, on_event: OnEvent, kept: Kept | None = None
 ) -> PreparedData:
-    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a run that goes on.
+    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a resumed run.
 
     Under `cache_dir`: `tokens/<fingerprint>/` holds the token files of a corpus and a tokenizer, `data/<fingerprint>/`
-    what one job trains on: links to those files, and its manifest. A preparation that was killed goes on after the
-    last block on disk; two that run at once do the work once. Raises DataError.
+    what one job trains on: links to those files, and its manifest. A killed preparation continues after the last block
+    on disk; two that run at the same time do the work once. Raises DataError.
     """
     started = time.monotonic()
     on_event(EventKind.DATA_PROGRESS, _scan_progress())
@@ -145,7 +145,7 @@ def _discard_damaged(
     known: integrity.Known,
     on_event: OnEvent,
 ) -> None:
-    """Remove what cannot be used, so that it is made again. Runs under way keep the files that they have open."""
+    """Remove what cannot be used, so that it is prepared again. Active runs keep the files that they have open."""
     what = None
     if (tokens_dir / COMPLETE_FILE).is_file():
         what = integrity.tokens_problem(tokens_dir, known)
@@ -203,7 +203,7 @@ def pretrained_tokenizer(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
 
 
 def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareProgress) -> JobTokenizer:
-    """The tokenizer trained before the kill, where there is one; else train it."""
+    """The tokenizer trained before the kill, if there is one; else train it."""
     saved = tokens_dir / TOKENIZER_DIRECTORY
     if (saved / tokenizer.TOKENIZER_FILE).is_file():
         return tokenizer.load(saved, "trained before")

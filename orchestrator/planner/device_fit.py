@@ -47,10 +47,10 @@ def gib(size_bytes: int) -> str:
 def check_fit(
     spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> str | None:
-    """A warning where one sample at a time is not expected to fit; None if it is.
+    """A warning if one sample at a time is not expected to fit; None if it is.
 
-    Raises ClusterError if the weights, gradients and optimizer state alone, which are known to the byte, are more
-    than the GPU has.
+    Raises ClusterError if the weights, gradients and optimizer state alone, which are known to the byte, are more than
+    the GPU has.
     """
     need = device_need(spec, shape, workers, assumed)
     if need.total_bytes(1) <= plannable_bytes(room):

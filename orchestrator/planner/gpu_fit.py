@@ -1,4 +1,4 @@
-"""Whether a run fits its GPUs: found out as early as it can be known, and told."""
+"""Checks as early as possible whether a run fits its GPUs, and reports the result."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ class GpuFit:
     """One driver's dealings with the memory of its run's GPUs; none if workers train on CPUs."""
 
     def __init__(self, spec: JobSpec, emit: Emit) -> None:
-        """`emit` tells the run's observers."""
+        """`emit` sends an event to the run's observers."""
         self._spec, self._emit = spec, emit
         self._warned: tuple[int, ModelShape] | None = None
         self._told: dict[str, Any] | None = None
@@ -31,7 +31,7 @@ class GpuFit:
             self.check(workers, room, model_shape(config, vocab_size))
 
     def check(self, workers: int, room: DeviceRoom | None, shape: ModelShape) -> None:
-        """Warn, once for a number of workers, where one sample at a time is not expected to fit. Raises ClusterError as
+        """Warn, once for a number of workers, if one sample at a time is not expected to fit. Raises ClusterError as
         above."""
         if room is None:
             return
@@ -41,7 +41,7 @@ class GpuFit:
             self._emit(EventKind.WARNING, {"message": warning})
 
     def tell(self, workers: int, room: DeviceRoom | None, shape: ModelShape, micro_batch: int) -> None:
-        """What the plan expects a worker to need on its GPU, if that is not what was told last."""
+        """Report what the plan expects a worker to need on its GPU, if that has changed."""
         if room is None:
             return
         fields = planned_fields(device_need(self._spec, shape, workers), micro_batch, room)

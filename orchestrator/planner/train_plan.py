@@ -1,4 +1,4 @@
-"""What workers are to do in a gang of a given size: the one place where shapes and limits become a plan. Pure."""
+"""Plans the work of a gang of a given size: the only place that turns shapes and limits into a plan. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

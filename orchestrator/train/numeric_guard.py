@@ -64,7 +64,7 @@ class NumericGuard:
             self._losses.append(outcome.loss)
 
     def disturbed(self, step: int, micro_step: int, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, turned into another number where a drill wants that of this rank at this step."""
+        """The loss, changed if a drill injects a fault into this rank at this step."""
         for injection in self._injections:
             if injection.step == step:
                 if micro_step == 0:
@@ -73,7 +73,7 @@ class NumericGuard:
         return loss
 
     def extra(self) -> dict[str, Any]:
-        """What has to be known again where training goes on from here: JSON values, for `SaveProgress.extra`."""
+        """What a later restore needs: JSON values, for `SaveProgress.extra`."""
         kept: dict[str, Any] = {}
         if self._skips:
             kept[SKIPS] = self._skips

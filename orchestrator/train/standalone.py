@@ -40,7 +40,7 @@ ROOM_TIMEOUT_S = 180.0
 
 
 class StandaloneSession:
-    """A `Session` whose ranks share a file system and, where there are several, torchrun's store.
+    """A `Session` whose ranks share a file system and, with several ranks, torchrun's store.
 
     `stop` is set from outside (a signal handler): the worker stops at the next step boundary.
     """
@@ -78,32 +78,32 @@ class StandaloneSession:
             observer.on_event(event)
 
     def beat(self, step: int, phase: Phase) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def progress(self) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO
 
     def save_asked(self) -> bool:
-        """Nobody asks."""
+        """No-op: there is no driver."""
         return False
 
     @property
     def vault(self) -> None:
-        """Nobody keeps state for us: there is no driver."""
+        """None: there is no driver and no vault."""
         return None
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
-        """torchrun ends all processes where one ends."""
+        """No-op: torchrun ends all processes if one ends."""
 
     def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
-        """Nobody asks."""
+        """No-op: there is no driver."""
 
     @property
     def interrupted(self) -> bool:
-        """Nobody interrupts."""
+        """Always false: there is no driver."""
         return False
 
     def publish(self, key: str, value: str) -> None:

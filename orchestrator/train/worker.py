@@ -1,4 +1,4 @@
-"""A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
+"""The entry point of a worker, which `gang` names by string: import, rendezvous, build, restore, train, export."""
 
 import gc
 import json
@@ -75,9 +75,8 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
 
 @contextmanager
 def blamed_on_peers(session: Session) -> Iterator[None]:
-    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
-    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
-    """
+    """Context in which an error after an interruption is no error of this worker: results of an aborted collective are
+    garbage, and code that reads them may raise anything. Only errors of a lost device are kept."""
     try:
         yield
     except Exception as error:
@@ -233,7 +232,7 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
 
 
 def _restore(context: "TrainContext") -> "SaveProgress":
-    """Put the state that the plan names into the engine. Collective."""
+    """Restore the state that the plan names. Collective."""
     from orchestrator.train.snapshot.checkpointing import load_checkpoint, load_peer_state
 
     session, plan, started = context.session, context.plan, time.perf_counter()
@@ -285,7 +284,7 @@ def _set_offload_threads(spec: JobSpec, device: Any) -> None:
 
 
 def _import_model(spec: JobSpec, device: str) -> None:
-    """Import what is needed, here and only here, so that the phases mean what they say."""
+    """Import what is needed only here, so that the phases are accurate."""
     from orchestrator.train.engine.engine import import_deepspeed
     from orchestrator.train.models.architectures import ARCHITECTURES
 

@@ -101,7 +101,7 @@ def _waiting(what: str, show: bool) -> Any:
 
 
 def _run_facts(command: list[str], timeout_s: float) -> dict[str, Any]:
-    """The JSON object a module of facts prints; `{"error": ...}` where it did not."""
+    """The JSON object a module of facts prints; `{"error": ...}` if it did not."""
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
@@ -171,7 +171,7 @@ def _gpu_checks(cuda: dict[str, Any], present: int) -> Iterator[Check]:
 
 
 def _nvidia() -> Iterator[Check]:
-    """Driver and links as the driver's own tool tells them; nothing if there is no such tool."""
+    """Driver and links as the driver's own tool reports them; nothing if there is no such tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return

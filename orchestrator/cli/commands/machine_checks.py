@@ -183,7 +183,7 @@ def build_checks() -> Iterator[Check]:
 
 
 def extensions_root() -> Path:
-    """Where torch puts what it builds."""
+    """Directory in which torch builds extensions."""
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     return Path(given) if given else Path.home() / ".cache" / "torch_extensions"
 

@@ -181,8 +181,8 @@ def _data_directory(record: "RunRecord") -> Path:
 
 @contextlib.contextmanager
 def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple[Path, str]]:
-    """Where the model named on the command line lies, and what it is: an export, the run's own export, or one made
-    for the moment."""
+    """The directory of the model on the command line, and its description: an export, the run's own export, or a
+    temporary one."""
     if (Path(model) / "config.json").is_file():
         if step is not None:
             raise UsageError(
@@ -205,7 +205,7 @@ def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple
 
 
 def _own_export(record: "RunRecord", step: int | None) -> Path | None:
-    """The export in the run's directory, where it is of the step asked for: by default the newest."""
+    """The export in the run's directory, if it is of the requested step: by default the newest."""
     from orchestrator.checkpoint.format.exported import exported_step
     from orchestrator.store.checkpoint_places import all_checkpoints
 

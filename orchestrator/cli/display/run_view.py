@@ -193,7 +193,7 @@ class RunView:
 
     @property
     def memory(self) -> tuple[int, str] | None:
-        """Bytes of all workers together and of what: reserved device memory where there is one, else resident."""
+        """Bytes of all workers together and of what: reserved device memory if there is a device, else resident."""
         if self.last is None or not self.last.ranks:
             return None
         device = [rank.memory.reserved_bytes for rank in self.last.ranks if rank.memory.reserved_bytes is not None]

@@ -26,7 +26,7 @@ class Samples:
     ids: NDArray[np.int64]
     """[n] global sample ids."""
     epochs: NDArray[np.int64]
-    """[n] pass over the pool, or over the sample's source where sources have weights."""
+    """[n] pass over the pool, or over the sample's source if sources have weights."""
     tokens: NDArray[np.int32]
     """[n, L], padded with the pad id."""
     lengths: NDArray[np.int32]

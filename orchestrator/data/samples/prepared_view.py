@@ -1,4 +1,4 @@
-"""The prepared directory of one job: links to shared token files, where samples start, and the manifest."""
+"""The prepared directory of one job: links to shared token files, the starts of samples, and the manifest."""
 
 import os
 import shutil
@@ -129,7 +129,7 @@ def sample_starts(lengths: NDArray[np.uint64], length: int) -> Iterator[NDArray[
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, so that the directory is whole by itself; else a copy."""
+    """A hard link if the file system supports them, so that the directory is complete by itself; else a copy."""
     try:
         os.link(source, target)
     except OSError:

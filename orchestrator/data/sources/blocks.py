@@ -1,6 +1,7 @@
 """Documents to blocks: the unit of tokenising, of resuming, and of memory.
 
-Blocks are a pure function of the content and the settings: never of timing, workers or where a killed run stopped.
+Blocks are a pure function of the content and the settings: never of timing, workers or the point at which a killed run
+stopped.
 """
 
 import zlib
@@ -33,12 +34,12 @@ class Block:
     stream: str
     texts: list[str]
     open_end: bool
-    """The last text goes on in the next block of the stream."""
+    """The last text continues in the next block of the stream."""
     position_bytes: int
     """How far the reader of the whole corpus was, for progress."""
 
     def crc(self) -> int:
-        """CRC-32 of the text and its cuts: recognises the block when a killed preparation goes on."""
+        """CRC-32 of the text and its cuts: recognises the block when a killed preparation continues."""
         value = zlib.crc32(np.array([len(text) for text in self.texts], dtype=np.uint32).tobytes())
         return zlib.crc32("".join(self.texts).encode("utf-8"), value)
 
@@ -138,7 +139,8 @@ class SourcePlan:
 def documents(items: Iterable[Item], plan: SourcePlan, tally: BlockTally) -> Iterator[tuple[Split, TextPiece]]:
     """The pieces of all documents with their split; bad records and empty documents are counted and left out.
 
-    Raises DataError at a bad record where the rule says so."""
+    Raises DataError at a bad record if the rule says so.
+    """
     splitter = Splitter(plan.index, plan.fraction, plan.role)
     ordinal = 0
     split: Split = plan.role

@@ -1,8 +1,8 @@
-"""Files to documents, one at a time: whatever the size of a file, a bounded part of it is in memory.
+"""Files to documents, one at a time: only a bounded part of a file is in memory.
 
 A document longer than `PIECE_CHARS` comes in pieces, each ending (where it can) after a newline that is followed by
-text, else after any newline, else after white space. Each piece is tokenised on its own; the end-of-text token
-follows the last one. The cuts depend on the text alone.
+text, else after any newline, else after white space. Each piece is tokenised on its own; the end-of-text token follows
+the last one. The cuts depend only on the text.
 """
 
 import codecs
@@ -144,7 +144,7 @@ def pieces_of(chunks: Iterator[str]) -> Iterator[TextPiece]:
 
 
 def cut_point(text: str, limit: int) -> int:
-    """Where to cut `text`, longer than `limit`: a place in (0, limit]. See the rule above."""
+    """The cut of a `text` longer than `limit`: an index in (0, limit]. See the rule above."""
     newline = text.rfind("\n", 0, limit)
     while newline > limit // 2:
         if not text[newline + 1].isspace():

@@ -33,7 +33,7 @@ class SourceFile:
 
     path: Path
     name: str
-    """As the user knows it: relative to the job file where it was given so."""
+    """The name for messages: relative to the job file if it was given so."""
     size_bytes: int
     mtime_ns: int
     format: Format
@@ -68,7 +68,7 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk; 0 if nobody knows."""
+        """Bytes on disk; 0 if unknown."""
         return sum(file.size_bytes for file in self.files)
 
 

@@ -1,4 +1,5 @@
-"""The expensive part: every block through the executor into the token store, from where it stopped last time."""
+"""The expensive part: every block through the executor into the token store, from the point at which the last attempt
+stopped."""
 
 import json
 from collections.abc import Generator, Iterator

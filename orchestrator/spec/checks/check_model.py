@@ -193,8 +193,8 @@ class _Sizes:
         self._table = tables()[self.name]
 
     def require_known_names(self) -> None:
-        """Raises Unavailable where a name is unknown: it may be one of the sizes misspelt, and what the default
-        would lead to is not worth saying."""
+        """Raises Unavailable if a name is unknown: it may be a misspelt size, and then conclusions from the default are
+        useless."""
         if not self._config.keys() <= self._table["fields"].keys():
             raise Unavailable("model.config")
 
@@ -224,7 +224,7 @@ class _Sizes:
         return f"`{self.own(name)}` ({self.get(name)}{rest})"
 
     def place(self, *names: str) -> tuple[str, ...]:
-        """Where to point: the first of `names` that is given."""
+        """The place to report: the first of `names` that is given."""
         chosen = next((name for name in names if self.given(name)), None)
         return ("model", "config", self.own(chosen)) if chosen else ("model", "config")
 

@@ -154,7 +154,7 @@ def fits_local_nodes(view: View) -> Iterator[Problem]:
 
 
 def storage_place(view: View) -> Iterator[Problem]:
-    """A place that checkpoints can be written to, as far as its name tells."""
+    """A place that checkpoints can be written to, judged by its name."""
     place = view.get("checkpoint.storage")
     if place is None:
         return

@@ -46,7 +46,7 @@ SHORTHANDS = {
     "metrics": "port",
     "generate": "prompt",
 }
-"""The key that was meant where one value stands for a whole section."""
+"""The key that was meant if one value is given in place of a section."""
 _UNDERSCORES = re.compile(r"[0-9]+(_[0-9]+)+")
 
 

@@ -53,8 +53,8 @@ def load_job(path: Path, overrides: Sequence[str] = (), env: Mapping[str, str] |
 
 
 def place_of_value(job: LoadedJob, where: str) -> Place:
-    """Where a value stands: in the file, or in the override that gave it. For mistakes that only what the value names
-    shows. `where`: a dotted path, e.g. `model.pretrained`."""
+    """The place of a value: in the file, or in the override that gave it. For mistakes that only show in what the value
+    names. `where`: a dotted path, e.g. `model.pretrained`."""
     scope = default_env()
     root, _, _ = parse_yaml(job.source, str(job.path), scope)
     if not isinstance(root, MapNode):
@@ -115,7 +115,7 @@ def _siblings(path: Path) -> str | None:
 
 
 def default_env() -> dict[str, str]:
-    """The environment, with `PYTHON_STDLIB` (this Python's standard library) where it is not set."""
+    """The environment, with `PYTHON_STDLIB` (this Python's standard library) if it is not set."""
     return {"PYTHON_STDLIB": sysconfig.get_paths()["stdlib"], **os.environ}
 
 
@@ -177,5 +177,5 @@ def dump_job(spec: JobSpec) -> str:
 
 
 def spec_hash(spec: JobSpec) -> str:
-    """Sixteen hexadecimal digits that tell specs apart."""
+    """Sixteen hexadecimal digits that identify a spec."""
     return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]

@@ -86,7 +86,7 @@ def _put(root: MapNode, segments: list[tuple[str | int, Place]], value: Node) ->
 
 
 def _opened(node: Node | None, place: Place) -> Node:
-    """`node`, or a new section where there is nothing yet."""
+    """`node`, or a new section if there is nothing yet."""
     if node is None or (isinstance(node, Scalar) and node.value is None and not node.broken):
         return MapNode(place)
     return node

@@ -61,9 +61,9 @@ def export_model(
     `checkpoint` is a directory or URL. `tick`: called after each chunk that is read and each file that is written.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
-    `dtype`, frozen parameters too. Raises UsageError if `dest` holds something (`force` replaces an earlier
-    export, never anything else), CheckpointError if the checkpoint is damaged or of another model, DataError
-    where the prepared data is gone.
+    `dtype`, frozen parameters too. Raises UsageError if `dest` holds something (`force` replaces an earlier export,
+    never anything else), CheckpointError if the checkpoint is damaged or of another model, DataError if the prepared
+    data is gone.
     """
     started = time.perf_counter()
     check_destination(dest, force)
@@ -134,7 +134,7 @@ def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
 
 
 def _files(manifest: Manifest, names: list[str], dtype: torch.dtype, max_file_bytes: int) -> list[list[str]]:
-    """The tensors of each output file, in order; a file is over the limit only where one tensor is."""
+    """The tensors of each output file, in order; a file exceeds the limit only if one tensor does."""
     files: list[list[str]] = [[]]
     filled = 0
     for name in names:

@@ -54,7 +54,7 @@ class _Saved:
 
     @property
     def convoy(self) -> Mapping[str, Any]:
-        """What Convoy added where it wrote the checkpoint itself."""
+        """What Convoy added if it wrote the checkpoint itself."""
         value = self.model.get(CONVOY_KEY)
         return value if isinstance(value, dict) else {}
 

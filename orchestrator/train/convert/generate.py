@@ -32,7 +32,7 @@ class Generated:
     """What the model added: the continuation, or the fillings separated by spaces."""
     new_tokens: int
     prompt_tokens: int
-    """Tokens of the prompt the model saw: the last ones where it has too few positions for all."""
+    """Tokens of the prompt the model saw: the last ones if it has too few positions for all."""
 
 
 def generate(model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> str:

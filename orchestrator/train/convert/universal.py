@@ -66,7 +66,7 @@ class UniversalDirectory:
         return self.path / ZERO_DIRECTORY / OPTIMIZER_FILE
 
     def folder(self, parameter: str) -> Path:
-        """Where the files of a parameter lie. Raises UsageError for a name that would lead elsewhere."""
+        """The directory of a parameter's files. Raises UsageError for a name that would lead elsewhere."""
         return parameter_folder(self.path / ZERO_DIRECTORY, parameter)
 
 
@@ -138,7 +138,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
 
 
 def _tagged(source: Path) -> Path:
-    """The directory that `latest_universal` names where there is such a file, else `source`."""
+    """The directory that `latest_universal` names if there is such a file, else `source`."""
     latest = source / LATEST
     if not latest.is_file():
         return source

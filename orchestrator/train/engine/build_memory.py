@@ -1,5 +1,5 @@
-"""A worker's GPU while its engine is built or restored: what others hold there is told, and a GPU that is full then
-says that no micro batch is small enough."""
+"""Memory of a worker's GPU while its engine is built or restored: reports what other processes hold, and raises an
+error that says that no micro batch is small enough if the GPU is full."""
 
 import socket
 from collections.abc import Callable, Iterator

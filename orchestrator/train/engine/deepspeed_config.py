@@ -59,10 +59,10 @@ def clips_outside_engine(spec: JobSpec) -> bool:
 
 
 def _optimizer(spec: JobSpec) -> dict[str, Any]:
-    """torch's own fused AdamW, on the device where the masters live.
+    """torch's own fused AdamW, on the device of the masters.
 
-    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes);
-    torch's fused kernels for CPU and CUDA come compiled.
+    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes); torch's fused
+    kernels for CPU and CUDA come compiled.
     """
     optimizer = spec.train.optimizer
     return {
@@ -96,8 +96,8 @@ def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
 def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
     """Whether gradients are reduced during the backward pass at stages 1 and 2, unless the user says otherwise.
 
-    Not on CPUs, where there are no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the
-    device after every backward pass. Not with an offloaded optimizer, where DeepSpeed orders streams by events.
+    Not on CPUs, which have no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the device
+    after every backward pass. Not with an offloaded optimizer, for which DeepSpeed orders streams by events.
     """
     passed: Any = spec.zero.deepspeed.get("zero_optimization", {})
     return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed

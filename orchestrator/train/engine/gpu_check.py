@@ -25,7 +25,7 @@ PRODUCT_SUM = SIDE**3 * 0.25
 """Sum over the product of two SIDE x SIDE matrices of 0.5: exact in every precision that a GPU multiplies in."""
 ERROR_CHARACTERS = 300
 MPS_VARIABLE, MPS_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"
-"""Where the daemon's pipes are (https://docs.nvidia.com/deploy/mps)."""
+"""Directory of the daemon's pipes (https://docs.nvidia.com/deploy/mps)."""
 
 
 def worker_device(session: Session, gpus: int) -> torch.device:
@@ -58,7 +58,7 @@ def device_room(device: torch.device) -> DeviceRoom:
 
 
 def usable_device(gpus: int, local_rank: int) -> Device | DeviceProblem:
-    """See `decide_device`; a GPU has also multiplied two small matrices. Touches no GPU where `gpus` is 0."""
+    """See `decide_device`; a GPU has also multiplied two small matrices. Touches no GPU if `gpus` is 0."""
     if not gpus:
         return decide_device(0, None, local_rank, None)
     mask = own_mask()

@@ -207,7 +207,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _transport_error() -> type[Exception]:
-    """What the hub client's HTTP library raises where there is no network; the library differs between releases."""
+    """Exceptions of the hub client's HTTP library without a network; the library differs between releases."""
     import importlib
 
     from huggingface_hub.utils._http import get_session
