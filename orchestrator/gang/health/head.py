@@ -26,7 +26,7 @@ LOOK_S = 0.1
 class Course(StrEnum):
     """What to do, by how long the head has been silent."""
 
-    GO_ON = "go on"
+    CONTINUE = "continue"
     TELL = "tell"
     """Warn, and start nothing that needs the head."""
     PARK = "park"
@@ -40,7 +40,7 @@ def course(silent_s: float) -> Course:
         return Course.END
     if silent_s >= PARK_S:
         return Course.PARK
-    return Course.TELL if silent_s >= TELL_S else Course.GO_ON
+    return Course.TELL if silent_s >= TELL_S else Course.CONTINUE
 
 
 class Silence(Protocol):
@@ -77,7 +77,7 @@ class Head:
     def round(self) -> bool:
         """Emit due warnings; return whether to leave at the next step boundary."""
         now = course(self._silence.silent_s)
-        if now is Course.GO_ON:
+        if now is Course.CONTINUE:
             if self._told and not self.silent:
                 self._told = False
                 self._emit(EventKind.WARNING, {"message": f"the head of the cluster at {self._address} answers again"})
