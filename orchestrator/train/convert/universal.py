@@ -129,7 +129,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
         unknown = []
     if not unknown:
         return UsageError(
-            f"{path} cannot be read: it is no file that torch.save wrote, or damaged ({error.args[0][:80]})"
+            f"{path} cannot be read: it was not written by torch.save, or it is damaged ({error.args[0][:80]})"
         )
     return UsageError(
         f"{path} is refused: unpickling it would run {', '.join(sorted(unknown))}",
@@ -169,7 +169,7 @@ def _not_universal(path: Path) -> UsageError:
             hint="save it at stage 1, 2 or 3",
         )
     return UsageError(
-        f"{path} is no universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
+        f"{path} is not a universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
         hint="name the directory that ds_to_universal.py wrote, or the one above it",
     )
 

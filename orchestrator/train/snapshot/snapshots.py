@@ -180,7 +180,7 @@ class Snapshots:
                 assert self._channel is not None
                 self._channel.send(frame, payload)
         except OSError as error:
-            self.problem = f"the vault at {self._access.address} is gone: {error}"
+            self.problem = f"the vault at {self._access.address} is lost: {error}"
 
     def close(self) -> None:
         """Let go of the shared memory; the vault keeps it, with what is complete after a short wait."""
@@ -229,7 +229,7 @@ class Snapshots:
             self.slow = self._staging.pin(cell.memory)
             self._cell = cell
         except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
-            self.problem = f"no memory from the vault at {access.address}: {error or type(error).__name__}"
+            self.problem = f"the vault at {access.address} provided no memory: {error or type(error).__name__}"
 
 
 def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Tensor:
