@@ -88,8 +88,8 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
     ("fault", "job", "machine", "said"),
     [
         (DrillFault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
-        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
-        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
+        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
         (DrillFault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
         (DrillFault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
         (

@@ -153,7 +153,7 @@ def test_bad_records_stop_a_fresh_preparation_too(bench: Bench) -> None:
         ("", {}, "no training text in a.jsonl (0 records"),
         ('{"text": " "}\n', {}, "1 empty, 0 unreadable"),
         ('{"text": "one document"}\n', {"validation": {"fraction": 0.01}}, "of 1 documents holds back none"),
-        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "hold no text"),
+        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "contain no text"),
     ],
 )
 def test_too_little_text_is_said(bench: Bench, content: str, fields: dict[str, Any], expected: str) -> None:

@@ -58,7 +58,7 @@ def test_a_spec_that_was_broken_by_hand_leaves_the_run_as_it_was(run: TrainedRun
 def test_changes_are_accepted_for_runs_that_go_on_only() -> None:
     error = CliRunner().invoke(run_command, ["job.yaml", "--accept-changes"]).exception
     assert isinstance(error, UsageError)
-    assert "--accept-changes goes with --resume" in error.message
+    assert "--accept-changes needs --resume" in error.message
 
 
 def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedRun) -> None:

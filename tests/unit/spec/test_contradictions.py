@@ -74,7 +74,7 @@ BROKEN = [
     ((WORKERS, WORKERS + "checkpoint: {storage: 's3://Bucket_/x y'}\n"), "26:23", "names no bucket"),
     ((WORKERS, WORKERS + "checkpoint: {storage: 'gs://k:s@b/x'}\n"), "26:23", "holds credentials or options"),
     ((WORKERS, WORKERS + "checkpoint: {storage: 'az://b/x?sig=s'}\n"), "26:23", "holds credentials or options"),
-    ((WORKERS, WORKERS + "  custom: {GPU: 1}\n"), "26:12", "Ray has it built in"),
+    ((WORKERS, WORKERS + "  custom: {GPU: 1}\n"), "26:12", "it is built into Ray"),
     ((WORKERS, WORKERS + "  custom: {'a b': 1}\n"), "26:12", "no valid resource name"),
     ((WORKERS, WORKERS + "  env: {'a b': x}\n"), "26:9", "no valid environment variable name"),
     ((WORKERS, WORKERS + "  env: {CUDA_VISIBLE_DEVICES: '1'}\n"), "26:9", "is set by Convoy for each worker"),

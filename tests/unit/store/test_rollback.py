@@ -161,7 +161,7 @@ def test_a_checkpoint_that_saw_what_is_left_out_is_not_resumed_from(layout: RunL
 def test_all_checkpoints_bad_is_an_error(layout: RunLayout) -> None:
     saved(layout, 10)
     flip_byte(layout.checkpoint(10) / "shard-00000.bin", 3)
-    with pytest.raises(CheckpointError, match="no whole checkpoint: step-00000010"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint: step-00000010"):
         resume_point(layout, None, BATCH, Told())
 
 
@@ -174,7 +174,7 @@ def test_what_was_never_finished_is_no_checkpoint_that_could_be_bad(layout: RunL
     assert "never finished" in told.of(EventKind.CHECKPOINT_REJECTED)[0]["reason"]
     saved(layout, 8)
     (layout.checkpoint(8) / MANIFEST).write_text("{")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         resume_point(layout, None, BATCH, told)
 
 

@@ -81,7 +81,7 @@ def test_names_do_not_reach_out_of_their_place(tmp_path: Path, name: str) -> Non
         lambda: storage.remove(name, MANIFEST),
         lambda: storage.remove_file("c", name),
     ):
-        with pytest.raises(StorageError, match="is no name"):
+        with pytest.raises(StorageError, match="is not a valid file name"):
             call()
 
 

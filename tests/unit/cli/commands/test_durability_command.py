@@ -96,7 +96,7 @@ def test_a_run_whose_driver_is_gone(a_run: Callable[..., RunLayout], ago_s: floa
 def test_a_run_that_is_over(a_run: Callable[..., RunLayout]) -> None:
     over = {**survey(time.time() - 5).to_json(), "over_s": time.time() - 4}
     text = convoy(a_run(RunState.FAILED, over)).output
-    assert "the run is over" in text
+    assert "the run has ended" in text
     assert "step 30, on storage" in text
     kept = {**over, "kept": True, "memory_kept_s": 900.0}
     assert "continue from there with `convoy run --resume`" in convoy(a_run(RunState.FAILED, kept)).output
@@ -118,8 +118,8 @@ def test_what_losing_a_node_costs_at_this_size(a_run: Callable[..., RunLayout]) 
     loss = {"repeated_steps": 22, "repeated_s": 220.0, "read_s": 48.0, "copied_s": 47.0}
     layout = a_run(RunState.RUNNING, {**survey(time.time()).to_json(), "node_loss": loss})
     assert (
-        "  node loss      at most 22 steps again (3:40), 48.0 s to read the state from peers, 47.0 s more until it has "
-        "its copies again"
+        "  node loss      at most 22 steps recomputed (3:40), 48.0 s to read the state from peers, 47.0 s more until "
+        "all copies exist again"
     ) in convoy(layout).output
     # Of a run whose driver did not write it.
     value = survey(time.time()).to_json()

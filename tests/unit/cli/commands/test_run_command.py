@@ -47,7 +47,7 @@ def test_a_bad_job_is_told_before_anything_starts(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_spec(extra: list[str]) -> None:
     error = invoke("--resume", "last", *extra)
     assert isinstance(error, UsageError)
-    assert "do not go together" in error.message
+    assert "exclude each other" in error.message
 
 
 def test_only_where_it_trains_may_be_another_one(recorded: Callable[..., RunLayout]) -> None:
