@@ -174,7 +174,8 @@ def text(card: Scorecard, seconds: float) -> str:
             "",
             f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} recovered from, in "
             f"{seconds / 60:.0f} minutes; finished: {'yes' if card.finished else f'no: {card.reason}'}; "
-            f"data exactly once: {'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left out and recorded; "
+            f"data exactly once: {'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left "
+            f"out and recorded; "
             f"largest loss difference {difference} (allowed {card.tolerance:g}). "
             f"{'SURVIVED' if card.survived else 'DID NOT SURVIVE'}",
         ]
