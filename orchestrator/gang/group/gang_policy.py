@@ -2,43 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
-from orchestrator.domain.policy.numeric import NumericFault
+from orchestrator.domain.engine_errors import Cause, find_cause
+from orchestrator.domain.generation import WorkerFailure
 
 GATHER_S = 1.0
 """How long to wait for other reports after a first failure: its cause may be reported after its consequences."""
 GRACE_S = 2.5
 """From a stop request to killing workers that have not stopped: everything must end within 5 s."""
-
-
-class Ending(StrEnum):
-    """How a worker ended."""
-
-    RAISED = "raised"
-    PROCESS_DIED = "process died"
-    NODE_DIED = "node died"
-    NODE_SILENT = "node silent"
-    """Given up: no heartbeat any more."""
-    HUNG = "hung"
-    """Given up: the others wait for it, or all workers wait."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The failure of one worker. `detail`: its traceback, or its last lines of output."""
-
-    rank: int
-    ending: Ending
-    seen_s: float
-    message: str
-    detail: str = ""
-    hint: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """`ConvoyError.details` of the exception."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +21,7 @@ class GangFacts:
     now_s: float
     world_size: int
     returned: int
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[WorkerFailure, ...] = ()
     stop_since_s: float | None = None
     """When a stop was requested."""
 
@@ -79,7 +52,7 @@ def decide(facts: GangFacts) -> Action:
     if facts.failures:
         first_s = min(failure.seen_s for failure in facts.failures)
         all_over = facts.returned + len(facts.failures) >= facts.world_size
-        certain = not all(is_consequence(failure) for failure in facts.failures)
+        certain = not all(failure.is_consequence for failure in facts.failures)
         if all_over or certain or facts.now_s - first_s >= GATHER_S:
             return Action.FAIL
     return Action.CONTINUE
@@ -114,38 +87,10 @@ def wants_regroup(ready: int, arriving: int, waited_s: float) -> bool:
     return ready > 0 and (arriving == 0 or waited_s >= ARRIVAL_S)
 
 
-def cause_of(failure: Failure) -> Cause | None:
-    """The cause of a failure, from its exception or the last output of its process."""
-    told = failure.facts.get(CAUSE)
-    return Cause(told) if told is not None else None
-
-
-def is_consequence(failure: Failure) -> bool:
-    """Whether the failure is what a worker reports if another one is lost: its collective or its rendezvous failed."""
-    return failure.ending is Ending.RAISED and cause_of(failure) is Cause.PEER
-
-
-def is_out_of_memory(failure: Failure) -> bool:
-    """Whether the worker ran out of memory, on the host or on its device."""
-    return cause_of(failure) is Cause.OUT_OF_MEMORY
-
-
-def ends_process(failure: Failure) -> bool:
-    """Whether the process is alive but unusable: its device, or its context there, is lost."""
-    cause = cause_of(failure)
-    return failure.ending is Ending.RAISED and cause is not None and cause.ends_process
-
-
-def numeric_fault(failure: Failure) -> NumericFault | None:
-    """The numeric fault that a worker raised, if that is why it ended."""
-    value = failure.facts.get("numeric_fault")
-    return NumericFault.from_json(value) if isinstance(value, dict) else None
-
-
-def root_cause(failures: Sequence[Failure]) -> Failure:
+def root_cause(failures: Sequence[WorkerFailure]) -> WorkerFailure:
     """The failure that the others follow from: a death or an exception of its own before a failed collective,
     then the first one seen."""
-    return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
+    return min(failures, key=lambda failure: (failure.is_consequence, failure.seen_s, failure.rank))
 
 
 CPU_PATIENCE_S = 2.0
