@@ -46,7 +46,7 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run that goes on brings with it when its data has to be prepared again."""
+    """What a resumed run keeps when its data must be prepared again."""
 
     tokenizer: JobTokenizer | None = None
     """Is used, and none is trained or loaded."""
@@ -57,18 +57,18 @@ class Kept:
 
 
 def cache_directory(spec: JobSpec, home: Path) -> Path:
-    """Where prepared data lies: where the spec says, or under `home`."""
+    """The directory of prepared data: that of the spec, or one under `home`."""
     return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
 
 
 def prepare(
     spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, emit: Emit, kept: Kept | None = None
 ) -> PreparedData:
-    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a run that goes on.
+    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a resumed run.
 
     Under `cache_dir`: `tokens/<fingerprint>/` holds the token files of a corpus and a tokenizer, `data/<fingerprint>/`
-    what one job trains on: links to those files, and its manifest. A preparation that was killed goes on after the
-    last block on disk; two that run at once do the work once. Raises DataError.
+    what one job trains on: links to those files, and its manifest. A killed preparation continues after the last block
+    on disk; two that run at the same time do the work once. Raises DataError.
     """
     started = time.monotonic()
     emit(DataProgress("scan", 0, 0))
@@ -145,7 +145,7 @@ def _discard_damaged(
     known: integrity.Known,
     emit: Emit,
 ) -> None:
-    """Remove what cannot be used, so that it is made again. Runs under way keep the files that they have open."""
+    """Remove what cannot be used, so that it is prepared again. Active runs keep the files that they have open."""
     what = None
     if (tokens_dir / COMPLETE_FILE).is_file():
         what = integrity.tokens_problem(tokens_dir, known)
@@ -162,7 +162,7 @@ def _discard_damaged(
             shutil.rmtree(view_dir)
         what = what or damage
     if what is not None:
-        emit(WarningIssued(f"the cache is damaged, its part is made again: {what}"))
+        emit(WarningIssued(f"the cache is damaged; the damaged part is prepared again: {what}"))
 
 
 def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: PrepareProgress) -> tuple[SourceContents, ...]:
@@ -199,7 +199,7 @@ def pretrained_tokenizer(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
 
 
 def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareProgress) -> JobTokenizer:
-    """The tokenizer trained before the kill, where there is one; else train it."""
+    """The tokenizer trained before the kill, if there is one; else train it."""
     saved = tokens_dir / TOKENIZER_DIRECTORY
     if (saved / tokenizer.TOKENIZER_FILE).is_file():
         return tokenizer.load(saved, "trained before")
@@ -220,7 +220,7 @@ def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareP
 def _require_mask(spec: JobSpec, chosen: JobTokenizer) -> None:
     if spec.model.architecture == "bert" and chosen.mask_id is None:
         raise DataError(
-            "BERT learns from masked tokens, and the tokenizer has no mask token",
+            "BERT is trained on masked tokens, and the tokenizer has no mask token",
             hint=f'add "mask_token" to its {tokenizer.CONFIG_FILE}, or train a tokenizer with `tokenizer.train`',
         )
 
@@ -231,7 +231,8 @@ def _warn_of_overlap(sources: tuple[Source, ...], emit: Emit) -> None:
         file.name for source in sources if source.role == "validation" for file in source.files if file.path in trained
     ]
     if both:
-        message = f"{both[0]} is trained on and validated on ({len(both)} such files): the validation loss will flatter"
+        such = f"({len(both)} such files)" if len(both) > 1 else "(1 such file)"
+        message = f"{both[0]} is used for training and validation {such}: the validation loss will be too low"
         emit(WarningIssued(message))
 
 
@@ -243,7 +244,7 @@ def _writing(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"prepared data cannot be written under {cache_dir}: {error.strerror or error}",
-            hint="free space there, or name another place with `data.cache_dir`; what was done is kept",
+            hint="free space there, or set another directory with `data.cache_dir`; finished work is kept",
         ) from error
 
 

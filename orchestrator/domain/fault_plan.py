@@ -7,7 +7,7 @@ from orchestrator.domain.policy.numeric import Injection, Skip
 
 @dataclass(frozen=True)
 class NodeAddress:
-    """Where one node of a local cluster is, where not all are on loopback."""
+    """Address of one node of a local cluster, if not all nodes are on loopback."""
 
     address: str
     """IPv4."""

@@ -1,4 +1,4 @@
-"""The course of a drill: the undisturbed run, the one with faults, and what comes of comparing them."""
+"""The course of a drill: the undisturbed run, the run with faults, and their comparison."""
 
 import contextlib
 import os
@@ -61,14 +61,14 @@ def drill(
     stop: threading.Event,
     tell: Callable[[str], None],
 ) -> Scorecard | None:
-    """Run `job` undisturbed, then with `times` faults spread over its steps; None where stopped.
+    """Run `job` undisturbed, then with `times` faults spread over its steps; None if stopped.
 
-    `tell` is given what there is to say to people beside the runs' events. Raises UsageError where the job cannot be
-    drilled: it must run on a local cluster and have steps enough, and this machine must permit the fault.
+    `tell` gets messages for the user beside the runs' events. Raises UsageError if the job cannot be drilled: it must
+    run on a local cluster with enough steps, and this machine must permit the fault.
     """
     if job.spec.cluster.address is not None:
         raise UsageError(
-            "a drill kills nodes, and does so on a local cluster only",
+            "a drill kills nodes and needs a local cluster",
             hint="--set cluster.nodes=4, and remove cluster.address",
         )
     limited_disk.sweep()
@@ -82,7 +82,7 @@ def drill(
     if stop.is_set():
         return None
     if undisturbed.state is not RunState.SUCCEEDED:
-        raise UsageError(f"the job does not finish even undisturbed: {undisturbed.reason}")
+        raise UsageError(f"the job does not finish even without faults: {undisturbed.reason}")
     when = _strike_steps(undisturbed.step, times)
     seen = Undisturbed(undisturbed.step, watch.micro_batch, watch.checkpoint_bytes)
     _require(fault, times, job, machine, seen)
@@ -101,7 +101,7 @@ def drill(
 
 
 def look_at_machine(fault: DrillFault, environment: Mapping[str, str]) -> Machine:
-    """What this machine permits, as far as the fault asks for it: tried, not guessed."""
+    """What this machine permits, as far as the fault needs it; found by trying."""
     asks = {fault} if fault is not DrillFault.RANDOM else set(DrillFault)
     return Machine(
         no_mount=limited_disk.why_not() if DrillFault.DISK_FULL in asks else None,
@@ -125,7 +125,7 @@ def _strike_steps(steps: int, times: int) -> tuple[int, ...]:
 
 
 class _Watch:
-    """Observer of the undisturbed run: what of it plans the other one."""
+    """Observer of the undisturbed run: collects what the plan of the other run needs."""
 
     def __init__(self) -> None:
         self.micro_batch = 1
@@ -139,7 +139,7 @@ class _Watch:
                 self.checkpoint_bytes = max(self.checkpoint_bytes, saved.bytes)
 
     def on_step(self, report: StepReport) -> None:
-        """Steps say nothing that is asked."""
+        """Nothing: steps are not needed."""
 
 
 def _disturbed(
@@ -150,7 +150,7 @@ def _disturbed(
     observers: Sequence[Observer],
     stop: threading.Event,
 ) -> tuple[RunOutcome, list[FaultResult]]:
-    """The run with the faults in it."""
+    """The run with the faults."""
     faults = {fault for _, fault in planned}
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
@@ -171,7 +171,7 @@ def _disturbed(
 
 @contextlib.contextmanager
 def _proxied(environment: dict[str, str]) -> Iterator[Link]:
-    """A proxy in front of the endpoint that the environment names, which names the proxy then."""
+    """A proxy in front of the endpoint in the environment, which then names the proxy."""
     name = next(name for name in ENDPOINTS if environment.get(name))
     endpoint = urlsplit(environment[name])
     link = Link(str(endpoint.hostname), endpoint.port or 80)

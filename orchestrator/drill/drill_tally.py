@@ -22,18 +22,18 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.drill_plan import ON_STORAGE
 
 LOSES_NOBODY = (*ON_STORAGE, DrillFault.SLOW_RANK, DrillFault.KILL_DRIVER)
-"""The gang is not formed anew for them by a driver that lives on: the end of a recovery is not theirs."""
+"""A surviving driver forms no new generation for these faults, so the end of a recovery does not end them."""
 SAYS = {DrillFault.DISK_FULL: StorageFault.FULL.value, DrillFault.BUCKET_DOWN: StorageFault.UNREACHABLE.value}
-"""`fault` of the event that tells of it."""
+"""`fault` of the event that reports it."""
 
 
 class DrillTally:
-    """One fault at a time: `struck` opens it, and what tells that it is got over closes it.
+    """One fault at a time: `struck` opens it, and an event or step that shows the recovery closes it.
 
-    Most are known by `recovery.started` and over with `recovery.finished`. A slow worker and a node that is about to go
-    are known by their own events, and over with a step that everybody makes afterwards; a lost driver by another one's
-    beginning, and over with its first step. Storage that fails is known by `checkpoint.failed`, and over with the next
-    checkpoint that is saved.
+    Most are detected by `recovery.started` and end with `recovery.finished`. A slow worker and a draining node are
+    detected by their own events and end with a later step of all workers; a lost driver is detected by the start of the
+    next one and ends with its first step. Failing storage is detected by `checkpoint.failed` and ends with the next
+    saved checkpoint.
     """
 
     def __init__(self) -> None:
@@ -45,16 +45,16 @@ class DrillTally:
         self._again = 0
         """Steps made once more since the fault."""
         self._left = False
-        """The gang was formed anew since a node was announced to go."""
+        """The gang was formed again since a node was announced as draining."""
 
     @property
     def open(self) -> DrillFault | None:
-        """The fault that is not got over yet."""
+        """The fault that is not recovered from yet."""
         return None if self.struck_s is None else DrillFault(self.results[-1].fault)
 
     @property
     def known(self) -> bool:
-        """The open fault has been told of."""
+        """The open fault has been detected."""
         return self.struck_s is not None and self.results[-1].detection_s is not None
 
     def struck(self, fault: DrillFault, step: int, rank: int | None, time_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The drilled run as this process sees it: a driver that can be killed, and another that goes on."""
+"""The drilled run as this process sees it: a driver that can be killed, and another that resumes."""
 
 import json
 import os
@@ -70,7 +70,7 @@ class DrilledRun:
                 return outcome
 
     def _drive(self, stop: threading.Event) -> RunOutcome | None:
-        """One driver; None where it was killed by us."""
+        """One driver; None if it was killed by us."""
         self._process = process = start_bound(
             [sys.executable, "-m", "orchestrator.drill.driver_child"], self._environment, talks=True
         )
@@ -107,7 +107,8 @@ class DrilledRun:
         return RunOutcome(where.name, where, RunState.STOPPED, "stopped on request", 0, 130)
 
     def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> dict[str, Any] | None:
-        """Everything it says, to the observers, until it has nothing more to say; its last words, where it had some."""
+        """Pass everything that the driver reports to the observers until it ends; return its final message, if there is
+        one."""
         assert process.stdout is not None
         rest, last, deadline = b"", None, float("inf")
         while True:
@@ -128,7 +129,7 @@ class DrilledRun:
                     last = said
 
     def _tell(self, said: dict[str, Any]) -> bool:
-        """Pass on an event or a step; False where it is neither."""
+        """Pass on an event or a step; False if it is neither."""
         if "step" in said:
             self._bus.publish(StepReport.from_json(said["step"]))
             return True

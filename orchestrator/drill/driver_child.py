@@ -43,7 +43,7 @@ class Relay:
 
 
 def main() -> int:
-    """Carry the run; 0 where there is an outcome."""
+    """Run the driver; 0 if there is an outcome."""
     relay, stop = Relay(_private_stdout()), threading.Event()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

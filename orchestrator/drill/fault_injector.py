@@ -61,10 +61,10 @@ class Means:
 
 
 class Injector:
-    """Observer that strikes when a step it waits for has been reported, one fault at a time.
+    """Observer that injects a fault when a planned step has been reported, one fault at a time.
 
-    The next fault waits until the one before is got over. What workers do to themselves (`plan.INJECTED`) is arranged
-    in the run, not here.
+    The next fault waits until the run has recovered from the previous one. Faults that workers inject themselves
+    (`drill_plan.INJECTED`) are part of the run's plan.
     """
 
     def __init__(self, home: Path, planned: Sequence[Planned], draw: random.Random, means: Means) -> None:
@@ -83,7 +83,7 @@ class Injector:
         self._slow: set[int] = set()
 
     def on_event(self, event: Event) -> None:
-        """Learn where the workers are; end a fault that lasts until it is known."""
+        """Record where the workers are; end a fault that lasts until it is detected."""
         self.tally.on_event(event)
         match event.body:
             case RunCreated() as run:
@@ -117,7 +117,7 @@ class Injector:
             self._disk = Disk(Path(self._place(layout)))
 
     def on_step(self, report: StepReport) -> None:
-        """Strike where it is time to."""
+        """Inject a fault if it is due."""
         self.tally.on_step(report)
         if self.tally.open is None and self._planned and report.step >= self._planned[0][0] and self._pids:
             _, fault = self._planned.pop(0)
@@ -126,7 +126,7 @@ class Injector:
                 self._strike(fault, report)
 
     def close(self) -> None:
-        """End what still lasts, and bring the run's checkpoints to where they belong."""
+        """End faults that still last, and move the run's checkpoints back to their place."""
         self._lift()
         disk, self._disk = self._disk, None
         if disk is not None:
@@ -166,7 +166,7 @@ class Injector:
         self.tally.struck(fault, report.step, rank, struck_s)
 
     def _victim(self, fault: DrillFault) -> int | None:
-        """A rank, of a node beside the head's where there is one; None where the fault finds nobody."""
+        """A rank, on a node other than the head if there is one; None if there is no target."""
         on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not is_head(raylet_of(pid))}
         if fault in ON_NODES and not on_other_nodes:
             return None
@@ -176,7 +176,7 @@ class Injector:
         return self._draw.choice(candidates)
 
     def _hit(self, fault: DrillFault, rank: int, report: StepReport) -> bool:
-        """Carry it out on a worker or its node; False where it cannot be."""
+        """Carry it out on a worker or its node; False if it cannot be."""
         pid = self._pids[rank]
         if fault is DrillFault.CORRUPT_SHARD and not self._corrupt(pid):
             return False
@@ -215,9 +215,9 @@ class Injector:
                 command, env=dict(self._means.environment), capture_output=True, timeout=ANNOUNCE_S, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise ClusterError("the end of a node could not be announced") from error
+            raise ClusterError("a node could not be announced as draining") from error
         if done.returncode:
-            raise ClusterError(f"the end of a node could not be announced: {done.stderr.decode()[-500:]}")
+            raise ClusterError(f"a node could not be announced as draining: {done.stderr.decode()[-500:]}")
         end = threading.Timer(DRAIN_NOTICE_S, send, args=(raylet, signal.SIGKILL))
         end.daemon = True
         end.start()

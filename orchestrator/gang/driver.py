@@ -124,8 +124,8 @@ class GangDriver:
             gone, left = self._vaults.fence(self._generation + 1)
             if left:
                 raise ClusterError(
-                    f"workers of the run's driver before this one cannot be ended: processes {left}",
-                    hint="end them on their nodes: the run cannot go on while they might train",
+                    f"workers of the previous driver of this run cannot be ended: processes {left}",
+                    hint="end them on their nodes: the run cannot continue while they might train",
                 )
             ended = set(gone)
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
@@ -327,8 +327,8 @@ class GangDriver:
         limit_s = self._spec.recovery.max_wait_s
         if limit_s is not None and wait.waited_s > limit_s:
             raise ClusterError(
-                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} there: recovery.max_wait_s",
-                hint="resume the run when there are nodes again, or let it go on with fewer (resources.workers.min)",
+                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} available: recovery.max_wait_s",
+                hint="resume the run when more nodes are available, or allow fewer workers (resources.workers.min)",
             )
 
     def seek(self) -> None:

@@ -51,7 +51,7 @@ class DurabilityRecorder:
     def __init__(
         self, layout: RunLayout, stored_step: Callable[[], int | None], clock: Callable[[], float] = time.time
     ) -> None:
-        """`stored_step`: newest whole checkpoint; asked again only where one was written or rejected."""
+        """`stored_step`: newest complete checkpoint; called again only after one was written or rejected."""
         self._layout, self._stored_step, self._clock = layout, stored_step, clock
         self._step, self._protected_step = 0, 0
         self._storage_step: int | None = None
@@ -98,7 +98,7 @@ class DurabilityRecorder:
             self._write(replace(self.last, step=self._step, storage_step=stored, over_s=now_s, kept=kept))
 
     def steps_at_risk(self) -> int | None:
-        """As of now: steps go on between surveys, and say themselves up to which one copies have arrived."""
+        """The present state: steps continue between surveys, and their reports contain the protected step."""
         last = self.last
         if last is None:
             return None
@@ -106,14 +106,14 @@ class DurabilityRecorder:
         return max(0, self._step - safe)
 
     def _node_loss(self) -> dict[str, float] | None:
-        """What the loss of a node would cost; None where nothing is planned, or no step has been made."""
+        """What the loss of a node would cost; None if nothing is planned, or no step has been made."""
         steps_s = list(self._steps_s)  # a copy: steps are observed in another thread
         if self._snapshots is None or not steps_s:
             return None
         return measured_loss(self._snapshots, median(steps_s))
 
     def _look_at_storage(self) -> None:
-        """Where it cannot be looked at now, what was known stays, and the next survey tries again."""
+        """If it cannot be read now, the known value stays, and the next survey tries again."""
         self._storage_changed = False
         try:
             self._storage_step = self._stored_step()

@@ -56,7 +56,7 @@ MAX_CLIENTS = 16
 CLOSE_POLL_S = 0.05
 """How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
 ERROR_PAUSE_S = 0.1
-"""After an error of accepting, which for want of descriptors would come again at once."""
+"""Pause after an error of `accept`, which would otherwise recur at once if descriptors are exhausted."""
 
 
 class MetricsObserver:
@@ -250,7 +250,7 @@ class MetricsServer:
     """The endpoint, served from a daemon thread until `close`."""
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
-        """Raises UsageError where the address cannot be bound, or is reachable from outside without a token."""
+        """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
         check_exposure(host, token)
         app = _guarded(make_wsgi_app(registry), token)
         server_class = _ServerV6 if ":" in host else _Server
@@ -277,7 +277,7 @@ class MetricsServer:
 def serve_metrics(
     observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
 ) -> MetricsServer | None:
-    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None where neither does.
+    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
 
     Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
     """
@@ -292,7 +292,7 @@ def serve_metrics(
 
 
 def check_exposure(host: str, token: str | None) -> None:
-    """Raises UsageError where `host` is not loopback and there is no token, or the token is guessable."""
+    """Raises UsageError if `host` is not loopback and there is no token, or the token is guessable."""
     if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
@@ -372,7 +372,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._hang_up(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A scrape that breaks off is not news; whoever scrapes sees it."""
+        """An interrupted scrape is not reported; the scraper sees it."""
 
     @staticmethod
     def _hang_up(clients: list[socket.socket]) -> None:

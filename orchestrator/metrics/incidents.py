@@ -1,5 +1,5 @@
-"""A page for each lost worker and each rollback, `incidents/incident-NNN.md`: what happened, when, what was decided,
-what it cost."""
+"""A page for each lost worker and each rollback, `incidents/incident-NNN.md`: what happened and when, the decision,
+and the cost."""
 
 import sys
 import time
@@ -30,7 +30,7 @@ SHOWN_LINES = 40
 
 @dataclass
 class _Incident:
-    """One that is being written down."""
+    """One that is being recorded."""
 
     started: RecoveryStarted
     failed: list[WorkerFailed]
@@ -38,7 +38,7 @@ class _Incident:
     timeline: list[tuple[float, str]] = field(default_factory=list)
     finished: RecoveryFinished | None = None
     fault: NumericFault | None = None
-    """Why the run went back, where it lost no worker."""
+    """Why the run was rolled back, if it lost no worker."""
 
 
 class IncidentRecorder:
@@ -83,14 +83,14 @@ class IncidentRecorder:
         incident.timeline = [(at_s, _hang(worker)) for at_s, worker in hung]
         incident.timeline += [(at_s, f"worker {worker.rank}: {worker.error}") for at_s, worker in failed]
         without = f", without {_samples(started.skipped)}" if started.skipped else ""
-        decided = f"decided: go on from step {started.from_step} ({started.source}){without}"
+        decided = f"decided: continue from step {started.from_step} ({started.source}){without}"
         incident.timeline.append((time_s, decided))
         self._open = incident
         self._write(incident)
 
     def _finish(self, incident: _Incident, finished: RecoveryFinished, time_s: float) -> None:
         trained = finished.step > incident.started.from_step
-        over = f"step {finished.step} finished: training goes on" if trained else "the model is exported"
+        over = f"step {finished.step} finished: training continues" if trained else "the model is exported"
         incident.timeline.append((time_s, over))
         incident.finished = finished
         self._write(incident)
@@ -122,7 +122,7 @@ def _hang(hung: WorkerHung) -> str:
 def _told(body: EventBody) -> str | None:
     match body:
         case WorkerStarted() as worker:
-            return f"worker {worker.rank} is there, process {worker.pid} on {worker.node}"
+            return f"worker {worker.rank} started, process {worker.pid} on {worker.node}"
         case WorkerPhase(phase=phase):
             return f"workers: {phase}"
         case TrainingPlanned() as plan:
@@ -152,7 +152,7 @@ def page(incident: _Incident) -> str:
         "",
         "| what it cost | |",
         "| --- | --- |",
-        f"| steps made again | {started.step - started.from_step} |",
+        f"| steps recomputed | {started.step - started.from_step} |",
         f"| from detection to the next finished step | {_cost(finished)} |",
         *([f"| left out | {_samples(started.skipped)} |"] if started.skipped else []),
         "",

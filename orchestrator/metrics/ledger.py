@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, to the second, and which share of it trained: goodput.
+"""Accounts for the wall time of a run, and computes goodput, the share of it spent training.
 
 `Ledger` is pure: facts with times go in, seconds by category come out, and they always add up to the elapsed time.
 `LedgerRecorder` feeds it from a run and keeps `ledger.json`.
@@ -37,7 +37,7 @@ WRITE_INTERVAL_S = 5.0
 
 
 class Category(StrEnum):
-    """What a second of a run can go into."""
+    """Categories of wall time."""
 
     PREPARING_DATA = "preparing_data"
     STARTING_CLUSTER = "starting_cluster"
@@ -57,7 +57,7 @@ class Category(StrEnum):
     WAITING = "waiting"
     """For nodes, with too few workers to train."""
     LOST = "lost"
-    """Training for nothing: a step that was cut off, and steps that were made again or are to be."""
+    """Wasted training: an interrupted step, and steps that were repeated or will be."""
     OTHER = "other"
     """Everything else: between the phases, shutting down."""
 
@@ -81,7 +81,7 @@ class Ledger:
     """Seconds by category. Times are Unix seconds; one that goes backwards counts as no time passed."""
 
     def __init__(self, start_s: float, carried: dict[str, Any] | None = None) -> None:
-        """`carried`: `to_json` of the driver before this one, to go on from; the time between is not the run's."""
+        """`carried`: `to_json` of the previous driver, which is continued; the time between is not counted."""
         self._booked: dict[Category, float] = dict.fromkeys(Category, 0.0)
         """But for `TRAINING`, and the part of `LOST` that was `TRAINING`: see `_lineage`."""
         self._lineage = Lineage()
@@ -116,7 +116,7 @@ class Ledger:
         return {**booked, Category.TRAINING: lineage.counted_s, Category.LOST: lost_s}
 
     def on_event(self, event: Event, now_s: float) -> None:
-        """Take an event that is known at `now_s`; its own time counts where it is plausible."""
+        """Take an event received at `now_s`; its own time is used if it is plausible."""
         self._advance(min(event.time_s, now_s))
         recovering = self._current is Category.RECOVERING
         measured = None if recovering else _measured(event.body)

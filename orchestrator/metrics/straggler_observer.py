@@ -1,4 +1,4 @@
-"""Observer that compares the workers of a gang, step by step, and reports when one becomes slow or no longer is."""
+"""Observer that compares the workers of a gang step by step, and reports when one becomes slow or is no longer slow."""
 
 from collections import deque
 
@@ -8,7 +8,7 @@ from orchestrator.domain.step_report import StepReport
 
 
 class StragglerRecorder:
-    """Decides nothing but what is said: nobody is ended for being slow. One thread feeds it, as the driver does."""
+    """It only reports: no worker is ended for being slow. One thread feeds it, as the driver does."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -19,7 +19,7 @@ class StragglerRecorder:
         """Of ranks; replaced as a whole, so that any thread may read it."""
 
     def on_event(self, event: Event) -> None:
-        """Another gang is compared anew."""
+        """Another gang is compared from the start."""
         match event.body:
             case WorkerStarted() as worker:
                 self._nodes[worker.rank] = worker.node

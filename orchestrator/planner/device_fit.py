@@ -48,16 +48,16 @@ def gib(size_bytes: int) -> str:
 def check_fit(
     spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> str | None:
-    """A warning where one sample at a time is not expected to fit; None where it is.
+    """A warning if one sample at a time is not expected to fit; None if it is.
 
-    Raises ClusterError where the weights, gradients and optimizer state alone, which are known to the byte, are more
-    than the GPU has.
+    Raises ClusterError if the weights, gradients and optimizer state alone, which are known to the byte, are more than
+    the GPU has.
     """
     need = device_need(spec, shape, workers, assumed)
     if need.total_bytes(1) <= plannable_bytes(room):
         return None
     hint = f"what would help: {'; '.join(remedies(spec, shape, workers, room, assumed)) or 'a smaller model'}"
-    has = f"{gib(room.total_bytes)}" + (f", {gib(room.foreign_bytes)} of it taken" if room.is_shared else "")
+    has = f"{gib(room.total_bytes)}" + (f", {gib(room.foreign_bytes)} of it in use" if room.is_shared else "")
     text = (
         f"training needs about {gib(need.total_bytes(1))} on each GPU with one sample at a time, and the smallest has "
         f"{has}: {parts_text(need.parts(1))}"
@@ -84,7 +84,7 @@ def remedies(
     usable_bytes = plannable_bytes(room)
     found = []
     if room.is_shared:
-        found.append(f"ending what holds {gib(room.foreign_bytes)} on the GPU (`nvidia-smi` names it)")
+        found.append(f"ending the processes that hold {gib(room.foreign_bytes)} on the GPU (`nvidia-smi` lists them)")
     for text, changed in _changes(spec):
         need_bytes = device_need(changed, shape, workers, assumed).total_bytes(1)
         if need_bytes <= usable_bytes:

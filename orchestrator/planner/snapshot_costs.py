@@ -46,15 +46,15 @@ class SnapshotCosts:
     state_bytes: int
     """Of one worker."""
     stall_s: float
-    """That training stands still for it."""
+    """Seconds that training is paused for it."""
     node_bytes: int
     """Host memory that the fullest node's own workers take for it."""
     copied_node_bytes: int
     """The same with the copies that it keeps for others."""
     recovery_bytes: int
-    """The same while a recovery goes on: the old gang's and the new gang's."""
+    """The same during a recovery: the old gang's and the new gang's."""
     sent_bytes: int
-    """What the fullest node sends to others; 0 where no copies are kept."""
+    """What the fullest node sends to others; 0 if no copies are kept."""
     sent_s: float
 
     def interval_s(self, budget: float) -> float:
@@ -74,15 +74,15 @@ class NodeLossCost:
     repeated_s: float
     """Training since the newest snapshot whose copies had arrived."""
     repeated_steps: int | None
-    """The same in steps; None where a step's time is not known."""
+    """The same in steps; None if a step's time is not known."""
     read_s: float
     """Until the survivors have the state again."""
     copied_s: float
-    """Until it has as many copies again; training goes on meanwhile."""
+    """Until all copies exist again; training continues meanwhile."""
 
 
 def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: int, speeds: Speeds) -> SnapshotCosts:
-    """What a snapshot takes where workers lie on nodes like that."""
+    """The cost of a snapshot with workers placed on nodes like that."""
     workers, nodes = sum(workers_by_node), len(workers_by_node)
     copies = min(replicas, nodes - 1)
     fullest = max(workers_by_node)
@@ -108,11 +108,11 @@ def node_loss(
     interval_s: float,
     step_s: float | None = None,
 ) -> NodeLossCost | None:
-    """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
-    since the last checkpoint.
+    """What losing a node costs with a snapshot every `interval_s`; None if no copies are kept, and it costs all since
+    the last checkpoint.
 
-    At worst the node is lost just before the copies of the newest snapshot have arrived: what was trained since the one
-    before is made again. Every survivor reads its part of the new partition, most of it from other nodes.
+    At worst the node is lost just before the copies of the newest snapshot have arrived: everything trained since the
+    previous one is repeated. Every survivor reads its part of the new partition, most of it from other nodes.
     """
     nodes = len(workers_by_node)
     if costs.sent_bytes == 0:

@@ -1,4 +1,4 @@
-"""What a run keeps in the memory of its nodes: planned, surveyed, adopted, left behind, and told."""
+"""The life of the state that a run keeps in the memory of its nodes: planned, surveyed, adopted, left for a resume."""
 
 import time
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class MemoryCheckpoints:
         if step > recorded:
             what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
             message = (
-                f"the records of {what} were lost with the driver before this one: they were trained, and count, but "
+                f"the records of {what} were lost with the driver that was killed: their training counts, but "
                 "`convoy data verify` cannot prove their data"
             )
             self._emit(WarningIssued(message))

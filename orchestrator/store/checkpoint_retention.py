@@ -10,10 +10,10 @@ from orchestrator.spec.resources import CheckpointSpec
 
 
 class Retention:
-    """Observer that removes old checkpoints when a new one is there.
+    """Observer that removes old checkpoints when a new one has been saved.
 
-    Workers that share the driver's files do it too; where they do not, nobody else could. A storage of its own is
-    theirs alone: they reach it, and the driver is not to wait for it.
+    Workers that share the driver's files do it too; if they do not share them, only the driver can. In a separate
+    storage only the workers do it, so that the driver does not wait for it.
     """
 
     def __init__(self, layout: RunLayout, spec: CheckpointSpec) -> None:

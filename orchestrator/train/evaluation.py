@@ -29,7 +29,7 @@ class Evaluation:
 
 
 def evaluate(context: TrainContext, step: int) -> Evaluation | None:
-    """Measure, after `step`; None where the data has no validation samples. Collective. Leaves the model in training
+    """Measure, after `step`; None if the data has no validation samples. Collective. Leaves the model in training
     mode."""
     validation = context.spec.data.validation
     samples = context.dataset.manifest.validation_samples

@@ -41,7 +41,7 @@ ROOM_TIMEOUT_S = 180.0
 
 
 class StandaloneSession:
-    """A `Session` whose ranks share a file system and, where there are several, torchrun's store.
+    """A `Session` whose ranks share a file system and, with several ranks, torchrun's store.
 
     `stop` is set from outside (a signal handler): the worker stops at the next step boundary.
     """
@@ -76,32 +76,32 @@ class StandaloneSession:
         self.bus.emit(body)
 
     def beat(self, step: int, phase: Phase) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def progress(self) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO
 
     def save_asked(self) -> bool:
-        """Nobody asks."""
+        """No-op: there is no driver."""
         return False
 
     @property
     def vault(self) -> None:
-        """Nobody keeps state for us: there is no driver."""
+        """None: there is no driver and no vault."""
         return None
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
-        """torchrun ends all processes where one ends."""
+        """No-op: torchrun ends all processes if one ends."""
 
     def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
-        """Nobody asks."""
+        """No-op: there is no driver."""
 
     @property
     def interrupted(self) -> bool:
-        """Nobody interrupts."""
+        """Always false: there is no driver."""
         return False
 
     def publish(self, key: str, value: str) -> None:
@@ -110,7 +110,7 @@ class StandaloneSession:
 
     def lookup(self, key: str, timeout_s: float) -> str:
         if self._store is None:
-            raise TimeoutError(f"nobody publishes {key}: this is the only worker")
+            raise TimeoutError(f"{key} is never published: this is the only worker")
         try:
             self._store.wait([key], timedelta(seconds=timeout_s))
         except RuntimeError as error:
@@ -160,7 +160,7 @@ class LinePrinter:
 
 
 def session_from_environment() -> StandaloneSession:
-    """One worker, or the one that torchrun's variables describe. Raises UsageError where they are incomplete."""
+    """One worker, or the one that torchrun's variables describe. Raises UsageError if they are incomplete."""
     if "RANK" not in os.environ:
         return StandaloneSession(0, 1, 0, None)
     try:
@@ -169,7 +169,7 @@ def session_from_environment() -> StandaloneSession:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"RANK is set, but another of torchrun's variables is missing or no number: {error}",
+            f"RANK is set, but another of torchrun's variables is missing or not a number: {error}",
             hint="Start it with torchrun, or unset RANK.",
         ) from error
     from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("job", type=Path, help="job file")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="where results are written")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="directory for results")
     parser.add_argument("--resume", type=Path, default=None, metavar="CHECKPOINT", help="checkpoint directory")
     parser.add_argument("--no-export", action="store_true", help="do not write a Hugging Face export at the end")
     options = parser.parse_args(arguments)

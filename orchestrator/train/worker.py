@@ -1,4 +1,4 @@
-"""A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
+"""The entry point of a worker, which `gang` names by string: import, rendezvous, build, restore, train, export."""
 
 import gc
 import json
@@ -75,16 +75,15 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
 
 @contextmanager
 def blamed_on_peers(session: Session) -> Iterator[None]:
-    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
-    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
-    """
+    """Context in which an error after an interruption is no error of this worker: results of an aborted collective are
+    garbage, and code that reads them may raise anything. Only errors of a lost device are kept."""
     try:
         yield
     except Exception as error:
         cause = find_cause(f"{type(error).__name__}: {error}")
         if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
             raise
-        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
+        raise PeerLostError(f"left the collective on request of the driver: {type(error).__name__}: {error}") from error
 
 
 def _tell_started(session: Session, device: Any, seconds: float) -> None:
@@ -145,7 +144,7 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
     head = install_chunked_head(model, chunk_tokens, IGNORE)
     if head is None and wanted != "auto":
         raise UsageError(
-            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            f"train.loss_chunk_tokens: {wanted} does not fit this model: its logits are more than one linear layer",
             hint="Set it to auto or off.",
         )
     return head
@@ -227,7 +226,7 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
 
 
 def _restore(context: "TrainContext") -> "SaveProgress":
-    """Put the state that the plan names into the engine. Collective."""
+    """Restore the state that the plan names. Collective."""
     from orchestrator.train.snapshot.checkpointing import load_checkpoint, load_peer_state
 
     session, plan, started = context.session, context.plan, time.perf_counter()
@@ -278,7 +277,7 @@ def _set_offload_threads(spec: JobSpec, device: Any) -> None:
 
 
 def _import_model(spec: JobSpec, device: str) -> None:
-    """Import what is needed, here and only here, so that the phases mean what they say."""
+    """Import what is needed only here, so that the phases are accurate."""
     from orchestrator.train.engine.engine import import_deepspeed
     from orchestrator.train.models.architectures import ARCHITECTURES
 

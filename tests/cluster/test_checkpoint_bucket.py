@@ -353,7 +353,7 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
     storage = open_storage(f"{place}/{outcome.run_id}")
     assert [found.step for found in list_checkpoints(storage)] == [9, 3]
     listed = CliRunner().invoke(checkpoint, ["verify", outcome.run_id, "--home", str(tmp_path / "runs")])
-    assert (listed.exit_code, listed.output.count("whole")) == (0, 2), listed.output
+    assert (listed.exit_code, listed.output.count("complete")) == (0, 2), listed.output
     pruned = CliRunner().invoke(
         checkpoint, ["prune", outcome.run_id, "--keep-last", "1", "--home", str(tmp_path / "runs")]
     )

@@ -157,7 +157,7 @@ def test_a_hub_dataset_and_a_run_that_resumes_without_the_hub(tmp_path: Path, st
         first = ask(tmp_path, spec, endpoint)
         unknown = ask(tmp_path, job({"hub": "someone/else"}), endpoint)
     assert first["manifest"]["documents"] == 200, first
-    assert "does not give the dataset 'someone/else'" in unknown["message"]
+    assert "refuses the dataset 'someone/else'" in unknown["message"]
     again = ask(tmp_path, spec, NOBODY)
     assert again["cached"]
     assert again["manifest"] == first["manifest"]

@@ -177,7 +177,7 @@ def test_a_busy_cluster_is_waited_for_then_named(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert outcome.reason.startswith("after 2 s the cluster cannot hold 2 workers of 1 CPU")
     assert "0 CPUs free of 1 CPU" in outcome.reason
-    assert "(2 once what else runs there has ended)" in outcome.reason
+    assert "(2 after other work there has ended)" in outcome.reason
 
 
 def test_an_elastic_job_takes_what_there_is(tmp_path: Path) -> None:

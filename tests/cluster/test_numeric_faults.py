@@ -113,5 +113,5 @@ def test_skips_travel_with_the_state(train: Train, tmp_path: Path) -> None:
     rest = train("rest", {}, resume=str(checkpoints / "step-00000006"), steps=8, stage=1)
     assert [r.first_position for r in rest.steps] == begins[6:]
     assert rest.losses == whole.losses[6:]
-    with pytest.raises(GangFailedError, match="it was saved before samples were left out, and saw them"):
+    with pytest.raises(GangFailedError, match="it was saved before samples were left out, and has seen them"):
         train("wrong", {}, {"skips": ((12, 12),)}, resume=str(checkpoints / "step-00000003"), steps=8, stage=1)

@@ -140,7 +140,7 @@ def test_it_gives_up_where_it_does_not_help(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert "step 9 on rank 1" in outcome.reason
     assert "rolled back once within 1000 steps (recovery.max_rollbacks is 1)" in outcome.reason
-    assert "hint: the training itself diverges: a lower train.lr" in outcome.reason
+    assert "hint: training itself diverges: start a new run with a lower train.lr" in outcome.reason
     assert [fields["action"] for fields in recording.of(NumericFaultFound)] == ["give_up"]
     assert RunLayout(outcome.run_dir).checkpoint(5).is_dir()
     assert proof_of(outcome).skips[0].fault is not None

@@ -136,7 +136,7 @@ def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path, un
     assert curve(outcome, BATCH) == undisturbed
     (hung,) = recording.of(WorkerHung)
     assert (hung["rank"], hung["step"], hung["phase"]) == (1, 12, "optimizer")
-    assert "in no collective, the others wait in exchange of step 12" in hung["reason"]
+    assert "in no collective, while the others wait in exchange of step 12" in hung["reason"]
     assert "a_lock_nobody_gives_back" in hung["stack"]
     assert "a_lock_nobody_gives_back" in stacks(outcome, 1)
     assert "a_lock_nobody_gives_back" not in stacks(outcome, 0)

@@ -207,7 +207,7 @@ def test_a_run_is_scaled_up_and_down_by_a_command(tmp_path: Path, undisturbed: l
     assert f"1 worker from step {first[1]} on" in down.stdout
     assert wrong.returncode == 2
     assert freed == [2.0]  # what those had who left is there for others
-    assert "asked for   1 workers (convoy scale)" in convoy(tmp_path, "show", "gang").stdout
+    assert "requested   1 workers (convoy scale)" in convoy(tmp_path, "show", "gang").stdout
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
 

@@ -130,7 +130,7 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
     survivor, *others = [fields["pid"] for fields in struck.of(WorkerStarted) if fields["rank"] == 0]
     assert others == [survivor]  # the same process went on
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
-    assert "training goes on" in page
+    assert "training continues" in page
     assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["recovering"] > 0
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()

@@ -125,7 +125,7 @@ def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undistur
     seen.safe_after(RecoveryFinished, tmp_path / "runs")
     outcome = train(tmp_path, seen, f"{ENTRIES}:train_held")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (told,) = [warning for warning in seen.named if "has ended while its node lives" in warning]
+    (told,) = [warning for warning in seen.named if "has ended although its node is up" in warning]
     assert f"(process {seen.killed})" in told
     (started,) = seen.of(RecoveryStarted)  # of the worker alone: the vault's end interrupted nobody
     assert started["rank"] == 1

@@ -91,7 +91,7 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
     recovery: dict[str, Any], times: int, tmp_path: Path
 ) -> None:
     job = a_job(tmp_path, recovery=recovery)
-    with pytest.raises(UsageError, match="more than the job would get over") as raised:
+    with pytest.raises(UsageError, match="more than the job recovers from") as raised:
         drill(job, tmp_path / "runs", DrillFault.NAN, times, 0, [], threading.Event(), print)
     assert raised.value.hint == f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}"
     assert not (tmp_path / "runs").exists()
@@ -101,8 +101,8 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
     ("fault", "job", "machine", "said"),
     [
         (DrillFault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
-        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
-        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
+        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
         (DrillFault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
         (DrillFault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
         (
@@ -137,7 +137,7 @@ def test_what_is_not_permitted_is_refused_before_the_undisturbed_run(
         (DrillFault.OOM, 4, SEEN, "cannot be halved 4 times"),
         (DrillFault.SLOW_RANK, 4, replace(SEEN, steps=50), "too few"),
         (DrillFault.DISK_FULL, 10, SEEN, "two checkpoints after each"),
-        (DrillFault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "more than half of what is free"),
+        (DrillFault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "over half of the free memory"),
     ],
 )
 def test_what_the_undisturbed_run_shows_is_held_against_it(

@@ -1,4 +1,4 @@
-"""What is said of the memory that training takes on GPUs, and of what losing a node costs. Text only."""
+"""Text about the memory that training takes on GPUs, and about what losing a node costs."""
 
 from orchestrator.cli.display import formatting
 from orchestrator.domain.events import DevicePlanned, SnapshotsPlanned
@@ -24,7 +24,7 @@ def node_loss(event: SnapshotsPlanned) -> str:
     every = f"about every {formatting.duration(event.interval_s)}"
     if steps:
         every = f"every {steps} step{'s' if steps != 1 else ''}"
-    copies = f"each worker's {formatting.size(event.state_bytes)} are copied to memory {every}"
+    copies = f"the {formatting.size(event.state_bytes)} of each worker are copied to memory {every}"
     if event.read_s is None:
         return f"repeats all steps since the last checkpoint: no copies are kept on other nodes; {copies}"
     repeated = "the steps since the newest copy"
@@ -37,7 +37,7 @@ def node_loss(event: SnapshotsPlanned) -> str:
 
 
 def estimate(spec: JobSpec) -> str | None:
-    """What a job needs on each GPU, as far as that is known before anything runs; None on CPUs, or where the model is
+    """What a job needs on each GPU, as far as that is known before anything runs; None on CPUs, or if the model is
     not known."""
     shape = known_shape(spec)
     if not spec.resources.gpus_per_worker or shape is None:
@@ -47,13 +47,12 @@ def estimate(spec: JobSpec) -> str | None:
     need = device_need(spec, shape, workers)
     several = f"{workers} workers" if workers != 1 else "one worker"
     total = formatting.size(need.total_bytes(micro_batch))
-    return (
-        f"about {total} a GPU with {several} and a micro batch of {micro_batch}: {parts_text(need.parts(micro_batch))}"
-    )
+    parts = parts_text(need.parts(micro_batch))
+    return f"about {total} per GPU with {several} and a micro batch of {micro_batch}: {parts}"
 
 
 def known_shape(spec: JobSpec) -> ModelShape | None:
-    """The model's sizes, if the job file alone says them."""
+    """The model's sizes, if the job file alone gives them."""
     config = known_config(spec, None)
     vocab_size = known_vocab_size(spec, config)
     if spec.model.architecture is None or vocab_size is None:

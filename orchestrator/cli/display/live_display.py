@@ -45,11 +45,11 @@ _DATA_PHASES = {
     "tokenizer": "training the tokenizer",
     "tokenize": "tokenizing",
     "index": "indexing",
-    "compare": "comparing the files with those of the run",
+    "compare": "comparing the files with those that the run used",
 }
 _WORKER_PHASES = {
     "import": "importing the engine",
-    "rendezvous": "meeting each other",
+    "rendezvous": "rendezvous",
     "build": "building the model",
     "restore": "restoring the checkpoint",
 }
@@ -65,7 +65,7 @@ ANNOUNCED: dict[type[EventBody], str] = {
     DevicePlanned: "dim",
     SnapshotsPlanned: "dim",
 }
-"""Events whose line stays above the display, and its style: the state in the title is gone a second later."""
+"""Events whose line remains above the display, and its style: the state in the title changes a second later."""
 
 
 class LiveDisplay:
@@ -90,19 +90,19 @@ class LiveDisplay:
         )
 
     def start(self) -> None:
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start(refresh=True)
 
     def stop(self) -> None:
-        """Draw a last time and leave it standing."""
+        """Draw a last time and leave the lines on the terminal."""
         self._live.stop()
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
+        """Show that the run is being stopped."""
         self._stopping_s = self._clock()
 
     def on_event(self, event: Event) -> None:
-        """Take an event; warnings are printed above the display and stay."""
+        """Take an event; warnings are printed above the display and remain there."""
         with self._lock:
             self.view.on_event(event)
         match event.body:
@@ -150,7 +150,7 @@ def draw(
     if stopping_s is not None and view.state not in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED):
         title.append("  stopping (again to force)", style="bold yellow")
     stages = Table.grid(padding=(0, 1))
-    # On a narrow terminal the columns that may wrap give way: the text alone may, and is cut instead.
+    # On a narrow terminal only the text column may shrink; it is cut.
     stages.add_column(no_wrap=True)
     stages.add_column(no_wrap=True, min_width=8)
     stages.add_column()
@@ -182,7 +182,7 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
             return Text(cluster_ready(view.cluster))
         case "workers":
             doing = "" if over else _WORKER_PHASES.get(view.worker_phase, "starting")
-            return Text(doing or (f"{view.plan.world_size} of them" if view.plan else ""))
+            return Text(doing or (f"{view.plan.world_size} workers" if view.plan else ""))
         case "build":
             return Text(model_text(view.plan) if over and view.plan else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
@@ -222,7 +222,7 @@ def _figures(view: RunView) -> RenderableType:
 
 
 def figures(view: RunView) -> list[tuple[str, str]]:
-    """What is said of the steps so far: (name, value)."""
+    """Figures of the steps so far: (name, value)."""
     if view.last is None:
         return []
     shown = [("loss", formatting.loss(view.last.loss))]
@@ -253,7 +253,7 @@ def data_progress(view: RunView, now_s: float) -> str:
 def changes_text(accepted: ChangesAccepted) -> str:
     """`warning: going on after step 100 with what has changed: data: ...; code: ...`."""
     found = "; ".join(formatting.changes(accepted.changes))
-    return f"warning: going on after step {accepted.step} with what has changed: {found}"
+    return f"warning: continuing after step {accepted.step} with changed inputs: {found}"
 
 
 def data_ready(ready: DataReady) -> str:
@@ -286,9 +286,10 @@ def planned_text(event: NodeDraining | ScaleAnswered) -> str:
     if isinstance(event, ScaleAnswered):
         return f"scale ({event.by}): {event.message}"
     notice_s, ranks = event.notice_s, event.ranks
-    when = f"goes in {formatting.duration(max(0.0, notice_s))}" if notice_s is not None else "is about to go"
-    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else "none of our workers"
-    return f"node {event.node[:8]} {when}: {whose} there"
+    when = "is draining" + ("" if notice_s is None else f", deadline in {formatting.duration(max(0.0, notice_s))}")
+    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else None
+    leaving = f"{whose} leave{'s' if len(ranks) == 1 else ''} it" if whose else "it has no workers of this run"
+    return f"node {event.node[:8]} {when}: {leaving}"
 
 
 def skipped(records: DataSkipped) -> str:

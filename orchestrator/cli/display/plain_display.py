@@ -1,4 +1,4 @@
-"""Displays for what is not a terminal: lines of text, or events as JSON."""
+"""Displays for output that is not a terminal: lines of text, or events as JSON."""
 
 import json
 import sys
@@ -75,11 +75,11 @@ ALWAYS_TOLD = (
 )
 """Also without progress."""
 LINE_INTERVAL_S = 5.0
-"""Steps and data progress are told at most this often."""
+"""Steps and data progress are printed at most this often."""
 
 
 class PlainDisplay:
-    """Observer that writes a line when something happens, and every few seconds while steps are made."""
+    """Observer that writes a line for each event, and every few seconds while training."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.time, show_progress: bool = True) -> None:
         self.view = RunView()
@@ -97,11 +97,11 @@ class PlainDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
-        self._say("stopping; once more to force")
+        """Print that the run is being stopped."""
+        self._say("stopping; press Ctrl-C again to force")
 
     def on_event(self, event: Event) -> None:
-        """Tell what a reader of a log wants to know."""
+        """Print the event if it belongs into a log."""
         self.view.on_event(event)
         if isinstance(event.body, DataProgress):
             if self._due():
@@ -112,7 +112,7 @@ class PlainDisplay:
             self._say(text)
 
     def on_step(self, report: StepReport) -> None:
-        """Tell of the first step, the last one, and one every few seconds between."""
+        """Print the first step, the last one, and one every few seconds between."""
         self.view.on_step(report)
         first_or_last = self.view.first is report or report.step == self.view.total_steps
         if self._due() or (self._show_progress and first_or_last):
@@ -146,10 +146,10 @@ class JsonDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """The state that follows says it."""
+        """Nothing: the event of the state follows."""
 
     def on_event(self, event: Event) -> None:
-        """Print it, whatever kind it is."""
+        """Print it, of every kind."""
         self.view.on_event(event)
         self._print(encode_event(event))
 
@@ -163,7 +163,7 @@ class JsonDisplay:
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """One line, at once. Whoever read it may have gone: a run goes on without being watched."""
+    """Write one line at once. If the reader is gone, the run continues without output."""
     try:
         stream.write(text + "\n")
         stream.flush()
@@ -196,7 +196,7 @@ def step_line(view: RunView) -> str:
 def waiting_text(waiting: GangWaiting) -> str:
     """`waiting for nodes: 1 of 2 workers are there; the state of step 40 is kept`."""
     kept = f"; the state of step {waiting.step} is kept" if waiting.step else ""
-    return f"waiting for nodes: {waiting.have} of {waiting.need} workers are there{kept}"
+    return f"waiting for nodes: {waiting.have} of {waiting.need} required workers available{kept}"
 
 
 def describe(body: EventBody, view: RunView) -> str | None:
@@ -230,7 +230,7 @@ def describe(body: EventBody, view: RunView) -> str | None:
             return f"warning: {message}"
         case StateChanged(state, reason):
             if state in (RunState.RECOVERING, RunState.WAITING):
-                return None  # an event of its own says more
+                return None  # a more specific event follows
             return f"{state}" + (f": {reason}" if reason else "")
         case CheckpointSaved() | CheckpointFailed() | CheckpointRestored() | CheckpointRejected():
             return _describe_checkpoint(body)
@@ -246,7 +246,7 @@ def _describe_checkpoint(
             size, seconds = formatting.size(body.bytes), formatting.duration(body.seconds)
             return f"step {body.step}: checkpoint saved, {size} in {seconds}"
         case CheckpointFailed():
-            return f"warning: {body.reason}; training goes on"
+            return f"warning: {body.reason}; training continues"
         case CheckpointRestored():
             return f"restored step {body.step} from {body.path}"
         case CheckpointRejected():
@@ -273,20 +273,21 @@ def _describe_recovery(body: EventBody) -> str | None:
     """The same for lost workers and changes of size."""
     match body:
         case WorkerSlow(slow=False):
-            return f"worker {body.rank} keeps up again"
+            return f"worker {body.rank} is no longer slow"
         case WorkerSlow():
-            return f"worker {body.rank} is slow: {body.ratio:.1f} times the others' time, in {body.phase}"
+            slow = f"{body.ratio:.1f} times as long as the others, mostly in {body.phase}"
+            return f"worker {body.rank} is slow: {slow}"
         case RecoveryStarted():
-            return _going_on(body)
+            return _continuing(body)
         case RecoveryFinished(steps_recomputed=again):
             return (
                 f"recovered in {formatting.duration(body.seconds)} with {body.world_size} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
+                f"{again} step{'s' if again != 1 else ''} recomputed"
             )
         case GangResized():
             same = body.world_size == body.before
-            was = "others than before" if same else f"{body.before} before"
-            return f"step {body.step}: {body.world_size} workers from here, {was}"
+            was = "same size, different workers" if same else f"{body.before} before"
+            return f"step {body.step}: {body.world_size} workers from now on, {was}"
         case ScaleAnswered() | NodeDraining():
             return planned_text(body)
         case GangWaiting():
@@ -297,10 +298,10 @@ def _describe_recovery(body: EventBody) -> str | None:
             return None
 
 
-def _going_on(recovery: RecoveryStarted) -> str:
-    where = f"from step {recovery.from_step} out of {recovery.source}"
+def _continuing(recovery: RecoveryStarted) -> str:
+    where = f"from step {recovery.from_step} ({recovery.source})"
     if recovery.source == "beginning":
         where = "from the beginning"
     if recovery.skipped:
-        return f"rolling back: going on {where}"
-    return f"recovering: worker {recovery.rank} was lost at step {recovery.step}, going on {where}"
+        return f"rolling back: continuing {where}"
+    return f"recovering: worker {recovery.rank} was lost at step {recovery.step}, continuing {where}"

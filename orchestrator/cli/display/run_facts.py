@@ -1,4 +1,4 @@
-"""What `convoy show` says of a run: the facts as one JSON value, and the same as text."""
+"""What `convoy show` prints of a run: the facts as one JSON value, and the same as text."""
 
 import math
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class EventSummary:
                 self.numeric_faults.append(body)
                 self.failures.clear()  # workers raised because of it
             case RecoveryStarted():
-                self.failures.clear()  # the page of the incident has them
+                self.failures.clear()  # recovered from; the incident page has it
             case RecoveryFinished():
                 self.recoveries.append(body)
 
@@ -198,12 +198,12 @@ def _training(steps: list[StepReport]) -> TrainingFigures | None:
 
 
 def text(run: RunFacts, now_s: float) -> str:
-    """The facts for people."""
+    """The facts as text."""
     record, events = run.record, run.events
     first, *more = formatting.printable(record.reason or "").split("\n")
     lines = [f"{record.id}  {record.status}" + (f": {first}" if first else ""), *(f"  {line}" for line in more)]
     if record.lost:
-        lines.append("  its driver is gone without having ended it")
+        lines.append("  the run was not ended, but its driver is gone")
     lines.append(
         f"  created     {formatting.when(record.created_s)}, updated {formatting.ago(now_s - record.updated_s)}"
     )
@@ -213,7 +213,7 @@ def text(run: RunFacts, now_s: float) -> str:
         lines.append(f"  step        {record.step} of {total}  {formatting.bar(record.step / total, 30)}")
     if record.asked_workers is not None:
         lines.append(
-            f"  asked for   {record.asked_workers} workers (convoy scale); {record.progress.workers} trained last"
+            f"  requested   {record.asked_workers} workers (convoy scale); the last step had {record.progress.workers}"
         )
     for each in events.draining[-3:]:
         lines.append(f"  draining    node {each.node[:8]}, with workers {list(each.ranks)}")
@@ -221,14 +221,14 @@ def text(run: RunFacts, now_s: float) -> str:
     lines += _ledger_lines(run.ledger)
     resumable = not record.active and record.state is not RunState.SUCCEEDED
     if resumable and any(kept is not False for kept in run.kept):
-        lines += ["", f"Go on with it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
+        lines += ["", f"Continue it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
     return "\n".join(lines)
 
 
 def _trouble_lines(run: RunFacts) -> list[str]:
     record, events, lines = run.record, run.events, []
     for time_s, accepted in events.changes[-3:]:
-        lines.append(f"  changed     {formatting.when(time_s)}, accepted, in force after step {accepted.step}:")
+        lines.append(f"  changed     {formatting.when(time_s)}, accepted, used after step {accepted.step}:")
         lines += [f"              {what}" for what in formatting.changes(accepted.changes)]
     if events.recoveries:
         lines.append(f"  recovered   {formatting.recoveries(events.recoveries)}; see {record.layout.incidents}")
@@ -282,7 +282,7 @@ def _training_lines(run: RunFacts) -> list[str]:
     share = training.data_wait_share
     lines.append(
         f"  pace        {formatting.count(training.tokens_per_s)} tokens/s,"
-        f" {formatting.duration(training.step_time_s)} a step"
+        f" {formatting.duration(training.step_time_s)} per step"
         + (f", {share:.1%} of it waiting for data" if share is not None else "")
         + (f", MFU {training.mfu:.1%}" if training.mfu is not None else "")
     )

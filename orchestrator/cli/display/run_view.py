@@ -1,4 +1,4 @@
-"""What a run looks like right now, folded from its events and steps; every display draws from this. No I/O."""
+"""The present state of a run, computed from its events and steps; all displays use it. No I/O."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ STAGES = ("cluster", "data", "workers", "build", "train", "export")
 """In the order they are shown."""
 
 _OVERLAPPING = ("data", "cluster")
-"""Stages whose end is an event of their own: one may begin before the other is over."""
+"""Stages whose end is a separate event: one may begin before the other has ended."""
 
 _PHASE_STAGES = {"import": "workers", "rendezvous": "workers", "build": "build", "restore": "build", "train": "train",
                  "export": "export"}  # fmt: skip
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass
 class RunView:
-    """A run as far as it was told. Mutable: `on_event` and `on_step` change it."""
+    """A run as far as its events tell. Mutable: `on_event` and `on_step` change it."""
 
     run_id: str | None = None
     resumed_from_step: int | None = None
@@ -140,10 +140,10 @@ class RunView:
             case WorkerFailed():
                 self.failures.append(body)
             case NumericFaultFound():
-                self.failures.clear()  # if workers raised because of it, it says more than their tracebacks
+                self.failures.clear()  # workers raised because of it, and it says more than their tracebacks
             case RecoveryStarted():
-                self.failures.clear()  # a failure that the run recovers from is not why it ends
-                self.recent.clear()  # the gap does not count for the pace
+                self.failures.clear()  # a failure that the run recovered from is not why it ends
+                self.recent.clear()  # the pace is not that of the gap
             case RecoveryFinished():
                 self.recoveries.append(body)
             case VaultsPlanned():
@@ -202,7 +202,7 @@ class RunView:
 
     @property
     def memory(self) -> tuple[int, str] | None:
-        """Bytes of all workers together and of what: reserved device memory where there is one, else resident."""
+        """Bytes of all workers together and of what: reserved device memory if there is a device, else resident."""
         if self.last is None or not self.last.ranks:
             return None
         device = [rank.memory.reserved_bytes for rank in self.last.ranks if rank.memory.reserved_bytes is not None]
@@ -218,12 +218,12 @@ class RunView:
         return max(0, self.total_steps - self.step) * self.step_time_s
 
     def data_rate(self, now_s: float) -> float | None:
-        """Bytes a second of the phase of preparing that goes on."""
+        """Bytes per second of the current phase of preparing."""
         passed_s = now_s - self.data_phase_started_s
         return self.data.done_bytes / passed_s if self.data is not None and passed_s > 0.2 else None
 
     def _enter(self, name: str | None, time_s: float) -> None:
-        """A stage begins, and with it those that come before it are over."""
+        """A stage begins; the stages before it have ended."""
         for other, stage in self.stages.items():
             if other == name:
                 if stage.started_s is None:

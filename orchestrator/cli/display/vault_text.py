@@ -1,4 +1,4 @@
-"""What is said of the state that a run keeps in the memory of its nodes. Text only."""
+"""Text about the state that a run keeps in the memory of its nodes."""
 
 from orchestrator.cli.display import formatting, gpu_fit_text
 from orchestrator.domain.events import VaultsAdopted, VaultsKept, VaultsPlanned
@@ -12,16 +12,16 @@ def planned(event: VaultsPlanned) -> str:
     where = f"own node and {_nodes(copies, 'other ')}" if copies else "own node only"
     return (
         f"{formatting.size(event.node_bytes)} of state on a node, "
-        f"{formatting.size(event.recovery_bytes)} for a moment in a recovery; each worker's on its {where}"
+        f"{formatting.size(event.recovery_bytes)} during a recovery; each worker's state is kept on its {where}"
     )
 
 
 def adopted(event: VaultsAdopted) -> str:
     """What a resume took over."""
     step, ended = event.step, event.workers_ended
-    holds = f"step {step} is whole there" if step is not None else "no step is whole there"
-    text = f"the memory of {_nodes(event.vaults)} that the driver before left; {holds}"
-    return text + (f"; {ended} of its workers had to be ended" if ended else "")
+    holds = f"step {step} is complete" if step is not None else "no step is complete"
+    text = f"the state in the memory of {_nodes(event.vaults)} that the previous driver left; {holds}"
+    return text + (f"; {ended} of its workers were still running and have been ended" if ended else "")
 
 
 def kept(event: VaultsKept) -> str:
@@ -33,9 +33,9 @@ def kept(event: VaultsKept) -> str:
 
 
 def estimate(spec: JobSpec) -> str | None:
-    """What a job will keep in memory, as far as it is known before anything runs; None where the model is not."""
+    """What a job will keep in memory, as far as it is known before anything runs; None if the model is not."""
     if not spec.checkpoint.memory:
-        return "no state is kept in memory: a lost worker costs all steps since the last checkpoint"
+        return "no state is kept in memory: losing a worker repeats all steps since the last checkpoint"
     shape, workers = gpu_fit_text.known_shape(spec), gpu_fit_text.most_workers(spec)
     if shape is None:
         return None

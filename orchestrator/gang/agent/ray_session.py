@@ -1,4 +1,4 @@
-"""`Session` for a worker that Ray runs: reports are queued for the agent, values come in through its notices."""
+"""`Session` for a worker run by Ray: reports are queued for the agent, values arrive through its notices."""
 
 import itertools
 import threading
@@ -18,20 +18,20 @@ from orchestrator.gang.file_transfer import Files
 
 @dataclass(frozen=True)
 class Assignment:
-    """A worker's place in the gang."""
+    """A worker's role in a generation."""
 
     rank: int
     world_size: int
     local_rank: int
     node_ip: str
     generation: int = 0
-    """Counts the gangs of this driver; what belongs to an earlier one is not mixed with it."""
+    """Number of the generation; states of different generations are never mixed."""
     vault: VaultAccess | None = None
     """The vault of the worker's node."""
 
 
 class RaySession:
-    """The training thread makes it and calls it; the agent reads `lease`, and calls `deliver`, `request_leave` and
+    """Created and called by the training thread; the agent reads `lease` and calls `deliver`, `request_leave` and
     `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: ReportQueue, files: Files) -> None:
@@ -58,7 +58,7 @@ class RaySession:
 
     @property
     def generation(self) -> int:
-        """Of the gang that this session is of."""
+        """Generation of this session."""
         return self._assignment.generation
 
     @property
@@ -75,7 +75,7 @@ class RaySession:
 
     @property
     def lease(self) -> Heartbeat:
-        """How far the training thread says it is, and whether its process is seen to work. For the agent alone."""
+        """How far the training thread reports to be, and whether its process is working. Only for the agent."""
         (step, phase, beats, beat_s), (parts, part_s) = self._beat, self._progress
         now_s = time.monotonic()
         idle_s = now_s - max(beat_s, part_s)
@@ -118,7 +118,7 @@ class RaySession:
         self._count = count
 
     def collective_counts(self) -> CollectiveCounts | None:
-        """Agent: how far this rank's collectives are; None if nobody can tell."""
+        """Agent: how far this rank's collectives are; None if unknown."""
         count = self._count
         return None if count is None else count()
 
@@ -163,7 +163,7 @@ class RaySession:
             self._delivered.notify_all()
 
     def request_leave(self, leave: Leave) -> None:
-        """What `leave` returns from now on; a stop is not taken back."""
+        """Set what `leave` returns from now on; a stop cannot be withdrawn."""
         self._leave = max(self._leave, leave)
 
     def request_save(self) -> None:
@@ -171,7 +171,7 @@ class RaySession:
         self._save = True
 
     def interrupt(self) -> None:
-        """Agent: get the training thread out of whatever it waits for. Once is not always enough."""
+        """Agent: interrupt any wait of the training thread. One call is not always enough."""
         self._interrupted.set()
         with self._delivered:
             self._delivered.notify_all()

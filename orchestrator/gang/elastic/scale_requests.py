@@ -1,4 +1,4 @@
-"""Planned changes of a gang: the number of workers that is wanted now, and the nodes that are about to go."""
+"""Planned changes of a gang: the requested number of workers, and the nodes that are draining."""
 
 import math
 import time
@@ -27,18 +27,18 @@ LOOK_S = 0.5
 
 
 class ScaleRequests:
-    """What is wanted of the gang, kept through its generations. All calls are the driver thread's.
+    """The requests to the gang, kept through its generations. For the driver's thread only.
 
-    It is an observer of steps: the first one with as many workers as were asked for is the answer to who asked.
+    It observes steps: the first step at the requested size completes the request.
     """
 
     def __init__(self, spec: JobSpec, request: WorkerRequest, desk: ScaleDesk, emit: Emit) -> None:
-        """`request` is what the spec asks for; what was asked of a driver before this one counts more."""
+        """`request`: from the spec; a request that an earlier driver accepted takes precedence."""
         self._spec, self._asked, self._desk, self._emit = spec, request, desk, emit
         self.request = request
-        """What is asked for now: `maximum` workers, and not fewer than `minimum`."""
+        """The present request: `maximum` workers, and at least `minimum`."""
         self.draining: dict[str, float | None] = {}
-        """Nodes that are about to go, or have gone after such notice; when (Unix seconds)."""
+        """Nodes that are draining, or have left after such notice; their deadlines (Unix seconds)."""
         self._watch: DrainWatch | None = None
         self._can_hold: Callable[[WorkerRequest], ConvoyError | None] = lambda _: None
         self._pending: ScaleRequest | None = None
@@ -48,16 +48,16 @@ class ScaleRequests:
             self._aim(standing)
 
     def begin(self, watch: DrainWatch, can_hold: Callable[[WorkerRequest], ConvoyError | None]) -> None:
-        """The cluster is there. `can_hold` says why it could never hold what a request would make of it."""
+        """The cluster is ready. `can_hold` returns why it could never satisfy a request, or None."""
         self._watch, self._can_hold = watch, can_hold
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Stop looking. Idempotent."""
         if self._watch is not None:
             self._watch.close()
 
     def look(self, members: Sequence["WorkerHandle"], now_s: float) -> bool:
-        """See what there is to know, a few times a second at most; whether anything has changed. `now_s` only grows."""
+        """Check for drain notices and scale requests, at most twice a second; return whether anything has changed."""
         if now_s - self._looked_s < LOOK_S:
             return False
         self._looked_s = now_s
@@ -71,14 +71,14 @@ class ScaleRequests:
         return self._read_request(members) or bool(fresh)
 
     def warn(self, message: str) -> None:
-        """Publish a warning."""
+        """Emit a warning."""
         self._emit(WarningIssued(message))
 
     def on_event(self, event: Event) -> None:
-        """Steps are what is waited for."""
+        """Nothing: only steps matter."""
 
     def on_step(self, report: StepReport) -> None:
-        """Whether this is as many workers as were asked for."""
+        """Complete the request if this step had the requested size."""
         request = self._pending
         if request is not None and report.world_size == request.workers:
             self._pending = None
@@ -105,14 +105,14 @@ class ScaleRequests:
         problem = self._problem(request)
         if problem is not None:
             message = problem.message + (f"; {problem.hint}" if problem.hint else "")
-            self._say(request, ScaleState.REFUSED, f"cannot: {message}", None)
+            self._say(request, ScaleState.REFUSED, f"refused: {message}", None)
             return False
         self._aim(request.workers)
         self._pending = request
         now = sum(member.lives for member in members)
         what = "leave" if request.workers < now else "join"
-        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "as many as now"
-        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} wanted, {now} train: {more}", None)
+        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "no change"
+        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} requested, {now} active: {more}", None)
         return True
 
     def _problem(self, request: ScaleRequest) -> ConvoyError | None:

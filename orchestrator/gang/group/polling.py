@@ -141,7 +141,7 @@ class Listener:
                     self.saves.begin(self._generation, item.body)
         lines = list(batch.lines)
         if batch.lines_dropped:
-            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")
+            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: there were too many at once]")
         self._log(member, lines)
 
     def _log(self, member: WorkerHandle, lines: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def export_run(session: Session, plan: TrainPlan, spec: JobSpec, checkpoint: str
         exported = export_model(source, spec, data_dir, model, tick=session.progress)
         problem = export_problem(model, step)
         if problem is not None:
-            raise CheckpointError(f"checkpoint {checkpoint} gives no export of the last step: {problem}")
+            raise CheckpointError(f"checkpoint {checkpoint} cannot give the export of the last step: {problem}")
         finished = model
         if not session.shares_files:
             finished = layout.export_in_work(secrets.token_hex(4))
@@ -71,7 +71,7 @@ def _sample(session: Session, spec: JobSpec, model: Path, size_bytes: int) -> No
 
 
 def _no_sample(session: Session, why: str) -> None:
-    session.report_event(WarningIssued(f"no sample of what was learned: {why}"))
+    session.report_event(WarningIssued(f"no sample could be generated: {why}"))
 
 
 @contextlib.contextmanager

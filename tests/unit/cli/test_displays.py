@@ -116,7 +116,7 @@ def test_the_live_display_takes_whatever_a_run_tells() -> None:
 def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True, no_color=True, highlight=False)
     display = LiveDisplay(console, clock=lambda: T0, describe=describe)
-    lost = {"rank": 2, "error": "its node is gone\x1b]0;evil\x07", "traceback": ""}
+    lost = {"rank": 2, "error": "its node is unreachable\x1b]0;evil\x07", "traceback": ""}
     going_on = {"rank": 2, "step": 20, "from_step": 20, "source": "vaults", "skipped": None}
     recovered = {"incident": 1, "step": 21, "world_size": 3, "seconds": 1.4, "steps_recomputed": 0}
     display.start()
@@ -128,9 +128,9 @@ def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None
     finally:
         display.stop()
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "worker 2 failed: its node is gone" in shown
-    assert "worker 2 was lost at step 20, going on from step 20 out of vaults" in shown
-    assert "recovered in 1.4 s with 3 workers, 0 steps made again" in shown
+    assert "worker 2 failed: its node is unreachable" in shown
+    assert "worker 2 was lost at step 20, continuing from step 20 (vaults)" in shown
+    assert "recovered in 1.4 s with 3 workers, 0 steps recomputed" in shown
     assert "the disk is full" in shown
     assert "\x1b]0;evil" not in shown
 
@@ -205,7 +205,7 @@ def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.M
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
     assert "peer gone" not in text
-    assert "Failed after it: worker 0." in text
+    assert "Failed after that: worker 0." in text
     assert str(layout.log(1)) in text
     assert f"convoy run --resume {layout.run_id}" in text
 
@@ -221,7 +221,7 @@ def test_a_worker_that_was_killed_has_no_traceback_to_show() -> None:
 def test_without_a_checkpoint_no_resume_is_promised() -> None:
     text = end_summary.failed(seen(fails_at=3), LAYOUT, DEFAULT_HOME, "x")
     assert "--resume" not in text
-    assert "no checkpoint to go on from" in text
+    assert "no checkpoint to continue from" in text
 
 
 def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
@@ -240,7 +240,7 @@ def test_what_the_loss_of_a_node_costs_is_told_at_the_start() -> None:
     text = describe(body(SnapshotsPlanned, **fields, repeated_s=206.0), RunView())
     assert text == (
         "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; "
-        "each worker's 13.0 GiB are copied to memory about every 2:44, and sent to peers in 42.0 s"
+        "the 13.0 GiB of each worker are copied to memory about every 2:44, and sent to peers in 42.0 s"
     )
     fixed = {**fields, "interval_steps": 3, "repeated_s": None}
     text = describe(body(SnapshotsPlanned, **fixed), RunView()) or ""

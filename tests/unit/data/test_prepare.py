@@ -150,10 +150,10 @@ def test_bad_records_stop_a_fresh_preparation_too(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("content", "fields", "expected"),
     [
-        ("", {}, "no text to train on in a.jsonl (0 records"),
+        ("", {}, "no training text in a.jsonl (0 records"),
         ('{"text": " "}\n', {}, "1 empty, 0 unreadable"),
-        ('{"text": "one document"}\n', {"validation": {"fraction": 0.01}}, "of 1 documents holds none back"),
-        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "hold no text"),
+        ('{"text": "one document"}\n', {"validation": {"fraction": 0.01}}, "of 1 documents holds back none"),
+        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "contain no text"),
     ],
 )
 def test_too_little_text_is_said(bench: Bench, content: str, fields: dict[str, Any], expected: str) -> None:
@@ -284,7 +284,7 @@ def test_a_cache_that_cannot_be_written_is_said(bench: Bench) -> None:
 def test_validating_on_training_files_is_warned_of(bench: Bench) -> None:
     bench.jsonl("a.jsonl", sentences(30))
     bench.prepare(job([{"files": ["a.jsonl"]}], validation={"sources": [{"files": ["*.jsonl"]}]}))
-    assert "a.jsonl is trained on and validated on" in bench.kinds(WarningIssued)[0]["message"]
+    assert "a.jsonl is used for training and validation" in bench.kinds(WarningIssued)[0]["message"]
 
 
 def test_a_source_without_text_among_others_is_warned_of(bench: Bench) -> None:
@@ -293,5 +293,5 @@ def test_a_source_without_text_among_others_is_warned_of(bench: Bench) -> None:
     dataset = bench.dataset(job([{"files": ["empty.txt"]}, {"files": ["a.jsonl"]}]))
     assert bench.kinds(WarningIssued) == [{"message": "there is no text in empty.txt"}]
     assert len(set(dataset.train(0, dataset.manifest.train_samples).ids.tolist())) == dataset.manifest.train_samples
-    with pytest.raises(DataError, match=r"no text to train on in empty\.txt"):
+    with pytest.raises(DataError, match=r"no training text in empty\.txt"):
         bench.prepare(job([{"files": ["empty.txt"], "weight": 1.0}, {"files": ["a.jsonl"], "weight": 1.0}]))

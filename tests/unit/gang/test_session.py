@@ -177,7 +177,7 @@ def test_variables_of_the_job_reach_workers_and_do_not_decide_the_device() -> No
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
         (RuntimeError("[gloo] Connection closed by peer"), "peer"),
         (PeerLostError("left the collective: this generation was interrupted"), "peer"),
-        (PeerLostError("left the collective, as the driver wanted: MemoryError: Unable to allocate 8 EiB"), "peer"),
+        (PeerLostError("left the collective on request of the driver: MemoryError: Unable to allocate 8 EiB"), "peer"),
         (BrokenDeviceError("rank 1 cannot use its GPU: anything"), "device"),
         (MemoryError(), "out of memory"),
         (ValueError("3 is no good"), None),

@@ -46,11 +46,11 @@ def test_the_page_tells_the_whole_story(tmp_path: Path) -> None:
     tell(recorder, RecoveryFinished, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
     text = layout.incident(1).read_text()
     assert text.startswith("# Incident 1: worker 2 lost after step 17\n")
-    assert "| steps made again | 2 |" in text
+    assert "| steps recomputed | 2 |" in text
     assert "| from detection to the next finished step | 5.00 s |" in text
     assert "| +0.50 | worker 2: its process died |" in text
     assert "| +4.00 | state of step 15 restored from /runs/x/step-15 in 0.25 s, left by 4 workers |" in text
-    assert "| +5.00 | step 16 finished: training goes on |" in text
+    assert "| +5.00 | step 16 finished: training continues |" in text
     assert "line a\nline b" in text
 
 
@@ -86,7 +86,7 @@ def test_a_rollback_has_a_page_of_its_own_kind(tmp_path: Path) -> None:
     text = layout.incident(1).read_text()
     assert text.startswith("# Incident 1: numeric fault at step 18\n")
     assert "| left out | 12 samples, [204, 216) of the order |" in text
-    assert "go on from step 15 (storage), without 12 samples, [204, 216) of the order |" in text
+    assert "continue from step 15 (storage), without 12 samples, [204, 216) of the order |" in text
     tell(recorder, RecoveryFinished, 105.0, incident=1, step=16, world_size=3, seconds=5.0, steps_recomputed=2)
     begin(recorder)
     assert layout.incident(1).read_text().startswith("# Incident 1: worker 2 lost after step 17\n")

@@ -71,8 +71,8 @@ def test_memory_that_others_hold_is_named() -> None:
     shared = DeviceRoom(10 * GIB, 80 * GIB)
     text = check_fit(spec(2), SEVEN_B, 8, shared)
     assert text is not None
-    assert "80.0 GiB, 69.4 GiB of it taken" in text
-    assert "ending what holds 69.4 GiB on the GPU" in text
+    assert "80.0 GiB, 69.4 GiB of it in use" in text
+    assert "ending the processes that hold 69.4 GiB on the GPU" in text
 
 
 def test_a_gpu_that_is_full_before_the_first_sample() -> None:

@@ -312,7 +312,7 @@ def test_damaged_checkpoints_end_a_run_that_has_nothing_else(bench: Bench) -> No
     flip_byte(next(bench.save(3).glob("*.bin")), 10)
     outcome = bench.drive(script(Generation(range(1, 5), ends="killed"))())
     assert outcome.state is F
-    assert "has no whole checkpoint" in (outcome.reason or "")
+    assert "has no complete checkpoint" in (outcome.reason or "")
     assert len(bench.seen.of(CheckpointRejected)) == 1
 
 

@@ -50,8 +50,8 @@ def test_its_recovery_is_told_as_ever() -> None:
             told.append(describe(event.body, view))
     assert view.state is RunState.SUCCEEDED
     assert [line for line in told if line and "recover" in line] == [
-        "recovering: worker 2 was lost at step 20, going on from step 20 out of vaults",
-        "recovered in 1.5 s with 3 workers, 0 steps made again",
+        "recovering: worker 2 was lost at step 20, continuing from step 20 (vaults)",
+        "recovered in 1.5 s with 3 workers, 0 steps recomputed",
     ]
 
 

@@ -74,7 +74,7 @@ def test_it_goes_back_and_records_what_it_leaves_out(layout: RunLayout) -> None:
     assert (event["fault"], event["action"], event["value"]) == ("loss_not_finite", "rollback", "nan")
     assert (event["skipped_first"], event["skipped_count"], event["from_step"]) == (264, 12, 20)
     (warning,) = told.of(WarningIssued)
-    assert "rolled back, going on from step 20 without samples [264, 276) of the order" in warning["message"]
+    assert "rolled back, continuing from step 20 without samples [264, 276) of the order" in warning["message"]
 
 
 def test_newer_checkpoints_do_not_outlive_a_rollback(layout: RunLayout) -> None:
@@ -114,7 +114,7 @@ def test_no_checkpoint_means_the_beginning_but_bad_ones_do_not(layout: RunLayout
     flip_byte(layout.checkpoint(20) / "shard-00000.bin", 3)
     refused = answer_fault(layout, FAULT, SPEC, (), 1000.0, Told())
     assert isinstance(refused, Refusal)
-    assert "there is no good checkpoint from before it" in refused.reason
+    assert "there is no good checkpoint from before the fault" in refused.reason
     assert not layout.skips.exists()
 
 
@@ -143,7 +143,7 @@ def test_the_same_step_again_goes_to_an_older_state(layout: RunLayout) -> None:
     assert [(skip.first, skip.count) for skip in read_skips(layout)] == [(264, 12), (276, 12)]
     refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, (), 1002.0, Told())
     assert isinstance(refused, Refusal)
-    assert "no good checkpoint older than the one gone back to already" in refused.reason
+    assert "no good checkpoint older than the one already restored" in refused.reason
     assert steps_on_disk(layout) == [10]
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_saw_what_is_left_out_is_not_resumed_from(layout: RunL
 def test_all_checkpoints_bad_is_an_error(layout: RunLayout) -> None:
     saved(layout, 10)
     flip_byte(layout.checkpoint(10) / "shard-00000.bin", 3)
-    with pytest.raises(CheckpointError, match="no whole checkpoint: step-00000010"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint: step-00000010"):
         resume_point(layout, None, BATCH, Told())
 
 
@@ -175,7 +175,7 @@ def test_what_was_never_finished_is_no_checkpoint_that_could_be_bad(layout: RunL
     assert "never finished" in told.of(CheckpointRejected)[0]["reason"]
     saved(layout, 8)
     (layout.checkpoint(8) / MANIFEST).write_text("{")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         resume_point(layout, None, BATCH, told)
 
 

@@ -36,7 +36,7 @@ def test_what_a_gpu_needs_is_estimated_where_the_model_is_known() -> None:
     assert "GPU memory" not in call(QUICKSTART).stdout
     result = call(QUICKSTART, "--set", "resources.gpus_per_worker=1", "--set", "train.precision=bf16")
     line = next(line for line in result.stdout.splitlines() if line.startswith("  GPU memory "))
-    assert " a GPU with 4 workers and a micro batch of " in line
+    assert " per GPU with 4 workers and a micro batch of " in line
     assert "communicators 960.0 MiB" in line or "communicators 0.9 GiB" in line
 
 

@@ -100,7 +100,7 @@ def test_what_the_spec_excludes_is_refused_and_changes_nothing() -> None:
     assert (planned.request.minimum, planned.request.maximum) == (2, 4)
     (answer,) = desk.answers
     assert answer.state is ScaleState.REFUSED
-    assert "2 to 4 workers, 1 were asked for; --force" in answer.message
+    assert "2 to 4 workers, 1 were requested; --force" in answer.message
 
 
 def test_force_goes_below_the_minimum_and_the_run_then_gets_along_with_that() -> None:
@@ -122,7 +122,7 @@ def test_what_the_cluster_could_never_hold_is_refused_with_its_reason() -> None:
     planned.begin(watch({}), can_hold)
     assert not planned.look(members(3), 1.0)
     assert [(request.minimum, request.maximum) for request in asked] == [(4, 4)]
-    assert desk.answers[0].message == "cannot: three nodes, strictly spread; add one"
+    assert desk.answers[0].message == "refused: three nodes, strictly spread; add one"
 
 
 def test_what_an_earlier_driver_accepted_stands() -> None:

@@ -74,7 +74,7 @@ def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
         ("connection error code 2. End of file.", ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
         ("Worker exits with an exit code 3.", [], 0, "exit code 3"),
         ("connection error code 2. End of file.", ["step 3"], 0, "SIGKILL"),
-        ("connection error code 2. End of file.", ["step 3"], 1, "want of memory"),
+        ("connection error code 2. End of file.", ["step 3"], 1, "kernel OOM killer"),
         ("Task was killed due to the node running low on memory.", [], 0, "memory monitor"),
     ],
 )

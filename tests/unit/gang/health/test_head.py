@@ -38,8 +38,8 @@ def free_address() -> str:
 @pytest.mark.parametrize(
     ("silent_s", "expected"),
     [
-        (0.0, Course.GO_ON),
-        (TELL_S - 0.1, Course.GO_ON),
+        (0.0, Course.CONTINUE),
+        (TELL_S - 0.1, Course.CONTINUE),
         (TELL_S, Course.TELL),
         (PARK_S, Course.PARK),
         (END_S - 0.1, Course.PARK),

@@ -27,7 +27,7 @@ def test_what_is_not_written_when_the_run_ends_has_failed() -> None:
     (event,) = saves.end(0.3)
     assert (type(event.body), event.body.step) == (CheckpointFailed, 8)
     assert event.body.place == STARTED.place
-    assert event.body.reason == "the run ended before it was written: 0.3 s were not enough"
+    assert event.body.reason == "the run ended before the checkpoint was written: it took longer than 0.3 s"
     assert not saves.busy
     assert saves.end(0.0) == []
 
@@ -112,13 +112,13 @@ def test_the_end_of_a_run_waits_as_long_as_a_checkpoint_is_written() -> None:
     saves, started_s = saves_from(vault), time.monotonic()
     (event,) = saves.end(0.5, lambda: False)
     assert time.monotonic() - started_s > 60 * 0.02 + 0.5
-    assert event.body.reason == "the run ended before it was written: nothing was written for 0.5 s"
+    assert event.body.reason == "the run ended before the checkpoint was written: nothing was written for 0.5 s"
     vault.close()
-    for stopped, why in ((None, "0.5 s were not enough"), (lambda: True, "it was stopped")):
+    for stopped, why in ((None, "it took longer than 0.5 s"), (lambda: True, "the run was stopped")):
         slower = WritingVault(parts=10_000)
         saves, started_s = saves_from(slower), time.monotonic()
         (event,) = saves.end(0.5 if stopped is None else 500.0, stopped)
-        assert event.body.reason == f"the run ended before it was written: {why}"
+        assert event.body.reason == f"the run ended before the checkpoint was written: {why}"
         assert time.monotonic() - started_s < 10.0
         slower.close()
 
