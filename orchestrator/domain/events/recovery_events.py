@@ -56,7 +56,7 @@ class RecoveryFinished(EventBody):
     seconds: float
     """From detection to the end of that step, or of the export, in seconds."""
     steps_recomputed: int
-    """Optimizer steps that were lost and are made again."""
+    """Optimizer steps that were lost and are recomputed."""
 
 
 @dataclass(frozen=True)
