@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from orchestrator.clusters.ray.processes import start_bound
 from orchestrator.domain.errors import ConvoyError, UsageError
@@ -20,6 +19,7 @@ from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, optional, parse_object, text
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.run.launcher import RunOutcome
 from orchestrator.spec.loading.load import LoadedJob
@@ -92,10 +92,10 @@ class DrilledRun:
             process.kill()  # it has ended, unless an essential observer raised
             process.wait()
         if last is not None and "outcome" in last:
-            return _outcome(last["outcome"])
+            return _outcome(mapping(last, "outcome"))
         if last is not None:
             kind = UsageError if last["exit_code"] == UsageError.exit_code else ConvoyError
-            raise kind(last["error"], last["hint"])
+            raise kind(text(last, "error"), optional(text, last, "hint"))
         if self._killed and self._run_dir is not None and not stop.is_set():
             return None
         if stop.is_set():
@@ -106,7 +106,7 @@ class DrilledRun:
         where = self._run_dir or self._home
         return RunOutcome(where.name, where, RunState.STOPPED, "stopped on request", 0, 130)
 
-    def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> dict[str, Any] | None:
+    def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> JsonObject | None:
         """Pass everything that the driver reports to the observers until it ends; return its final message, if there is
         one."""
         assert process.stdout is not None
@@ -124,18 +124,18 @@ class DrilledRun:
                 return last  # what is in `rest` is a line that was cut off
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                said = json.loads(line)
+                said = parse_object(line)
                 if not self._tell(said):
                     last = said
 
-    def _tell(self, said: dict[str, Any]) -> bool:
+    def _tell(self, said: JsonFields) -> bool:
         """Pass on an event or a step; False if it is neither."""
         if "step" in said:
-            self._bus.publish(StepReport.from_json(said["step"]))
+            self._bus.publish(StepReport.from_json(mapping(said, "step")))
             return True
         if "event" not in said:
             return False
-        event = decode_event(said["event"])
+        event = decode_event(mapping(said, "event"))
         if event is None:
             raise RuntimeError(f"the run's driver wrote an event that cannot be read: {said}")
         if isinstance(event.body, RunCreated):
@@ -150,12 +150,12 @@ def _without(injections: Sequence[Injection], came: FaultInjected) -> tuple[Inje
     return tuple(each for each in injections if (each.kind, each.step, each.rank) != (came.fault, came.step, came.rank))
 
 
-def _outcome(value: dict[str, Any]) -> RunOutcome:
+def _outcome(value: JsonFields) -> RunOutcome:
     return RunOutcome(
-        run_id=value["run_id"],
-        run_dir=Path(value["run_dir"]),
-        state=RunState(value["state"]),
-        reason=value["reason"],
-        step=int(value["step"]),
-        exit_code=int(value["exit_code"]),
+        run_id=text(value, "run_id"),
+        run_dir=Path(text(value, "run_dir")),
+        state=RunState(text(value, "state")),
+        reason=optional(text, value, "reason"),
+        step=integer(value, "step"),
+        exit_code=integer(value, "exit_code"),
     )

@@ -43,6 +43,7 @@ from orchestrator.domain.events import (
     WorkerHung,
 )
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject, mapping, number
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
@@ -66,7 +67,7 @@ class MetricsObserver:
         self,
         run_id: str,
         job: str,
-        ledger: Callable[[], dict[str, Any]] | None = None,
+        ledger: Callable[[], JsonObject] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
@@ -214,7 +215,7 @@ class MetricsObserver:
 class _LedgerCollector(Collector):
     """The ledger's seconds, worked out when asked for."""
 
-    def __init__(self, common: tuple[str, str], ledger: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, common: tuple[str, str], ledger: Callable[[], JsonObject]) -> None:
         self._common = common
         self._ledger = ledger
 
@@ -222,12 +223,13 @@ class _LedgerCollector(Collector):
         value = self._ledger()
         seconds_metric = metric_catalog.CATEGORY_SECONDS
         family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
-        for category, seconds in value["seconds"].items():
-            family.add_metric((*self._common, category), seconds)
+        spent = mapping(value, "seconds")
+        for category in spent:
+            family.add_metric((*self._common, category), number(spent, category))
         goodput = GaugeMetricFamily(
             metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_catalog.COMMON_LABELS
         )
-        goodput.add_metric(self._common, value["goodput"])
+        goodput.add_metric(self._common, number(value, "goodput"))
         return [family, goodput]
 
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from enum import StrEnum
 from math import isfinite
-from typing import Any
 
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.events import (
@@ -31,6 +30,7 @@ from orchestrator.domain.events import (
 )
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional
 from orchestrator.metrics.lineage import Lineage
 
 WRITE_INTERVAL_S = 5.0
@@ -80,7 +80,7 @@ _STATES = {
 class Ledger:
     """Seconds by category. Times are Unix seconds; one that goes backwards counts as no time passed."""
 
-    def __init__(self, start_s: float, carried: dict[str, Any] | None = None) -> None:
+    def __init__(self, start_s: float, carried: JsonFields | None = None) -> None:
         """`carried`: `to_json` of the previous driver, which is continued; the time between is not counted."""
         self._booked: dict[Category, float] = dict.fromkeys(Category, 0.0)
         """But for `TRAINING`, and the part of `LOST` that was `TRAINING`: see `_lineage`."""
@@ -95,12 +95,15 @@ class Ledger:
         if carried:
             self._carry(carried)
 
-    def _carry(self, carried: dict[str, Any]) -> None:
-        seconds = {category: max(0.0, float(carried["seconds"].get(category.value, 0.0))) for category in Category}
+    def _carry(self, carried: JsonFields) -> None:
+        """Raises JsonShapeError if it is no ledger."""
+        before = mapping(carried, "seconds")
+        seconds = {category: max(0.0, optional(number, before, category.value) or 0.0) for category in Category}
         self._carried_s = sum(seconds.values())
         trained_s, lost_s = seconds[Category.TRAINING], seconds[Category.LOST]
-        known = {int(step): float(after_s) for step, after_s in carried.get("trained_after_step", {}).items()}
-        lineage = Lineage(known or {0: trained_s}, carried.get("going_on_from") if known else None)
+        points = optional(mapping, carried, "trained_after_step") or {}
+        known = {int(step): number(points, step) for step in points}
+        lineage = Lineage(known or {0: trained_s}, optional(integer, carried, "going_on_from") if known else None)
         if lineage.counted_s > trained_s or lineage.undone_s > lost_s:
             lineage = Lineage({0: trained_s})  # it does not belong to these seconds
         self._lineage = lineage
@@ -172,7 +175,7 @@ class Ledger:
         self._close(Category.OTHER)
         self._step_checkpoint_s = 0.0
 
-    def to_json(self, now_s: float) -> dict[str, Any]:
+    def to_json(self, now_s: float) -> JsonObject:
         """The ledger as of `now_s`; what lies open is shown under what the run is doing."""
         self._advance(now_s)
         seconds = self.seconds
@@ -221,7 +224,7 @@ class LedgerRecorder:
         carried = read_json(self._path)
         try:
             self.ledger = Ledger(clock(), carried)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except ValueError:
             self.ledger = Ledger(clock())
         self._written_s = 0.0
         self._failed = False
@@ -236,7 +239,7 @@ class LedgerRecorder:
             self.ledger.on_step(report, self._clock())
         self._write(force=False)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> JsonObject:
         """The ledger now, as in `ledger.json`."""
         with self._lock:
             return self.ledger.to_json(self._clock())

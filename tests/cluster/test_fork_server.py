@@ -187,7 +187,7 @@ def test_another_environment_starts_the_worker_without_the_server(
     assert server.bypassed() == "the worker's environment has other values of HF_HOME"
     told: list[str] = []
     for _ in range(2):
-        server.tell_bypassed(lambda _, fields: told.append(fields["message"]))
+        server.tell_bypassed(lambda body: told.append(body.message))
     assert told == [f"worker processes start without the fork server: {server.bypassed()}"]
 
 
