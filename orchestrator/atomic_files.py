@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or no object in it."""
+    """The JSON object in a file; None if there is no file, or no object in it."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -107,7 +107,7 @@ def explain(request: WorkerRequest, nodes: Sequence[NodeCapacity], waited_s: flo
     more = f"; and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     room = f"{fit} such worker{'s' if fit != 1 else ''} fit{'s' if fit == 1 else ''}"
     if ever > fit:
-        room += f" ({ever} once what else runs there has ended)"
+        room += f" ({ever} after other work there has ended)"
     return ClusterError(
         f"{first}. It has {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {has}{more}. {room}",
         _hint(request, nodes, fit),

@@ -29,7 +29,7 @@ class StreamCounts:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Records left out for one reason, and where the first of them is (`path:line`)."""
+    """Records left out for one reason, and the location of the first one (`path:line`)."""
 
     reason: str
     count: int
@@ -94,7 +94,7 @@ class DataManifest:
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Weights of the training sources, or None where they are one pool."""
+        """Weights of the training sources, or None if they are one pool."""
         found = [source.weight for source in self.sources if source.train is not None]
         return None if any(weight is None for weight in found) else tuple(w for w in found if w is not None)
 
@@ -104,12 +104,12 @@ class DataManifest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DataManifest":
-        """Raises KeyError or TypeError where it is not a manifest."""
+        """Raises KeyError or TypeError if it is not a manifest."""
         return cls(**{**value, "sources": tuple(source_from_json(source) for source in value["sources"])})
 
     @classmethod
     def read(cls, directory: Path) -> "DataManifest":
-        """The manifest of a prepared directory. Raises DataError where there is none, or none we can read."""
+        """The manifest of a prepared directory. Raises DataError if there is none, or none we can read."""
         path = directory / MANIFEST_FILE
         try:
             value = json.loads(path.read_text())
@@ -126,6 +126,6 @@ class DataManifest:
 
 
 def source_from_json(value: dict[str, Any]) -> SourceCounts:
-    """The reverse of `asdict`. Raises KeyError or TypeError where it is not one."""
+    """The reverse of `asdict`. Raises KeyError or TypeError if it is not one."""
     streams = {key: StreamCounts(**value[key]) if value[key] else None for key in ("train", "validation")}
     return SourceCounts(**{**value, **streams, "skipped": tuple(Skipped(**item) for item in value["skipped"])})

@@ -7,12 +7,12 @@ CONTEXT_BYTES = 600 << 20
 loaded when they are first used (300 to 500 MB since CUDA 11.7), and workspaces of cuBLAS, 32 MiB on Hopper for each
 thread and stream that multiplies (https://docs.nvidia.com/cuda/cublas/#cublassetworkspace): forward and backward."""
 FOREIGN_BYTES = 2 << 30
-"""Memory that nobody in this run can account for is told of from here on; contexts differ by less."""
+"""From this amount on, memory that this run does not use is reported; contexts differ by less."""
 
 
 @dataclass(frozen=True)
 class DeviceRoom:
-    """What `torch.cuda.mem_get_info` says in a process that has a context and as good as no tensors."""
+    """What `torch.cuda.mem_get_info` says in a process that has a context and almost no tensors."""
 
     free_bytes: int
     total_bytes: int
@@ -31,10 +31,10 @@ class DeviceRoom:
 
     @property
     def is_shared(self) -> bool:
-        """Somebody else holds enough there to matter."""
+        """Whether other processes hold enough memory there to matter."""
         return self.foreign_bytes >= FOREIGN_BYTES
 
 
 def smallest(rooms: "list[DeviceRoom | None]") -> DeviceRoom | None:
-    """The GPU with the least usable memory; None where no process knows its own."""
+    """The GPU with the least usable memory; None if no process knows its own."""
     return min((room for room in rooms if room is not None), key=lambda room: room.usable_bytes, default=None)

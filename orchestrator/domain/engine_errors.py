@@ -11,7 +11,7 @@ import re
 from enum import StrEnum
 
 CAUSE = "cause"
-"""Key of a cause among what an exception tells programs."""
+"""Key of the cause in `ConvoyError.details`."""
 MAX_CHARACTERS = 20_000
 """What is read of an error: torch appends C++ stacks to some."""
 
@@ -20,13 +20,13 @@ class Cause(StrEnum):
     """Why a worker's computation failed."""
 
     OUT_OF_MEMORY = "out of memory"
-    """Of the device or the host. A smaller micro batch may help; the process can go on."""
+    """Of the device or the host. A smaller micro batch may help; the process can continue."""
     DEVICE = "device"
     """The GPU, or this process's context on it, is broken. The process must end, and the GPU is suspect."""
     ASSERTION = "assertion"
     """A kernel refused its input, such as a token id beyond the vocabulary. The process must end; the GPU is sound."""
     PEER = "peer"
-    """Another process is gone, or the connection to it. The cause is there; this process can go on."""
+    """Another process or the connection to it is lost. The cause is elsewhere; this process can continue."""
     SETUP = "setup"
     """The machine is set up in a way that cannot work. The same error would come again."""
 

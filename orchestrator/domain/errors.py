@@ -10,17 +10,17 @@ LONGEST_CHAIN = 8
 
 
 class UsageError(ConvoyError):
-    """What the user asked for cannot be done as asked: a bad argument, a run that does not exist."""
+    """The user's request cannot be carried out: a bad argument, a run that does not exist."""
 
     exit_code = 2
 
 
 class DeviceError(UsageError):
-    """A worker cannot train on the device that the spec promises it."""
+    """A worker cannot train on the requested device."""
 
 
 class BrokenDeviceError(DeviceError):
-    """The GPU of a worker does not work, or not any more."""
+    """The GPU of a worker does not work, or no longer works."""
 
     @property
     def details(self) -> dict[str, Any]:
@@ -31,11 +31,11 @@ BEFORE_SAMPLES = "before_samples"
 """Key of `ConvoyError.details`: memory was short before any sample was fed."""
 
 
-class WantOfMemoryError(ConvoyError):
+class DeviceMemoryError(ConvoyError):
     """A worker's device was full while its engine was built or its state restored: no micro batch is small enough."""
 
     def __init__(self, message: str, hint: str | None, foreign_bytes: int) -> None:
-        """`foreign_bytes`: what others hold on the device; 0 where that is too little to matter."""
+        """`foreign_bytes`: what others hold on the device; 0 if that is too little to matter."""
         super().__init__(message, hint)
         self.foreign_bytes = foreign_bytes
 
@@ -49,16 +49,16 @@ class WeightsError(UsageError):
 
 
 class DataError(ConvoyError):
-    """The corpus cannot be read or does not hold what the spec says."""
+    """The corpus cannot be read, or does not contain what the spec says."""
 
 
 class ClusterError(ConvoyError):
-    """The cluster cannot be reached, or cannot hold what was asked for."""
+    """The cluster cannot be reached, or cannot satisfy the request."""
 
 
 class PeerLostError(ConvoyError):
     """Another worker is lost: this one left the collective that waits for it. Its cause is elsewhere, whatever the
-    message quotes."""
+    message says."""
 
     @property
     def details(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
-from orchestrator.domain.events import Observer
+from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.scaling import ScaleDesk
@@ -32,9 +32,10 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.gang.elastic.resize_policy import Wait, lineup, replaced_later, worth_telling
 from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
-from orchestrator.gang.elastic.scale_requests import Emit, ScaleRequests
+from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
@@ -102,8 +103,8 @@ class GangDriver:
             gone, left = self._vaults.fence(self._generation + 1)
             if left:
                 raise ClusterError(
-                    f"workers of the run's driver before this one cannot be ended: processes {left}",
-                    hint="end them on their nodes: the run cannot go on while they might train",
+                    f"workers of the previous driver of this run cannot be ended: processes {left}",
+                    hint="end them on their nodes: the run cannot continue while they might train",
                 )
             ended = set(gone)
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
@@ -309,8 +310,8 @@ class GangDriver:
         limit_s = self._spec.recovery.max_wait_s
         if limit_s is not None and wait.waited_s > limit_s:
             raise ClusterError(
-                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} there: recovery.max_wait_s",
-                hint="resume the run when there are nodes again, or let it go on with fewer (resources.workers.min)",
+                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} available: recovery.max_wait_s",
+                hint="resume the run when more nodes are available, or allow fewer workers (resources.workers.min)",
             )
 
     def seek(self) -> None:
@@ -361,13 +362,12 @@ class GangDriver:
         members = self._require_gang().members
         return smallest([member.room for member in members] if members else self._require_gang().device_checks.rooms)
 
-    def train(
-        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
-    ) -> GenerationOutcome | None:
+    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], bus: EventBus) -> GenerationOutcome | None:
         """Run `entry` on the gang; None if it was stopped before it began."""
         if not self._arrived():
             return None
-        return self._require_gang().run(entry, plan, readable, [*observers, self.planned], self._stopped)
+        bus.add("scale requests", self.planned)
+        return self._require_gang().run(entry, plan, readable, bus, self._stopped)
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""

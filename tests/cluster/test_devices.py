@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.clusters.ray.local.local_cluster import LocalCluster
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import ClusterReady, DataProgress
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.run.launcher import run_job
 from orchestrator.spec.loading.load import load_job
@@ -73,8 +73,8 @@ def test_a_promised_gpu_that_does_not_work_ends_the_run_with_the_reason(
     assert "resources.gpus_per_worker is 1, but the worker cannot use a GPU: on " in outcome.reason
     assert "127.0.0.1, process " in outcome.reason
     assert "\nhint: " in outcome.reason
-    assert seen.of(EventKind.CLUSTER_READY)[0]["gpus"] == 1
-    assert not seen.of(EventKind.DATA_PROGRESS)
+    assert seen.of(ClusterReady)[0]["gpus"] == 1
+    assert not seen.of(DataProgress)
     assert not (tmp_path / "runs" / "cache").exists()
 
 

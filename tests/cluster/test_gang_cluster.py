@@ -18,7 +18,7 @@ from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.clusters.ray.local.local_files import sweep_stale
 from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import ClusterReady, RunState, WarningIssued
 from orchestrator.gang.file_transfer import TRANSPORT_VARIABLE
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 
@@ -129,7 +129,7 @@ def test_directories_of_killed_drivers_are_swept(tmp_path: Path) -> None:
 def test_a_run_on_a_cluster_that_is_there(foreign_cluster: str, tmp_path: Path) -> None:
     outcome, seen = run(tmp_path, "ring", cluster={"address": foreign_cluster})
     assert outcome.state is RunState.SUCCEEDED
-    assert seen.of(EventKind.CLUSTER_READY)[0]["address"] == foreign_cluster
+    assert seen.of(ClusterReady)[0]["address"] == foreign_cluster
     cluster = JoinedCluster(foreign_cluster).start()
     try:
         deadline = time.monotonic() + 5.0
@@ -178,7 +178,7 @@ def test_a_busy_cluster_is_waited_for_then_named(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert outcome.reason.startswith("after 2 s the cluster cannot hold 2 workers of 1 CPU")
     assert "0 CPUs free of 1 CPU" in outcome.reason
-    assert "(2 once what else runs there has ended)" in outcome.reason
+    assert "(2 after other work there has ended)" in outcome.reason
 
 
 def test_an_elastic_job_takes_what_there_is(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_an_elastic_job_takes_what_there_is(tmp_path: Path) -> None:
         tmp_path, "ring", resources={"workers": {"min": 1, "max": 4}}, cluster={"nodes": 1, "cpus_per_node": 2}
     )
     assert outcome.state is RunState.SUCCEEDED
-    assert len([f for f in seen.of(EventKind.WARNING) if f["message"].startswith("facts")]) == 2
+    assert len([f for f in seen.of(WarningIssued) if f["message"].startswith("facts")]) == 2
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nonsense"])

@@ -73,7 +73,7 @@ def test_a_deaf_vault_is_replaced_and_a_slow_one_is_not(vaults: VaultClients, mo
         look()
         assert time.monotonic() < deadline, told
     (event,) = told
-    assert f"(process {before.pid}) has taken no connections for over 2 s" in event.fields["message"]
+    assert f"(process {before.pid}) has accepted no connections for over 2 s" in event.body.message
     after = vaults.access(node_id, 1)
     assert after is not None
     assert after.pid != before.pid

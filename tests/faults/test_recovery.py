@@ -14,7 +14,17 @@ import pytest
 from ray.util.placement_group import placement_group_table
 
 from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    EventBody,
+    GangResized,
+    ModelExported,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    WarningIssued,
+    WorkerStarted,
+)
 from orchestrator.domain.fault_plan import Arranged, NodeAddress
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.process_faults import send
@@ -57,7 +67,7 @@ def train(
     directory: Path,
     recording: Recording,
     entry: str = TRAIN_ENTRY,
-    safe_after: EventKind = EventKind.RECOVERED,
+    safe_after: type[EventBody] = RecoveryFinished,
     **changes: Any,
 ) -> RunOutcome:
     recording.safe_after(safe_after, directory / "runs")
@@ -102,7 +112,7 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     assert (second.state, second.reason) == (RunState.SUCCEEDED, None)
     assert starved.steps[0].micro_batch < BATCH * 4
     assert starved.steps[0].micro_batch * starved.steps[0].accumulation >= BATCH * 4
-    assert any("out of memory" in fields["message"] for fields in starved.of(EventKind.WARNING))
+    assert any("out of memory" in fields["message"] for fields in starved.of(WarningIssued))
     losses = [step.loss for step in starved.steps[-3:]]
     assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
@@ -115,17 +125,17 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
     outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint={"memory_interval_steps": 1})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
     assert curve(outcome, BATCH) == undisturbed(30)
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert (started["rank"], started["source"]) == (1, "vaults")
     assert started["from_step"] >= started["step"] - 2
     assert "SIGKILL" in started["cause"]
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert (finished["step"], finished["world_size"]) == (started["from_step"] + 1, 2)
     assert finished["steps_recomputed"] == started["step"] - started["from_step"]
-    survivor, *others = [fields["pid"] for fields in struck.of(EventKind.WORKER_STARTED) if fields["rank"] == 0]
+    survivor, *others = [fields["pid"] for fields in struck.of(WorkerStarted) if fields["rank"] == 0]
     assert others == [survivor]  # the same process went on
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
-    assert "training goes on" in page
+    assert "training continues" in page
     assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["recovering"] > 0
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
@@ -139,14 +149,14 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(
         tmp_path,
         struck,
         PACED,
-        EventKind.RESIZED,
+        GangResized,
         train={**JOB["train"], "steps": 80},
         resources={"workers": {"min": 1, "max": 3}},
         cluster={"nodes": 3},
     )
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert struck.of(EventKind.RECOVERED)[0]["world_size"] == 2
-    (resized,) = struck.of(EventKind.RESIZED)
+    assert struck.of(RecoveryFinished)[0]["world_size"] == 2
+    (resized,) = struck.of(GangResized)
     assert (resized["before"], resized["world_size"]) == (2, 3)
     sizes = [step.world_size for step in struck.steps]
     assert sizes[0] == 3
@@ -162,7 +172,7 @@ class LooksAtPlaces(StrikeWhenProtected):
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
-        if self.of(EventKind.RECOVERED) and report.step == 20:
+        if self.of(RecoveryFinished) and report.step == 20:
             self.places = [str(place["state"]) for place in placement_group_table().values()]
 
 
@@ -173,7 +183,7 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
         tmp_path,
         struck,
         PACED,
-        EventKind.EXPORTED,  # Ray takes a while to notice that the node has gone
+        ModelExported,  # Ray takes a while to notice that the node has gone
         train=THIRTY,
         zero={"stage": 3},
         resources={"workers": {"min": 1, "max": 3}},
@@ -182,9 +192,9 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
     )
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
     assert struck.steps[0].world_size == 3
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert started["source"] == "vaults"
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
     assert finished["steps_recomputed"] <= 1
     # Ray's head would look for room for the lost node's place without a pause.
@@ -210,7 +220,7 @@ def test_a_rack_of_two_nodes_is_lost_and_training_continues_from_memory(
     tmp_path: Path, undisturbed: Callable[[int], list[float]]
 ) -> None:
     struck = StrikeWhenProtected(7, 0, kill_rack)
-    struck.safe_after(EventKind.RECOVERED, tmp_path / "runs")
+    struck.safe_after(RecoveryFinished, tmp_path / "runs")
     changes: dict[str, Any] = {
         "train": THIRTY,
         "resources": {"workers": {"min": 1, "max": 4}},
@@ -221,7 +231,7 @@ def test_a_rack_of_two_nodes_is_lost_and_training_continues_from_memory(
     job = load_job(write_job(tmp_path, **{**JOB, **changes}))
     outcome = run_job(job, tmp_path / "runs", [struck], threading.Event(), PACED, arranged)
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert started["source"] == "vaults"
     assert started["from_step"] >= started["step"] - 1
     assert [struck.steps[0].world_size, struck.steps[-1].world_size] == [4, 2]
@@ -237,9 +247,9 @@ def test_a_restore_that_is_verified_makes_a_step_again(
     struck = StrikeWhenProtected(13, 1, kill_worker)
     outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["steps_recomputed"] >= 1
-    assert struck.of(EventKind.CHECKPOINT_REJECTED) == []
+    assert struck.of(CheckpointRejected) == []
     assert curve(outcome, BATCH) == undisturbed(30)
 
 
@@ -250,10 +260,10 @@ def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(
     entry = f"{ENTRIES}:restores_something_else"
     outcome = train(tmp_path, struck, entry, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (rejected,) = struck.of(EventKind.CHECKPOINT_REJECTED)
+    (rejected,) = struck.of(CheckpointRejected)
     assert rejected["path"] == "vaults"
     assert "is not what was saved" in rejected["reason"]
-    assert [started["source"] for started in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "storage"]
+    assert [started["source"] for started in struck.of(RecoveryStarted)] == ["vaults", "storage"]
     assert curve(outcome, BATCH) == undisturbed(30)
 
 
@@ -275,9 +285,9 @@ def test_a_spare_process_takes_the_place_at_once(tmp_path: Path, undisturbed: Ca
         checkpoint={"memory_interval_steps": 1},
     )
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
-    replacement = struck.of(EventKind.WORKER_STARTED)[-2:]
+    replacement = struck.of(WorkerStarted)[-2:]
     assert {fields["pid"] for fields in replacement} <= before  # none was started for it
     assert curve(outcome, BATCH) == undisturbed(80)
 
@@ -286,7 +296,7 @@ def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
     struck = Strike(7, 1, kill_worker)
     outcome = train(tmp_path, struck, PACED, checkpoint={"interval_steps": 5, "memory": False})
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert (started["from_step"], started["source"]) == (5, "storage")
 
 

@@ -1,4 +1,4 @@
-"""What the vaults hold between them, and what follows. Pure."""
+"""What the vaults hold together, and which steps can be restored from it. Pure."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Holding:
-    """One rank's state of one step, whole, in one vault."""
+    """One rank's complete state of one step in one vault."""
 
     vault: str
     """Address of the vault."""
@@ -22,7 +22,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class WholeStep:
-    """A step that every rank's state is there of."""
+    """A step whose state is complete: every rank's state is in a vault."""
 
     generation: int
     step: int
@@ -32,7 +32,7 @@ class WholeStep:
 
     @property
     def copies(self) -> int:
-        """Of the rank that has the fewest."""
+        """Copies of the rank that has the fewest."""
         return min(len(vaults) for vaults in self.places)
 
 
@@ -50,10 +50,10 @@ def whole_steps(holdings: Collection[Holding]) -> list[WholeStep]:
 
 
 def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> WholeStep | None:
-    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins.
+    """The state to continue from: a generation continues where the previous one ended, so the latest generation wins.
 
-    `recorded`: the last step whose report has arrived at the driver. A later one may be whole, its report lost with
-    whoever was to pass it on: it is made again, for the record, where an earlier one is there to do so.
+    `recorded`: the last step whose report has arrived at the driver. A later step may be complete although its report
+    was lost with the worker that sent it: it is recomputed for the record if an earlier state exists.
     """
     steps = whole_steps(holdings)
     on_record = [whole for whole in steps if recorded is None or whole.step <= recorded]
@@ -61,7 +61,8 @@ def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> 
 
 
 def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:
-    """For each vault, the step that could still be restored from memory if its node were lost; None where nothing."""
+    """For each vault, the step that could still be restored from memory if its node were lost; None if no step
+    could."""
     vaults = sorted({held.vault for held in holdings})
     left: dict[str, int | None] = {}
     for vault in vaults:

@@ -108,7 +108,7 @@ def _require_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ClusterError(f"cluster.address {address!r} is not host:port", hint="e.g. 10.0.0.5:6379, or `auto`")
-    hint = "is the cluster up, and may this machine reach that port? `ray status` on its head tells"
+    hint = "check that the cluster is up and that this machine can reach that port; `ray status` on its head shows it"
     try:
         socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S / 2).close()
     except (OSError, OverflowError) as error:
@@ -119,7 +119,7 @@ def _require_reachable(address: str) -> None:
     thread.start()
     thread.join(REACH_TIMEOUT_S / 2)
     if not answer:
-        raise ClusterError(f"something listens at {address}, but it does not answer as a Ray GCS", hint=hint)
+        raise ClusterError(f"the process at {address} does not answer as a Ray GCS", hint=hint)
     if answer[0] is not None:
         raise _refusal(address, answer[0])
 
@@ -141,11 +141,11 @@ def _refusal(address: str, error: Exception) -> ClusterError:
 
     if isinstance(error, AuthenticationError):
         return ClusterError(
-            f"the Ray cluster at {address} asks for a token, and we have none or a wrong one",
-            hint="set RAY_AUTH_MODE=token, and give the cluster's token as Ray expects it (RAY_AUTH_TOKEN, or "
+            f"the Ray cluster at {address} requires a token, and none or a wrong one is set",
+            hint="set RAY_AUTH_MODE=token, and set the cluster's token for Ray (RAY_AUTH_TOKEN, or "
             "RAY_AUTH_TOKEN_PATH for a file)",
         )
-    return ClusterError(f"the Ray cluster at {address} refuses us: {error}", hint="see the logs of its GCS")
+    return ClusterError(f"the Ray cluster at {address} refuses the connection: {error}", hint="see the logs of its GCS")
 
 
 def _gcs_is_loopback(address: str) -> bool:

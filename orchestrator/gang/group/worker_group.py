@@ -15,7 +15,7 @@ from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import Event, WorkerFailed
 from orchestrator.domain.generation import Ending, GenerationOutcome
 from orchestrator.domain.session import Leave, Question, TrainPlan
 from orchestrator.gang.agent.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
@@ -38,6 +38,7 @@ from orchestrator.gang.vaults.adoption import worker_name
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 from orchestrator.gang.vaults.vault_care import VaultCare, protect
 from orchestrator.gang.vaults.vault_clients import VaultClients
+from orchestrator.metrics.event_bus import EventBus
 
 START_TIMEOUT_S = 120.0
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
@@ -198,17 +199,17 @@ class Gang:
         entry: str,
         plan: TrainPlan,
         readable: Sequence[str],
-        observers: Sequence[Observer],
+        bus: EventBus,
         stopped: Callable[[], bool],
     ) -> GenerationOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        protect(self, observers, stopped)
-        listener = Listener(self.members, self.generation, observers, self._oom_kills)
+        protect(self, bus, stopped)
+        listener = Listener(self.members, self.generation, bus, self._oom_kills)
         listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
-        self.hangs.begin(self.members, plan.run_dir, observers)
+        self.hangs.begin(self.members, plan.run_dir, bus)
         watch = HealthMonitor(self, listener)
         stop_since_s: float | None = None
         while True:
@@ -310,12 +311,7 @@ class Gang:
         listener.drain()
         if cause is not None:
             cause = root_cause([member.failure for member in self.members if member.failure is not None])
-            event = Event(
-                EventKind.WORKER_FAILED,
-                time.time(),
-                {"rank": cause.rank, "error": cause.message, "traceback": cause.detail},
-            )
-            listener.tell([event])
+            listener.tell([Event(WorkerFailed(cause.rank, cause.message, cause.detail), time.time())])
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:

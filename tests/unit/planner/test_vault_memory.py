@@ -92,7 +92,7 @@ def test_room_for_training_but_not_for_a_recovery_is_a_warning() -> None:
     need = needed((1, 1))
     warning = check_room(need, 100 * MIB + need.recovery_bytes - 1, 100 * MIB)
     assert warning is not None
-    assert "while a recovery goes on" in warning
+    assert "during a recovery" in warning
     assert check_room(need, 100 * MIB + need.recovery_bytes, 100 * MIB) is None
 
 

@@ -96,8 +96,8 @@ class LocalCluster:
             self.close()
             if isinstance(error, _StartTimeout):
                 raise ClusterError(
-                    f"the local Ray cluster did not come up: {error}",
-                    hint=f"Ray's last words: {tail}" if tail else None,
+                    f"the local Ray cluster did not start: {error}",
+                    hint=f"Ray's last output: {tail}" if tail else None,
                 ) from None
             raise
 

@@ -76,7 +76,7 @@ def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
         (DIED, ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
         (WorkerDeath(DeathKind.PROCESS_DIED, exit_code=3), [], 0, "exit code 3"),
         (DIED, ["step 3"], 0, "SIGKILL"),
-        (DIED, ["step 3"], 1, "want of memory"),
+        (DIED, ["step 3"], 1, "kernel OOM killer"),
         (WorkerDeath(DeathKind.UNKNOWN), ["step 3"], 0, "SIGKILL"),
         (WorkerDeath(DeathKind.OUT_OF_MEMORY), [], 0, "memory monitor"),
     ],

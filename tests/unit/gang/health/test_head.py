@@ -3,13 +3,12 @@
 import socket
 import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from orchestrator.clusters.ray.ports import listens
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody, WarningIssued
 from orchestrator.gang.health.head import END_S, PARK_S, TELL_S, Course, Head, course
 
 pytestmark = pytest.mark.unit
@@ -26,9 +25,9 @@ class Watched:
     def head(self, resume_hint: str = "") -> Head:
         return Head(self.address, self, resume_hint, self._tell)
 
-    def _tell(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        assert kind is EventKind.WARNING
-        self.told.append(fields["message"])
+    def _tell(self, body: EventBody) -> None:
+        assert isinstance(body, WarningIssued)
+        self.told.append(body.message)
 
 
 def free_address() -> str:
@@ -39,8 +38,8 @@ def free_address() -> str:
 @pytest.mark.parametrize(
     ("silent_s", "expected"),
     [
-        (0.0, Course.GO_ON),
-        (TELL_S - 0.1, Course.GO_ON),
+        (0.0, Course.CONTINUE),
+        (TELL_S - 0.1, Course.CONTINUE),
         (TELL_S, Course.TELL),
         (PARK_S, Course.PARK),
         (END_S - 0.1, Course.PARK),
