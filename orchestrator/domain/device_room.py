@@ -34,6 +34,12 @@ class DeviceRoom:
         """Somebody else holds enough there to matter."""
         return self.foreign_bytes >= FOREIGN_BYTES
 
+    @property
+    def shared_text(self) -> str:
+        """`others hold 3.1 of 79.1 GiB on the NVIDIA H100`, to go on with whose GPU it is."""
+        held, total = self.foreign_bytes / 2**30, self.total_bytes / 2**30
+        return f"others hold {held:.1f} of {total:.1f} GiB on {f'the {self.name}' if self.name else 'the GPU'}"
+
 
 def smallest(rooms: "list[DeviceRoom | None]") -> DeviceRoom | None:
     """The GPU with the least usable memory; None where no process knows its own."""

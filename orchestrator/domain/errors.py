@@ -1,9 +1,8 @@
 """Every error Convoy raises on purpose. What is not one of these is a bug and keeps its traceback."""
 
-from typing import Any
-
 from orchestrator.base_error import ConvoyError as ConvoyError
 from orchestrator.domain.engine_errors import CAUSE, Cause
+from orchestrator.json_values import JsonObject
 
 
 class UsageError(ConvoyError):
@@ -20,7 +19,7 @@ class BrokenDeviceError(DeviceError):
     """The GPU of a worker does not work, or not any more."""
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.DEVICE.value}
 
 
@@ -37,7 +36,7 @@ class WantOfMemoryError(ConvoyError):
         self.foreign_bytes = foreign_bytes
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.OUT_OF_MEMORY.value, BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
 
 
@@ -58,7 +57,7 @@ class PeerLostError(ConvoyError):
     message quotes."""
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.PEER.value}
 
 

@@ -44,7 +44,6 @@ from orchestrator.gang.vaults.found import Adopted, ClusterSize, Left
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.loading.load import spec_hash
 
 
 class GangDriver:
@@ -230,7 +229,7 @@ class GangDriver:
         if self._vaults is not None:
             keep = spec.checkpoint
             rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule, spec_hash(spec))
+            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule)
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm, later, check, question)

@@ -1,10 +1,11 @@
 """Whether a run fits its GPUs: found out as early as it can be known, and told."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.events import EventKind
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.device_fit import check_fit, planned_fields
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import ModelShape, known_vocab_size, model_shape
@@ -22,7 +23,7 @@ class GpuFit:
         self._warned: tuple[int, ModelShape] | None = None
         self._told: dict[str, Any] | None = None
 
-    def check_early(self, workers: int, room: DeviceRoom | None, config: Mapping[str, Any]) -> None:
+    def check_early(self, workers: int, room: DeviceRoom | None, config: JsonFields) -> None:
         """Before anything is downloaded or tokenised, as far as the model is known by then. `config`: as far as it is
         known. Raises ClusterError where the model's state alone is more than a GPU has."""
         vocab_size = known_vocab_size(self._spec, config)

@@ -6,19 +6,13 @@ arguments: nothing here was measured on the machine that a job runs on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.domain.policy.cadence import steps_between
+from orchestrator.domain.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
+from orchestrator.json_values import JsonFields, integer, number, optional
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
-
-STATE_BYTES = 12
-"""Per parameter: an fp32 master and two fp32 moments."""
-SLOTS = 2
-FLOPS_PER_PARAMETER = 6
-"""Of a token: forward and backward (Kaplan et al., arXiv:2001.08361, section 2.1), attention left out."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,6 @@ class SnapshotCosts:
         need to arrive."""
         return max(self.stall_s / budget, self.sent_s)
 
-    def interval_steps(self, step_s: float, budget: float) -> int:
-        """The same in steps."""
-        return max(steps_between(self.stall_s, step_s, budget), math.ceil(self.sent_s / step_s))
-
 
 @dataclass(frozen=True)
 class NodeLossCost:
@@ -86,7 +76,7 @@ def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: in
     workers, nodes = sum(workers_by_node), len(workers_by_node)
     copies = min(replicas, nodes - 1)
     fullest = max(workers_by_node)
-    state_bytes = STATE_BYTES * -(-parameters // workers)
+    state_bytes = STATE_BYTES_PER_PARAMETER * -(-parameters // workers)
     node_bytes = SLOTS * state_bytes * fullest
     sent_bytes = state_bytes * fullest * copies
     return SnapshotCosts(
@@ -118,7 +108,7 @@ def node_loss(
     if costs.sent_bytes == 0:
         return None
     repeated_s = interval_s + costs.sent_s
-    left_bytes = STATE_BYTES * parameters / (nodes - 1)
+    left_bytes = STATE_BYTES_PER_PARAMETER * parameters / (nodes - 1)
     steps = None if step_s is None else max(1, math.ceil(repeated_s / step_s))
     return NodeLossCost(
         repeated_s=repeated_s,
@@ -126,11 +116,6 @@ def node_loss(
         read_s=left_bytes / speeds.link_bytes_per_s,
         copied_s=left_bytes / speeds.link_bytes_per_s if nodes > 2 else 0.0,
     )
-
-
-def step_estimate_s(parameters: int, tokens: int, workers: int, flops_per_s: float) -> float:
-    """Seconds of an optimizer step of that many tokens, at a speed of one worker."""
-    return FLOPS_PER_PARAMETER * parameters * tokens / (workers * flops_per_s)
 
 
 def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> dict[str, float | None]:
@@ -156,20 +141,20 @@ def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequenc
     }
 
 
-def measured_loss(planned: Mapping[str, Any], step_s: float) -> dict[str, float] | None:
+def measured_loss(planned: JsonFields, step_s: float) -> dict[str, float] | None:
     """What losing a node costs, with a step's measured time; None where no copies are kept. `planned`: fields of
-    `snapshots.planned`.
+    `snapshots.planned`. Raises JsonShapeError if they are of another kind.
 
     A snapshot is taken at a step's end at the earliest, and its copies are sent while the next steps are made.
     """
     if planned.get("read_s") is None or step_s <= 0:
         return None
-    sent_s, interval_s = float(planned["sent_s"]), float(planned["interval_s"])
-    interval = int(planned["interval_steps"] or max(1, math.ceil(interval_s / step_s)))
+    sent_s, interval_s = number(planned, "sent_s"), number(planned, "interval_s")
+    interval = optional(integer, planned, "interval_steps") or max(1, math.ceil(interval_s / step_s))
     steps = interval + math.ceil(sent_s / step_s)
     return {
         "repeated_steps": steps,
         "repeated_s": steps * step_s,
-        "read_s": float(planned["read_s"]),
-        "copied_s": float(planned["copied_s"]),
+        "read_s": number(planned, "read_s"),
+        "copied_s": number(planned, "copied_s"),
     }

@@ -297,7 +297,11 @@ def _prepare(run: Run, driver: Any) -> PreparedData | None:
         raise run.blame(error) from error
     if run.stop.is_set():
         return None
-    facts = {"job_dir": str(run.job_dir), "directory": str(data.directory.absolute()), "cached": data.cached}
+    facts: dict[str, str | bool] = {
+        "job_dir": str(run.job_dir),
+        "directory": str(data.directory.absolute()),
+        "cached": data.cached,
+    }
     write_json(run.layout.data, {**facts, **data.manifest.to_json()})
     return data
 

@@ -1,9 +1,8 @@
 """Before a run goes on: is what is there now what it was trained with? Nothing is started, written or removed here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
@@ -29,6 +28,7 @@ from orchestrator.domain.fingerprints import (
     told,
 )
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.current_inputs import code_now, embedding_rows, local_path, model_now, settings_now
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint, find_prepared, read_history
@@ -43,7 +43,7 @@ class ChangedError(UsageError):
         self.changes = tuple(changes)
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"changes": [change.to_json() for change in self.changes]}
 
 
@@ -244,7 +244,7 @@ def _without_record(asked: _Question) -> Resumption:
     return Resumption(warnings=(warning,), prepared=directory, contents=look(there, (), asked.watch), trained=True)
 
 
-def _prepared_of(facts: Mapping[str, Any], cache_dir: Path) -> Path | None:
+def _prepared_of(facts: JsonFields, cache_dir: Path) -> Path | None:
     """The prepared data that `data.json` names, if it is whole; its files are read for that."""
     place, fingerprint = facts.get("directory"), facts.get("fingerprint")
     if not isinstance(place, str) or not isinstance(fingerprint, str):

@@ -72,11 +72,9 @@ def shared_text(hello: Hello, room: DeviceRoom | None) -> str | None:
     """What is said of a GPU whose memory somebody else holds; None where nobody does."""
     if room is None or not room.is_shared:
         return None
-    name = f"the {room.name}" if room.name else "the GPU"
     return (
-        f"others hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of a worker on "
-        f"{where(hello)}: the plan uses the rest (`nvidia-smi` there names them; the memory of a killed worker "
-        "comes back after some seconds)"
+        f"{room.shared_text} of a worker on {where(hello)}: the plan uses the rest (`nvidia-smi` there names them; "
+        "the memory of a killed worker comes back after some seconds)"
     )
 
 

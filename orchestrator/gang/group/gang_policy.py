@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
+from orchestrator.domain.policy.hang import SILENT_S
 from orchestrator.domain.policy.numeric import NumericFault
 
 GATHER_S = 1.0
@@ -85,8 +86,6 @@ def decide(facts: GangFacts) -> Action:
     return Action.CONTINUE
 
 
-SILENT_S = 3.5
-"""From the last word of a worker to asking whether anything on its node still answers."""
 ARRIVAL_S = 3.0
 """How long those who are ready wait for others that are about to be."""
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 from orchestrator.checkpoint.storage.storage import is_url
@@ -11,7 +10,9 @@ from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.policy.cadence import Cadence
 from orchestrator.domain.session import VaultAccess
+from orchestrator.domain.state_size import STATE_BYTES_PER_PARAMETER
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 from orchestrator.train.collectives.exchange import global_min
 from orchestrator.train.snapshot.snapshots import NO_VAULT, Snapshots
 from orchestrator.train.step_reporting import StepOutcome
@@ -22,20 +23,18 @@ HAND_OVER_S = 2.0
 """How long a gang that is left waits for the last snapshot to be whole everywhere, however small it is."""
 HAND_OVER_BYTES_PER_S = 250e6
 """And how much longer, for the bytes of a rank: 8 ranks of a node at 2 GB/s, a third of a network of 50 Gbit/s."""
-STATE_BYTES = 12
-"""Of a parameter: an fp32 master and two moments."""
 
 
 def hand_over_rounds(parameters: int, world_size: int) -> int:
     """How often the ranks ask each other whether the last snapshot is whole; the same on all of them."""
-    limit_s = HAND_OVER_S + STATE_BYTES * parameters / world_size / HAND_OVER_BYTES_PER_S
+    limit_s = HAND_OVER_S + STATE_BYTES_PER_PARAMETER * parameters / world_size / HAND_OVER_BYTES_PER_S
     return math.ceil(limit_s / HAND_OVER_PAUSE_S)
 
 
 class SnapshotPolicy:
     """Takes snapshots as the spec's budget or interval says, never one over the last that is whole everywhere."""
 
-    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], JsonObject]) -> None:
         """`extra`: what of the loop has to be known again where training goes on."""
         self._order, self._extra = order, extra
         checkpoint = context.spec.checkpoint
@@ -117,7 +116,7 @@ class SnapshotPolicy:
         self._take(outcome)
         return True
 
-    def store(self, outcome: StepOutcome, place: str, extra: dict[str, Any]) -> bool:
+    def store(self, outcome: StepOutcome, place: str, extra: JsonObject) -> bool:
         """Have the vaults write this step as a checkpoint in the background; False where they cannot. Collective.
 
         A vault of another host sees a directory of the driver's only where the file system is shared.

@@ -20,7 +20,7 @@ STARTED = {"step": 8, "place": "/runs/a/checkpoints", "world_size": 2, "stage": 
 
 
 def test_what_is_not_written_when_the_run_ends_has_failed() -> None:
-    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)  # no vault knows of it, and none will
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None))  # no vault knows of it, and none will
     saves.begin(1, STARTED)
     assert saves.busy
     (event,) = saves.end(0.3)
@@ -41,7 +41,7 @@ def test_an_error_nobody_expected_fails_one_checkpoint_and_not_all_that_follow()
             raise ZeroDivisionError("on purpose")
         return []
 
-    saves = CheckpointCommitter(contacts, Rule(3, None, None), None)
+    saves = CheckpointCommitter(contacts, Rule(3, None, None))
     saves.begin(1, STARTED)
     (event,) = wait_for_events(saves)
     assert (event.kind, event.fields["step"]) == (EventKind.CHECKPOINT_FAILED, 8)
@@ -89,7 +89,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def saves_from(vault: WritingVault) -> CheckpointCommitter:
     contact = VaultContact("node", vault.address, "token")
-    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None), None)
+    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None))
     saves.begin(1, {**STARTED, "world_size": 1})
     return saves
 
