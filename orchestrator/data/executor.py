@@ -18,6 +18,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class StoppedError(Exception):
+    """The run was stopped while an executor worked; raised out of `map`."""
+
+
 class Executor(Protocol):
     """Ordered results, at most `in_flight` items outstanding, so memory is bounded however many items there are.
 

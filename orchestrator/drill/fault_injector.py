@@ -165,7 +165,7 @@ class Injector:
     def _hit(self, fault: DrillFault, rank: int, report: StepReport) -> bool:
         """Carry it out on a worker or its node; False where it cannot be."""
         pid = self._pids[rank]
-        if fault is DrillFault.CORRUPT_SHARD and not (self._layout and corrupt_newest(self._place(self._layout))):
+        if fault is DrillFault.CORRUPT_SHARD and not self._corrupt(pid):
             return False
         if fault is DrillFault.DRAIN_NODE:
             self._drain(raylet_of(pid))
@@ -178,6 +178,17 @@ class Injector:
         else:
             os.kill(pid, signal.SIGSTOP if fault is DrillFault.HANG_RANK else signal.SIGKILL)
         return True
+
+    def _corrupt(self, pid: int) -> bool:
+        """Damage the newest checkpoint while a worker is stopped: it could not be the newest any more otherwise."""
+        os.kill(pid, signal.SIGSTOP)
+        damaged = False
+        try:
+            damaged = self._layout is not None and corrupt_newest(self._place(self._layout))
+        finally:
+            if not damaged:
+                os.kill(pid, signal.SIGCONT)
+        return damaged
 
     def _drain(self, raylet: psutil.Process) -> None:
         """Announce the end of a node, and end it then.

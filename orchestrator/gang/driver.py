@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -26,11 +26,13 @@ from orchestrator.clusters.ray.cluster import Cluster, start_local
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.gpus import gpus_for
 from orchestrator.clusters.ray.joining import connect
+from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ClusterError, ConvoyError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.fault_plan import NodeAddress
+from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
@@ -40,10 +42,14 @@ from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
 from orchestrator.gang.elastic.scale_requests import Emit, ScaleRequests
 from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
-from orchestrator.gang.vaults.found import Adopted, ClusterSize, Left
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang, GangSettings
+    from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
+    from orchestrator.gang.vaults.vault_clients import VaultClients
 
 
 class GangDriver:
@@ -69,8 +75,8 @@ class GangDriver:
         )
         self._worker_env.update(deterministic_environment(spec.train.deterministic))
         self._cluster: Cluster | None = None
-        self._gang: Any = None
-        self._vaults: Any = None
+        self._gang: Gang | None = None
+        self._vaults: VaultClients | None = None
         self._surveyor: Surveyor | None = None
         self._head: Head | None = None
         self._generation = 0
@@ -140,7 +146,7 @@ class GangDriver:
         run was stopped. Raises ClusterError where it does not fit."""
         if not self._arrived():
             return None, None
-        by_node = self._gang.workers_by_node
+        by_node = self._require_gang().workers_by_node
         need = vault_need(self._spec, shape, by_node)
         if need is None:
             return None, None
@@ -151,27 +157,27 @@ class GangDriver:
         return need, check_room(need, self._memory_per_node_bytes(), int(each) * max(by_node))
 
     @property
-    def spec(self) -> JobSpec:
-        """The job."""
-        return self._spec
-
-    @property
     def workers_by_node(self) -> tuple[int, ...]:
         """How many members of the gang each node has that has any."""
-        return tuple(self._gang.workers_by_node)
+        return self._require_gang().workers_by_node
+
+    @property
+    def reserves_memory(self) -> bool:
+        """See `WorkerGroup`."""
+        return bool(self.request.bundle.get("memory"))
 
     def _arrived(self) -> bool:
         """Wait for the worker processes. False if stopped. Raises ClusterError."""
         cluster = self._require_cluster()
-        if not self._gang.ready(self._stopped):
+        if not self._require_gang().ready(self._stopped):
             return False
         if cluster.local:
-            cluster.remember(self._gang.worker_pids)
+            cluster.remember(self._require_gang().worker_pids)
         if cluster.forks is not None:
             cluster.forks.tell_bypassed(self._emit)
         return True
 
-    def leave_vaults(self, stored_step: int) -> Left | None:
+    def leave_vaults(self, stored_step: int) -> LeftBehind | None:
         """The run is over without success: leave the vaults behind where another driver could go on from them, and
         they know more than storage; None where they do not, and end."""
         if self._vaults is None or not self.memory_kept_s:
@@ -179,12 +185,12 @@ class GangDriver:
         whole = self.survey()
         if not whole or whole[0].step <= stored_step:
             return None
-        left = Left(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
+        left = LeftBehind(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
         self._vaults.release()
         self._vaults = None
         return left
 
-    def _new_vaults(self) -> Any:
+    def _new_vaults(self) -> "VaultClients":
         from orchestrator.gang.vaults.vault_clients import VaultClients
 
         kept_s = self._spec.recovery.memory_kept_s
@@ -201,7 +207,6 @@ class GangDriver:
         was promised cannot be used.
         """
         from orchestrator.gang.group.worker_group import Gang
-        from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 
         cluster = self._require_cluster()
         spec = self._spec
@@ -219,34 +224,55 @@ class GangDriver:
             self._vaults = self._new_vaults()
         assert self._head is not None  # connected
         self._gang = Gang(
-            found, self.request, self._worker_env, cluster.local, self._vaults, self.planned, self._head, self._run_id
+            found,
+            self._gang_settings(cluster.local),
+            self._vaults,
+            self._committer(),
+            self.planned,
+            self._head,
+            self.seek,
         )
-        self._gang.generation = self._generation
-        self._gang.seek_more = self.seek
-        self._gang.pacer = Pacer(spec.checkpoint.interval_steps == "auto")
-        self._gang.standby = spec.resources.standby
-        self._gang.replicas = spec.checkpoint.replicas
-        if self._vaults is not None:
-            keep = spec.checkpoint
-            rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule)
-        asked = spec.recovery.hang_timeout_s
-        self._gang.hangs.asked_s = None if asked == "auto" else asked
-        self._gang.warm(warm, later, check, question)
-        return len(found) if self._gang.device_checks.passed(self._stopped, self.planned.warn) else None
+        self._require_gang().warm(warm, later, check, question)
+        return len(found) if self._require_gang().device_checks.passed(self._stopped, self.planned.warn) else None
+
+    def _gang_settings(self, local: bool) -> "GangSettings":
+        from orchestrator.gang.group.worker_group import GangSettings
+
+        spec = self._spec
+        hang_timeout_s = spec.recovery.hang_timeout_s
+        return GangSettings(
+            request=self.request,
+            env=self._worker_env,
+            local=local,
+            run_id=self._run_id,
+            generation=self._generation,
+            standby=spec.resources.standby,
+            replicas=spec.checkpoint.replicas,
+            hang_timeout_s=None if hang_timeout_s == "auto" else hang_timeout_s,
+            saves_by_cost=spec.checkpoint.interval_steps == "auto",
+        )
+
+    def _committer(self) -> "CheckpointCommitter | None":
+        from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
+
+        if self._vaults is None:
+            return None
+        keep = self._spec.checkpoint
+        rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
+        return CheckpointCommitter(self._vaults.contacts, rule)
 
     def wait_for_answers(self) -> str | None:
         """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
         from orchestrator.gang.group.startup_question import wait_for_answers
 
-        return wait_for_answers(self._gang.answers, self._stopped)
+        return wait_for_answers(self._require_gang().answers, self._stopped)
 
     @property
     def request(self) -> WorkerRequest:
         """What is asked of the cluster now."""
         return self.planned.request
 
-    def reform(self, waits: Callable[[Wait | None], None]) -> int | None:
+    def reform(self, waits: Callable[[Shortage | None], None]) -> int | None:
         """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
 
         Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
@@ -255,7 +281,7 @@ class GangDriver:
         """
         from orchestrator.gang.elastic.liveness_probe import LivenessProbe
 
-        gang, cluster, began_s = self._gang, self._require_cluster(), time.monotonic()
+        gang, cluster, began_s = self._require_gang(), self._require_cluster(), time.monotonic()
         gang.head.outlast(gang.saves, self._stopped)
         roll, told, enough_since_s = LivenessProbe(), False, float("inf")
         gang.replace_lost()
@@ -285,13 +311,14 @@ class GangDriver:
                 self._check_patience(wait)
                 if worth_telling(wait):
                     told = True
-                    waits(wait)
+                    waits(Shortage(wait.have, wait.need))
             time.sleep(0.02)
         if self._stopped():
             return None
         if told:
             waits(None)
-        return int(gang.reform(line))
+        assert line is not None  # what ends the loop without a stop
+        return gang.reform(line)
 
     def _check_patience(self, wait: Wait) -> None:
         """Raises ClusterError where a gang has waited as long as the spec lets it."""
@@ -304,7 +331,7 @@ class GangDriver:
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
-        seek(self._gang, self.request.maximum, self._new_place)
+        seek(self._require_gang(), self.request.maximum, self._new_place)
 
     def _new_place(self) -> Any | None:
         """A reservation for one worker more: wherever there is room, or will be; with a strict placement on a node
@@ -312,11 +339,11 @@ class GangDriver:
         request = self.request
         if not request.placement.startswith("strict"):
             return group_on(None, request.bundle)
-        used = {member.hello.node_id for member in self._gang.members if member.lives}
+        used = {member.hello.node_id for member in self._require_gang().members if member.lives}
         nodes = [node for node in self._require_cluster().nodes() if fitting_workers([node], request.bundle, "pack")]
         spreads = request.placement == "strict_spread"
         fits = [node for node in nodes if (node.node_id in used) is not spreads]
-        return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
+        return group_on(fits[0].node_id, request.bundle) if fits and not self._require_gang().recruits.coming else None
 
     def _cannot_hold(self, request: WorkerRequest) -> ConvoyError | None:
         """Why a local cluster can never hold a request; any other may get nodes."""
@@ -332,8 +359,8 @@ class GangDriver:
         found = self._vaults.reports_after(step) if self._vaults is not None else []
         return [StepReport.from_json(json.loads(data)) for data in found]
 
-    def executor(self) -> Any:
-        """An `Executor` over this cluster's nodes."""
+    def executor(self) -> Executor:
+        """Over this cluster's nodes."""
         from orchestrator.gang.group.worker_handle import cpu_count
         from orchestrator.gang.ray_executor import RayExecutor
 
@@ -353,8 +380,8 @@ class GangDriver:
 
     def device_room(self) -> DeviceRoom | None:
         """Memory of the smallest GPU of the workers that have been started; None where they train on CPUs."""
-        members = self._gang.members
-        return smallest([member.room for member in members] if members else self._gang.device_checks.rooms)
+        members = self._require_gang().members
+        return smallest([member.room for member in members] if members else self._require_gang().device_checks.rooms)
 
     def _memory_per_node_bytes(self) -> int:
         """What the smallest node that holds workers has. Local nodes are all of this host, and share it."""
@@ -366,11 +393,13 @@ class GangDriver:
     def _fitting_nodes(self) -> list[NodeCapacity]:
         return fitting_nodes(self._require_cluster().nodes(), self.request)
 
-    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]) -> Any:
-        """Run `entry` on the gang; a `GangOutcome`, or None where it was stopped before it began."""
+    def train(
+        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
+    ) -> GenerationOutcome | None:
+        """Run `entry` on the gang; None if it was stopped before it began."""
         if not self._arrived():
             return None
-        return self._gang.run(entry, plan, readable, [*observers, self.planned], self._stopped)
+        return self._require_gang().run(entry, plan, readable, [*observers, self.planned], self._stopped)
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
@@ -396,6 +425,11 @@ class GangDriver:
     @property
     def _headless(self) -> bool:
         return self._head is not None and self._head.lost
+
+    def _require_gang(self) -> "Gang":
+        if self._gang is None:
+            raise RuntimeError("no workers were started")
+        return self._gang
 
     def _require_cluster(self) -> Cluster:
         if self._cluster is None:

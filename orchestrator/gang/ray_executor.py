@@ -9,15 +9,12 @@ from typing import Any, TypeVar
 import ray
 
 from orchestrator.clusters.ray.processes import die_with_parent
+from orchestrator.data.executor import StoppedError
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Stopped(Exception):
-    """The executor was told to stop; raised out of `map`."""
 
 
 class RayExecutor:
@@ -36,7 +33,7 @@ class RayExecutor:
 
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
         """See `data.executor.Executor.map`. Raises DataError where a task's process dies again and again, and
-        `Stopped` where the run is being stopped."""
+        `StoppedError` where the run is being stopped."""
         limit = min(in_flight or self._parallel, self._parallel) if self._parallel else 1
         shared = [ray.put(fn)]  # in a list: Ray would fetch it anew for every task otherwise
         task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_apply)
@@ -57,9 +54,9 @@ class RayExecutor:
         ref = pending[0]
         while not ray.wait([ref], timeout=0.2)[0]:
             if self._stopped():
-                raise Stopped("stopped while data was being prepared")
+                raise StoppedError("stopped while data was being prepared")
         if self._stopped():
-            raise Stopped("stopped while data was being prepared")
+            raise StoppedError("stopped while data was being prepared")
         pending.popleft()
         try:
             return ray.get(ref)

@@ -119,6 +119,33 @@ def die_on_last(session: Session, plan: TrainPlan) -> TrainResult:
     return TrainResult(0, True)
 
 
+def scripted(session: Session, plan: TrainPlan) -> TrainResult:
+    """Do what `script.json` in the run's directory says for this generation: report steps, then end in some way."""
+    generations = json.loads((Path(plan.run_dir) / "script.json").read_text())
+    does = generations[getattr(session, "generation", 1) - 1]
+    last = int(does["steps"])
+    if session.rank == 0:
+        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        for step in range(int(does.get("first", 1)), last + 1):
+            session.report_step(a_step(step, session.world_size))
+    ends = does["ends"]
+    if ends in ("regroup", "stopped"):
+        wanted = Leave.REGROUP if ends == "regroup" else Leave.STOP
+        while session.leave() is not wanted:
+            time.sleep(0.02)
+        return TrainResult(last, False, ends == "regroup")
+    if ends in ("killed", "raised"):
+        if session.rank == 1:
+            time.sleep(0.7)  # the steps are delivered
+            if ends == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("on purpose")
+        session.lookup("never", 60.0)
+    if session.rank == 0:
+        pretend_to_export(session, plan, last)
+    return TrainResult(last, True)
+
+
 def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
     """Report steps until a stop is asked for."""
     step = 0

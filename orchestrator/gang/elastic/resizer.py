@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.elastic.resize_policy import GangShape, planned_leave
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
-from orchestrator.gang.group.gang_policy import Ending
 from orchestrator.gang.group.worker_handle import is_broken, taken_places
 from orchestrator.gang.vaults.vault_clients import raylet_refuses
 

@@ -2,44 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
+from orchestrator.domain.engine_errors import Cause, find_cause
+from orchestrator.domain.generation import WorkerFailure
 from orchestrator.domain.policy.hang import SILENT_S
-from orchestrator.domain.policy.numeric import NumericFault
 
 GATHER_S = 1.0
 """After a first failure, how long others are listened to: the one who caused it may report later than its victims."""
 GRACE_S = 2.5
 """From the wish to stop to killing workers that have not stopped by themselves: all has to be over within 5 s."""
-
-
-class Ending(StrEnum):
-    """How a worker ended."""
-
-    RAISED = "raised"
-    PROCESS_DIED = "process died"
-    NODE_DIED = "node died"
-    NODE_SILENT = "node silent"
-    """Given up: nothing is heard of it any more."""
-    HUNG = "hung"
-    """Given up: the others wait for it, or all of them wait."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One worker's end. `detail` is its traceback, or its last lines of output."""
-
-    rank: int
-    ending: Ending
-    seen_s: float
-    message: str
-    detail: str = ""
-    hint: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the exception told programs: `ConvoyError.details`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +22,7 @@ class GangFacts:
     now_s: float
     world_size: int
     returned: int
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[WorkerFailure, ...] = ()
     stop_since_s: float | None = None
     """When a stop was asked for."""
 
@@ -80,7 +53,7 @@ def decide(facts: GangFacts) -> Action:
     if facts.failures:
         first_s = min(failure.seen_s for failure in facts.failures)
         all_over = facts.returned + len(facts.failures) >= facts.world_size
-        certain = not all(is_consequence(failure) for failure in facts.failures)
+        certain = not all(failure.is_consequence for failure in facts.failures)
         if all_over or certain or facts.now_s - first_s >= GATHER_S:
             return Action.FAIL
     return Action.CONTINUE
@@ -113,38 +86,10 @@ def wants_regroup(ready: int, arriving: int, waited_s: float) -> bool:
     return ready > 0 and (arriving == 0 or waited_s >= ARRIVAL_S)
 
 
-def cause_of(failure: Failure) -> Cause | None:
-    """What made it fail, by its own account, or by the last words of its process."""
-    told = failure.facts.get(CAUSE)
-    return Cause(told) if told is not None else None
-
-
-def is_consequence(failure: Failure) -> bool:
-    """Whether it looks like what a worker says when another one is gone: its collective, or its rendezvous, failed."""
-    return failure.ending is Ending.RAISED and cause_of(failure) is Cause.PEER
-
-
-def is_out_of_memory(failure: Failure) -> bool:
-    """Whether it ended for want of memory, on the host or on its device, by its own or its killer's account."""
-    return cause_of(failure) is Cause.OUT_OF_MEMORY
-
-
-def ends_process(failure: Failure) -> bool:
-    """Whether its process cannot go on, although it lives: its device, or its context there, is lost."""
-    cause = cause_of(failure)
-    return failure.ending is Ending.RAISED and cause is not None and cause.ends_process
-
-
-def numeric_fault(failure: Failure) -> NumericFault | None:
-    """The numeric fault that a worker raised, where that is why it ended."""
-    value = failure.facts.get("numeric_fault")
-    return NumericFault.from_json(value) if isinstance(value, dict) else None
-
-
-def root_cause(failures: Sequence[Failure]) -> Failure:
+def root_cause(failures: Sequence[WorkerFailure]) -> WorkerFailure:
     """The failure that the others follow from: a death or an exception of its own before a failed collective,
     then the first one seen."""
-    return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
+    return min(failures, key=lambda failure: (failure.is_consequence, failure.seen_s, failure.rank))
 
 
 CPU_PATIENCE_S = 2.0

@@ -8,11 +8,12 @@ from typing import Any
 import ray
 
 from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.output_capture import last_lines
 from orchestrator.gang.agent.report_queue import Published, ReportBatch
-from orchestrator.gang.group.gang_policy import Ending, unseen_lines
+from orchestrator.gang.group.gang_policy import unseen_lines
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.hang_monitor import HangMonitor
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer

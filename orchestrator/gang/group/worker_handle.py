@@ -10,13 +10,13 @@ from typing import Any
 import ray
 
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.engine_errors import CAUSE
+from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.domain.session import TrainResult
 from orchestrator.gang.agent.output_capture import last_lines
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.report_queue import Heartbeat
 from orchestrator.gang.agent.worker_actor import Hello, Raised
-from orchestrator.gang.group.gang_policy import Ending, Failure, ends_process, explain_death
+from orchestrator.gang.group.gang_policy import explain_death
 
 TAIL_LINES = 40
 
@@ -41,7 +41,7 @@ class WorkerHandle:
     """Not before, after a poll that failed."""
     renewed_s: float = 0.0
     result: TrainResult | None = None
-    failure: Failure | None = None
+    failure: WorkerFailure | None = None
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
     @property
@@ -56,7 +56,7 @@ class WorkerHandle:
     @property
     def lives(self) -> bool:
         """Its process is there, as far as is known, and can take part in another generation."""
-        return self.failure is None or (self.failure.ending is Ending.RAISED and not ends_process(self.failure))
+        return self.failure is None or (self.failure.ending is Ending.RAISED and not self.failure.ends_process)
 
     def begin(self, assignment: Assignment, now_s: float) -> None:
         """Forget the generation before."""
@@ -67,8 +67,14 @@ class WorkerHandle:
         """Its entry point returned."""
         if isinstance(ended, Raised):
             message = f"{ended.type}: {ended.message}" if ended.message else ended.type
-            self.failure = Failure(
-                ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint, ended.details
+            self.failure = WorkerFailure(
+                ended.rank,
+                Ending.RAISED,
+                now_s,
+                message,
+                ended.traceback_text,
+                ended.hint,
+                FailureDetails.from_json(ended.details),
             )
         else:
             self.result = ended
@@ -80,25 +86,25 @@ class WorkerHandle:
         if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text or "its node" in text:
             hint = "the machine, its network or its raylet is gone"
             what, detail = f"its node died {where}", first_line(error)
-            self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
+            self.failure = WorkerFailure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
             return
         tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
         death = explain_death(text, tail, oom_kills)
-        facts = {CAUSE: death.cause.value} if death.cause is not None else {}
+        details = FailureDetails(cause=death.cause)
         what = f"its process {death.text} {where}"
-        self.failure = Failure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, facts)
+        self.failure = WorkerFailure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, details)
 
     def take_silence(self, message: str, now_s: float) -> None:
         """It is given up: nothing has been heard of it, nor of anything else on its node."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the machine stands still or its network is cut; it is not used again in this run"
-        self.failure = Failure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
+        self.failure = WorkerFailure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
 
     def take_hang(self, message: str, now_s: float) -> None:
         """It is given up: no step is made, because of it or because of nobody that can be named."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the stacks of all workers are in the run's incidents directory; recovery.hang_timeout_s sets the bound"
-        self.failure = Failure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
+        self.failure = WorkerFailure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
 
 
 def taken_places(members: Sequence[WorkerHandle]) -> list[Any]:

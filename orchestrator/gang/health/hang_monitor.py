@@ -48,10 +48,9 @@ _Beat = tuple[int, int, Phase, int]
 class HangMonitor:
     """Watches one gang after the other; what it measured of earlier ones stays. For the driver's thread."""
 
-    def __init__(self, local: bool, vaults: VaultClients | None) -> None:
-        """`local`: all nodes are on this host."""
-        self.asked_s: float | None = None
-        """The spec's bound; None: from measured step times."""
+    def __init__(self, local: bool, vaults: VaultClients | None, timeout_s: float | None = None) -> None:
+        """`local`: all nodes are on this host. `timeout_s`: without progress; None: judged by measured step times."""
+        self._timeout_s = timeout_s
         self._eyes = _Eyes(local, vaults)
         self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._checkpoints_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
@@ -83,7 +82,7 @@ class HangMonitor:
         members = {member.rank: member for member in self._members if not member.over and member.run_ref is not None}
         pulses = [self._pulse(member, now_s) for member in members.values()]
         pace = Pace(tuple(self._steps_s), tuple(self._checkpoints_s), self._last is not None)
-        finding = judge_pulses(pulses, now_s - self._step_s, pace, self.asked_s)
+        finding = judge_pulses(pulses, now_s - self._step_s, pace, self._timeout_s)
         self._tell_storage(finding, members)
         if finding.state is State.FINE:
             self._eyes.close()

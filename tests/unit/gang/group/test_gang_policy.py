@@ -2,19 +2,16 @@
 
 import pytest
 
-from orchestrator.domain.engine_errors import CAUSE, Cause
+from orchestrator.domain.engine_errors import Cause
+from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.gang.group.gang_policy import (
     GATHER_S,
     GRACE_S,
     Action,
-    Ending,
-    Failure,
     GangFacts,
     Quiet,
     decide,
-    ends_process,
     explain_death,
-    is_out_of_memory,
     root_cause,
     silent_nodes,
     unseen_lines,
@@ -23,15 +20,15 @@ from orchestrator.gang.group.gang_policy import (
 
 pytestmark = pytest.mark.unit
 
-VICTIM = Failure(
-    0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", facts={CAUSE: Cause.PEER.value}
+VICTIM = WorkerFailure(
+    0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", details=FailureDetails(Cause.PEER)
 )
-CULPRIT = Failure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
-KILLED = Failure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
+CULPRIT = WorkerFailure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
+KILLED = WorkerFailure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
 
 
 def facts(
-    now_s: float = 11.0, returned: int = 0, failures: tuple[Failure, ...] = (), stop_since_s: float | None = None
+    now_s: float = 11.0, returned: int = 0, failures: tuple[WorkerFailure, ...] = (), stop_since_s: float | None = None
 ) -> GangFacts:
     return GangFacts(now_s, 4, returned, failures, stop_since_s)
 
@@ -104,15 +101,17 @@ def test_lines_that_did_not_arrive() -> None:
 
 
 def test_want_of_memory_is_known_by_its_cause() -> None:
-    assert is_out_of_memory(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: "out of memory"}))
-    assert is_out_of_memory(Failure(0, Ending.PROCESS_DIED, 1.0, "any", facts={CAUSE: "out of memory"}))
-    assert not any(is_out_of_memory(failure) for failure in (VICTIM, CULPRIT, KILLED))
+    assert WorkerFailure(0, Ending.RAISED, 1.0, "any", details=FailureDetails(Cause.OUT_OF_MEMORY)).is_out_of_memory
+    assert WorkerFailure(
+        0, Ending.PROCESS_DIED, 1.0, "any", details=FailureDetails(Cause.OUT_OF_MEMORY)
+    ).is_out_of_memory
+    assert not any(failure.is_out_of_memory for failure in (VICTIM, CULPRIT, KILLED))
 
 
 @pytest.mark.parametrize(("cause", "ends"), [(cause, cause.ends_process) for cause in Cause])
 def test_a_process_whose_context_is_lost_cannot_go_on(cause: Cause, ends: bool) -> None:
-    assert ends_process(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: cause.value})) is ends
-    assert not ends_process(CULPRIT)
+    assert WorkerFailure(0, Ending.RAISED, 1.0, "any", details=FailureDetails(cause)).ends_process is ends
+    assert not CULPRIT.ends_process
 
 
 def test_a_node_is_silent_when_none_of_its_workers_is_heard() -> None:

@@ -1,0 +1,153 @@
+"""One run in this process: started, watched, scaled and stopped through a small interface.
+
+A handle owns what a run records in its directory. It owns neither the cluster, nor a metrics endpoint, nor a terminal:
+the command line and a server bring those."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.scaling import ScaleDesk, ScaleRequest
+from orchestrator.metrics.incidents import IncidentRecorder
+from orchestrator.metrics.ledger import LedgerRecorder
+from orchestrator.metrics.run_recorder import RunRecorder
+from orchestrator.metrics.straggler_observer import StragglerRecorder
+from orchestrator.run.controller import Preparation, RunController
+from orchestrator.run.ending import INTERRUPTED, Ended
+from orchestrator.run.group_protocol import WorkerGroup
+from orchestrator.run.memory_checkpoints import MemoryCheckpoints
+from orchestrator.run.preparation import RunPreparation, Workload
+from orchestrator.run.run_context import RunContext
+from orchestrator.run.run_progress import RunProgress
+from orchestrator.run.state_machine import RunStateMachine
+from orchestrator.store.checkpoint_retention import Retention
+from orchestrator.store.recorded_progress import read_progress
+from orchestrator.store.run_store import read_record
+from orchestrator.store.scale_files import ScaleFiles, ask
+
+OWN_OBSERVERS = 5
+"""Those that `RunHandle` adds first: the records on disk."""
+GroupFactory = Callable[[RunContext, ScaleDesk], WorkerGroup]
+"""Makes the workers of a run; nothing is started yet."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. `exit_code`: 0 succeeded, 1 failed, 2 a mistake in the job, 130 stopped."""
+
+    run_id: str
+    run_dir: Path
+    state: RunState
+    reason: str | None
+    step: int
+    exit_code: int
+
+
+class Fanout:
+    """Gives each event and step to all observers of a run, in the order in which they were added."""
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self.observers = list(observers)
+
+    def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        """An event of the driver, now."""
+        event = Event(kind, time.time(), fields)
+        for observer in self.observers:
+            observer.on_event(event)
+
+
+class RunHandle:
+    """A run that this process drives. `drive` is for one thread; `stop` and `scale` are for any."""
+
+    def __init__(self, run: RunContext, fanout: Fanout) -> None:
+        """`run.observers` is `fanout.observers`, and `run.emit` its `emit`."""
+        self.context = run
+        self._fanout = fanout
+        self._recorder = RunRecorder(run.layout)
+        self.ledger = LedgerRecorder(run.layout, time.time)
+        self.stragglers = StragglerRecorder(run.emit)
+        incidents = len(list(run.layout.incidents.glob("*.md")))
+        self._progress = RunProgress(run.spec, run.arranged.injections, incidents)
+        self._states = RunStateMachine(run.store, run.layout, run.emit)
+        progress = self._progress
+        self._memory = MemoryCheckpoints(
+            run.spec,
+            run.layout,
+            run.emit,
+            lambda: progress.saved_step or None,
+            lambda: read_progress(run.layout).step,
+        )
+        self.durability = self._memory.recorder
+        retention = Retention(run.layout, run.spec.checkpoint)
+        fanout.observers += [self._recorder, self.ledger, self.durability, IncidentRecorder(run.layout), retention]
+
+    @property
+    def run_id(self) -> str:
+        """Unique under the home directory."""
+        return self.context.layout.run_id
+
+    @property
+    def layout(self) -> RunLayout:
+        """Where its files are."""
+        return self.context.layout
+
+    def watch(self, observer: Observer) -> None:
+        """Give all events and steps from now on to `observer`, too. Before `drive`."""
+        self._fanout.observers.append(observer)
+
+    def stop(self) -> None:
+        """End it within 5 s, with a checkpoint if possible. Returns at once."""
+        self.context.stop.set()
+
+    def scale(self, workers: int, by: str, force: bool = False) -> ScaleRequest:
+        """Ask for another number of workers; the answer is an event. Raises UsageError if it is not under way."""
+        record = read_record(self.layout)
+        assert record is not None  # this process created or claimed it
+        return ask(record, workers, by, force)
+
+    def preparation(self, workload: Workload) -> Preparation:
+        """What happens before training, for `drive`."""
+        return RunPreparation(self.context, self._progress, self._memory, workload, self._recorder.on_step)
+
+    def drive(self, make_group: GroupFactory, preparation: Preparation) -> RunOutcome:
+        """Train to the end. Failures of the run are in the outcome; what is raised is a bug. In any case the state of
+        the run is final afterwards, and nothing is left running."""
+        run = self.context
+        try:
+            group = make_group(run, ScaleFiles(run.layout))
+            controller = RunController(run, group, self._progress, self._states, self._memory)
+            # Observers that are shown a step may rely on what the controller made of it.
+            self._fanout.observers[OWN_OBSERVERS:] = [
+                controller,
+                *self._fanout.observers[OWN_OBSERVERS:],
+                self.stragglers,
+            ]
+            return self.conclude(controller.drive(preparation))
+        except ConvoyError as error:
+            return self.fail(error)
+        except KeyboardInterrupt:
+            return self.conclude(Ended(RunState.STOPPED, "interrupted", INTERRUPTED))
+        except BaseException as error:
+            self.conclude(Ended(RunState.FAILED, f"{type(error).__name__}: {error}", 1))
+            raise
+
+    def fail(self, error: ConvoyError) -> RunOutcome:
+        """End it with an error."""
+        reason = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
+        return self.conclude(Ended(RunState.FAILED, reason, error.exit_code))
+
+    def conclude(self, ended: Ended) -> RunOutcome:
+        """Record the final state."""
+        self._states.enter(ended.state, ended.reason)
+        layout = self.layout
+        return RunOutcome(layout.run_id, layout.root, ended.state, ended.reason, self._progress.step, ended.exit_code)
+
+    def close(self) -> None:
+        """Write the last records. Idempotent."""
+        self.ledger.close()
+        self._recorder.close()
