@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.json_values import JsonFields, integer, number, optional
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.spec.job import JobSpec
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.planner.host_memory import PROCESS_BYTES, memory_need
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.planner.zero_memory import zero_memory
 from orchestrator.spec.job import JobSpec
 

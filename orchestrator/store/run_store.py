@@ -16,11 +16,11 @@ from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.run_states import FINAL_STATES
 from orchestrator.json_values import JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
-FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 LOST = "lost"
 """Shown for a run whose state says it is going on while its driver is gone."""
 

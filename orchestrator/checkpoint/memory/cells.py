@@ -19,7 +19,7 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
-from orchestrator.domain.state_size import SLOTS
+from orchestrator.planner.state_size import SLOTS
 
 PAGE = 4096
 NONE = -1

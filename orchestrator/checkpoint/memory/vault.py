@@ -24,8 +24,8 @@ from orchestrator.checkpoint.memory.stripes import Arrivals
 from orchestrator.checkpoint.memory.vault_server import Handler, VaultServer
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder
 from orchestrator.checkpoint.memory.wire import Channel, WireError
-from orchestrator.domain.state_size import SLOTS
 from orchestrator.json_values import JsonObject, integer
+from orchestrator.planner.state_size import SLOTS
 
 _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""

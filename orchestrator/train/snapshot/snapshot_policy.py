@@ -10,9 +10,9 @@ from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.policy.cadence import Cadence
 from orchestrator.domain.session import VaultAccess
-from orchestrator.domain.state_size import STATE_BYTES_PER_PARAMETER
 from orchestrator.domain.step_report import StepReport
 from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import STATE_BYTES_PER_PARAMETER
 from orchestrator.train.collectives.exchange import global_min
 from orchestrator.train.snapshot.snapshots import NO_VAULT, Snapshots
 from orchestrator.train.step_reporting import StepOutcome

@@ -22,9 +22,9 @@ from orchestrator.checkpoint.memory.frames import CreateAnswer, CreateRequest, d
 from orchestrator.checkpoint.memory.peers import CellIndex, SmallState, descriptor_path
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.domain.session import VaultAccess
-from orchestrator.domain.state_size import SLOTS
 from orchestrator.domain.tick import Tick, no_tick
 from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import SLOTS
 from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.snapshot.staging import Copy, Staging, staging_for
 from orchestrator.train.zero.zero_layout import dtype_name
