@@ -5,19 +5,20 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from orchestrator.json_values import JsonObject, JsonValue
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> JsonObject | None:
     """The JSON object in a file; None if there is no file, or no object in it."""
     try:
-        value = json.loads(path.read_bytes())
+        value: JsonValue = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
+def write_json(path: Path, value: JsonValue, durable: bool = True) -> None:
     """As `write_bytes`, of JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n", durable)
 

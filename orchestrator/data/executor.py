@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, cast
 
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
@@ -62,13 +62,14 @@ class LocalExecutor:
             max_workers=self.workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(fn,),
+            initargs=(cast("Callable[[object], object]", fn),),
         )
-        pending: deque[Future[Any]] = deque()
+        apply = cast("Callable[[T], R]", _call)  # what a worker process calls is `fn`
+        pending: deque[Future[R]] = deque()
         finished = False
         try:
             for item in items:
-                pending.append(pool.submit(_call, item))
+                pending.append(pool.submit(apply, item))
                 if len(pending) >= limit:
                     yield pending.popleft().result()
             while pending:
@@ -86,10 +87,10 @@ class LocalExecutor:
 class _Worker:
     """What a worker process holds: the function it applies, set once when it starts."""
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[object], object]
 
 
-def _start_worker(fn: Callable[[Any], Any]) -> None:
+def _start_worker(fn: Callable[[object], object]) -> None:
     os.environ.update(device_environment(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole foreground group; the parent decides
     _Worker.fn = fn
@@ -103,7 +104,7 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _call(item: Any) -> Any:
+def _call(item: object) -> object:
     return _Worker.fn(item)
 
 

@@ -21,7 +21,7 @@ class DeviceRoom:
 
     @property
     def foreign_bytes(self) -> int:
-        """What others hold there: another process, or one that was killed and whose memory is not given back yet."""
+        """What other processes hold on it, or one that was killed and whose memory is not freed yet."""
         return max(0, self.total_bytes - self.free_bytes - CONTEXT_BYTES)
 
     @property
@@ -33,6 +33,12 @@ class DeviceRoom:
     def is_shared(self) -> bool:
         """Whether other processes hold enough memory there to matter."""
         return self.foreign_bytes >= FOREIGN_BYTES
+
+    @property
+    def shared_text(self) -> str:
+        """`other processes hold 3.1 of 79.1 GiB on the NVIDIA H100`; the caller adds whose GPU it is."""
+        held, total = self.foreign_bytes / 2**30, self.total_bytes / 2**30
+        return f"other processes hold {held:.1f} of {total:.1f} GiB on {f'the {self.name}' if self.name else 'the GPU'}"
 
 
 def smallest(rooms: "list[DeviceRoom | None]") -> DeviceRoom | None:

@@ -1,9 +1,8 @@
 """Every error Convoy raises on purpose. What is not one of these is a bug and keeps its traceback."""
 
-from typing import Any
-
 from orchestrator.base_error import ConvoyError as ConvoyError
 from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
+from orchestrator.json_values import JsonObject
 
 LONGEST_CHAIN = 8
 """Errors that quote another one, of which the cause is looked for."""
@@ -23,7 +22,7 @@ class BrokenDeviceError(DeviceError):
     """The GPU of a worker does not work, or no longer works."""
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.DEVICE.value}
 
 
@@ -40,7 +39,7 @@ class DeviceMemoryError(ConvoyError):
         self.foreign_bytes = foreign_bytes
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.OUT_OF_MEMORY.value, BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
 
 
@@ -61,7 +60,7 @@ class PeerLostError(ConvoyError):
     message says."""
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.PEER.value}
 
 
@@ -77,7 +76,7 @@ class PeerStateError(CheckpointError):
     """The state of a rank cannot be read from memory: no vault that holds it can be reached."""
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {CAUSE: Cause.PEER.value}
 
 
@@ -92,7 +91,7 @@ def cause_of_error(error: BaseException) -> Cause | None:
         if not isinstance(looked_at, ConvoyError):
             break
         if CAUSE in looked_at.details:
-            return Cause(looked_at.details[CAUSE])
+            return Cause(str(looked_at.details[CAUSE]))
         looked_at = looked_at.__cause__
     if looked_at is None or isinstance(looked_at, ConvoyError):
         return None

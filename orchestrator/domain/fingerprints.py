@@ -6,13 +6,16 @@ times do not count. Everything else is compared by digest or by value.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 
 Part = Literal["data", "tokenizer", "model", "code"]
 PARTS: tuple[Part, ...] = ("data", "tokenizer", "model", "code")
 
+DIGEST_HEX = 32
+"""Hexadecimal digits that are kept of the SHA-256 of a content."""
 NAMES_SHOWN = 5
 """Names of files in one message; the others are counted."""
 CHANGES_SHOWN = 12
@@ -30,7 +33,7 @@ class FileContent:
     name: str
     size_bytes: int
     digest: str
-    """First 32 hexadecimal digits of the SHA-256 of the content."""
+    """First `DIGEST_HEX` hexadecimal digits of the SHA-256 of the content."""
     kind: str
     """How a source file is read: its format, with `.gz` if it is compressed. Empty for other files."""
     stamp: Stamp
@@ -94,7 +97,7 @@ class Change:
     blocked: str | None = None
     """Why a run cannot continue with the change even if it is accepted; None: it can."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str]:
         """For events and files."""
         return {"part": self.part, "what": self.what}
 
@@ -251,13 +254,13 @@ LEARNED_POSITIONS = {"gpt2": "n_positions", "gpt_neo": "max_position_embeddings"
 length."""
 
 
-def settings_of(spec: JobSpec, local: Collection[str]) -> dict[str, Any]:
+def settings_of(spec: JobSpec, local: Collection[str]) -> JsonObject:
     """The settings that decide what the ids, the samples and the weights mean, by dotted name. Not those whose effect
     is compared itself (which files a pattern finds, what a directory holds), nor those that may change within a run:
     learning rate, steps, workers, ZeRO stage, intervals. `local`: names of models and tokenizers that are paths of this
     machine, not ids of the Hub."""
     data, model, tokenizer = spec.data, spec.model, spec.tokenizer
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "task": spec.task,
         "model.kind": "pretrained" if model.pretrained is not None else "from scratch",
         "model.config": dict(model.config),
@@ -299,7 +302,7 @@ def kept_settings(spec: JobSpec) -> dict[str, str]:
     return {"data.sequence_length": "the model has one embedding for each position of the old length"}
 
 
-def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any], kept: Mapping[str, str]) -> list[Change]:
+def compare_settings(before: JsonFields, now: JsonFields, kept: Mapping[str, str]) -> list[Change]:
     """The changes of the settings. One that a side does not know is not compared: it is from another version, or
     belongs to a part that no longer exists, which another setting shows. `kept`: see `kept_settings`."""
     reasons = {**KEPT_SETTINGS, **kept}
@@ -316,7 +319,7 @@ def _part_of(setting: str) -> Part:
     return "tokenizer" if head == "tokenizer" else "model" if head in ("model", "task") else "data"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
 

@@ -1,11 +1,11 @@
 """`convoy scale`: what is asked of a run's driver, and what it says. Pure: values, and whether they may be."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import ScaleState
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional, text
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
 
@@ -21,24 +21,28 @@ class ScaleRequest:
     """`user@host`."""
     asked_s: float
     """Unix time."""
-    driver: Mapping[str, Any]
+    driver: JsonFields
     """The driver that it is for, as `run.json` names it: another one that comes later leaves it alone."""
     force: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {**asdict(self), "driver": dict(self.driver)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any] | None) -> "ScaleRequest | None":
+    def from_json(cls, value: JsonFields | None) -> "ScaleRequest | None":
         """None if it is no request."""
         if value is None:
             return None
         try:
-            driver = dict(value["driver"])
-            force = value.get("force") is True
-            asked_s = float(value["asked_s"])
-            return cls(str(value["id"]), int(value["workers"]), str(value["by"]), asked_s, driver, force)
-        except (KeyError, TypeError, ValueError):
+            return cls(
+                id=text(value, "id"),
+                workers=integer(value, "workers"),
+                by=text(value, "by"),
+                asked_s=number(value, "asked_s"),
+                driver=mapping(value, "driver"),
+                force=value.get("force") is True,
+            )
+        except ValueError:
             return None
 
 
@@ -54,20 +58,23 @@ class ScaleAnswer:
     step: int | None = None
     """The first one made with as many workers."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any] | None) -> "ScaleAnswer | None":
+    def from_json(cls, value: JsonFields | None) -> "ScaleAnswer | None":
         """None if it is no answer."""
         if value is None:
             return None
         try:
-            step = value.get("step")
-            state = ScaleState(str(value["state"]))
-            step = step if isinstance(step, int) else None
-            return cls(str(value["id"]), int(value["workers"]), state, str(value["message"]), step)
-        except (KeyError, TypeError, ValueError):
+            return cls(
+                id=text(value, "id"),
+                workers=integer(value, "workers"),
+                state=ScaleState(text(value, "state")),
+                message=text(value, "message"),
+                step=optional(integer, value, "step"),
+            )
+        except ValueError:
             return None
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.domain.events import EventBody
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.policy.replay import StepRecord
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 
 
 class Leave(IntEnum):
@@ -72,7 +73,7 @@ class PeerState:
 class TrainPlan:
     """All a worker needs to train, the same on every rank. Plain values only, so it travels anywhere."""
 
-    spec: dict[str, Any]
+    spec: JsonObject
     """`JobSpec.model_dump(mode="json")`."""
     run_dir: str
     """The run's directory as the driver sees it."""
@@ -114,7 +115,7 @@ class TrainResult:
     """It left so that the gang can be formed again: its state of `step` is in its node's vault."""
     unsaved: str | None = None
     """Why the state of the last step could not be saved although it should have been; nothing is exported then."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Question:
     one worker only. It raises a UsageError if the run must not continue."""
 
     entry: str
-    value: dict[str, Any]
+    value: JsonObject
 
 
 class Session(Protocol):

@@ -15,9 +15,9 @@ from orchestrator.clusters.ray.ray_settings import require_token
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import CheckpointSaved, Event, Observer, RunState, TrainingPlanned
 from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.replay import LOW_PRECISION_TOLERANCE
 from orchestrator.domain.policy.scorecard import (
-    FP32_TOLERANCE,
-    LOW_PRECISION_TOLERANCE,
+    LOSS_FP32_TOLERANCE,
     DrillFault,
     FaultResult,
     Scorecard,
@@ -208,7 +208,7 @@ def _score(
         data_exact=proof.ok,
         max_loss_difference=max_relative_difference(losses, _losses(undisturbed)),
         samples_left_out=proof.skipped_samples,
-        tolerance=FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
+        tolerance=LOSS_FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
     )
 
 

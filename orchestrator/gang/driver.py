@@ -39,7 +39,6 @@ from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.loading.load import spec_hash
 
 if TYPE_CHECKING:
     from orchestrator.gang.group.worker_group import Gang, GangSettings
@@ -244,7 +243,7 @@ class GangDriver:
             return None
         keep = self._spec.checkpoint
         rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-        return CheckpointCommitter(self._vaults.contacts, rule, spec_hash(self._spec))
+        return CheckpointCommitter(self._vaults.contacts, rule)
 
     def wait_for_answers(self) -> str | None:
         """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""

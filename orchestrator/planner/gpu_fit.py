@@ -1,10 +1,8 @@
 """Checks as early as possible whether a run fits its GPUs, and reports the result."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.events import DevicePlanned, Emit, WarningIssued
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.device_fit import check_fit, device_planned
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import ModelShape, known_vocab_size, model_shape
@@ -20,7 +18,7 @@ class GpuFit:
         self._warned: tuple[int, ModelShape] | None = None
         self._told: DevicePlanned | None = None
 
-    def check_early(self, workers: int, room: DeviceRoom | None, config: Mapping[str, Any]) -> None:
+    def check_early(self, workers: int, room: DeviceRoom | None, config: JsonFields) -> None:
         """Before anything is downloaded or tokenised, as far as the model is known by then. `config`: as far as it is
         known. Raises ClusterError if the model's state alone is more than a GPU has."""
         vocab_size = known_vocab_size(self._spec, config)

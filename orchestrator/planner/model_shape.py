@@ -1,9 +1,8 @@
 """The sizes of a model that memory depends on, from the fields of a Hugging Face config. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 
 
@@ -81,7 +80,7 @@ ARCHITECTURES = {
 }
 
 
-def model_shape(config: Mapping[str, Any], vocab_size: int) -> ModelShape:
+def model_shape(config: JsonFields, vocab_size: int) -> ModelShape:
     """Shape from a Hugging Face config's fields. What is missing has the default of the architecture in `model_type`,
     or GPT-2 small's without one.
 
@@ -108,14 +107,14 @@ def model_shape(config: Mapping[str, Any], vocab_size: int) -> ModelShape:
     return ModelShape(parameters, layers, width, heads, vocab_size, inner, query, key_value, architecture)
 
 
-def known_config(spec: JobSpec, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def known_config(spec: JobSpec, found: JsonFields | None) -> JsonObject:
     """The model's config as far as it is known without loading a library. `found`: of the pretrained model's
     config.json, if it is here; the spec's own fields win."""
-    named = {"model_type": spec.model.architecture} if spec.model.architecture is not None else {}
+    named: JsonObject = {"model_type": spec.model.architecture} if spec.model.architecture is not None else {}
     return {**(found or {}), **named, **spec.model.config}
 
 
-def known_vocab_size(spec: JobSpec, config: Mapping[str, Any]) -> int | None:
+def known_vocab_size(spec: JobSpec, config: JsonFields) -> int | None:
     """Tokens of the vocabulary, if they are known before the tokenizer is loaded or trained."""
     if spec.tokenizer.train is not None:
         return spec.tokenizer.train.vocab_size
@@ -123,7 +122,7 @@ def known_vocab_size(spec: JobSpec, config: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:
+def _first(config: JsonFields, names: tuple[str, ...], default: int) -> int:
     for name in names:
         value = config.get(name)
         if isinstance(value, int) and not isinstance(value, bool):

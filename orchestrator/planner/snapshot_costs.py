@@ -10,15 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.domain.events import SnapshotsPlanned
-from orchestrator.domain.policy.cadence import steps_between
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.spec.job import JobSpec
-
-STATE_BYTES = 12
-"""Per parameter: an fp32 master and two fp32 moments."""
-SLOTS = 2
-FLOPS_PER_PARAMETER = 6
-"""Of a token: forward and backward (Kaplan et al., arXiv:2001.08361, section 2.1), attention left out."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,6 @@ class SnapshotCosts:
         need to arrive."""
         return max(self.stall_s / budget, self.sent_s)
 
-    def interval_steps(self, step_s: float, budget: float) -> int:
-        """The same in steps."""
-        return max(steps_between(self.stall_s, step_s, budget), math.ceil(self.sent_s / step_s))
-
 
 @dataclass(frozen=True)
 class NodeLossCost:
@@ -86,7 +76,7 @@ def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: in
     workers, nodes = sum(workers_by_node), len(workers_by_node)
     copies = min(replicas, nodes - 1)
     fullest = max(workers_by_node)
-    state_bytes = STATE_BYTES * -(-parameters // workers)
+    state_bytes = STATE_BYTES_PER_PARAMETER * -(-parameters // workers)
     node_bytes = SLOTS * state_bytes * fullest
     sent_bytes = state_bytes * fullest * copies
     return SnapshotCosts(
@@ -118,7 +108,7 @@ def node_loss(
     if costs.sent_bytes == 0:
         return None
     repeated_s = interval_s + costs.sent_s
-    left_bytes = STATE_BYTES * parameters / (nodes - 1)
+    left_bytes = STATE_BYTES_PER_PARAMETER * parameters / (nodes - 1)
     steps = None if step_s is None else max(1, math.ceil(repeated_s / step_s))
     return NodeLossCost(
         repeated_s=repeated_s,
@@ -126,11 +116,6 @@ def node_loss(
         read_s=left_bytes / speeds.link_bytes_per_s,
         copied_s=left_bytes / speeds.link_bytes_per_s if nodes > 2 else 0.0,
     )
-
-
-def step_estimate_s(parameters: int, tokens: int, workers: int, flops_per_s: float) -> float:
-    """Seconds of an optimizer step of that many tokens, at a speed of one worker."""
-    return FLOPS_PER_PARAMETER * parameters * tokens / (workers * flops_per_s)
 
 
 def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> SnapshotsPlanned:

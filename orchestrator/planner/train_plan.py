@@ -1,12 +1,11 @@
 """Plans the work of a gang of a given size: the only place that turns shapes and limits into a plan. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import TrainPlan
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.batch_shape import shape_batch, total_steps
 from orchestrator.planner.device_fit import auto_micro_batch
 from orchestrator.planner.device_memory import Assumptions, device_need
@@ -41,7 +40,7 @@ class PlanLimits:
 
 
 def train_plan(
-    spec: JobSpec, run_dir: str, data: DataFacts, config: Mapping[str, Any], workers: int, limits: PlanLimits
+    spec: JobSpec, run_dir: str, data: DataFacts, config: JsonFields, workers: int, limits: PlanLimits
 ) -> TrainPlan:
     """The plan of a gang of `workers`, from the beginning; `config`: the model's, as far as it is known.
 

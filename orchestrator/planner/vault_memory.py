@@ -15,12 +15,10 @@ from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import VaultsPlanned
 from orchestrator.planner.host_memory import PROCESS_BYTES, memory_need
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.planner.zero_memory import zero_memory
 from orchestrator.spec.job import JobSpec
 
-STATE_BYTES = 12
-"""Per parameter: an fp32 master and two fp32 moments."""
-SLOTS = 2
 SMALL_STATE_BYTES = 44 << 10
 """Of a slot: random states, counters, and the room left for them to grow. Measured, of GPT-2 with few parameters."""
 
@@ -37,8 +35,6 @@ class VaultNeed:
     """Most that one node's vault takes."""
     recovery_bytes: int
     """Most that one node's vault takes during a recovery."""
-    total_bytes: int
-    """All vaults together."""
 
     @property
     def planned(self) -> VaultsPlanned:
@@ -66,12 +62,11 @@ def vault_need(
         copies=copies,
         node_bytes=node_bytes,
         recovery_bytes=node_bytes + max(node_bytes, after_bytes),
-        total_bytes=cell_bytes * workers * (1 + copies),
     )
 
 
 def _cell_bytes(shape: ModelShape, workers: int) -> int:
-    return SLOTS * (STATE_BYTES * -(-shape.parameters // workers) + SMALL_STATE_BYTES)
+    return SLOTS * (STATE_BYTES_PER_PARAMETER * -(-shape.parameters // workers) + SMALL_STATE_BYTES)
 
 
 def spread_evenly(workers: int, nodes: int) -> tuple[int, ...]:

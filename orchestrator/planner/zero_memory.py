@@ -5,10 +5,9 @@ Each formula follows the class that DeepSpeed takes for a stage and a precision
 weight, R elements of `reduce_bucket_size`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 
@@ -42,7 +41,7 @@ class ZeroSettings:
     """Of a gradient's value while it is reduced; None: as many as a weight has (`engine.communication_data_type`)."""
 
     @classmethod
-    def of(cls, passed: Mapping[str, Any]) -> "ZeroSettings":
+    def of(cls, passed: JsonFields) -> "ZeroSettings":
         """From `zero.deepspeed` of a job."""
         found = passed.get("zero_optimization")
         zero = found if isinstance(found, dict) else {}
@@ -278,7 +277,7 @@ def _stage_3(
     )
 
 
-def _elements(zero: Mapping[str, Any], name: str, default: int) -> int:
+def _elements(zero: JsonFields, name: str, default: int) -> int:
     """DeepSpeed takes `5e8` too, and `auto` is none of its own."""
     value = zero.get(name, default)
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else default

@@ -139,8 +139,8 @@ class RunPreparation:
             raise run.locate(error) from error
         if run.stop.is_set():
             return None
-        facts = {"job_dir": str(run.job_dir), "directory": str(data.directory.absolute()), "cached": data.cached}
-        write_json(run.layout.data, {**facts, **data.manifest.to_json()})
+        facts = {"job_dir": str(run.job_dir), "directory": str(data.directory.absolute())}
+        write_json(run.layout.data, {**facts, "cached": data.cached, **data.manifest.to_json()})
         return data
 
     def _data(self, group: WorkerGroup) -> PreparedData:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from orchestrator.spec.spec_base import SpecModel
 
+BUCKET_SCHEMES = ("s3", "gs", "az")
+"""Schemes of URLs that checkpoints can be written to."""
+
 
 class WorkersRange(SpecModel):
     """An elastic number of workers."""

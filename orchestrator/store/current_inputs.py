@@ -9,8 +9,9 @@ import orchestrator
 from orchestrator.atomic_files import read_json
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.data.sources import globs, hub
-from orchestrator.data.sources.contents import DIGEST_HEX, read_weights, unread
-from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, settings_of
+from orchestrator.data.sources.contents import read_weights, unread
+from orchestrator.domain.fingerprints import DIGEST_HEX, CodePrint, FileContent, ModelPrint, settings_of
+from orchestrator.json_values import JsonObject
 from orchestrator.planner.model_shape import model_shape
 from orchestrator.spec.job import JobSpec
 
@@ -33,7 +34,7 @@ def local_path(name: str | None, job_dir: Path) -> Path | None:
     return Path(name).absolute() if Path(name).exists() else None
 
 
-def settings_now(spec: JobSpec, job_dir: Path) -> dict[str, object]:
+def settings_now(spec: JobSpec, job_dir: Path) -> JsonObject:
     """See `settings_of`."""
     names = [name for name in (spec.model.pretrained, spec.tokenizer.pretrained) if name is not None]
     return settings_of(spec, [name for name in names if local_path(name, job_dir) is not None])

@@ -4,9 +4,9 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from orchestrator.host_identity import boot_id
+from orchestrator.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class DriverProcess:
     def current(cls) -> "DriverProcess":
         """This process."""
         pid = os.getpid()
-        return cls(pid=pid, host=socket.gethostname(), boot_id=_boot_id(), start_ticks=_start_ticks(pid) or 0)
+        return cls(pid=pid, host=socket.gethostname(), boot_id=boot_id(), start_ticks=_start_ticks(pid) or 0)
 
     def alive(self) -> bool | None:
         """False when the process is certainly gone; None where this host cannot tell (the run is another host's)."""
         if self.host != socket.gethostname():
             return None
-        if self.boot_id and self.boot_id != _boot_id():
+        if self.boot_id and self.boot_id != boot_id():
             return False
         ticks = _start_ticks(self.pid)
         if ticks is None:
             return False
         return self.start_ticks in (0, ticks)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
@@ -49,13 +49,6 @@ class DriverProcess:
             return cls(int(value["pid"]), str(value["host"]), str(value["boot_id"]), int(value["start_ticks"]))
         except (KeyError, TypeError, ValueError):
             return None
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -1,10 +1,9 @@
 """Before a resume: compares the present inputs with those that the run was trained with. Starts, writes and removes
 nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
@@ -30,6 +29,7 @@ from orchestrator.domain.fingerprints import (
     told,
 )
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.current_inputs import code_now, embedding_rows, local_path, model_now, settings_now
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint, find_prepared, read_history
@@ -44,7 +44,7 @@ class ChangedError(UsageError):
         self.changes = tuple(changes)
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"changes": [change.to_json() for change in self.changes]}
 
 
@@ -246,7 +246,7 @@ def _without_record(asked: _Question) -> Resumption:
     return Resumption(warnings=(warning,), prepared=directory, contents=look(there, (), asked.watch), trained=True)
 
 
-def _prepared_of(facts: Mapping[str, Any], cache_dir: Path) -> Path | None:
+def _prepared_of(facts: JsonFields, cache_dir: Path) -> Path | None:
     """The prepared data that `data.json` names, if it is whole; its files are read for that."""
     place, fingerprint = facts.get("directory"), facts.get("fingerprint")
     if not isinstance(place, str) or not isinstance(fingerprint, str):

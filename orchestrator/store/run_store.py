@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.run_states import FINAL_STATES
+from orchestrator.json_values import JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
-FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 LOST = "lost"
 """Shown for a run whose state says it is going on while its driver is gone."""
 
@@ -77,7 +77,7 @@ class RunRecord:
     def validation_loss(self) -> float | None:
         return self.progress.validation_loss
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """What `convoy runs --json` prints for this run."""
         return {
             "id": self.id,
@@ -270,7 +270,7 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _state(state: RunState, reason: str | None, now_s: float) -> dict[str, Any]:
+def _state(state: RunState, reason: str | None, now_s: float) -> JsonObject:
     return {"state": state.value, "reason": reason, "updated_s": now_s}
 
 

@@ -7,6 +7,7 @@ from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.errors import DataError
 from orchestrator.domain.policy.numeric import Skip
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.json_values import objects
 
 
 def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
@@ -18,10 +19,10 @@ def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
         return ()
     value = read_json(layout.skips)
     try:
-        return tuple(Skip.from_json(item) for item in (value or {})["skips"])
-    except (KeyError, TypeError, ValueError) as error:
+        return tuple(Skip.from_json(item) for item in objects(value or {}, "skips"))
+    except ValueError as error:
         raise DataError(
-            f"{layout.skips} is damaged: {type(error).__name__}: {error}",
+            f"{layout.skips} is damaged: {error}",
             hint="restore it: it lists the samples that the run leaves out; the events `numeric.fault` have the same",
         ) from error
 

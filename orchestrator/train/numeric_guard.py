@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from orchestrator.domain.policy.numeric import (
     TrainingDivergedError,
     find_fault,
 )
+from orchestrator.json_values import JsonObject, integer_rows, numbers, optional
 from orchestrator.train.snapshot.checkpointing import SaveProgress
 from orchestrator.train.step_reporting import StepOutcome
 from orchestrator.train.train_context import TrainContext
@@ -37,8 +37,8 @@ class NumericGuard:
         self._context = context
         self._skips = [[first, end - first] for first, end in order.left_out]
         self._bound = SpikeBound(spike.deviations, spike.window) if spike is not None else None
-        kept = start.extra.get(LOSSES, []) if self._bound is not None else []
-        self._losses: deque[float] = deque(kept, maxlen=spike.window if spike is not None else 0)
+        kept = optional(numbers, start.extra, LOSSES) if self._bound is not None else None
+        self._losses: deque[float] = deque(kept or (), maxlen=spike.window if spike is not None else 0)
         mine = [each for each in context.plan.injections if each.rank == context.session.rank]
         self._injections = [each for each in mine if each.kind != "oom"]  # see `scarcity`
 
@@ -71,9 +71,9 @@ class NumericGuard:
                 loss = loss * injection.factor
         return loss
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self) -> JsonObject:
         """What a later restore needs: JSON values, for `SaveProgress.extra`."""
-        kept: dict[str, Any] = {}
+        kept: JsonObject = {}
         if self._skips:
             kept[SKIPS] = self._skips
         if self._bound is not None:
@@ -94,7 +94,7 @@ def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
 
     Raises CheckpointError if that state has seen samples that are left out.
     """
-    known = [(int(first), int(count)) for first, count in start.extra.get(SKIPS, [])]
+    known = [(first, count) for first, count in optional(integer_rows, start.extra, SKIPS) or ()]
     try:
         order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
     except ValueError as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.atomic_files import read_json, replace_directory
 from orchestrator.domain.device import device_environment
@@ -26,6 +26,7 @@ from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, TrainPlan
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.gpu_fit import GpuFit
 
@@ -242,7 +243,7 @@ def smallest_room(session: StandaloneSession, own: DeviceRoom) -> DeviceRoom:
     return min(rooms, key=lambda room: room.usable_bytes)
 
 
-def _config(job: "LoadedJob") -> dict[str, Any]:
+def _config(job: "LoadedJob") -> JsonObject:
     """The model's config as far as it is known without loading a library."""
     from orchestrator.planner.model_shape import known_config
 

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from orchestrator.domain.policy.replay import check_replay
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes
+from orchestrator.json_values import JsonObject
 from orchestrator.train.batch_feed import Feed, StepBatch
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
 from orchestrator.train.collectives.exchange import RankStep, exchange, global_sum, read_numbers
@@ -318,7 +318,7 @@ class TrainLoop:
             context.session.report_event(event)
         return True
 
-    def _store(self, outcome: StepOutcome, extra: dict[str, Any], started: float) -> bool:
+    def _store(self, outcome: StepOutcome, extra: JsonObject, started: float) -> bool:
         """Leave the writing to the vaults; whether they do. Collective."""
         context = self._context
         if not self._protection.store(outcome, self._place, extra):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
@@ -15,9 +15,16 @@ from orchestrator.domain.errors import PeerLostError, UsageError, cause_of_error
 from orchestrator.domain.events import CheckpointRestored, TrainingPlanned, WarningIssued, WorkerPhase, WorkerStarted
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.json_values import JsonObject, optional, text
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from orchestrator.data.data_manifest import DataManifest
+    from orchestrator.train.models.linear_loss import ChunkedHead
+    from orchestrator.train.models.tasks import Task
     from orchestrator.train.snapshot.checkpointing import SaveProgress
     from orchestrator.train.train_context import TrainContext
 
@@ -85,13 +92,13 @@ def blamed_on_peers(session: Session) -> Iterator[None]:
         raise PeerLostError(f"left the collective on request of the driver: {type(error).__name__}: {error}") from error
 
 
-def _tell_started(session: Session, device: Any, seconds: float) -> None:
+def _tell_started(session: Session, device: "torch.device", seconds: float) -> None:
     session.report_event(
         WorkerStarted(session.rank, session.node_ip, os.getpid(), _device_name(device), seconds),
     )
 
 
-def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
+def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: "torch.device") -> "TrainContext":
     from orchestrator.data.samples.dataset import TokenDataset
     from orchestrator.train.collectives.collective_timer import ticking_collectives
     from orchestrator.train.engine.build_memory import no_samples_yet, shape_of, shape_of_config, tell_room
@@ -129,7 +136,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
-def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
+def _chunked_head(spec: JobSpec, plan: TrainPlan, model: "PreTrainedModel") -> "ChunkedHead | None":
     """The model's head, if the loss is to be computed in chunks. Raises UsageError if the model cannot do that."""
     from orchestrator.domain.loss_chunks import loss_chunk_tokens
     from orchestrator.train.models.linear_loss import install_chunked_head
@@ -149,7 +156,7 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
     return head
 
 
-def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
+def _task(spec: JobSpec, manifest: "DataManifest", model: "PreTrainedModel", head: "ChunkedHead | None") -> "Task":
     from orchestrator.train.models.architectures import objective_of
     from orchestrator.train.models.tasks import CausalLM, MaskedLM
 
@@ -193,7 +200,7 @@ def _train(context: "TrainContext") -> TrainResult:
             try_longest(context)
         _phase(session, Phase.TRAIN)
         result = TrainLoop(context, start).run()
-    facts = {
+    facts: JsonObject = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
         "parameters": context.size.parameters,
@@ -221,7 +228,8 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
         gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
         return_free_memory()
         _phase(session, Phase.EXPORT, result.step)
-        export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
+        checkpoint = optional(text, result.facts, "checkpoint") or plan.resume_from
+        export_run(session, plan, spec, checkpoint, result.step)
 
 
 def _restore(context: "TrainContext") -> "SaveProgress":
@@ -263,7 +271,7 @@ def _set_threads(spec: JobSpec) -> None:
     torch.set_num_threads(compute_threads(cpus, os.environ))
 
 
-def _set_offload_threads(spec: JobSpec, device: Any) -> None:
+def _set_offload_threads(spec: JobSpec, device: "torch.device") -> None:
     """More of them if the optimizer runs on the host while the model trains on a GPU. Collective."""
     if device.type == CPU or spec.zero.offload_optimizer.device == "none":
         return
@@ -285,7 +293,7 @@ def _import_model(spec: JobSpec, device: str) -> None:
         ARCHITECTURES[spec.model.architecture].model_type()
 
 
-def _device_name(device: Any) -> str:
+def _device_name(device: "torch.device") -> str:
     if device.type == "cpu":
         return "cpu"
     import torch

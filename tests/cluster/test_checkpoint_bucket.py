@@ -18,7 +18,7 @@ from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEn
 from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.format.reader import CheckpointReader
-from orchestrator.checkpoint.format.shard import Interval
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, newest_valid, retain, verify_checkpoint
 from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
 from orchestrator.checkpoint.storage.retention import Rule
@@ -76,8 +76,11 @@ def weights(rank: int, step: int) -> Any:
 
 
 def shard(storage: Storage, step: int, rank: int, rate: float | None = None) -> ShardEntry:
+    """`rate`: bytes a second, at most."""
+    pause_s = 0.0 if rate is None else CHUNK_BYTES / rate
+    content = weights(rank, step).data
     interval = Interval("w", Kind.MASTER, Range(rank * ELEMENTS, (rank + 1) * ELEMENTS), 0, "float32")
-    return write_shard(storage, f"step-{step:08d}", rank, [interval], weights(rank, step).data, {}, rate)
+    return write_shard(storage, f"step-{step:08d}", rank, [interval], content, {}, tick=lambda: time.sleep(pause_s))
 
 
 def write(storage: Storage, step: int, loss: float | None = None) -> None:

@@ -123,7 +123,7 @@ def test_a_save_that_ends_in_an_error_of_any_kind_has_failed_and_the_next_is_see
         return event(CheckpointSaved, 0.0, step=save.step)
 
     monkeypatch.setattr(CheckpointCommitter, "_see_through", see_through)
-    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None))
     for step in (8, 16):
         saves.begin(1, CheckpointStarted(step, "/runs/a/checkpoints", 2, 1, 0.1))
     failed, saved = saves.end(10.0)

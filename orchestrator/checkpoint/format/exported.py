@@ -3,15 +3,15 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.run_layout import EXPORT_IN_WORK, RunLayout
+from orchestrator.json_values import JsonFields, integer, mapping, optional, parse_object
 
 PROVENANCE = "convoy.json"
 """Records which step an export was made from and which files belong to it; transformers ignores it."""
 
 
-def provenance(directory: Path, facts: dict[str, Any]) -> str:
+def provenance(directory: Path, facts: JsonFields) -> str:
     """The text of `PROVENANCE` for an export whose other files are in `directory`: `facts`, which name the `step`, and
     the size in bytes of each file."""
     files = {
@@ -46,11 +46,11 @@ def _read(directory: Path) -> tuple[int | None, str | None]:
     if not directory.is_dir():
         return None, f"there is no export in {directory}"
     try:
-        facts = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
-        step, files = int(facts["step"]), dict(facts.get("files") or {})
+        facts = parse_object((directory / PROVENANCE).read_bytes())
+        step, files = integer(facts, "step"), optional(mapping, facts, "files") or {}
     except OSError as error:
         return None, f"{directory} contains no export: {PROVENANCE}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         return None, f"{directory / PROVENANCE} is damaged"
     for name, size_bytes in files.items():
         try:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEntry, read_manifest
-from orchestrator.checkpoint.format.dtypes import decode, storage_dtype
+from orchestrator.checkpoint.format.dtypes import Elements, decode, storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range, intersect, missing
 from orchestrator.checkpoint.format.shard import Interval, ShardFile, ShardIndex, digest
 from orchestrator.checkpoint.storage.ranged import ChunkCache, RangedShard
@@ -80,7 +79,7 @@ class IntervalReader:
         """Whether anything of the tensor was saved."""
         return (name, kind) in self._intervals
 
-    def read(self, name: str, kind: Kind, start: int, end: int, out: "NDArray[Any]") -> None:
+    def read(self, name: str, kind: Kind, start: int, end: int, out: Elements) -> None:
         """Fill `out` (1-D, `end - start` elements) with elements [start, end) of a tensor.
 
         Floating types are converted; bfloat16 goes into uint16 as it is, into floats by value. Raises
@@ -108,7 +107,7 @@ class IntervalReader:
                 if gaps:
                     raise CheckpointError(f"{self.place} lacks {kind} of {name}: elements {gaps[0]}")
 
-    def _read_part(self, interval: Interval, shard: int, part: Range, out: "NDArray[Any]") -> None:
+    def _read_part(self, interval: Interval, shard: int, part: Range, out: Elements) -> None:
         item = storage_dtype(interval.dtype)
         offset = interval.offset + (part.start - interval.range.start) * item.itemsize
         source = self._shard(shard)

@@ -14,12 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from orchestrator.checkpoint.format.dtypes import storage_dtype
+from orchestrator.checkpoint.format.dtypes import Elements, storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError
@@ -49,6 +47,11 @@ class Interval:
         return len(self.range) * storage_dtype(self.dtype).itemsize
 
 
+def shard_stem(rank: int, tag: str = "") -> str:
+    """The name of a rank's shard (`.bin`) and its index (`.json`), without the ending. `tag`: of the attempt."""
+    return f"shard-{rank:05d}{tag}"
+
+
 @dataclass(frozen=True)
 class ShardPiece:
     """Something to write: elements [start, start + len(data)) of tensor `name`."""
@@ -57,7 +60,7 @@ class ShardPiece:
     kind: Kind
     start: int
     dtype: str
-    data: "NDArray[Any]"
+    data: Elements
     """1-D, contiguous, of the type's storage dtype (bfloat16 as uint16)."""
 
 

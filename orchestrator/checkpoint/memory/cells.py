@@ -19,8 +19,9 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
+from orchestrator.planner.state_size import SLOTS
+
 PAGE = 4096
-SLOTS = 2
 NONE = -1
 _MAGIC = 0x434F4E564F59
 _INT = struct.Struct("<q")

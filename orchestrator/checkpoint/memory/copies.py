@@ -7,9 +7,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from orchestrator.checkpoint.memory import stripes
+from orchestrator.checkpoint.memory.frames import (
+    CopyRequest,
+    ReportRequest,
+    ShareRequest,
+    TicketAnswer,
+    TicketFields,
+    WholeRequest,
+    decode,
+)
 from orchestrator.checkpoint.memory.held import CellKey, Held
 from orchestrator.checkpoint.memory.stripes import Stripes
 from orchestrator.checkpoint.memory.wire import Channel, RefusedError, WireError
@@ -77,7 +85,7 @@ class Copies:
             return self._failed(peer, key, step, WireError("it is no longer available")) if gone else True
         index = b"" if (peer, key) in self._told else held.index
         size = held.cell.size
-        header = {
+        header: ShareRequest = {
             "do": "share", "generation": key.generation, "rank": key.rank, "world_size": held.world_size, "step": step,
             "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "index_bytes": len(index),
             "pid": os.getpid(), "descriptor": held.cell.descriptor, "serial": held.cell.serial,
@@ -104,7 +112,7 @@ class Copies:
             channel = self._channel(peer)
             state, size = held.cell.state(slot), held.cell.size
             index = b"" if (peer, key) in self._told else held.index
-            header: dict[str, Any] = {
+            header: CopyRequest = {
                 "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
                 "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
                 "state_bytes": len(state), "index_bytes": len(index),
@@ -115,9 +123,10 @@ class Copies:
                 channel.answer()
             else:
                 answer, _ = channel.ask({**header, "striped": True}, index + state)
-                of = {"generation": key.generation, "rank": key.rank, "ticket": answer["ticket"]}
+                ticket = decode(TicketAnswer, answer)["ticket"]
+                of = TicketFields(generation=key.generation, rank=key.rank, ticket=ticket)
                 self._stripes.send(peer, of, held.cell.descriptor, position, size.payload_bytes)
-                channel.ask({"do": "whole", **of})
+                channel.ask(WholeRequest(**of, do="whole"))
         except OSError as error:
             return self._failed(peer, key, step, error)
         self._told.add((peer, key))
@@ -130,7 +139,7 @@ class Copies:
         return False
 
     def report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
-        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
+        frame = ReportRequest(do="report", generation=key.generation, rank=key.rank, step=step, copy=True)
         try:
             self._channel(peer).send(frame, data)
         except OSError as error:

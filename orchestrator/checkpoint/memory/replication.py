@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
+from orchestrator.checkpoint.memory.frames import ShardAnswer
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder, ShardWriterThread
 from orchestrator.lasting_thread import LastingThread
@@ -82,7 +83,7 @@ class Replication:
                 lane = self._lanes[number] = _Lane(self, self._make_copies(), number)
         lane.work.put(work)
 
-    def written(self, generation: int, step: int) -> list[dict[str, object]]:
+    def written(self, generation: int, step: int) -> list[ShardAnswer]:
         """The progress and results of the shards of a step that were ordered here."""
         return self._writer.answers(generation, step)
 

@@ -7,20 +7,20 @@ the end (`whole`). The receiver makes the slot hold the step when all bytes have
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.checkpoint.memory.frames import StripeRequest, TicketFields
 from orchestrator.checkpoint.memory.held import CellKey, Held
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.lasting_thread import LastingThread
 
 STRIPE_BYTES = 64 << 20
 """A payload of two stripes or more travels in stripes; for less the two further round trips are not worth it."""
-STREAMS = 4
-"""Connections for the stripes of one slot: see `replication.LANES`. A vault has at most LANES * STREAMS of them to each
-peer, and uses them all if several large cells travel at once."""
+STRIPE_STREAMS = 4
+"""Connections for the stripes of one slot: see `replication.LANES`. A vault has at most LANES * STRIPE_STREAMS of them
+to each peer, and uses them all if several large cells travel at once."""
 ABORT_LIMIT_S = 5.0
 """From the hanging up on stripes of an attempt that has failed to the end of their reception."""
 
@@ -28,7 +28,7 @@ ABORT_LIMIT_S = 5.0
 @dataclass(frozen=True)
 class _Stripe:
     peer: str
-    frame: dict[str, Any]
+    frame: Mapping[str, object]
     descriptor: int
     position: int
     """In the file."""
@@ -48,18 +48,24 @@ class Stripes:
         self._work: queue.Queue[_Stripe | None] = queue.Queue()
         self._started = False
 
-    def send(self, peer: str, frame: dict[str, Any], descriptor: int, position: int, size_bytes: int) -> None:
+    def send(self, peer: str, frame: TicketFields, descriptor: int, position: int, size_bytes: int) -> None:
         """Send `size_bytes` of a file, from `position` on, each stripe with its `offset` and answered by the peer.
         Raises OSError if one of them failed; when it returns or raises, none is under way."""
         if not self._started:
             self._started = True
-            for number in range(STREAMS):
+            for number in range(STRIPE_STREAMS):
                 _StripeStream(self._work, self._connect, self._count_cpu, number)
         failed = threading.Event()
         stripes = []
         for offset in range(0, size_bytes, STRIPE_BYTES):
             length = min(STRIPE_BYTES, size_bytes - offset)
-            header = {**frame, "do": "stripe", "offset": offset}
+            header = StripeRequest(
+                do="stripe",
+                generation=frame["generation"],
+                rank=frame["rank"],
+                ticket=frame["ticket"],
+                offset=offset,
+            )
             stripes.append(_Stripe(peer, header, descriptor, position + offset, length, failed, Future()))
         for stripe in stripes:
             self._work.put(stripe)
@@ -71,7 +77,7 @@ class Stripes:
     def close(self) -> None:
         """End the threads, after what they are sending."""
         if self._started:
-            for _ in range(STREAMS):
+            for _ in range(STRIPE_STREAMS):
                 self._work.put(None)
 
 

@@ -10,9 +10,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from orchestrator.checkpoint.memory.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.memory import frames
+from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
 from orchestrator.checkpoint.memory.fencing import end_writers
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
@@ -21,9 +21,11 @@ from orchestrator.checkpoint.memory.peers import descriptor_path
 from orchestrator.checkpoint.memory.recent_reports import Reports
 from orchestrator.checkpoint.memory.replication import Filled, Replication, Reported
 from orchestrator.checkpoint.memory.stripes import Arrivals
-from orchestrator.checkpoint.memory.vault_server import VaultServer
+from orchestrator.checkpoint.memory.vault_server import Handler, VaultServer
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder
 from orchestrator.checkpoint.memory.wire import Channel, WireError
+from orchestrator.json_values import JsonObject, integer
+from orchestrator.planner.state_size import SLOTS
 
 _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""
@@ -85,37 +87,37 @@ class Vault:
 
     # Frames -------------------------------------------------------------------------------------------------------
 
-    def _handle(self, channel: Channel, frame: dict[str, Any]) -> None:
-        handlers: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+    def _handle(self, channel: Channel, frame: JsonObject) -> None:
+        handlers: dict[str, Handler] = {
             "ping": lambda channel, _: channel.send({}),
-            "create": self._on_create,
-            "filled": self._on_filled,
-            "store": self._on_store,
-            "written": self._on_written,
-            "peers": self._on_peers,
-            "copy": self._on_copy,
-            "stripe": self._on_stripe,
-            "whole": self._on_whole,
-            "share": self._on_share,
-            "inventory": self._on_inventory,
-            "describe": self._on_describe,
-            "read": self._on_read,
-            "forget": self._on_forget,
-            "fence": self._on_fence,
-            "report": self._on_report,
-            "reports": self._on_reports,
+            "create": frames.handling(frames.CreateRequest, self._on_create),
+            "filled": frames.handling(frames.FilledRequest, self._on_filled),
+            "store": frames.handling(frames.StoreRequest, self._on_store),
+            "written": frames.handling(frames.WrittenRequest, self._on_written),
+            "peers": frames.handling(frames.PeersRequest, self._on_peers),
+            "copy": frames.handling(frames.CopyRequest, self._on_copy),
+            "stripe": frames.handling(frames.StripeRequest, self._on_stripe),
+            "whole": frames.handling(frames.WholeRequest, self._on_whole),
+            "share": frames.handling(frames.ShareRequest, self._on_share),
+            "inventory": frames.handling(frames.InventoryRequest, self._on_inventory),
+            "describe": frames.handling(frames.DescribeRequest, self._on_describe),
+            "read": frames.handling(frames.ReadRequest, self._on_read),
+            "forget": frames.handling(frames.ForgetRequest, self._on_forget),
+            "fence": frames.handling(frames.FenceRequest, self._on_fence),
+            "report": frames.handling(frames.ReportRequest, self._on_report),
+            "reports": frames.handling(frames.ReportsRequest, self._on_reports),
         }
         self._ready.wait()
         what = str(frame.get("do"))
         if what in _DRIVERS:
             self.asked_s = time.monotonic()
-        self._newest = max(self._newest, int(frame.get("generation", 0)))
+        self._newest = max(self._newest, integer(frame, "generation") if "generation" in frame else 0)
         handler = handlers.get(what)
         if handler is None:
             raise WireError(f"unknown request {frame.get('do')!r}")
         handler(channel, frame)
 
-    def _on_create(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_create(self, channel: Channel, frame: frames.CreateRequest) -> None:
         """A cell for a rank of this node; answers with the descriptor to map."""
         index = channel.take(frame["bytes"])
         try:
@@ -126,12 +128,12 @@ class Vault:
             return
         channel.send({"descriptor": held.cell.descriptor})
 
-    def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
+    def _on_filled(self, _: Channel, frame: frames.FilledRequest) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._require_current(frame)
         self._replication.put(Filled(_key(frame), int(frame["step"])))
 
-    def _on_report(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_report(self, channel: Channel, frame: frames.ReportRequest) -> None:
         """Rank 0 has finished a step; so says itself, or its vault. Not answered."""
         data = channel.take(frame["bytes"])
         self._require_current(frame)
@@ -139,26 +141,35 @@ class Vault:
         if not frame["copy"]:
             self._replication.put(Reported(_key(frame), int(frame["step"]), data))
 
-    def _on_reports(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_reports(self, channel: Channel, frame: frames.ReportsRequest) -> None:
         """Reports of the steps after one."""
         found = self._reports.after(int(frame["after"]))
         channel.send({"sizes": [len(data) for data in found]}, b"".join(found))
 
-    def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
+    def _on_store(self, _: Channel, frame: frames.StoreRequest) -> None:
         """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
-        fields = {name: frame[name] for name in ("generation", "rank", "step", "place", "name", "tag", "extra")}
-        self._replication.put(ShardOrder(**fields))
+        self._replication.put(
+            ShardOrder(
+                generation=frame["generation"],
+                rank=frame["rank"],
+                step=frame["step"],
+                place=frame["place"],
+                name=frame["name"],
+                tag=frame["tag"],
+                extra=frame["extra"],
+            )
+        )
 
-    def _on_written(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_written(self, channel: Channel, frame: frames.WrittenRequest) -> None:
         """What has come of the shards of a step that were ordered here."""
         channel.send({"shards": self._replication.written(int(frame["generation"]), int(frame["step"]))})
 
-    def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_peers(self, channel: Channel, frame: frames.PeersRequest) -> None:
         """Where the states of a generation are to be copied."""
         self._replication.set_peers(int(frame["generation"]), frame["addresses"])
         channel.send({})
 
-    def _on_copy(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_copy(self, channel: Channel, frame: frames.CopyRequest) -> None:
         """A peer's slot arrives: index (unless it is known), small state, and the payload, or `striped` a ticket for
         its stripes."""
         index = channel.take(frame["index_bytes"])
@@ -189,7 +200,7 @@ class Vault:
         self._spent.add(started_s)
         channel.send({})
 
-    def _on_stripe(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_stripe(self, channel: Channel, frame: frames.StripeRequest) -> None:
         """A part of a slot whose arrival was begun."""
         started_s = time.thread_time()
         try:
@@ -202,7 +213,7 @@ class Vault:
             self._spent.add(started_s)
         channel.send({})
 
-    def _on_whole(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_whole(self, channel: Channel, frame: frames.WholeRequest) -> None:
         """All stripes of a slot have been sent."""
         try:
             self._require_current(frame)
@@ -212,7 +223,7 @@ class Vault:
             return
         channel.send({})
 
-    def _on_share(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_share(self, channel: Channel, frame: frames.ShareRequest) -> None:
         """A peer of this host has filled a slot of memory that we hold, or are to hold, too."""
         index, key = channel.take(frame["index_bytes"]), _key(frame)
         held = self._cells.get(key)
@@ -227,7 +238,7 @@ class Vault:
             return
         channel.send({} if known else {"error": f"step {frame['step']} is no longer available"})
 
-    def _on_inventory(self, channel: Channel, _: dict[str, Any]) -> None:
+    def _on_inventory(self, channel: Channel, _: frames.InventoryRequest) -> None:
         """Everything whole that lies here."""
         with self._lock:
             cells = dict(self._cells)
@@ -241,7 +252,7 @@ class Vault:
         facts = {"memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
         channel.send({"held": found, **facts})
 
-    def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_describe(self, channel: Channel, frame: frames.DescribeRequest) -> None:
         """The index and the small state of a slot."""
         try:
             with self._found(frame) as (held, cell, slot):
@@ -252,7 +263,7 @@ class Vault:
         except FreedError:
             channel.send({"error": "not here"})
 
-    def _on_read(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_read(self, channel: Channel, frame: frames.ReadRequest) -> None:
         """Bytes [offset, offset + length) of a slot's payload."""
         offset, length = int(frame["offset"]), int(frame["length"])
         try:
@@ -263,7 +274,7 @@ class Vault:
         except FreedError:
             channel.send({"error": "not here"})
 
-    def _on_forget(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_forget(self, channel: Channel, frame: frames.ForgetRequest) -> None:
         """Free the cells of generations before one."""
         before = int(frame["before"])
         with self._lock:
@@ -276,7 +287,7 @@ class Vault:
             held.free()
         channel.send({})
 
-    def _on_fence(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_fence(self, channel: Channel, frame: frames.FenceRequest) -> None:
         """Another driver takes over: what is left of the gangs before its first generation must not write any more.
 
         Answers with the pids of workers that had to be ended, and of those that could not be.
@@ -288,7 +299,7 @@ class Vault:
         ended, left = end_writers([(held.writer, held.cell.descriptor) for held in old])
         channel.send({"ended": ended, "left": left})
 
-    def _require_current(self, frame: dict[str, Any]) -> None:
+    def _require_current(self, frame: frames.GenerationFields) -> None:
         if int(frame["generation"]) < self._fence:
             raise WireError(f"generation {frame['generation']} is over: a later one has replaced it")
 
@@ -296,7 +307,7 @@ class Vault:
         return self._cells.get(key)
 
     @contextlib.contextmanager
-    def _found(self, frame: dict[str, Any]) -> Iterator[tuple[Held, Cell, int]]:
+    def _found(self, frame: frames.StepFields) -> Iterator[tuple[Held, Cell, int]]:
         """What is held of a step, its cell for use within, and its slot. Raises FreedError when it is not here."""
         held = self._cells.get(_key(frame))
         if held is None:
@@ -307,7 +318,7 @@ class Vault:
                 raise FreedError("not here")
             yield held, cell, slot
 
-    def _make(self, frame: dict[str, Any], index: bytes, own: bool) -> Held:
+    def _make(self, frame: frames.CellFields, index: bytes, own: bool) -> Held:
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
         left_bytes = self._memory_left()
         if size.total_bytes > left_bytes:
@@ -322,7 +333,7 @@ class Vault:
         held = Held(cell, int(frame["world_size"]), index, own, writer)
         return self._hold(key, held)
 
-    def _join(self, frame: dict[str, Any], index: bytes) -> Held:
+    def _join(self, frame: frames.ShareRequest, index: bytes) -> Held:
         """Hold memory of another vault of this host. Raises OSError, ValueError where it cannot be reached."""
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
         cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size, writes=False)
@@ -339,5 +350,5 @@ class Vault:
         return held
 
 
-def _key(frame: dict[str, Any]) -> CellKey:
+def _key(frame: frames.StateFields) -> CellKey:
     return CellKey(int(frame["generation"]), int(frame["rank"]))

@@ -10,7 +10,10 @@ import os
 import select
 import socket
 import struct
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
+
+from orchestrator.json_values import JsonObject, integer, parse_object
 
 LENGTH = struct.Struct(">I")
 """Of a frame's object, in front of it."""
@@ -29,7 +32,7 @@ class RefusedError(WireError):
     """The other side answered with a refusal. The connection can still be used."""
 
 
-def encode(header: dict[str, Any], count: int) -> bytes:
+def encode(header: Mapping[str, object], count: int) -> bytes:
     """A frame's object, with its length in front of it; `count` raw bytes follow it."""
     body = json.dumps({**header, "bytes": count}, separators=(",", ":")).encode()
     return LENGTH.pack(len(body)) + body
@@ -62,13 +65,13 @@ class Channel:
             raise
         return channel
 
-    def send(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    def send(self, header: Mapping[str, object], payload: bytes | memoryview = b"") -> None:
         """Send a frame. Raises OSError."""
         self._socket.sendall(encode(header, len(payload)))
         if len(payload):
             self._socket.sendall(payload)
 
-    def send_file(self, header: dict[str, Any], first: bytes, descriptor: int, offset: int, count: int) -> None:
+    def send_file(self, header: Mapping[str, object], first: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send a frame whose bytes are `first` and then `count` of a file's, which do not pass through Python."""
         frame = encode(header, len(first) + count)
         timeout_s = self._socket.gettimeout()
@@ -87,17 +90,19 @@ class Channel:
             os.close(own)
             self._socket.settimeout(timeout_s)
 
-    def receive(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+    def receive(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[JsonObject, int]:
         """The next frame's object, and how many raw bytes follow; the caller must read them. Raises OSError (WireError
         when the object has over `limit_bytes`)."""
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
         if length > limit_bytes:
             raise WireError(f"a frame of {length} bytes is not a valid frame")
         try:
-            header = json.loads(self._exactly(length))
-            return header, int(header.pop("bytes"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            header = parse_object(self._exactly(length))
+            count = integer(header, "bytes")
+        except ValueError as error:
             raise WireError(f"not a valid frame: {error}") from error
+        del header["bytes"]
+        return header, count
 
     def take(self, count: int) -> bytes:
         """Raw bytes of a frame."""
@@ -112,12 +117,12 @@ class Channel:
                 raise WireError("the other side hung up")
             done += received
 
-    def ask(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> tuple[dict[str, Any], int]:
+    def ask(self, header: Mapping[str, object], payload: bytes | memoryview = b"") -> tuple[JsonObject, int]:
         """Send a frame and receive the answer. Raises RefusedError with the other side's message if it refuses."""
         self.send(header, payload)
         return self.answer()
 
-    def answer(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+    def answer(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[JsonObject, int]:
         """The answer to a frame sent before; see `ask` and `receive`."""
         header, count = self.receive(limit_bytes)
         if "error" in header:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
@@ -82,7 +82,7 @@ class BucketStorage:
         }
         at = prefix or None
         try:
-            self._store: Any
+            self._store: AzureStore | GCSStore | S3Store
             if scheme == "s3":
                 endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
                 # Plain HTTP to an endpoint that was asked for by that name, never as a fallback.

@@ -4,18 +4,14 @@ Shards of one attempt carry its `tag`, so that a second attempt at a step does n
 succeeded until its own manifest replaces the old.
 """
 
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest, ShardEntry
-from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest, shard_stem
 from orchestrator.checkpoint.storage.storage import Storage, StorageError
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.tick import Tick, no_tick
-
-PACE_BYTES = 1 << 20
-"""Bytes between two checks of the clock for a write with a limited rate."""
 
 
 def write_shard(
@@ -25,7 +21,6 @@ def write_shard(
     intervals: Sequence[Interval],
     content: memoryview | Iterable[memoryview],
     rng: dict[str, str],
-    rate_limit_bytes_per_s: float | None = None,
     tag: str = "",
     tick: Tick = no_tick,
 ) -> ShardEntry:
@@ -43,11 +38,9 @@ def write_shard(
         size_bytes, parts = content.nbytes, iter([content.cast("B")])
     else:
         parts = _padded(intervals, content)
-    stem = f"shard-{rank:05d}{tag}"
+    stem = shard_stem(rank, tag)
     chunks: list[int] = []
     parts = _ticking(_checksummed(parts, chunks), tick)
-    if rate_limit_bytes_per_s is not None:
-        parts = paced(parts, rate_limit_bytes_per_s)
     storage.put(name, f"{stem}.bin", parts, size_bytes)
     index = ShardIndex(rank, size_bytes, CHUNK_BYTES, tuple(chunks), tuple(intervals), rng)
     described = index.to_bytes()
@@ -80,26 +73,8 @@ def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick
 
 def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:
     """Remove what a failed attempt wrote of one rank, as far as storage lets it."""
-    stem = f"shard-{rank:05d}{tag}"
+    stem = shard_stem(rank, tag)
     _remove_files(storage, name, [f"{stem}.bin", f"{stem}.json"])
-
-
-def paced(
-    parts: Iterable[memoryview],
-    bytes_per_s: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[memoryview]:
-    """The parts, no faster than `bytes_per_s` from the first on; time that was lost is not made up for by a burst."""
-    due_s = clock()
-    for part in parts:
-        for start in range(0, len(part), PACE_BYTES):
-            piece = part[start : start + PACE_BYTES]
-            yield piece
-            due_s = max(due_s + len(piece) / bytes_per_s, clock())
-            wait_s = due_s - clock()
-            if wait_s > 0:
-                sleep(wait_s)
 
 
 def _padded(intervals: Sequence[Interval], contents: Iterable[memoryview]) -> Iterator[memoryview]:

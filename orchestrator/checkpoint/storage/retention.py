@@ -1,6 +1,6 @@
 """Which checkpoints may be removed. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.format.checkpoint_manifest import Manifest
@@ -74,7 +74,7 @@ def best(candidates: Sequence[Candidate], count: int) -> list[int]:
     return [-step for _, step in sorted(measured)[:count]]
 
 
-def _number(values: dict[str, object], key: str) -> float | None:
+def _number(values: Mapping[str, object], key: str) -> float | None:
     value = values.get(key)
     # NaN is what no comparison is true of.
     return float(value) if isinstance(value, int | float) and value == value else None

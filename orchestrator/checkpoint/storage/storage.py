@@ -15,11 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.atomic_files import sync_path
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
+from orchestrator.spec.resources import BUCKET_SCHEMES
 
-SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 _SAFE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PROBE = "writable"
@@ -146,8 +147,8 @@ class LocalStorage:
                 with contextlib.suppress(OSError):  # the error that brought us here is on its way up
                     temporary.unlink(missing_ok=True)
                 raise
-            _sync(path.parent)
-            _sync(self.root)
+            sync_path(path.parent)
+            sync_path(self.root)
 
     def remove_file(self, name: str, file: str) -> None:
         path = self.root / checked(name) / checked(file)
@@ -189,8 +190,8 @@ def open_storage(place: str | Path, limits: StorageLimits | None = None) -> Stor
     if match is None:
         return LocalStorage(Path(place))
     scheme, rest = match[1], match[2]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://bucket/path" for name in SCHEMES)
+    if scheme not in BUCKET_SCHEMES:
+        known = ", ".join(f"{name}://bucket/path" for name in BUCKET_SCHEMES)
         raise UsageError(f"checkpoints cannot be kept at {scheme}://", hint=f"use a directory, or one of {known}")
     bucket, _, prefix = rest.partition("/")
     if not bucket or re.search(r"[?#@\s]", rest):
@@ -279,11 +280,3 @@ def remove_tree(directory: Path, tick: Tick) -> None:
 def _write_all(descriptor: int, data: memoryview) -> None:
     while len(data):
         data = data[os.write(descriptor, data[: 1 << 30]) :]
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

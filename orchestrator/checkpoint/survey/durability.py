@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, whole_steps
+from orchestrator.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Durability:
     """Most that the vault of one node is expected to take, recoveries apart."""
     memory_kept_s: float
     """How long the vaults keep their state without a driver; 0: they end with the driver."""
-    node_loss: dict[str, Any] | None = None
+    node_loss: Mapping[str, float] | None = None
     """What the loss of a node would cost at this size: `repeated_steps`, `repeated_s`, `read_s`, `copied_s`."""
     over_s: float | None = None
     """Unix time at which the driver left; None while it drives."""
@@ -97,12 +97,15 @@ class Durability:
         """Nodes without which nothing could be restored from memory."""
         return tuple(node.node for node in self.nodes if node.memory_step is None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """`durability.json`; see `docs/files.md`."""
-        value = asdict(self)
-        for shard, found in zip(value["shards"], self.shards, strict=True):
-            shard["copies"] = found.copies
-        return {**value, "steps_at_risk": self.steps_at_risk, "unrecoverable": list(self.unrecoverable)}
+        shards = [{**asdict(shard), "copies": shard.copies} for shard in self.shards]
+        return {
+            **asdict(self),
+            "shards": shards,
+            "steps_at_risk": self.steps_at_risk,
+            "unrecoverable": list(self.unrecoverable),
+        }
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,18 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.checkpoint.memory.frames import (
+    InventoryAnswer,
+    InventoryRequest,
+    ReportsAnswer,
+    ReportsRequest,
+    decode,
+)
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import Holding
+from orchestrator.json_values import JsonObject
 from orchestrator.lasting_thread import LastingThread
 
 SURVEY_S = 2.0
@@ -27,7 +34,7 @@ class VaultContact:
     token: str = field(repr=False)
 
 
-def holdings(address: str, answer: dict[str, Any]) -> tuple[Holding, ...]:
+def holdings(address: str, answer: JsonObject) -> tuple[Holding, ...]:
     """The holdings in a vault's answer to `inventory`."""
     return tuple(
         Holding(
@@ -39,7 +46,7 @@ def holdings(address: str, answer: dict[str, Any]) -> tuple[Holding, ...]:
             own=item["own"],
             size_bytes=item["bytes"],
         )
-        for item in answer["held"]
+        for item in decode(InventoryAnswer, answer)["held"]
     )
 
 
@@ -47,12 +54,12 @@ def ask_reports(contact: VaultContact, after: int) -> list[bytes]:
     """Reports that a vault keeps of the steps after one. Raises OSError."""
     channel = Channel.connect(contact.address, contact.token, ASK_TIMEOUT_S)
     try:
-        answer, count = channel.ask({"do": "reports", "after": after})
+        answer, count = channel.ask(ReportsRequest(do="reports", after=after))
         data = channel.take(count)
     finally:
         channel.close()
     found, first = [], 0
-    for size in answer["sizes"]:
+    for size in decode(ReportsAnswer, answer)["sizes"]:
         found.append(data[first : first + size])
         first += size
     return found
@@ -95,8 +102,8 @@ class Surveyor:
         """One report. An invalid answer of a vault does not affect the others."""
         try:
             return self._ask(contact)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"its answer is invalid: {type(error).__name__}: {error}"
+        except ValueError as error:
+            problem = f"its answer is invalid: {error}"
             return VaultReport(contact.node, contact.address, answers=False, problem=problem)
 
     def _ask(self, contact: VaultContact) -> VaultReport:
@@ -107,7 +114,7 @@ class Surveyor:
             try:
                 if channel is None:
                     channel = Channel.connect(contact.address, contact.token, ASK_TIMEOUT_S)
-                answer, _ = channel.ask({"do": "inventory"})
+                answer, _ = channel.ask(InventoryRequest(do="inventory"))
             except OSError as error:
                 if channel is not None:
                     channel.close()
@@ -115,8 +122,6 @@ class Surveyor:
                     return VaultReport(contact.node, contact.address, answers=False, problem=f"no answer: {error}")
                 continue
             self._channels[contact.address] = channel
-            held = holdings(contact.address, answer)
-            return VaultReport(
-                contact.node, contact.address, True, held, int(answer["memory_bytes"]), str(answer["problem"])
-            )
+            held, said = holdings(contact.address, answer), decode(InventoryAnswer, answer)
+            return VaultReport(contact.node, contact.address, True, held, said["memory_bytes"], said["problem"])
         return VaultReport(contact.node, contact.address, answers=False, problem="no answer")

@@ -50,7 +50,7 @@ def durability(run: str, watch: bool, home: Path, as_json: bool) -> None:
 
 def facts(record: RunRecord, now_s: float) -> dict[str, Any]:
     """`durability.json` of the run, and how current it is: `age_s`, `stale`. Raises UsageError without one."""
-    value = read_json(record.layout.durability)
+    value: dict[str, Any] | None = read_json(record.layout.durability)
     if value is None:
         hint = "it is written once the workers have started" if record.active else "it ended before it trained"
         raise UsageError(f"run {record.id} ({record.status}) has no {record.layout.durability.name}", hint=hint)
@@ -88,7 +88,7 @@ def _follow(store: RunStore, record: RunRecord, as_json: bool) -> None:
     seen: float | None = None
     while True:
         record = store.read(str(record.directory.absolute()))
-        value = read_json(record.layout.durability)
+        value: dict[str, Any] | None = read_json(record.layout.durability)
         if value is not None and value.get("time_s") != seen:
             seen = value.get("time_s")
             now = facts(record, time.time())

@@ -10,7 +10,6 @@ sample of one part is not recognised in another.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from orchestrator.data.samples.mixture import Drawn
 from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.policy.numeric import Skip
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 
 READ_AT_ONCE = 256
 """Samples in memory at a time."""
@@ -108,7 +108,7 @@ class Proof:
     parts: tuple[PartProof, ...] = ()
     """More than one: the run continued with other data."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return asdict(self)
 

@@ -13,7 +13,9 @@ from orchestrator.data.samples.order import keys, mix64, permute
 from orchestrator.data.sources.blocks import SPLIT_SEED
 from orchestrator.domain.errors import DataError
 
-DIGEST_MODULUS = 1 << 62
+DIGEST_BITS = 62
+"""Of a digest of samples."""
+DIGEST_MODULUS = 1 << DIGEST_BITS
 
 VALIDATION_STREAM = 1 << 32
 """Keeps the key of the validation order apart from those of training."""
@@ -114,7 +116,7 @@ class TokenDataset:
         return Samples(drawn.ids, drawn.epochs, tokens, lengths)
 
 
-def _map(path: Path, dtype: str, count: int) -> NDArray[np.unsignedinteger]:
+def _map(path: Path, dtype: str, count: int) -> NDArray[np.uint16 | np.uint32 | np.uint64]:
     kind = np.dtype(dtype).newbyteorder("<")
     try:
         size = path.stat().st_size

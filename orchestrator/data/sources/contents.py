@@ -19,11 +19,10 @@ from typing import BinaryIO
 
 from orchestrator.data.sources.source_scan import PresentFile, PresentSource
 from orchestrator.domain.errors import DataError
-from orchestrator.domain.fingerprints import FileContent, SourceContents, Stamp
+from orchestrator.domain.fingerprints import DIGEST_HEX, FileContent, SourceContents, Stamp
 
 CONTENTS_FILE = "contents.jsonl"
 CHUNK_BYTES = 1 << 20
-DIGEST_HEX = 32
 THREADS = 8
 """Files that are read at once."""
 TICK_S = 0.2

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import write_json
 from orchestrator.data.sources.readers import Bad, Item, NoText, pieces, text_of
@@ -113,15 +112,16 @@ def read_hub(source: Source) -> Iterator[Item]:
             yield from pieces(text)
 
 
-def _open_dataset(source: Source) -> Any:
+def _open_dataset(source: Source) -> Iterable[Mapping[str, object]]:
     import datasets
 
     spec = source.spec
     place = str(source.directory) if source.directory else spec.hub
     try:
-        return datasets.load_dataset(
+        rows: Iterable[Mapping[str, object]] = datasets.load_dataset(
             place, spec.config, split=spec.split, streaming=spec.streaming, revision=source.revision
         )
+        return rows
     except Exception as error:  # datasets raises builders' own errors of every kind for a wrong name
         if _is_network_error(error) and not isinstance(error, FileNotFoundError):
             raise DataError(f"{source.name}: the hub cannot be reached: {_short(error)}", hint=LOCAL_HINT) from error

@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from orchestrator.data.sources.source_scan import SourceFile
 from orchestrator.domain.errors import DataError
@@ -196,7 +196,7 @@ def _json_field(field: str) -> Callable[[bytes], str]:
     return parse
 
 
-def text_of(record: Any, field: str) -> str:
+def text_of(record: object, field: str) -> str:
     """The text of a parsed record. Raises NoText."""
     if not isinstance(record, dict):
         raise NoText(f"a JSON {type(record).__name__}, not an object")

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from orchestrator.atomic_files import write_json
 from orchestrator.data.tokens.encode import EncodedBlock
+from orchestrator.domain.fingerprints import DIGEST_HEX
+from orchestrator.json_values import JsonObject
 
 JOURNAL_FILE = "journal.jsonl"
 COMPLETE_FILE = "tokens.json"
 COMMIT_INTERVAL_S = 0.5
 COMMIT_BLOCKS = 32
-DIGEST_HEX = 32
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class TokenStore:
         self._pending = []
         self._last_commit = self._clock()
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def finish(self, facts: JsonObject) -> None:
         """Commit, and declare the directory complete."""
         self.commit()
         self.close()

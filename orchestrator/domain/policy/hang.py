@@ -37,7 +37,7 @@ ALL_STORAGE_S = 3600.0
 SUSPICION = 0.5
 """The share of the bound at which stacks are taken."""
 SILENT_S = 3.5
-"""From the last word of a worker to looking at its process."""
+"""From the last report of a worker to looking at its process, and whether anything on its node still answers."""
 STOPPED_S = 5.0
 """How long a worker's process may be stopped according to the kernel while no step finishes."""
 

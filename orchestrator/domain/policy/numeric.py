@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import FaultKind, NumericFaultFound
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional, text
 
 NORMAL_DEVIATION = 1.4826
 """Makes the median absolute deviation an estimate of a normal distribution's standard deviation (Rousseeuw & Croux,
@@ -67,21 +68,21 @@ class NumericFault:
         """The fault that an event reports. Raises ValueError if its value is text that is no number."""
         return cls(found.fault, found.step, found.first_position, found.count, float(found.value), found.rank)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object; a value that JSON has no number for is text."""
-        value = self.value if math.isfinite(self.value) else str(self.value)
+        value: float | str = self.value if math.isfinite(self.value) else str(self.value)
         return {**asdict(self), "kind": self.kind.value, "value": value}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "NumericFault":
-        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    def from_json(cls, value: JsonFields) -> "NumericFault":
+        """The reverse of `to_json`. Raises ValueError for anything else."""
         return cls(
-            kind=FaultKind(value["kind"]),
-            step=int(value["step"]),
-            first_position=int(value["first_position"]),
-            count=int(value["count"]),
-            value=float(value["value"]),
-            rank=None if value["rank"] is None else int(value["rank"]),
+            kind=FaultKind(text(value, "kind")),
+            step=integer(value, "step"),
+            first_position=integer(value, "first_position"),
+            count=integer(value, "count"),
+            value=float(shown) if isinstance(shown := value.get("value"), str) else number(value, "value"),
+            rank=optional(integer, value, "rank"),
         )
 
 
@@ -96,7 +97,7 @@ class TrainingDivergedError(ConvoyError):
         self.fault = fault
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"numeric_fault": self.fault.to_json()}
 
 
@@ -171,19 +172,19 @@ class Skip:
     def end(self) -> int:
         return self.first + self.count
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return {**asdict(self), "fault": None if self.fault is None else self.fault.to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Skip":
-        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        fault = value["fault"]
+    def from_json(cls, value: JsonFields) -> "Skip":
+        """The reverse of `to_json`. Raises ValueError for anything else."""
+        fault = optional(mapping, value, "fault")
         return cls(
-            first=int(value["first"]),
-            count=int(value["count"]),
-            from_step=int(value["from_step"]),
-            time_s=float(value["time_s"]),
+            first=integer(value, "first"),
+            count=integer(value, "count"),
+            from_step=integer(value, "from_step"),
+            time_s=number(value, "time_s"),
             fault=None if fault is None else NumericFault.from_json(fault),
         )
 

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.json_values import JsonObject
 
 FP32_TOLERANCE = 1e-4
-"""Relative. Another number of workers sums in another order (1e-7), a gradient norm is a sum over all of it."""
+"""Relative, for the loss and the gradient norm of one step. Another number of workers sums in another order: a loss
+then differs by about 1e-7, the gradient norm, a sum over all gradients, by more. For losses alone see
+`scorecard.LOSS_FP32_TOLERANCE`."""
 LOW_PRECISION_TOLERANCE = 5e-2
 """bf16 and fp16 keep 8 and 11 bits."""
 
@@ -33,7 +35,7 @@ class RestoreMismatchError(ConvoyError):
         self.step = step
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"restore_mismatch": {"step": self.step}}
 
 

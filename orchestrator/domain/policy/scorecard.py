@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
-FP32_TOLERANCE = 1e-5
-"""Relative. Sums in another order, at another number of workers, differ by about 1e-7; nothing else may differ."""
-LOW_PRECISION_TOLERANCE = 5e-2
-"""bf16 and fp16 keep 8 and 11 bits; losses of two world sizes drift apart by rounding alone."""
+from orchestrator.json_values import JsonObject
+
+LOSS_FP32_TOLERANCE = 1e-5
+"""Relative, for losses alone: sums in another order, at another number of workers, differ by about 1e-7, and nothing
+else may differ. Stricter than `replay.FP32_TOLERANCE`, which also covers gradient norms. In low precision losses of two
+world sizes drift apart by rounding, and `replay.LOW_PRECISION_TOLERANCE` covers both."""
 
 
 class DrillFault(StrEnum):
@@ -105,7 +106,7 @@ class Scorecard:
             and self.max_loss_difference <= self.tolerance
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return {**asdict(self), "survived": self.survived}
 

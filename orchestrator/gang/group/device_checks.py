@@ -73,11 +73,9 @@ def shared_text(hello: Hello, room: DeviceRoom | None) -> str | None:
     """A warning about a GPU whose memory other processes hold; None if none do."""
     if room is None or not room.is_shared:
         return None
-    name = f"the {room.name}" if room.name else "the GPU"
     return (
-        f"other processes hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of "
-        f"a worker on {where(hello)}: the plan uses the rest (`nvidia-smi` there lists them; the memory of a "
-        "killed worker is freed after some seconds)"
+        f"{room.shared_text} of a worker on {where(hello)}: the plan uses the rest (`nvidia-smi` there lists them; "
+        "the memory of a killed worker is freed after some seconds)"
     )
 
 

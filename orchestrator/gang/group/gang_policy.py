@@ -7,6 +7,7 @@ from enum import StrEnum
 from orchestrator.clusters.ray.worker_death import DeathKind, WorkerDeath, fatal_signal
 from orchestrator.domain.engine_errors import Cause, find_cause
 from orchestrator.domain.generation import WorkerFailure
+from orchestrator.domain.policy.hang import SILENT_S
 
 GATHER_S = 1.0
 """How long to wait for other reports after a first failure: its cause may be reported after its consequences."""
@@ -58,8 +59,6 @@ def decide(facts: GangFacts) -> Action:
     return Action.CONTINUE
 
 
-SILENT_S = 3.5
-"""From the last heartbeat of a worker to asking whether anything on its node still answers."""
 ARRIVAL_S = 3.0
 """How long ready workers wait for others that are starting."""
 

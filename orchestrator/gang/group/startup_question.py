@@ -9,11 +9,11 @@ import ray
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import Question
 from orchestrator.gang.agent.worker_actor import Raised
+from orchestrator.gang.group.polling import TICK_S
 from orchestrator.gang.group.worker_handle import first_line
 
 ANSWER_TIMEOUT_S = 900.0
 """From the start of the worker processes; they import torch first."""
-TICK_S = 0.1
 
 
 def ask(actors: list[Any], question: Question) -> list[Any]:

@@ -6,8 +6,8 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.checkpoint.memory.frames import ShardAnswer, WrittenAnswer, WrittenRequest, decode
 from orchestrator.checkpoint.memory.vault_writer import manifest_of
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name, retain
@@ -71,9 +71,9 @@ class Pacer:
 class CheckpointCommitter:
     """`begin` registers a checkpoint; `finished` returns the events of those that ended. Never blocks the driver."""
 
-    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule, spec_hash: str | None) -> None:
+    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule) -> None:
         """`contacts`: how to reach the present vaults."""
-        self._contacts, self._rule, self._spec_hash = contacts, rule, spec_hash
+        self._contacts, self._rule = contacts, rule
         self._pending: queue.Queue[_PendingCommit] = queue.Queue()
         self._ended: queue.Queue[tuple[int, Event]] = queue.Queue()
         """Steps and the events of those that came to an end."""
@@ -155,7 +155,7 @@ class CheckpointCommitter:
                 fault = StorageFault(failed["fault"])
                 raise StorageError(f"checkpoint of step {save.step}: rank {failed['rank']}: {failed['error']}", fault)
             storage, name = open_storage(save.place), directory_name(save.step)
-            manifest = manifest_of(shards, time.time(), self._spec_hash)
+            manifest = manifest_of(shards, time.time())
             commit(storage, name, manifest, self._progressed)
             with contextlib.suppress(CheckpointError):  # old ones can be removed another time
                 retain(storage, self._rule, (save.step,), tuple(self._open), self._progressed)
@@ -176,13 +176,13 @@ class CheckpointCommitter:
     def _progressed(self) -> None:
         self._progress_s = time.monotonic()
 
-    def _await_shards(self, save: _PendingCommit) -> Sequence[dict[str, Any]]:
+    def _await_shards(self, save: _PendingCommit) -> Sequence[ShardAnswer]:
         """Answers of all ranks, or as soon as one failed. Raises CheckpointError if one is lost or no part is
         written."""
         known_s = self._progress_s = time.monotonic()
         parts: dict[int, float] = {}
         while True:
-            found = {int(shard["rank"]): shard for shard in self._ask_all(save)}
+            found = {shard["rank"]: shard for shard in self._ask_all(save)}
             ended = [shard for shard in found.values() if "pending" not in shard]
             if len(ended) == save.world_size or any("error" in shard for shard in ended):
                 return ended
@@ -199,15 +199,15 @@ class CheckpointCommitter:
                 raise CheckpointError(f"checkpoint of step {save.step}: nothing was written for {GIVE_UP_S:.0f} s")
             time.sleep(POLL_S)
 
-    def _ask_all(self, save: _PendingCommit) -> list[dict[str, Any]]:
-        shards: list[dict[str, Any]] = []
+    def _ask_all(self, save: _PendingCommit) -> list[ShardAnswer]:
+        shards: list[ShardAnswer] = []
         for vault in self._contacts():
             with (
                 contextlib.suppress(OSError),
                 contextlib.closing(Channel.connect(vault.address, vault.token, ASK_TIMEOUT_S)) as to,
             ):
-                answer, _ = to.ask({"do": "written", "generation": save.generation, "step": save.step})
-                shards += answer["shards"]
+                answer, _ = to.ask(WrittenRequest(do="written", generation=save.generation, step=save.step))
+                shards += decode(WrittenAnswer, answer)["shards"]
         return shards
 
 

@@ -51,7 +51,8 @@ def hub_ids(view: View) -> Iterator[Problem]:
     """A hub id looks like one; a slice of a split cannot be streamed."""
     for source in _sources(view):
         try:
-            hub, split, streaming = (view.get((*source, name)) for name in ("hub", "split", "streaming"))
+            hub, split = view.optional_text((*source, "hub")), view.text((*source, "split"))
+            streaming = view.get((*source, "streaming"))
         except Unavailable:
             continue
         if hub is None:

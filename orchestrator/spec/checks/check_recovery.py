@@ -17,10 +17,10 @@ def rollback_settings(view: View) -> Iterator[Problem]:
 
 def spike_window_fits(view: View) -> Iterator[Problem]:
     """Training is longer than the window that spikes are judged by."""
-    steps = view.get("train.steps")
+    steps = view.optional_integer("train.steps")
     if view.get("recovery.loss_spike") is None or steps is None:
         return
-    window = view.get("recovery.loss_spike.window")
+    window = view.integer("recovery.loss_spike.window")
     if window >= steps:
         message = f"`recovery.loss_spike.window` is {window}, so no step of `train.steps` ({steps}) would be judged"
         where = "recovery.loss_spike.window" if view.given("recovery.loss_spike.window") else "recovery.loss_spike"

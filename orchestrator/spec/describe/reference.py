@@ -3,9 +3,9 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from orchestrator.spec.checks.architecture_fields import tables
@@ -77,7 +77,7 @@ def _section(path: str, model: type[BaseModel]) -> list[str]:
     return [*lines, ""]
 
 
-def _default(info: Any) -> str:
+def _default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "**required**"

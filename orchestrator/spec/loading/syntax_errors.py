@@ -2,14 +2,24 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import yaml
 
 from orchestrator.spec.spec_errors import Place, Problem
 
 
-def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Any], Place]) -> Problem:
+class Mark(Protocol):
+    """A place in the text, as PyYAML's scanner and its variant in C have it; both numbers count from 0."""
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def column(self) -> int: ...
+
+
+def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Mark], Place]) -> Problem:
     """One problem at the place where reading stopped. `place` turns a PyYAML mark into a place."""
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
@@ -35,7 +45,7 @@ def _unquoted_star(error: yaml.MarkedYAMLError) -> bool:
     return "scanning an alias" in context or "scanning an anchor" in context
 
 
-def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str | None]:
+def _words(error: yaml.MarkedYAMLError, text: str, mark: Mark) -> tuple[str, str | None]:
     problem = error.problem or ""
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""

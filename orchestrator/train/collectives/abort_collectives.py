@@ -14,14 +14,18 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch.distributed as dist
 
 from orchestrator.domain.device import CUDA
+from orchestrator.json_values import integers, texts
 from orchestrator.train.collectives.exchange import exchange_json
 from orchestrator.train.collectives.rendezvous import abort_process_groups
+
+if TYPE_CHECKING:
+    from psutil._ntuples import pconn
 
 Address = tuple[str, int]
 ABORT_S = 60.0
@@ -51,10 +55,12 @@ class Unblocker:
         if dist.get_world_size() == 1 or self._aborts:
             return
         new = [c for c in _connections() if c.status == psutil.CONN_LISTEN and _inode(c.fd) not in self._before]
-        own = [[c.laddr.ip, c.laddr.port] for c in new]
-        answers = exchange_json({"listening": own})
-        self._peers = frozenset((ip, port) for answer in answers for ip, port in answer["listening"])
-        self._own_ports = frozenset(port for _, port in own)
+        ports = [c.laddr.port for c in new]
+        answers = exchange_json({"addresses": [c.laddr.ip for c in new], "ports": ports})
+        self._peers = frozenset(
+            pair for each in answers for pair in zip(texts(each, "addresses"), integers(each, "ports"), strict=True)
+        )
+        self._own_ports = frozenset(ports)
 
     def __call__(self) -> None:
         """Shut the connections once. What was about to be opened is caught by calling again.
@@ -91,14 +97,14 @@ class Unblocker:
                 self._aborting.join(ABORT_S)
             raise
 
-    def _is_ours(self, connection: Any) -> bool:
+    def _is_ours(self, connection: "pconn") -> bool:
         if self._own_ports is None:  # still in the rendezvous: whatever was opened since
             return _inode(connection.fd) not in self._before
         remote = (connection.raddr.ip, connection.raddr.port) if connection.raddr else None
         return connection.laddr.port in self._own_ports or remote in self._peers
 
 
-def _connections() -> list[Any]:
+def _connections() -> "list[pconn]":
     """This process's TCP sockets, as psutil describes them."""
     return psutil.Process().net_connections("tcp")
 

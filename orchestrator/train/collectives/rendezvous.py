@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,9 +13,9 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from orchestrator.domain.device import CUDA, Device
 from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
+from orchestrator.host_identity import boot_id
 
 STORE_KEY = "store"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -75,7 +74,7 @@ def _hosted_store(address: str, timeout: timedelta) -> TCPStore:
 
 def ranks_on_host() -> int:
     """Ranks of the process group on this rank's host, or in its container. Collective."""
-    own = f"{socket.gethostname()} {BOOT_ID.read_text().strip()}"
+    own = f"{socket.gethostname()} {boot_id()}"
     names: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(names, own)
     return names.count(own)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from orchestrator.domain.errors import CheckpointError, DataError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.models.architectures import model_config, objective_of, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Exported", "check_destination", "export_model", "exported_step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -108,7 +111,7 @@ def check_destination(dest: Path, force: bool) -> None:
         )
 
 
-def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
+def _names_to_write(model: "PreTrainedModel", manifest: Manifest) -> list[str]:
     """Parameters and persistent buffers, tied ones once, in the model's order.
 
     Raises CheckpointError if the model and the checkpoint do not have the same tensors of the same shapes.
@@ -174,7 +177,7 @@ def _read_tensors(reader: CheckpointReader, names: list[str], dtype: torch.dtype
         yield name, tensor.to(dtype) if floating else tensor
 
 
-def _write_config(work: Path, model: Any, data: DataManifest, dtype: torch.dtype) -> None:
+def _write_config(work: Path, model: "PreTrainedModel", data: DataManifest, dtype: torch.dtype) -> None:
     config = model.config
     config.architectures = [type(model).__name__]
     config.dtype = dtype

@@ -15,9 +15,10 @@ the few classes DeepSpeed itself puts there are let in.
 
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -93,7 +94,7 @@ def locate(source: Path) -> UniversalDirectory:
     return UniversalDirectory(path, _model_files(path))
 
 
-def load_file(path: Path) -> Any:
+def load_file(path: Path) -> object:
     """What `torch.save` wrote to `path`; tensors are mapped, so only what is used is read. Nothing in it is run.
 
     Raises UsageError for a file that is missing, damaged or no such file, and for one that names classes other than
@@ -102,8 +103,9 @@ def load_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"{path} is missing", hint="the universal checkpoint is incomplete: convert it again")
     try:
-        with safe_globals(_known_classes()):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with _known_classes():
+            value: object = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return value
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -113,17 +115,20 @@ def load_file(path: Path) -> Any:
         ) from error
 
 
-def _known_classes() -> list[Any]:
+@contextmanager
+def _known_classes() -> Iterator[None]:
+    """Context in which torch unpickles the classes that DeepSpeed puts into its files, besides tensors."""
     import_deepspeed("cpu")
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    return [ZeroStageEnum, LossScaler, DynamicLossScaler]
+    with safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler]):
+        yield
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
     try:
-        with safe_globals(_known_classes()):
+        with _known_classes():
             unknown = get_unsafe_globals_in_checkpoint(path)
     except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError):
         unknown = []

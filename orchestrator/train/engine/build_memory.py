@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,24 +14,26 @@ from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import DeviceMemoryError
 from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import Session
+from orchestrator.json_values import JsonObject, integer, optional
 from orchestrator.planner.device_fit import build_problem, remedies
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import ModelShape, model_shape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.gpu_check import device_room
 
-GIB = 2**30
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
-def shape_of(model: Any, parameters: int) -> ModelShape:
+def shape_of(model: "PreTrainedModel", parameters: int) -> ModelShape:
     """The sizes of a Hugging Face model that has been built, with the number of its parameters counted."""
     return replace(shape_of_config(model.config), parameters=parameters)
 
 
-def shape_of_config(config: Any) -> ModelShape:
+def shape_of_config(config: "PretrainedConfig") -> ModelShape:
     """The sizes of the model that a Hugging Face config describes."""
-    fields = config.to_dict()
-    return model_shape(fields, int(fields.get("vocab_size") or 1))
+    fields: JsonObject = config.to_dict()
+    return model_shape(fields, optional(integer, fields, "vocab_size") or 1)
 
 
 def tell_room(session: Session, device: torch.device) -> DeviceRoom | None:
@@ -74,7 +76,6 @@ def want_of_memory(
 
 def _shared_text(session: Session, room: DeviceRoom) -> str:
     return (
-        f"other processes hold {room.foreign_bytes / GIB:.1f} of {room.total_bytes / GIB:.1f} GiB on the {room.name} "
-        f"of rank {session.rank} on {socket.gethostname()} ({session.node_ip}); the memory of a killed worker may not "
-        "be freed yet"
+        f"{room.shared_text} of rank {session.rank} on {socket.gethostname()} ({session.node_ip}); the memory of a "
+        "killed worker may not be freed yet"
     )

@@ -1,10 +1,10 @@
 """The DeepSpeed config of a run: a pure function of the spec and the shape of the batch."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.device import CUDA
 from orchestrator.domain.errors import UsageError
+from orchestrator.json_values import JsonFields, JsonObject, mapping, optional
 from orchestrator.spec.job import JobSpec
 
 # Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
@@ -22,7 +22,7 @@ class EngineShape:
     """`cpu` or `cuda`: the type of the accelerator the parameters live on."""
 
 
-def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
+def deepspeed_config(spec: JobSpec, shape: EngineShape) -> JsonObject:
     """The dict for `deepspeed.initialize(config=...)`.
 
     DeepSpeed asserts train_batch_size = micro batch x accumulation x world size, which an unequal share of the
@@ -30,7 +30,7 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
     true count of target tokens. Raises UsageError if `zero.deepspeed` contradicts the spec.
     """
     train = spec.train
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "train_batch_size": shape.micro_batch * shape.accumulation * shape.world_size,
         "train_micro_batch_size_per_gpu": shape.micro_batch,
         "gradient_accumulation_steps": shape.accumulation,
@@ -58,7 +58,7 @@ def clips_outside_engine(spec: JobSpec) -> bool:
     return spec.zero.stage == 0 and spec.train.precision == "fp32"
 
 
-def _optimizer(spec: JobSpec) -> dict[str, Any]:
+def _optimizer(spec: JobSpec) -> JsonObject:
     """torch's own fused AdamW, on the device of the masters.
 
     DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes); torch's fused
@@ -80,9 +80,9 @@ def _optimizer(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
+def _zero(spec: JobSpec, shape: EngineShape) -> JsonObject:
     zero = spec.zero
-    result: dict[str, Any] = {"stage": zero.stage}
+    result: JsonObject = {"stage": zero.stage}
     if zero.stage >= 1 and zero.offload_optimizer.device != "none":
         result["offload_optimizer"] = {"device": zero.offload_optimizer.device}
     elif _overlaps(spec, shape):
@@ -99,15 +99,15 @@ def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
     Not on CPUs, which have no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the device
     after every backward pass. Not with an offloaded optimizer, for which DeepSpeed orders streams by events.
     """
-    passed: Any = spec.zero.deepspeed.get("zero_optimization", {})
+    passed = optional(mapping, spec.zero.deepspeed, "zero_optimization") or {}
     return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed
 
 
-def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) -> dict[str, Any]:
+def _merged(decided: JsonFields, passthrough: JsonFields, where: str) -> JsonObject:
     """`decided` with the keys of `passthrough` added; the same key with another value is a contradiction."""
     result = dict(decided)
     for key, value in passthrough.items():
-        place = f"{where}.{key}"
+        place, own = f"{where}.{key}", decided.get(key)
         if key in FORBIDDEN_ZERO_KEYS and value:
             raise UsageError(
                 f"{place}: not supported: its partitions cannot be restored at another number of workers",
@@ -115,11 +115,11 @@ def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) ->
             )
         if key not in decided:
             result[key] = value
-        elif isinstance(value, dict) and isinstance(decided[key], dict):
-            result[key] = _merged(decided[key], value, place)
-        elif value != decided[key]:
+        elif isinstance(value, dict) and isinstance(own, dict):
+            result[key] = _merged(own, value, place)
+        elif value != own:
             raise UsageError(
-                f"{place}: {value!r} contradicts the spec, which sets it to {decided[key]!r}",
+                f"{place}: {value!r} contradicts the spec, which sets it to {own!r}",
                 hint="Set the spec's own field, and leave it out here.",
             )
     return result

@@ -1,10 +1,11 @@
 """Weights that exist already: a local directory or a hub id, checked before minutes are spent on it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.domain.errors import UsageError, WeightsError
+from orchestrator.json_values import JsonObject
 from orchestrator.spec.job import JobSpec
 from orchestrator.weights.model_directory import CANDIDATES, CONFIG, inspect, read_config, weight_map
 from orchestrator.weights.pretrained_location import too_few_rows
@@ -55,7 +56,7 @@ def base_config(spec: JobSpec, sequence_length: int) -> "PretrainedConfig":
             hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     given = dict(spec.model.config)
-    values: dict[str, Any] = {**dict.fromkeys(architecture.dropouts, 0.0), **given, "use_cache": False}
+    values: JsonObject = {**dict.fromkeys(architecture.dropouts, 0.0), **given, "use_cache": False}
     for field, value in values.items():
         if not hasattr(config, field):
             raise UsageError(f"model.config: {name} ({config.model_type}) has no field {field}", hint="Leave it out.")

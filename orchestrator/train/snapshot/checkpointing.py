@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -34,7 +34,7 @@ from orchestrator.checkpoint.format.checkpoint_manifest import (
 )
 from orchestrator.checkpoint.format.intervals import Range
 from orchestrator.checkpoint.format.reader import CheckpointReader, IntervalReader
-from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out
+from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out, shard_stem
 from orchestrator.checkpoint.memory.peers import PeerReader
 from orchestrator.checkpoint.storage.checkpoint_catalog import clear_interrupted, directory_name, retain
 from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
@@ -43,8 +43,10 @@ from orchestrator.checkpoint.storage.storage import Storage, StorageError, Stora
 from orchestrator.domain.errors import CheckpointError, ConvoyError
 from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import PeerState, Session
+from orchestrator.json_values import JsonObject, flag, integer, mapping, text
 from orchestrator.train.collectives.collective_timer import ticking_collectives
 from orchestrator.train.collectives.exchange import exchange_json
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.zero.zero_layout import dtype_name
 from orchestrator.train.zero.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero.zero_state import CapturedState, capture, to_storage
@@ -60,7 +62,7 @@ class SaveProgress:
     """Optimizer steps completed."""
     position: int
     """First sample of the next step in the global order."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     saved_world_size: int = 0
     """Workers of the gang that left this state; 0 at the beginning."""
 
@@ -93,14 +95,13 @@ class _Place:
 
 
 def save_checkpoint(
-    engine: Any,
+    engine: Engine,
     session: Session,
     run_dir: str,
     step: int,
     progress: SaveProgress,
     rule: Rule,
     storage: Storage | None = None,
-    spec_hash: str | None = None,
     writing: Collection[int] = (),
 ) -> SavedCheckpoint:
     """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule` does
@@ -120,7 +121,7 @@ def save_checkpoint(
     if len({answer["shared"] for answer in answers}) > 1:
         hint = f"the run directory is {run_dir}"
         raise CheckpointError("some workers see the run directory and others do not", hint=hint)
-    place = _begin(place, answers[0]["tag"])
+    place = _begin(place, text(answers[0], "tag"))
     written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
     answers = exchange_json({"problem": problem, "written": written})
     saved = False
@@ -128,10 +129,8 @@ def save_checkpoint(
         _raise_together(answers, f"checkpoint of step {step} cannot be written")
         manifest, problem = None, None
         if dist.get_rank() == 0:
-            parts = [answer["written"] for answer in answers]
-            manifest, problem = _attempt(
-                lambda: _commit(_manifest(capture(engine), progress, parts, spec_hash), session, place)
-            )
+            parts = [mapping(answer, "written") for answer in answers]
+            manifest, problem = _attempt(lambda: _commit(_manifest(capture(engine), progress, parts), session, place))
         answers = exchange_json({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
         _raise_together(answers, f"checkpoint of step {step} cannot be finished")
         saved = True
@@ -139,10 +138,10 @@ def save_checkpoint(
         _tidy(place, saved)
     if dist.get_rank() == 0 and (place.shared or place.storage is not None):
         _retire(session, place, rule, step, writing)
-    return SavedCheckpoint(place.final, answers[0]["bytes"], time.perf_counter() - started_s)
+    return SavedCheckpoint(place.final, integer(answers[0], "bytes"), time.perf_counter() - started_s)
 
 
-def load_checkpoint(engine: Any, session: Session, path: str) -> SaveProgress:
+def load_checkpoint(engine: Engine, session: Session, path: str) -> SaveProgress:
     """Restore a checkpoint into an engine of any world size and stage, and return the progress of training.
 
     Collective. Every chunk a rank reads is checked. At the world size it was saved at, each rank gets its random state
@@ -152,12 +151,12 @@ def load_checkpoint(engine: Any, session: Session, path: str) -> SaveProgress:
     return _restore(engine, session, lambda: _open(session, path), f"checkpoint {path}")
 
 
-def load_peer_state(engine: Any, session: Session, state: PeerState) -> SaveProgress:
+def load_peer_state(engine: Engine, session: Session, state: PeerState) -> SaveProgress:
     """As `load_checkpoint`, from the vaults."""
     return _restore(engine, session, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
 
 
-def _restore(engine: Any, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> SaveProgress:
+def _restore(engine: Engine, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> SaveProgress:
     def opened() -> IntervalReader:
         reader = open_reader()
         try:
@@ -207,11 +206,11 @@ def _begin(place: _Place, tag: str) -> _Place:
     return place if place.shared else replace(place, tag=f"-{tag}")
 
 
-def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
+def _write_shard(state: CapturedState, session: Session, place: _Place) -> JsonObject:
     """Write this rank's shard and index, and return what the manifest needs to know of them."""
     if place.storage is not None:
         return _stream_shard(state, session, place.storage, place)
-    stem = f"shard-{state.rank:05d}{place.tag}"
+    stem = shard_stem(state.rank, place.tag)
     elements: Counter[str] = Counter()
     with ShardWriter(place.work / f"{stem}.bin", state.rank, tick=session.progress) as writer:
         for flat in state.flats:
@@ -235,7 +234,7 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
     }
 
 
-def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> dict[str, Any]:
+def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> JsonObject:
     """Like `_write_shard`, into storage: nothing is written on this machine on the way."""
     fragments = [(flat, f) for flat in state.flats for f in flat.fragments]
     intervals = lay_out(
@@ -254,15 +253,14 @@ def _stream_shard(state: CapturedState, session: Session, storage: Storage, plac
     return {**asdict(entry), "elements": dict(elements), "moments": state.moments}
 
 
-def _manifest(
-    state: CapturedState, progress: SaveProgress, parts: list[dict[str, Any]], spec_hash: str | None
-) -> Manifest:
+def _manifest(state: CapturedState, progress: SaveProgress, parts: list[JsonObject]) -> Manifest:
     """The manifest over all ranks' parts. Raises CheckpointError if they do not add up to the whole model."""
     elements: Counter[str] = Counter()
     moments = False
     for part in parts:
-        elements.update(part.pop("elements"))
-        moments |= part.pop("moments")
+        counts = mapping(part, "elements")
+        elements.update({kind: integer(counts, kind) for kind in counts})
+        moments |= flag(part, "moments")
     manifest = Manifest(
         step=progress.step,
         position=progress.position,
@@ -273,12 +271,11 @@ def _manifest(
         tied=state.tied,
         moments=moments,
         groups=state.groups,
-        shards=tuple(ShardEntry(**part) for part in parts),
+        shards=tuple(ShardEntry.from_json(part) for part in parts),
         counters=state.counters,
         loss_scaler=state.loss_scaler,
         lr_scheduler=state.lr_scheduler,
         extra=progress.extra,
-        spec_hash=spec_hash,
         versions=installed_versions(),
         saved_at_s=time.time(),
     )
@@ -381,13 +378,13 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, _Problem | None]:
         return None, {"text": f"{type(error).__name__}: {error}", "fault": None}
 
 
-def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
-    problems = {rank: answer["problem"] for rank, answer in enumerate(answers) if answer["problem"]}
+def _raise_together(answers: list[JsonObject], what: str) -> None:
+    problems = {rank: mapping(answer, "problem") for rank, answer in enumerate(answers) if answer["problem"]}
     if not problems:
         return
     rank, first = next(iter(problems.items()))
     others = f" (and on {len(problems) - 1} more ranks)" if len(problems) > 1 else ""
-    message = f"{what}: rank {rank}: {first['text']}{others}"
+    message = f"{what}: rank {rank}: {text(first, 'text')}{others}"
     if all(problem["fault"] for problem in problems.values()):
-        raise StorageError(message, StorageFault(first["fault"]))
+        raise StorageError(message, StorageFault(text(first, "fault")))
     raise CheckpointError(message)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 from orchestrator.checkpoint.storage.storage import is_url
@@ -12,6 +11,8 @@ from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.policy.cadence import Cadence
 from orchestrator.domain.session import VaultAccess
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import STATE_BYTES_PER_PARAMETER
 from orchestrator.train.collectives.exchange import global_min
 from orchestrator.train.snapshot.snapshots import NO_VAULT, Snapshots
 from orchestrator.train.step_reporting import StepOutcome
@@ -22,13 +23,11 @@ HAND_OVER_S = 2.0
 """How long a gang waits before it leaves until the last snapshot is complete everywhere, regardless of its size."""
 HAND_OVER_BYTES_PER_S = 250e6
 """And how much longer, for the bytes of a rank: 8 ranks of a node at 2 GB/s, a third of a network of 50 Gbit/s."""
-STATE_BYTES = 12
-"""Of a parameter: an fp32 master and two moments."""
 
 
 def hand_over_rounds(parameters: int, world_size: int) -> int:
     """How often the ranks check together whether the last snapshot is complete; the same on all ranks."""
-    limit_s = HAND_OVER_S + STATE_BYTES * parameters / world_size / HAND_OVER_BYTES_PER_S
+    limit_s = HAND_OVER_S + STATE_BYTES_PER_PARAMETER * parameters / world_size / HAND_OVER_BYTES_PER_S
     return math.ceil(limit_s / HAND_OVER_PAUSE_S)
 
 
@@ -36,7 +35,7 @@ class SnapshotPolicy:
     """Takes snapshots by the spec's budget or interval, and never overwrites the last one that is complete
     everywhere."""
 
-    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], JsonObject]) -> None:
         """`extra`: what of the loop a restore needs."""
         self._order, self._extra = order, extra
         checkpoint = context.spec.checkpoint
@@ -118,7 +117,7 @@ class SnapshotPolicy:
         self._take(outcome)
         return True
 
-    def store(self, outcome: StepOutcome, place: str, extra: dict[str, Any]) -> bool:
+    def store(self, outcome: StepOutcome, place: str, extra: JsonObject) -> bool:
         """Have the vaults write this step as a checkpoint in the background; False if they cannot. Collective.
 
         A vault on another host sees a directory of the driver only if the file system is shared.

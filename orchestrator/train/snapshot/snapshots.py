@@ -8,19 +8,24 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 
 from orchestrator.checkpoint.format.dtypes import storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex
-from orchestrator.checkpoint.memory.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.memory.cells import Cell, CellSize
+from orchestrator.checkpoint.memory.frames import CreateAnswer, CreateRequest, decode
 from orchestrator.checkpoint.memory.peers import CellIndex, SmallState, descriptor_path
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.domain.session import VaultAccess
 from orchestrator.domain.tick import Tick, no_tick
+from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import SLOTS
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.snapshot.staging import Copy, Staging, staging_for
 from orchestrator.train.zero.zero_layout import dtype_name
 from orchestrator.train.zero.zero_state import CapturedState, EngineState
@@ -55,7 +60,7 @@ class Snapshots:
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         access: VaultAccess,
         rank: int,
         world_size: int,
@@ -117,7 +122,7 @@ class Snapshots:
         self._asking = threading.Thread(target=self._ask, args=(size, index.to_bytes()), name="vault-ask", daemon=True)
         self._asking.start()
 
-    def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
+    def take(self, step: int, position: int, extra: JsonObject) -> float:
         """Begin to copy the state after `step` into the older slot. `position`: first sample of the next step. Call it
         if `replicated_step` is not NO_VAULT on any rank, and nothing is being copied.
 
@@ -161,18 +166,24 @@ class Snapshots:
         """Seconds for which fences held up training since the last call."""
         return self._staging.stalled_s()
 
-    def keep_report(self, step: int, report: dict[str, Any]) -> None:
+    def keep_report(self, step: int, report: JsonObject) -> None:
         """Give the vault the report of a step, in case the driver dies before it records it. Rank 0 only."""
         if self._cell is None or self._channel is None or self.problem is not None:
             return
         self._tell("report", step, {"copy": False}, json.dumps(report, separators=(",", ":")).encode())
 
-    def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
+    def store(self, step: int, place: str, name: str, extra: JsonObject) -> None:
         """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""
         tag = f"-{self._access.attempt}{self._access.generation}"
         self._tell("store", step, {"place": place, "name": name, "tag": tag, "extra": extra})
 
-    def _tell(self, what: str, step: int, more: dict[str, Any] | None = None, payload: bytes = b"") -> None:
+    def _tell(
+        self,
+        what: Literal["filled", "report", "store"],
+        step: int,
+        more: Mapping[str, object] | None = None,
+        payload: bytes = b"",
+    ) -> None:
         """Send a message about a step to the vault, which does not answer; a lost vault is a `problem`."""
         frame = {"do": what, "generation": self._access.generation, "rank": self._rank, "step": step, **(more or {})}
         try:
@@ -219,13 +230,13 @@ class Snapshots:
         try:
             channel = Channel.connect(access.address, access.token, _TIMEOUT_S)
             self._channel = channel
-            request = {
+            request: CreateRequest = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
                 "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
                 "numa_node": self._staging.numa_node(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
-            cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
+            cell = Cell.attach(descriptor_path(access.pid, decode(CreateAnswer, answer)["descriptor"]), size)
             self.slow = self._staging.pin(cell.memory)
             self._cell = cell
         except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
@@ -262,8 +273,8 @@ def _layout(state: CapturedState) -> tuple[tuple[_Chunk, ...], CellIndex, int]:
     return tuple(chunks), CellIndex(shard, state.tensors, state.tied), end
 
 
-def _small(state: CapturedState, step: int, position: int, extra: dict[str, Any]) -> SmallState:
-    fields = {
+def _small(state: CapturedState, step: int, position: int, extra: JsonObject) -> SmallState:
+    fields: JsonObject = {
         "step": step,
         "position": position,
         "world_size": state.world_size,

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -118,7 +118,7 @@ class _Job:
     """What the thread copies itself."""
     held: tuple[Copy, ...]
     """What the device copies; kept until it has."""
-    event: Any
+    event: torch.cuda.Event | None
     """The device has copied `held`; None if there is nothing for it."""
     done: Done
 
@@ -183,7 +183,7 @@ class BackgroundStaging:
         """Have the device begin its part; the rest is the thread's."""
         return _Job(copies, (), None, done)
 
-    def _copied(self, event: Any) -> bool:
+    def _copied(self, event: torch.cuda.Event | None) -> bool:
         """Whether the device has done its part. Raises what it raises."""
         return True
 
@@ -251,7 +251,7 @@ class CudaStaging(BackgroundStaging):
         try:
             with torch.cuda.device(self._device):
                 # The binding returns the error and does not raise it: torch/csrc/cuda/shared/cudart.cpp.
-                runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+                runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
                 code = int(runtime.cudaHostRegister(address_of(memory), len(memory), 0))
             reason = f"cudaHostRegister: error {code}"
         except Exception as error:  # noqa: BLE001  # no snapshots at all would be worse
@@ -304,8 +304,8 @@ class CudaStaging(BackgroundStaging):
         self._event = event
         return _Job(by_thread, by_device, event, done)
 
-    def _copied(self, event: Any) -> bool:
-        return event is None or bool(event.query())
+    def _copied(self, event: torch.cuda.Event | None) -> bool:
+        return event is None or bool(event.query())  # type: ignore[no-untyped-call]
 
     def _release(self) -> None:
         memory, self._pinned = self._pinned, None
@@ -313,7 +313,7 @@ class CudaStaging(BackgroundStaging):
             return
         with torch.cuda.device(self._device):
             # After an error of the device this fails as well; the memory is unmapped all the same, with the process.
-            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             runtime.cudaHostUnregister(address_of(memory))
 
 

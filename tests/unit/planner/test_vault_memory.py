@@ -43,7 +43,6 @@ def test_two_slots_of_masters_and_moments_and_as_much_for_each_copy() -> None:
     need = needed((1, 1, 1, 1))
     assert need.cell_bytes == 2 * (12 * 300_000 + SMALL_STATE_BYTES)
     assert (need.copies, need.node_bytes) == (1, 2 * need.cell_bytes)
-    assert need.total_bytes == 8 * need.cell_bytes
     assert needed((1, 1, 1, 1), replicas=3).node_bytes == 4 * need.cell_bytes
     assert needed((1, 1, 1, 1), replicas=0).node_bytes == need.cell_bytes
     assert vault_need(spec(memory=False), MILLION, (1, 1)) is None

@@ -21,7 +21,7 @@ STARTED = CheckpointStarted(8, "/runs/a/checkpoints", 2, 1, 0.1)
 
 
 def test_what_is_not_written_when_the_run_ends_has_failed() -> None:
-    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)  # no vault knows of it, and none will
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None))  # no vault knows of it, and none will
     saves.begin(1, STARTED)
     assert saves.busy
     (event,) = saves.end(0.3)
@@ -42,7 +42,7 @@ def test_an_error_nobody_expected_fails_one_checkpoint_and_not_all_that_follow()
             raise ZeroDivisionError("on purpose")
         return []
 
-    saves = CheckpointCommitter(contacts, Rule(3, None, None), None)
+    saves = CheckpointCommitter(contacts, Rule(3, None, None))
     saves.begin(1, STARTED)
     (event,) = wait_for_events(saves)
     assert (type(event.body), event.body.step) == (CheckpointFailed, 8)
@@ -90,7 +90,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def saves_from(vault: WritingVault) -> CheckpointCommitter:
     contact = VaultContact("node", vault.address, "token")
-    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None), None)
+    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None))
     saves.begin(1, replace(STARTED, world_size=1))
     return saves
 
