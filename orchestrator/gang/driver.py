@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.durability import VaultReport
@@ -41,6 +41,7 @@ from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worke
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
+    from orchestrator.clusters.ray.handles import PlacementGroup
     from orchestrator.gang.group.worker_group import Gang, GangSettings
     from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
     from orchestrator.gang.vaults.vault_clients import VaultClients
@@ -317,7 +318,7 @@ class GangDriver:
         """Have workers started for the empty places, in the background; they join when they are ready."""
         seek(self._require_gang(), self.request.maximum, self._new_place)
 
-    def _new_place(self) -> Any | None:
+    def _new_place(self) -> "PlacementGroup | None":
         """A reservation for one worker more: wherever there is room, or will be; with a strict placement on a node
         that may be used, if there is one now."""
         request = self.request

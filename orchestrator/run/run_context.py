@@ -4,13 +4,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventBody
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.json_values import JsonObject
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import known_config
 from orchestrator.run.clock import Clock
@@ -45,7 +45,7 @@ class RunContext:
         """Publish an event that happens now."""
         self.bus.emit(body)
 
-    def model_config(self) -> dict[str, Any]:
+    def model_config(self) -> JsonObject:
         """The model's config, as far as it is known without loading a library."""
         pretrained = self.spec.model.pretrained
         found = read_json(self.job_dir / pretrained / "config.json") if pretrained is not None else None

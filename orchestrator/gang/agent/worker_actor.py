@@ -33,6 +33,7 @@ from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQueue
 from orchestrator.gang.file_transfer import Files, host_cache, remove_host_cache
 from orchestrator.gang.health.stacks import Stacks, own_stacks
+from orchestrator.json_values import JsonObject
 
 EntryPoint = Callable[[Session, TrainPlan], TrainResult]
 
@@ -80,7 +81,7 @@ class Raised:
     message: str
     traceback_text: str
     hint: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     """`ConvoyError.details`: JSON values."""
 
 
@@ -195,7 +196,7 @@ class WorkerActor:
         gc.freeze()
         return time.monotonic() - started
 
-    def ask(self, entry: str, value: dict[str, Any]) -> Raised | None:
+    def ask(self, entry: str, value: JsonObject) -> Raised | None:
         """Call a function that answers a question of the driver; return its UsageError, if it raises one."""
         try:
             resolve(entry)(value)
@@ -323,7 +324,7 @@ def describe(rank: int, error: BaseException) -> Raised:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name, message = type(error).__name__, str(error)
     cause = cause_of_error(error)
-    details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
+    details: JsonObject = {} if cause is None else {CAUSE: cause.value}
     if isinstance(error, ConvoyError):  # our own errors know their cause
         return Raised(rank, name, message, text, error.hint, {**details, **error.details})
     return Raised(rank, name, message, text, details=details)

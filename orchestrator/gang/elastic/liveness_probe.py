@@ -1,10 +1,10 @@
 """Finds out which workers are still alive while the gang waits between two generations."""
 
 import time
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.gang.group.worker_handle import WorkerHandle
 
 CHECK_S = 1.0
@@ -14,7 +14,7 @@ class LivenessProbe:
     """Asks waiting workers for a sign of life: they do nothing that could fail, so a dead one would not be noticed."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, tuple[WorkerHandle, Any]] = {}
+        self._asked: dict[int, tuple[WorkerHandle, ObjectRef]] = {}
         self._asked_s = time.monotonic()
 
     def look(self, members: list[WorkerHandle]) -> bool:

@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
+from orchestrator.clusters.ray.handles import PlacementGroup
 from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.elastic.resize_policy import GangShape, planned_leave
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
-from orchestrator.gang.group.worker_handle import is_broken, taken_places
+from orchestrator.gang.group.worker_handle import WorkerHandle, is_broken, taken_places
 from orchestrator.gang.vaults.vault_clients import raylet_refuses
+
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang
 
 SEEK_S = 5.0
 """How often to try to start missing workers: a suitable node may have joined."""
@@ -21,7 +25,7 @@ FIRST_SEEK_S = 3.0
 class Regroup:
     """For one generation. `round` is called repeatedly and never waits."""
 
-    def __init__(self, gang: Any, planned: ScaleRequests, seek: Callable[[], None]) -> None:
+    def __init__(self, gang: "Gang", planned: ScaleRequests, seek: Callable[[], None]) -> None:
         self._gang, self._planned, self._seek = gang, planned, seek
         self._asked = Leave.NO
         self._arriving_since_s: float | None = None
@@ -75,11 +79,11 @@ class Regroup:
             stepped=last is not None,
         )
 
-    def _is_doomed(self, member: Any) -> bool:
+    def _is_doomed(self, member: WorkerHandle) -> bool:
         return member.hello.node_id in self._planned.draining
 
 
-def leave_lost_nodes(gang: Any) -> None:
+def leave_lost_nodes(gang: "Gang") -> None:
     """Release the reservations of workers that were lost with their nodes. Ray would retry such a reservation without a
     pause, which occupies a processor of the cluster's head until there is room
     (https://github.com/ray-project/ray/pull/65007); for a new reservation it pauses between attempts."""
@@ -87,13 +91,15 @@ def leave_lost_nodes(gang: Any) -> None:
     gang.places.give_back([member.group for member in gang.members if member.group in free and _went_with_node(member)])
 
 
-def _went_with_node(member: Any) -> bool:
+def _went_with_node(member: WorkerHandle) -> bool:
+    if member.failure is None:
+        return False
     if member.failure.ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
         return True
     return member.failure.ending is Ending.PROCESS_DIED and raylet_refuses(member.hello.node_id)
 
 
-def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:
+def seek(gang: "Gang", target: int, new_group: Callable[[], PlacementGroup | None]) -> None:
     """Start workers for empty reservations, up to `target` workers that stay: first for those of lost members, then for
     new ones from `new_group` as long as it returns any. Reservations that are not needed are released."""
     places, recruits = gang.places, gang.recruits

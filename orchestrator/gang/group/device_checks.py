@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError, DeviceError
@@ -22,7 +22,7 @@ class DeviceChecks:
     """The checks of a run's first workers. They run before the workers import anything else: calls of an actor keep
     their order."""
 
-    def __init__(self, actors: Sequence[Any], hello_refs: Sequence[Any], entry: str | None) -> None:
+    def __init__(self, actors: Sequence[ActorHandle], hello_refs: Sequence[ObjectRef], entry: str | None) -> None:
         """`entry`: import string of the function that tests a process's GPU; None: no worker needs a GPU."""
         self._hello_refs = list(hello_refs)
         self.rooms: list[DeviceRoom | None] = [None] * len(self._hello_refs)

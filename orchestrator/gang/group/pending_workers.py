@@ -4,10 +4,10 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.gang.agent.worker_actor import Hello
@@ -22,11 +22,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0
 class _PendingWorker:
     """A starting worker. Its reservation is a placement group; Ray starts the process when that has a node."""
 
-    actor: Any
-    group: Any
-    hello_ref: Any
-    warm_ref: Any
-    check_ref: Any = None
+    actor: ActorHandle
+    group: PlacementGroup
+    hello_ref: ObjectRef
+    warm_ref: ObjectRef
+    check_ref: ObjectRef | None = None
     """The result of its GPU check; None: it needs no GPU, or the check passed."""
     hello: Hello | None = None
     room: DeviceRoom | None = None
@@ -39,7 +39,7 @@ class PendingWorkers:
 
     def __init__(
         self,
-        start: Callable[[Any], Any],
+        start: Callable[[PlacementGroup], ActorHandle],
         warm: tuple[str, ...],
         check: str | None = None,
         warn: Callable[[str], None] = lambda _: None,
@@ -56,7 +56,7 @@ class PendingWorkers:
         return len(self._coming)
 
     @property
-    def groups(self) -> list[Any]:
+    def groups(self) -> list[PlacementGroup]:
         """Their reservations."""
         return [recruit.group for recruit in self._coming]
 
@@ -72,7 +72,7 @@ class PendingWorkers:
             self._paused_until_s = 0.0
         return ended
 
-    def call(self, group: Any) -> None:
+    def call(self, group: PlacementGroup) -> None:
         """Start a worker for a reservation as soon as that has a node."""
         actor = self._start(group)
         hello_ref = actor.hello.remote()
@@ -83,7 +83,7 @@ class PendingWorkers:
         """Cancel this many, the newest first."""
         self._drop(self._coming[max(0, len(self._coming) - count) :])
 
-    def leave(self, groups: Sequence[Any]) -> None:
+    def leave(self, groups: Sequence[PlacementGroup]) -> None:
         """Cancel those for these reservations."""
         self._drop([recruit for recruit in self._coming if recruit.group in groups])
 
@@ -151,6 +151,6 @@ class PendingWorkers:
         self._drop(self._coming)
 
 
-def _done(ref: Any) -> bool:
+def _done(ref: ObjectRef) -> bool:
     ready, _ = ray.wait([ref], timeout=0)
     return bool(ready)

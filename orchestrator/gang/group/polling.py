@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.domain.events import CheckpointSaved, CheckpointStarted, Event, WorkerLog
 from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
@@ -89,7 +89,7 @@ class Listener:
                 self.hangs.take_checkpoint(body)
             self._bus.publish(event)
 
-    def _take_all(self, refs: dict[Any, WorkerHandle]) -> list[WorkerHandle]:
+    def _take_all(self, refs: dict[ObjectRef, WorkerHandle]) -> list[WorkerHandle]:
         """Take in these answers. The members that may have more to say: an answer was lost, or held something."""
         if not refs:
             return []

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.gang.agent.worker_actor import Hello
 
 ANSWER_S = 0.3
@@ -17,15 +17,15 @@ ANSWER_S = 0.3
 class _Standby:
     """One process. It holds no reservation: it takes over that of the worker that it replaces."""
 
-    actor: Any
-    hello_ref: Any
-    warm_ref: Any
+    actor: ActorHandle
+    hello_ref: ObjectRef
+    warm_ref: ObjectRef
 
 
 class StandbyPool:
     """The standby processes of a run, by node. For the driver's thread only."""
 
-    def __init__(self, start: Callable[[str], Any], per_node: int, warm: tuple[str, ...]) -> None:
+    def __init__(self, start: Callable[[str], ActorHandle], per_node: int, warm: tuple[str, ...]) -> None:
         """`start` creates the actor on a node; `warm`: what it imports."""
         self._start, self._per_node, self._warm = start, per_node, warm
         self._waiting: dict[str, list[_Standby]] = {}
@@ -38,7 +38,7 @@ class StandbyPool:
                 actor = self._start(node_id)
                 waiting.append(_Standby(actor, actor.hello.remote(), actor.warm.remote(self._warm)))
 
-    def take(self, node_id: str) -> tuple[Any, Hello] | None:
+    def take(self, node_id: str) -> tuple[ActorHandle, Hello] | None:
         """Remove a ready process of a node and return it; None if there is none. Waits at most `ANSWER_S`."""
         waiting = self._waiting.get(node_id, [])
         while waiting:

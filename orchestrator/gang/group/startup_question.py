@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import Question
 from orchestrator.gang.agent.worker_actor import Raised
@@ -16,7 +16,7 @@ ANSWER_TIMEOUT_S = 900.0
 """From the start of the worker processes; they import torch first."""
 
 
-def ask(actors: list[Any], question: Question) -> list[Any]:
+def ask(actors: list[ActorHandle], question: Question) -> list[ObjectRef]:
     """Send a question to every worker; return references to their answers."""
     return [
         actor.ask.remote(question.entry, {**question.value, "thorough": index == 0})
@@ -24,7 +24,7 @@ def ask(actors: list[Any], question: Question) -> list[Any]:
     ]
 
 
-def wait_for_answers(answers: list[Any], stopped: Callable[[], bool]) -> str | None:
+def wait_for_answers(answers: list[ObjectRef], stopped: Callable[[], bool]) -> str | None:
     """Wait until all workers have answered, or `stopped`. Returns why a worker could not answer, or None.
 
     Raises UsageError: the first one that a worker raised.

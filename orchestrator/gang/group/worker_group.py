@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest
+from orchestrator.clusters.ray.handles import ActorClass, ActorHandle, PlacementGroup
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Event, WorkerFailed
@@ -76,7 +76,7 @@ class Gang:
 
     def __init__(
         self,
-        groups: Sequence[Any],
+        groups: Sequence[PlacementGroup],
         settings: GangSettings,
         vaults: VaultClients | None,
         saves: CheckpointCommitter | None,
@@ -248,7 +248,7 @@ class Gang:
         if self.vaults is not None:
             self.vaults.assign(self.generation, self.node_ids(), self.replicas, self.planned.draining.keys())
 
-    def _start(self, group: Any) -> Any:
+    def _start(self, group: PlacementGroup) -> ActorHandle:
         resources = self._request.bundle
         # Another driver must be able to find those that may outlive this one.
         named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
@@ -265,7 +265,7 @@ class Gang:
             .remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
         )
 
-    def _start_spare(self, node_id: str) -> Any:
+    def _start_spare(self, node_id: str) -> ActorHandle:
         """Holds no reservation: see `StandbyPool`."""
         named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -366,7 +366,7 @@ class Gang:
         return self._server
 
 
-def _actor_class() -> Any:
+def _actor_class() -> ActorClass:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
     methods = {
         name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "use_vault", "interrupt", "stacks")

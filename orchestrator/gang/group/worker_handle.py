@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
 from orchestrator.clusters.ray.worker_death import DeathKind, worker_death
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
@@ -23,15 +23,15 @@ TAIL_LINES = 40
 class WorkerHandle:
     """One worker process, and its role in the present generation."""
 
-    actor: Any
+    actor: ActorHandle
     hello: Hello
-    group: Any
+    group: PlacementGroup
     """Its reservation: a placement group of one bundle."""
     assignment: Assignment = field(default_factory=lambda: Assignment(-1, 0, 0, ""))
     room: DeviceRoom | None = None
     """Memory of its GPU when its process started; None if it has none or was not asked."""
-    run_ref: Any = None
-    poll_ref: Any = None
+    run_ref: ObjectRef | None = None
+    poll_ref: ObjectRef | None = None
     lease: Heartbeat | None = None
     seen: int = 0
     """Number of the last batch that arrived."""
@@ -105,7 +105,7 @@ class WorkerHandle:
         self.failure = WorkerFailure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
 
 
-def taken_places(members: Sequence[WorkerHandle]) -> list[Any]:
+def taken_places(members: Sequence[WorkerHandle]) -> list[PlacementGroup]:
     """Placement groups of the workers that are alive."""
     return [member.group for member in members if member.lives]
 

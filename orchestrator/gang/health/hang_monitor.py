@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.domain.events import CheckpointSaved, WarningIssued, WorkerHung
 from orchestrator.domain.policy.hang import (
     ALL_STORAGE_S,
@@ -195,15 +195,15 @@ class _Eyes:
         """Start a new generation."""
         self._stopped_since_s: dict[int, float] = {}
         self._threads: dict[int, BlockedThreads] = {}
-        self._looks: dict[int, Any] = {}
+        self._looks: dict[int, ObjectRef] = {}
         self._said: dict[int, Look | None] = {}
         self.close()
 
     def close(self) -> None:
         """There is no hang: drop the stacks."""
         self._open_s: float | None = None
-        self._asked: dict[Any, int] = {}
-        self._itself: dict[int, Any] = {}
+        self._asked: dict[ObjectRef, int] = {}
+        self._itself: dict[int, ObjectRef] = {}
         """By rank: the requests in `_asked` that went to the processes themselves."""
         self.taken: dict[int, Stacks] = {}
 

@@ -1,7 +1,7 @@
 """What the driver checks in each round of its loop, besides the workers' reports."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.domain.session import Leave
 from orchestrator.gang.elastic.resizer import Regroup
@@ -10,6 +10,9 @@ from orchestrator.gang.group.polling import Listener
 from orchestrator.gang.group.worker_handle import is_broken
 from orchestrator.gang.health.hang_monitor import PAUSE_S
 from orchestrator.gang.vaults.vault_clients import node_answers, raylet_refuses
+
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang
 
 QUIET_S = 1.0
 """From the last heartbeat of a node's workers to checking whether its ports refuse connections. Workers send twice a
@@ -24,7 +27,7 @@ PROBES = 2
 class HealthMonitor:
     """For one generation while it trains. `round` never waits for long."""
 
-    def __init__(self, gang: Any, listener: Listener) -> None:
+    def __init__(self, gang: "Gang", listener: Listener) -> None:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._unanswered: dict[str, int] = {}

@@ -5,11 +5,11 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 from ray.util import list_named_actors
 
+from orchestrator.clusters.ray.handles import ActorHandle
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.vaults.vault_actor import VaultHello
 
@@ -25,7 +25,7 @@ _VAULT, _WORKER = "convoy-vault:", "convoy-worker:"
 class FoundVault:
     """A vault that answers."""
 
-    actor: Any
+    actor: ActorHandle
     hello: VaultHello
     token: str = field(repr=False)
 
@@ -86,13 +86,13 @@ def _names(prefix: str) -> list[str]:
     return [name for name in list_named_actors() if name.startswith(prefix)]
 
 
-def _actor(name: str) -> Any:
+def _actor(name: str) -> ActorHandle | None:
     try:
         return ray.get_actor(name)
     except ValueError:  # it has ended meanwhile
         return None
 
 
-def _kill(actor: Any) -> None:
+def _kill(actor: ActorHandle) -> None:
     with contextlib.suppress(ray.exceptions.RayError):
         ray.kill(actor, no_restart=True)

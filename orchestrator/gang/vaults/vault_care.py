@@ -3,12 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.domain.events import Event, WarningIssued
 from orchestrator.metrics.event_bus import EventBus
+
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang
+    from orchestrator.gang.vaults.vault_clients import VaultClients
 
 VAULT_TIMEOUT_S = 30.0
 """How long to wait for vaults once the workers have started. Then training begins without the missing ones."""
@@ -22,7 +27,7 @@ AGAIN_S = 10.0
 LONGEST_S = 600.0
 
 
-def protect(gang: Any, bus: EventBus, stopped: Callable[[], bool]) -> None:
+def protect(gang: "Gang", bus: EventBus, stopped: Callable[[], bool]) -> None:
     """Give every member its node's vault, and every vault its peers. Members without a vault train unprotected until
     one is available."""
     vaults = gang.vaults
@@ -50,10 +55,10 @@ class _Starts:
 class VaultCare:
     """For a run. `round` is for a training gang: every member's entry point is running. It never waits for long."""
 
-    def __init__(self, gang: Any) -> None:
+    def __init__(self, gang: "Gang") -> None:
         self._gang = gang
         self._looked_s = 0.0
-        self._asked: dict[str, tuple[Any, Any]] = {}
+        self._asked: dict[str, tuple[ActorHandle, ObjectRef]] = {}
         """By node: its vault's actor, and the reference of a pending call."""
         self._starts: dict[str, _Starts] = {}
         self._deaf_looks: dict[str, int] = {}
@@ -79,17 +84,24 @@ class VaultCare:
         self._hand_over(node_ids)
         return told
 
+    @property
+    def _vaults(self) -> "VaultClients":
+        """`round` ends early without vaults."""
+        assert self._gang.vaults is not None
+        return self._gang.vaults
+
     def _lost(self, node_id: str) -> str | None:
         """Why a node's vault is unusable, or None. Judged by Ray's answer to the call of the previous round and by the
         node's ports; makes the next call. A slow vault does not answer the call."""
-        vaults = self._gang.vaults
-        actor, (asked, answer) = vaults.actor(node_id), self._asked.pop(node_id, (None, None))
+        vaults, before = self._vaults, self._asked.pop(node_id, None)
+        actor = vaults.actor(node_id)
         if actor is None:
             return None
-        if asked is not actor:
+        if before is None or before[0] is not actor:
             self._asked[node_id] = actor, actor.health.remote()
             self._deaf_looks.pop(node_id, None)
             return None
+        answer = before[1]
         if not ray.wait([answer], timeout=0)[0]:
             self._asked[node_id] = actor, answer
             return None
@@ -100,21 +112,22 @@ class VaultCare:
         self._asked[node_id] = actor, actor.health.remote()
         return None
 
-    def _is_deaf(self, node_id: str, answer: Any) -> bool:
+    def _is_deaf(self, node_id: str, answer: ObjectRef) -> bool:
         """Whether a vault whose process is alive accepts no new connections: it reports so through Ray, and the
         driver's own attempts fail repeatedly."""
         try:
             deaf_s = ray.get(answer).deaf_s
         except ray.exceptions.RayError:
             deaf_s = 0.0
-        deaf = deaf_s >= DEAF_S and not self._gang.vaults.hears(node_id)
+        deaf = deaf_s >= DEAF_S and not self._vaults.hears(node_id)
         self._deaf_looks[node_id] = self._deaf_looks.get(node_id, 0) + 1 if deaf else 0
         return self._deaf_looks[node_id] >= DEAF_LOOKS
 
     def _replaced(self, node_id: str, why: str) -> str:
-        access = self._gang.vaults.access(node_id, 0)
+        access = self._vaults.access(node_id, 0)
+        process = f" (process {access.pid})" if access is not None else ""
         return (
-            f"the vault on node {node_id[:8]} (process {access.pid}) {why}: a new one is started, until then the "
+            f"the vault on node {node_id[:8]}{process} {why}: a new one is started, until then the "
             "state of its workers is not kept in memory"
         )
 
@@ -131,7 +144,7 @@ class VaultCare:
         gang = self._gang
         found = []
         for member in gang.members:
-            access = gang.vaults.access(member.hello.node_id, gang.generation)
+            access = self._vaults.access(member.hello.node_id, gang.generation)
             if access is not None and access != member.assignment.vault and member.hello.node_id in node_ids:
                 found.append((member, access))
         if found:

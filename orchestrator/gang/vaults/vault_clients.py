@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,9 +16,11 @@ from orchestrator.checkpoint.memory.wire import Channel, RefusedError
 from orchestrator.checkpoint.survey.inventory import Holding, NodePlace, choose_peers, domain_warning, failure_domains
 from orchestrator.checkpoint.survey.surveyor import VaultContact, ask_reports, holdings
 from orchestrator.clusters.cluster_provider import ClusterProvider
+from orchestrator.clusters.ray.handles import ActorClass, ActorHandle, ObjectRef
 from orchestrator.domain.session import VaultAccess
 from orchestrator.gang.vaults.adoption import FoundVault, vault_name
 from orchestrator.gang.vaults.vault_actor import VaultActor, VaultHello
+from orchestrator.json_values import JsonObject, integer, integers
 
 ASK_TIMEOUT_S = 1.0
 REFUSAL_S = 0.2
@@ -42,11 +43,11 @@ class VaultClients:
         self._failure_domain = failure_domain
         self._token = secrets.token_hex(16)
         self._attempt = secrets.token_hex(3)
-        self._actors: dict[str, Any] = {}
-        self._pending: dict[str, Any] = {}
+        self._actors: dict[str, ActorHandle] = {}
+        self._pending: dict[str, ObjectRef] = {}
         self._known: dict[str, VaultHello] = {}
         self._channels: dict[str, Channel] = {}
-        self._untold: dict[str, dict[str, Any]] = {}
+        self._untold: dict[str, JsonObject] = {}
         """By node: where its vault's copies go, when it has not confirmed that."""
 
     def start(self, node_ids: Collection[str]) -> None:
@@ -69,7 +70,7 @@ class VaultClients:
             self._token = vault.token  # all vaults of a run have the same
             self._actors[vault.hello.node_id], self._known[vault.hello.node_id] = vault.actor, vault.hello
         answers = self._ask_all({"do": "inventory"})
-        return max((int(answer["generation"]) for answer in answers.values()), default=0)
+        return max((integer(answer, "generation") for answer in answers.values()), default=0)
 
     def fence(self, generation: int) -> tuple[list[int], list[int]]:
         """End whoever still writes for a generation before this one, and refuse what comes of it later.
@@ -78,8 +79,8 @@ class VaultClients:
         """
         answers = self._ask_all({"do": "fence", "generation": generation}, FENCE_TIMEOUT_S).values()
         return (
-            [pid for answer in answers for pid in answer["ended"]],
-            [pid for answer in answers for pid in answer["left"]],
+            [pid for answer in answers for pid in integers(answer, "ended")],
+            [pid for answer in answers for pid in integers(answer, "left")],
         )
 
     def release(self) -> None:
@@ -116,7 +117,7 @@ class VaultClients:
                 break
         return sorted([*waiting.values(), *late])
 
-    def ended_alone(self, node_id: str, answer: Any) -> bool:
+    def ended_alone(self, node_id: str, answer: ObjectRef) -> bool:
         """Whether a node's vault has ended while its node lives: Ray says so, in `answer` to a call that has been
         answered, its port refuses connections, and the raylet's does not. Slow ones have not ended."""
         return _says_ended(answer) and self.refuses(node_id) and not raylet_refuses(node_id)
@@ -168,7 +169,7 @@ class VaultClients:
         peers = self._choose(known, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
-            request = {"do": "peers", "generation": generation, "addresses": addresses}
+            request: JsonObject = {"do": "peers", "generation": generation, "addresses": addresses}
             self._untold.pop(node_id, None)
             if self._ask(node_id, request) is None:
                 self._untold[node_id] = request
@@ -216,7 +217,7 @@ class VaultClients:
         """Free the states of generations before one: a later one's is whole."""
         self._ask_all({"do": "forget", "before": before})
 
-    def actor(self, node_id: str) -> Any:
+    def actor(self, node_id: str) -> ActorHandle | None:
         """The actor on a node; None where there is none."""
         return self._actors.get(node_id)
 
@@ -263,7 +264,7 @@ class VaultClients:
         for node_id in list(self._actors):
             self.lose(node_id)
 
-    def _ask_all(self, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, dict[str, Any]]:
+    def _ask_all(self, request: JsonObject, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, JsonObject]:
         nodes = list(self._known)
         if not nodes:
             return {}
@@ -271,7 +272,7 @@ class VaultClients:
             answers = list(pool.map(lambda node_id: self._ask(node_id, request, timeout_s), nodes))
         return {node_id: answer for node_id, answer in zip(nodes, answers, strict=True) if answer is not None}
 
-    def _ask(self, node_id: str, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, Any] | None:
+    def _ask(self, node_id: str, request: JsonObject, timeout_s: float = ASK_TIMEOUT_S) -> JsonObject | None:
         """One question to one vault; None where it does not answer. A connection that broke is made anew once."""
         hello = self._known.get(node_id)
         if hello is None:
@@ -326,7 +327,7 @@ def raylet_refuses(node_id: str) -> bool:
     return False
 
 
-def _says_ended(answer: Any) -> bool:
+def _says_ended(answer: ObjectRef) -> bool:
     """Whether Ray answered a call of an actor with the actor's end. That it cannot be reached now is not that."""
     try:
         ray.get(answer)
@@ -339,5 +340,5 @@ def _says_ended(answer: Any) -> bool:
     return False
 
 
-def _actor_class() -> Any:
+def _actor_class() -> ActorClass:
     return ray.remote(max_restarts=0, max_task_retries=0)(type("ConvoyVault", (VaultActor,), {}))
