@@ -10,7 +10,7 @@ from orchestrator.json_values import JsonObject, JsonValue
 
 
 def read_json(path: Path) -> JsonObject | None:
-    """The JSON object in a file; None where there is no file, or no object in it."""
+    """The JSON object in a file; None if there is no file, or no object in it."""
     try:
         value: JsonValue = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -15,6 +15,7 @@ from hypothesis import settings
 from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
 from tests.cluster.gang_runs import own_temporary_directory
+from tests.events import BROKEN_OBSERVERS
 from tests.requirements import MISSING, required
 from tests.session_server import is_alive, own_server, shared_server, starts_workers
 
@@ -103,6 +104,14 @@ def forked(fork_server: ForkServer | None) -> Iterator[None]:
         foreign = [name for name in re.findall(r"[A-Z_]{3,}", reason) if name not in CHANGED_BY_TESTS]
         assert reason.startswith("the worker's environment"), reason
         assert foreign == [], reason
+
+
+@pytest.fixture(autouse=True)
+def sound_observers() -> Iterator[None]:
+    """A run goes on without an observer that raises; its test must not."""
+    BROKEN_OBSERVERS.clear()
+    yield
+    assert BROKEN_OBSERVERS == []
 
 
 @pytest.fixture

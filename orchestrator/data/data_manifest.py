@@ -39,7 +39,7 @@ class StreamCounts:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Records left out for one reason, and where the first of them is (`path:line`)."""
+    """Records left out for one reason, and the location of the first one (`path:line`)."""
 
     reason: str
     count: int
@@ -104,7 +104,7 @@ class DataManifest:
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Weights of the training sources, or None where they are one pool."""
+        """Weights of the training sources, or None if they are one pool."""
         found = [source.weight for source in self.sources if source.train is not None]
         return None if any(weight is None for weight in found) else tuple(w for w in found if w is not None)
 
@@ -139,7 +139,7 @@ class DataManifest:
 
     @classmethod
     def read(cls, directory: Path) -> "DataManifest":
-        """The manifest of a prepared directory. Raises DataError where there is none, or none we can read."""
+        """The manifest of a prepared directory. Raises DataError if there is none, or none we can read."""
         path = directory / MANIFEST_FILE
         try:
             value = parse_object(path.read_bytes())

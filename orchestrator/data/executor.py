@@ -53,7 +53,7 @@ class LocalExecutor:
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
         """See `Executor.map`. Default `in_flight`: two per worker, so that none waits for the reader.
 
-        Raises DataError where a worker process dies (out of memory, killed)."""
+        Raises DataError if a worker process dies (out of memory, killed)."""
         if self.workers == 0:
             yield from map(fn, items)
             return
@@ -77,8 +77,8 @@ class LocalExecutor:
             finished = True
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that prepares data died without a word (out of memory, or killed)",
-                hint="use fewer workers, or free memory; what was done is kept and reused",
+                "a process that prepares data died without an error (out of memory, or killed)",
+                hint="use fewer workers, or free memory; finished work is kept and reused",
             ) from error
         finally:
             _end(pool, wait_for_tasks=finished)
@@ -109,7 +109,7 @@ def _call(item: object) -> object:
 
 
 def _end(pool: ProcessPoolExecutor, wait_for_tasks: bool) -> None:
-    """Shut the pool down; do not wait for running tasks where their results are no longer wanted."""
+    """Shut the pool down; do not wait for running tasks if their results are no longer needed."""
     processes = list((getattr(pool, "_processes", None) or {}).values())
     if not wait_for_tasks:
         for process in processes:

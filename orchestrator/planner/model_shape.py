@@ -22,7 +22,7 @@ class ModelShape:
     key_value_width: int = 0
     """Key-value heads times their size; 0: `query_width`."""
     architecture: str = ""
-    """Hugging Face's `model_type`; empty where it is not known."""
+    """Hugging Face's `model_type`; empty if it is not known."""
 
     @property
     def feed_forward_width(self) -> int:
@@ -62,7 +62,7 @@ class Defaults:
     key_value_heads: int | None = None
     head_size: int | None = None
     inner_times: int = 4
-    """Widths of the feed-forward layers in terms of `width`, where `inner` is None."""
+    """Widths of the feed-forward layers in terms of `width`, if `inner` is None."""
     tied: bool | None = None
     """Whether the embeddings are the head's weights too; None: unless the feed-forward layers are gated."""
 
@@ -84,9 +84,9 @@ def model_shape(config: JsonFields, vocab_size: int) -> ModelShape:
     """Shape from a Hugging Face config's fields. What is missing has the default of the architecture in `model_type`,
     or GPT-2 small's without one.
 
-    Parameters: embeddings V h (twice where they are not tied), and per layer attention h (2 q + 2 k), with q and k the
-    widths of queries and keys, and a feed-forward of two matrices h x i, or three where it is gated (Llama's kind,
-    known by its name, or else its key-value heads or `hidden_act: silu`). Biases, norms and positions are left out.
+    Parameters: embeddings V h (twice if they are not tied), and per layer attention h (2 q + 2 k), with q and k the
+    widths of queries and keys, and a feed-forward of two matrices h x i, or three if it is gated (Llama's kind, known
+    by its name, or else its key-value heads or `hidden_act: silu`). Biases, norms and positions are left out.
     """
     architecture = str(config.get("model_type") or "")
     default = ARCHITECTURES.get(architecture, ARCHITECTURES["gpt2"])

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.json_values import JsonFields, integer, number, optional
+from orchestrator.domain.events import SnapshotsPlanned
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.spec.job import JobSpec
@@ -40,15 +40,15 @@ class SnapshotCosts:
     state_bytes: int
     """Of one worker."""
     stall_s: float
-    """That training stands still for it."""
+    """Seconds that training is paused for it."""
     node_bytes: int
     """Host memory that the fullest node's own workers take for it."""
     copied_node_bytes: int
     """The same with the copies that it keeps for others."""
     recovery_bytes: int
-    """The same while a recovery goes on: the old gang's and the new gang's."""
+    """The same during a recovery: the old gang's and the new gang's."""
     sent_bytes: int
-    """What the fullest node sends to others; 0 where no copies are kept."""
+    """What the fullest node sends to others; 0 if no copies are kept."""
     sent_s: float
 
     def interval_s(self, budget: float) -> float:
@@ -64,15 +64,15 @@ class NodeLossCost:
     repeated_s: float
     """Training since the newest snapshot whose copies had arrived."""
     repeated_steps: int | None
-    """The same in steps; None where a step's time is not known."""
+    """The same in steps; None if a step's time is not known."""
     read_s: float
     """Until the survivors have the state again."""
     copied_s: float
-    """Until it has as many copies again; training goes on meanwhile."""
+    """Until all copies exist again; training continues meanwhile."""
 
 
 def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: int, speeds: Speeds) -> SnapshotCosts:
-    """What a snapshot takes where workers lie on nodes like that."""
+    """The cost of a snapshot with workers placed on nodes like that."""
     workers, nodes = sum(workers_by_node), len(workers_by_node)
     copies = min(replicas, nodes - 1)
     fullest = max(workers_by_node)
@@ -98,11 +98,11 @@ def node_loss(
     interval_s: float,
     step_s: float | None = None,
 ) -> NodeLossCost | None:
-    """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
-    since the last checkpoint.
+    """What losing a node costs with a snapshot every `interval_s`; None if no copies are kept, and it costs all since
+    the last checkpoint.
 
-    At worst the node is lost just before the copies of the newest snapshot have arrived: what was trained since the one
-    before is made again. Every survivor reads its part of the new partition, most of it from other nodes.
+    At worst the node is lost just before the copies of the newest snapshot have arrived: everything trained since the
+    previous one is repeated. Every survivor reads its part of the new partition, most of it from other nodes.
     """
     nodes = len(workers_by_node)
     if costs.sent_bytes == 0:
@@ -118,43 +118,41 @@ def node_loss(
     )
 
 
-def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> dict[str, float | None]:
-    """Fields of the event `snapshots.planned`, for workers that lie on nodes like that."""
+def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> SnapshotsPlanned:
+    """What copies to memory are expected to cost, for workers that are placed on nodes like that."""
     speeds = PINNED if spec.resources.gpus_per_worker else HOST
     checkpoint = spec.checkpoint
     costs = snapshot_costs(shape.parameters, workers_by_node, checkpoint.replicas, speeds)
     interval_s = costs.interval_s(checkpoint.overhead_budget)
     loss = node_loss(costs, shape.parameters, workers_by_node, speeds, interval_s)
     by_time = loss is not None and checkpoint.memory_interval_steps is None
-    return {
-        "state_bytes": costs.state_bytes,
-        "stall_s": costs.stall_s,
-        "interval_s": interval_s,
-        "interval_steps": checkpoint.memory_interval_steps,
-        "sent_bytes": costs.sent_bytes,
-        "sent_s": costs.sent_s,
-        "repeated_s": loss.repeated_s if loss is not None and by_time else None,
-        "read_s": loss.read_s if loss is not None else None,
-        "copied_s": loss.copied_s if loss is not None else None,
-        "copy_bytes_per_s": speeds.copy_bytes_per_s,
-        "link_bytes_per_s": speeds.link_bytes_per_s,
-    }
+    return SnapshotsPlanned(
+        state_bytes=costs.state_bytes,
+        stall_s=costs.stall_s,
+        interval_s=interval_s,
+        interval_steps=checkpoint.memory_interval_steps,
+        sent_bytes=costs.sent_bytes,
+        sent_s=costs.sent_s,
+        repeated_s=loss.repeated_s if loss is not None and by_time else None,
+        read_s=loss.read_s if loss is not None else None,
+        copied_s=loss.copied_s if loss is not None else None,
+        copy_bytes_per_s=speeds.copy_bytes_per_s,
+        link_bytes_per_s=speeds.link_bytes_per_s,
+    )
 
 
-def measured_loss(planned: JsonFields, step_s: float) -> dict[str, float] | None:
-    """What losing a node costs, with a step's measured time; None where no copies are kept. `planned`: fields of
-    `snapshots.planned`. Raises JsonShapeError if they are of another kind.
+def measured_loss(planned: SnapshotsPlanned, step_s: float) -> dict[str, float] | None:
+    """What losing a node costs, with a step's measured time; None if no copies are kept.
 
     A snapshot is taken at a step's end at the earliest, and its copies are sent while the next steps are made.
     """
-    if planned.get("read_s") is None or step_s <= 0:
+    if planned.read_s is None or planned.copied_s is None or step_s <= 0:
         return None
-    sent_s, interval_s = number(planned, "sent_s"), number(planned, "interval_s")
-    interval = optional(integer, planned, "interval_steps") or max(1, math.ceil(interval_s / step_s))
-    steps = interval + math.ceil(sent_s / step_s)
+    interval = planned.interval_steps or max(1, math.ceil(planned.interval_s / step_s))
+    steps = interval + math.ceil(planned.sent_s / step_s)
     return {
         "repeated_steps": steps,
         "repeated_s": steps * step_s,
-        "read_s": number(planned, "read_s"),
-        "copied_s": number(planned, "copied_s"),
+        "read_s": planned.read_s,
+        "copied_s": planned.copied_s,
     }

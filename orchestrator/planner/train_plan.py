@@ -1,4 +1,4 @@
-"""What workers are to do in a gang of a given size: the one place where shapes and limits become a plan. Pure."""
+"""Plans the work of a gang of a given size: the only place that turns shapes and limits into a plan. Pure."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class PlanLimits:
     """What a worker has room for."""
 
     memory_bytes: int | None
-    """Of the host, of one worker that trains on CPUs; None where it is not known: `train.micro_batch: auto` takes the
+    """Of the host, of one worker that trains on CPUs; None if it is not known: `train.micro_batch: auto` takes the
     whole share then."""
     micro_batch: int
     """The largest micro batch, whatever the spec says."""
@@ -44,7 +44,7 @@ def train_plan(
 ) -> TrainPlan:
     """The plan of a gang of `workers`, from the beginning; `config`: the model's, as far as it is known.
 
-    Raises UsageError where there are more workers than samples in a global batch.
+    Raises UsageError if there are more workers than samples in a global batch.
     """
     train = spec.train
     try:

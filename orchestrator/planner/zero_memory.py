@@ -65,7 +65,7 @@ class ZeroMemory:
     gradients_bytes: int
     """`parameter.grad`, in the precision of training, from the first backward pass on."""
     accumulators_bytes: int
-    """Where gradients of the micro steps are added up, if that is not `parameter.grad`."""
+    """The buffer in which gradients of the micro steps are added up, if that is not `parameter.grad`."""
     optimizer_bytes: int
     """fp32 masters and moments."""
     moments_bytes: int
@@ -138,7 +138,7 @@ class _Inputs:
 
 def _reduced_alone(inputs: _Inputs, dtype_bytes: int) -> int:
     """`engine.allreduce_no_retain`: a bucket takes gradients until it has more than 500 M elements, is copied into one
-    tensor (`flatten`), and that once more where it is sent in another precision."""
+    tensor (`flatten`), and that once more if it is sent in another precision."""
     elements = min(inputs.parameters, STAGE_0_BUCKET_ELEMENTS + inputs.largest)
     converted = inputs.communication if inputs.communication != dtype_bytes else 0
     return (dtype_bytes + converted) * elements
@@ -208,7 +208,7 @@ def _bf16_optimizer(inputs: _Inputs) -> ZeroMemory:
 def _stage_1_and_2(inputs: _Inputs, stage: int, accumulated: int, offload: bool) -> ZeroMemory:
     """`runtime/zero/stage_1_and_2.py`. Masters are copies in fp32 too. `setup_buckets` allocates a whole
     `reduce_bucket_size`, twice with `overlap_comm`, however small the model is; `allreduce_bucket` copies it once
-    (`flatten`), and once more where it is sent in another precision. The norm is computed in double precision, of one
+    (`flatten`), and once more if it is sent in another precision. The norm is computed in double precision, of one
     parameter at a time (`get_grad_norm_direct`)."""
     p, share, value, settings = inputs.parameters, inputs.share, inputs.value, inputs.settings
     # `use_grad_accum_attribute`: stage 1 whose gradients are added up in another precision than weights have.

@@ -6,7 +6,20 @@ from typing import Protocol
 
 from orchestrator.checkpoint.format.exported import clear_unfinished
 from orchestrator.data.prepare import PreparedData, cache_directory
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    Event,
+    FaultInjected,
+    GangResized,
+    GangWaiting,
+    ModelExported,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    TrainingPlanned,
+    WarningIssued,
+    WorkerPhase,
+)
 from orchestrator.domain.generation import GenerationOutcome, Shortage, WorkerFailure
 from orchestrator.domain.policy.failure_budget import Budget, RunFailure, Verdict, judge
 from orchestrator.domain.policy.numeric import NumericFault, Refusal
@@ -92,17 +105,17 @@ class RunController:
 
     def on_event(self, event: Event) -> None:
         """Take an event of the workers."""
-        progress, fields = self._progress, event.fields
-        match event.kind:
-            case EventKind.CHECKPOINT_SAVED:
-                progress.checkpoint_saved(int(fields["step"]))
-            case EventKind.FAULT_INJECTED:
-                progress.injected(str(fields["fault"]), int(fields["step"]), int(fields["rank"]))
-            case EventKind.PLAN:
-                progress.world_size = int(fields["world_size"])
-            case EventKind.EXPORTED:
+        progress = self._progress
+        match event.body:
+            case CheckpointSaved() as saved:
+                progress.checkpoint_saved(saved.step)
+            case FaultInjected() as injected:
+                progress.injected(injected.fault, injected.step, injected.rank)
+            case TrainingPlanned() as plan:
+                progress.world_size = plan.world_size
+            case ModelExported():
                 self._recovered(progress.step, progress.world_size, event.time_s)  # no step was left
-            case EventKind.WORKER_PHASE if fields.get("phase") == "train":
+            case WorkerPhase(phase="train"):
                 if self._states.state in (RunState.STARTING, RunState.RECOVERING):
                     self._states.enter(RunState.RUNNING)
 
@@ -114,14 +127,14 @@ class RunController:
     def _recovered(self, step: int, world_size: int, time_s: float) -> None:
         recovery = self._progress.end_recovery()
         if recovery is not None:
-            fields = {
-                "incident": recovery.incident,
-                "step": step,
-                "world_size": world_size,
-                "seconds": time_s - recovery.detected_s,
-                "steps_recomputed": recovery.steps_recomputed,
-            }
-            self._run.emit(EventKind.RECOVERED, fields)
+            finished = RecoveryFinished(
+                incident=recovery.incident,
+                step=step,
+                world_size=world_size,
+                seconds=time_s - recovery.detected_s,
+                steps_recomputed=recovery.steps_recomputed,
+            )
+            self._run.emit(finished)
 
     def _train(self, prepared: Prepared, preparation: Preparation) -> Ended:
         run, data = self._run, prepared.data
@@ -147,7 +160,7 @@ class RunController:
         readable = (str(data.directory), str(cache_directory(run.spec, run.store.home)))
         while True:
             plan = self._plan(data, workers, origin)
-            outcome = self._group.train(prepared.entry, plan, readable, run.observers)
+            outcome = self._group.train(prepared.entry, plan, readable, run.bus)
             if outcome is None or run.stop.is_set():
                 return self._ended(outcome, plan)
             progress.generation_ended(outcome.step)
@@ -162,7 +175,7 @@ class RunController:
             size, waited = formed
             origin = self._newest() if waited else answer  # the vaults may hold another state after a wait
             if outcome.regroup:
-                run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": size})
+                run.emit(GangResized(outcome.step, workers, size))
             workers = size
 
     def _newest(self) -> RestorePoint:
@@ -203,7 +216,7 @@ class RunController:
             self._states.enter(
                 RunState.WAITING, f"waiting for nodes: {have} of {need} required worker{_s(need)} available"
             )
-            run.emit(EventKind.WAITING, {"have": have, "need": need, "since_s": began_s, "step": progress.step})
+            run.emit(GangWaiting(have, need, began_s, progress.step))
 
         size = self._group.reform(waits)
         return None if size is None else (size, waited)
@@ -252,7 +265,7 @@ class RunController:
             return
         self._micro_batch = verdict.micro_batch
         what = f"micro batches of at most {verdict.micro_batch} instead of {plan.micro_batch}, same global batch"
-        self._run.emit(EventKind.WARNING, {"message": f"out of memory: {what}"})
+        self._run.emit(WarningIssued(f"out of memory: {what}"))
 
     def _enter_recovery(self, failure: WorkerFailure) -> None:
         self._states.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
@@ -262,18 +275,18 @@ class RunController:
         step = progress.furthest
         recovery = progress.begin_recovery(origin.step, clock.unix_s() - (clock.monotonic_s() - failure.seen_s))
         fault = rollback.skip.fault if rollback is not None else None
-        fields = {
-            "incident": recovery.incident,
-            "rank": failure.rank if fault is None or fault.rank is None else fault.rank,
-            "cause": failure.message if fault is None else fault.text,
-            "detected_s": recovery.detected_s,
-            "step": step,
-            "from_step": origin.step,
-            "source": origin.source,
-            "checkpoint": origin.checkpoint,
-            "skipped": [rollback.skip.first, rollback.skip.count] if rollback is not None else None,
-        }
-        self._run.emit(EventKind.RECOVERY_STARTED, fields)
+        started = RecoveryStarted(
+            incident=recovery.incident,
+            rank=failure.rank if fault is None or fault.rank is None else fault.rank,
+            cause=failure.message if fault is None else fault.text,
+            detected_s=recovery.detected_s,
+            step=step,
+            from_step=origin.step,
+            source=origin.source,
+            checkpoint=origin.checkpoint,
+            skipped=(rollback.skip.first, rollback.skip.count) if rollback is not None else None,
+        )
+        self._run.emit(started)
         return origin
 
     def _ended(self, outcome: GenerationOutcome | None, plan: TrainPlan) -> Ended:

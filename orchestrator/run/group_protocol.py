@@ -8,10 +8,10 @@ from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.data.executor import Executor
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.events import Observer
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed
 
@@ -71,11 +71,9 @@ class WorkerGroup(Protocol):
     def device_room(self) -> DeviceRoom | None:
         """Memory of the smallest GPU of the workers; None: they train on CPUs."""
 
-    def train(
-        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
-    ) -> GenerationOutcome | None:
-        """Run the entry point on every worker until the generation ends. `readable`: directories of this host that
-        workers may read. None: stopped before it began."""
+    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], bus: EventBus) -> GenerationOutcome | None:
+        """Run the entry point on every worker until the generation ends. The bus gets their events and step reports.
+        `readable`: directories of this host that workers may read. None: stopped before it began."""
 
     def reform(self, waits: Callable[[Shortage | None], None]) -> int | None:
         """Form the next generation of the workers that are left and those that have come; how many there are.

@@ -11,15 +11,16 @@ from orchestrator.atomic_files import read_json, write_json, write_text
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
 from orchestrator.data.prepare_progress import PrepareProgress
 from orchestrator.domain.errors import ConvoyError, UsageError
-from orchestrator.domain.events import EventKind, Observer, RunState
+from orchestrator.domain.events import MetricsServing, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.preparation import Workload
 from orchestrator.run.run_context import RunContext
-from orchestrator.run.run_handle import Fanout, RunHandle
+from orchestrator.run.run_handle import RunHandle
 from orchestrator.run.run_handle import RunOutcome as RunOutcome
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.load import LoadedJob, dump_job, load_job
@@ -91,19 +92,17 @@ def create_run(job: LoadedJob, home: Path, stop: threading.Event, arranged: Arra
     write_json(layout.data, {"job_dir": str(job_dir)})
     if arranged is not None:
         write_skips(layout, arranged.skips)
-    fanout = Fanout()
     run = RunContext(
         spec,
         job_dir,
         layout,
         store,
         stop,
-        fanout.emit,
-        fanout.observers,
+        EventBus(),
         arranged=arranged or Arranged(),
         locate=partial(at_value, job),
     )
-    return RunHandle(run, fanout)
+    return RunHandle(run)
 
 
 @dataclass(frozen=True)
@@ -144,20 +143,18 @@ def claim_run(
     try:
         if changes.overrides:
             write_text(layout.spec, dump_job(job.spec))
-        fanout = Fanout()
         run = RunContext(
             pinned(anchored(job.spec, job_dir), resumption.history),
             job_dir,
             layout,
             store,
             stop,
-            fanout.emit,
-            fanout.observers,
+            EventBus(),
             arranged=arranged or Arranged(),
             locate=partial(at_value, job),
             resumption=resumption,
         )
-        return RunHandle(run, fanout)
+        return RunHandle(run)
     except BaseException as error:
         store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
         raise
@@ -165,7 +162,7 @@ def claim_run(
 
 def _watch(observers: Sequence[Observer], stop: threading.Event) -> Callable[[int], None]:
     """Shows how much of the files has been read that were touched since; a stop ends that as Ctrl-C does."""
-    progress = PrepareProgress(Fanout(observers).emit, 0)
+    progress = PrepareProgress(_bus_of(observers).emit, 0)
 
     def watch(done_bytes: int) -> None:
         if stop.is_set():
@@ -179,7 +176,7 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
     """Tokenise a job's corpus into the cache, with `workers` processes and without Ray."""
     from orchestrator.data.executor import LocalExecutor
 
-    emit = Fanout(observers).emit
+    emit = _bus_of(observers).emit
     return prepare(job.spec, job.path.parent, cache_directory(job.spec, home), LocalExecutor(workers), emit)
 
 
@@ -193,13 +190,14 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         slowness=lambda: handle.stragglers.ratios,
         durability=handle.durability,
     )
-    for observer in (metrics, *observers):
-        handle.watch(observer)
+    handle.watch("the metrics", metrics)
+    for name, observer in _named(observers):
+        handle.watch(name, observer)
     server = None
     try:
         server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)
         if server is not None:
-            run.emit(EventKind.METRICS_SERVING, {"url": server.url})
+            run.emit(MetricsServing(server.url))
         return handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))
     except ConvoyError as error:  # the endpoint cannot be served
         return handle.fail(error)
@@ -207,6 +205,18 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         if server is not None:
             server.close()
         handle.close()
+
+
+def _named(observers: Sequence[Observer]) -> list[tuple[str, Observer]]:
+    """Observers that a caller brings have no names: they get that of their class, and a number."""
+    return [(f"observer {number}, {type(each).__name__}", each) for number, each in enumerate(observers, 1)]
+
+
+def _bus_of(observers: Sequence[Observer]) -> EventBus:
+    bus = EventBus()
+    for name, observer in _named(observers):
+        bus.add(name, observer)
+    return bus
 
 
 def ray_workers(run: RunContext, desk: ScaleDesk) -> WorkerGroup:

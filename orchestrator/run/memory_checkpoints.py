@@ -1,17 +1,16 @@
-"""What a run keeps in the memory of its nodes: planned, surveyed, adopted, left behind, and told."""
+"""The life of the state that a run keeps in the memory of its nodes: planned, surveyed, adopted, left for a resume."""
 
 import time
 from collections.abc import Callable
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import Emit, VaultsAdopted, VaultsKept, VaultsPlanned, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.durability_recorder import DurabilityRecorder
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.snapshot_costs import snapshots_planned
 from orchestrator.run.group_protocol import WorkerGroup
-from orchestrator.run.run_context import Emit
 from orchestrator.spec.job import JobSpec
 
 
@@ -30,7 +29,7 @@ class MemoryCheckpoints:
         self._spec = spec
         self._recorded = recorded
         self._emit, self._stored_step = emit, stored_step
-        self._told: dict[str, int] | None = None
+        self._told: VaultsPlanned | None = None
         self._warned = False
         self.recorder = DurabilityRecorder(layout, stored_step)
         """Observer that keeps `durability.json`."""
@@ -49,7 +48,7 @@ class MemoryCheckpoints:
                 record(report)
                 recorded = report.step
             step = next((whole.step for whole in group.survey() if whole.step <= recorded), None)
-            self._emit(EventKind.VAULTS_ADOPTED, {"step": step, **vars(adopted)})
+            self._emit(VaultsAdopted(step, adopted.vaults, adopted.workers_ended, adopted.seconds))
         self.recorder.memory_kept_s = group.memory_kept_s
         group.survey_vaults(self.recorder.take)
         return adopted is not None
@@ -60,10 +59,10 @@ class MemoryCheckpoints:
         if step > recorded:
             what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
             message = (
-                f"the records of {what} were lost with the driver before this one: they were trained, and count, but "
+                f"the records of {what} were lost with the driver that was killed: their training counts, but "
                 "`convoy data verify` cannot prove their data"
             )
-            self._emit(EventKind.WARNING, {"message": message})
+            self._emit(WarningIssued(message))
 
     def plan(self, group: WorkerGroup, shape: ModelShape) -> int:
         """Say what the vaults will take; bytes a worker whose memory nobody has set must leave them.
@@ -78,19 +77,18 @@ class MemoryCheckpoints:
             need, warning = None, f"{error.message}; hint: {error.hint}"
         if warning is not None and not self._warned:
             self._warned = True
-            self._emit(EventKind.WARNING, {"message": warning})
+            self._emit(WarningIssued(warning))
         if need is None:
             return 0
-        if need.to_json() != self._told:
-            self._told = need.to_json()
-            self._emit(EventKind.VAULTS_PLANNED, self._told)
-            self._emit(EventKind.SNAPSHOTS_PLANNED, snapshots_planned(self._spec, shape, group.workers_by_node))
+        if need.planned != self._told:
+            self._told = need.planned
+            self._emit(need.planned)
+            self._emit(snapshots_planned(self._spec, shape, group.workers_by_node))
         return 0 if group.reserves_memory else need.cell_bytes * (1 + need.copies)
 
     def end(self, group: WorkerGroup, succeeded: bool) -> None:
         """The run is over. Where it did not succeed and the vaults know more than storage, they stay for a resume."""
         left = None if succeeded else group.leave_vaults(self._stored_step() or 0)
         if left is not None:
-            fields = {"step": left.step, "vaults": left.vaults, "until_s": time.time() + left.kept_s}
-            self._emit(EventKind.VAULTS_KEPT, fields)
+            self._emit(VaultsKept(left.step, left.vaults, time.time() + left.kept_s))
         self.recorder.end(kept=left is not None)

@@ -1,14 +1,14 @@
 """Before training: what storage has, the cluster, the workers, and the data."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from orchestrator import __version__
 from orchestrator.atomic_files import write_json
 from orchestrator.data.executor import StoppedError
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare, reopen
 from orchestrator.domain.errors import CheckpointError, DataError, UsageError, WeightsError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import AcceptedChange, ChangesAccepted, ClusterReady, RunCreated, WarningIssued
 from orchestrator.domain.session import Question
 from orchestrator.domain.step_report import StepReport
 from orchestrator.planner.gpu_fit import GpuFit
@@ -69,22 +69,17 @@ class RunPreparation:
                     self._progress.remember(report)
         origin = self._origin
         self._progress.step = origin.step
-        fields = {
-            "run_id": run.layout.run_id,
-            "spec_hash": spec_hash(run.spec),
-            "convoy_version": __version__,
-            "resumed_from_step": origin.step if origin.checkpoint is not None else None,
-        }
-        run.emit(EventKind.RUN_CREATED, fields)
+        resumed_from_step = origin.step if origin.checkpoint is not None else None
+        run.emit(RunCreated(run.layout.run_id, spec_hash(run.spec), __version__, resumed_from_step))
         for message in run.resumption.warnings if run.resumption is not None else ():
-            run.emit(EventKind.WARNING, {"message": message})
+            run.emit(WarningIssued(message))
 
     def run(self, group: WorkerGroup, fit: GpuFit) -> Prepared | None:
         """See `Preparation`."""
         run, work = self._run, self._workload
         require_storage(run.layout, run.spec.checkpoint.storage)
         size = group.connect(work.imports)
-        run.emit(EventKind.CLUSTER_READY, asdict(size))
+        run.emit(ClusterReady(size.address, size.nodes, size.cpus, size.gpus, size.seconds))
         adopted = self._memory.begin(group, run.resumption is not None, self._record_step)
         if self._problem is not None and not group.survey():
             raise self._problem
@@ -110,10 +105,10 @@ class RunPreparation:
             record(run.layout, spec, run.job_dir, data, again, step, run.clock.unix_s())
         except (OSError, DataError) as error:
             what = f"the inputs of the run cannot be recorded: {error}; a resume will not notice changes"
-            run.emit(EventKind.WARNING, {"message": what})
+            run.emit(WarningIssued(what))
         if again is not None and again.changes:
-            changes = [change.to_json() for change in again.changes]
-            run.emit(EventKind.CHANGES_ACCEPTED, {"step": step, "changes": changes})
+            changes = tuple(AcceptedChange(change.part, change.what) for change in again.changes)
+            run.emit(ChangesAccepted(step, changes))
 
     def _look_in_storage(self, points: RestorePoints) -> None:
         run = self._run
@@ -132,7 +127,7 @@ class RunPreparation:
             raise self._run.locate(error) from error
         if problem is not None:
             what = f"the model could not be checked beforehand: {problem}; it is checked when it is built"
-            self._run.emit(EventKind.WARNING, {"message": what})
+            self._run.emit(WarningIssued(what))
 
     def _prepare(self, group: WorkerGroup) -> PreparedData | None:
         run = self._run

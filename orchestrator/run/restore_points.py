@@ -7,7 +7,7 @@ from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.checkpoint.storage.storage import open_storage
 from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointRejected
 from orchestrator.domain.policy.restore_choice import RestoreFacts, Superseded, choose_state_in_memory
 from orchestrator.domain.session import PeerState, ShardPlace
 from orchestrator.run.run_context import RunContext
@@ -90,8 +90,8 @@ class RestorePoints:
             self._superseded = Superseded(max(newest, peers.generation), -1)
         else:
             self._below = self._progress.saved_step
-        place = "vaults" if peers is not None else checkpoint
-        self._run.emit(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
+        place = "vaults" if peers is not None else checkpoint or "beginning"
+        self._run.emit(CheckpointRejected(place, reason))
 
     def roll_back(self, rollback: Rollback) -> RestorePoint:
         """The state to go back to. States of later steps must not be used any more."""

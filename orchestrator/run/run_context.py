@@ -1,25 +1,23 @@
 """What the parts of the run controller share: one run, and how to report about it."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import EventKind, Observer
+from orchestrator.domain.events import EventBody
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import known_config
 from orchestrator.run.clock import Clock
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.spec_errors import SpecError
 from orchestrator.store.resume_check import Resumption
 from orchestrator.store.run_store import RunStore
-
-Emit = Callable[[EventKind, dict[str, Any]], None]
-"""Reports an event to the run's observers."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,8 @@ class RunContext:
     store: RunStore
     stop: threading.Event
     """Set by anyone to end the run within 5 s."""
-    emit: Emit
-    observers: Sequence[Observer] = ()
-    """Everyone who gets the events and step reports of workers."""
+    bus: EventBus
+    """Delivers its events and step reports."""
     clock: Clock = field(default_factory=Clock)
     arranged: Arranged = field(default_factory=Arranged)
     """What a drill has arranged."""
@@ -43,6 +40,10 @@ class RunContext:
     """Adds the place in the job file to an error about `model.pretrained`."""
     resumption: Resumption | None = None
     """With what a resumed run continues; None: the run is new."""
+
+    def emit(self, body: EventBody) -> None:
+        """Publish an event that happens now."""
+        self.bus.emit(body)
 
     def model_config(self) -> dict[str, Any]:
         """The model's config, as far as it is known without loading a library."""

@@ -4,13 +4,12 @@ A handle owns what a run records in its directory. It owns neither the cluster, 
 the command line and a server bring those."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.events import Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk, ScaleRequest
 from orchestrator.metrics.incidents import IncidentRecorder
@@ -30,8 +29,8 @@ from orchestrator.store.recorded_progress import read_progress
 from orchestrator.store.run_store import read_record
 from orchestrator.store.scale_files import ScaleFiles, ask
 
-OWN_OBSERVERS = 5
-"""Those that `RunHandle` adds first: the records on disk."""
+LAST_RECORD = "the retention of checkpoints"
+"""Name of the last observer that `RunHandle` adds by itself."""
 GroupFactory = Callable[[RunContext, ScaleDesk], WorkerGroup]
 """Makes the workers of a run; nothing is started yet."""
 
@@ -48,26 +47,11 @@ class RunOutcome:
     exit_code: int
 
 
-class Fanout:
-    """Gives each event and step to all observers of a run, in the order in which they were added."""
-
-    def __init__(self, observers: Sequence[Observer] = ()) -> None:
-        self.observers = list(observers)
-
-    def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        """An event of the driver, now."""
-        event = Event(kind, time.time(), fields)
-        for observer in self.observers:
-            observer.on_event(event)
-
-
 class RunHandle:
     """A run that this process drives. `drive` is for one thread; `stop` and `scale` are for any."""
 
-    def __init__(self, run: RunContext, fanout: Fanout) -> None:
-        """`run.observers` is `fanout.observers`, and `run.emit` its `emit`."""
+    def __init__(self, run: RunContext) -> None:
         self.context = run
-        self._fanout = fanout
         self._recorder = RunRecorder(run.layout)
         self.ledger = LedgerRecorder(run.layout, time.time)
         self.stragglers = StragglerRecorder(run.emit)
@@ -83,8 +67,12 @@ class RunHandle:
             lambda: read_progress(run.layout).step,
         )
         self.durability = self._memory.recorder
-        retention = Retention(run.layout, run.spec.checkpoint)
-        fanout.observers += [self._recorder, self.ledger, self.durability, IncidentRecorder(run.layout), retention]
+        # The records on disk come first. The run must not go on if the recorder raises: it tolerates a failing disk.
+        run.bus.add("the recorder", self._recorder, essential=True)
+        run.bus.add("the ledger", self.ledger)
+        run.bus.add("the durability record", self.durability)
+        run.bus.add("the incident pages", IncidentRecorder(run.layout))
+        run.bus.add(LAST_RECORD, Retention(run.layout, run.spec.checkpoint))
 
     @property
     def run_id(self) -> str:
@@ -96,9 +84,9 @@ class RunHandle:
         """Where its files are."""
         return self.context.layout
 
-    def watch(self, observer: Observer) -> None:
-        """Give all events and steps from now on to `observer`, too. Before `drive`."""
-        self._fanout.observers.append(observer)
+    def watch(self, name: str, observer: Observer) -> None:
+        """Deliver all events and step reports from now on to `observer` too. `name` is for a warning if it fails."""
+        self.context.bus.add(name, observer)
 
     def stop(self) -> None:
         """End it within 5 s, with a checkpoint if possible. Returns at once."""
@@ -121,12 +109,9 @@ class RunHandle:
         try:
             group = make_group(run, ScaleFiles(run.layout))
             controller = RunController(run, group, self._progress, self._states, self._memory)
-            # Observers that are shown a step may rely on what the controller made of it.
-            self._fanout.observers[OWN_OBSERVERS:] = [
-                controller,
-                *self._fanout.observers[OWN_OBSERVERS:],
-                self.stragglers,
-            ]
+            # Observers that get a step may rely on what the controller made of it.
+            run.bus.add("the run controller", controller, essential=True, after=LAST_RECORD)
+            run.bus.add("the comparison of workers", self.stragglers)
             return self.conclude(controller.drive(preparation))
         except ConvoyError as error:
             return self.fail(error)

@@ -1,9 +1,8 @@
 """The state of a run: the one place that changes it, on disk and for observers."""
 
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import Emit, RunState, StateChanged, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.run_states import FINAL_STATES, is_allowed
-from orchestrator.run.run_context import Emit
 from orchestrator.store.run_store import RunStore
 
 
@@ -41,5 +40,5 @@ class RunStateMachine:
             if state in FINAL_STATES:
                 raise
             message = f"the state `{state}` cannot be recorded in {self._layout.state}: {error}"
-            self._emit(EventKind.WARNING, {"message": message})
-        self._emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
+            self._emit(WarningIssued(message))
+        self._emit(StateChanged(state, reason))

@@ -74,7 +74,7 @@ def model_now(spec: JobSpec, job_dir: Path, vocab_size: int, known: Sequence[Fil
 
 
 def model_commit(spec: JobSpec, job_dir: Path) -> str | None:
-    """The commit that a model of the Hub is at now; None if it is none of the Hub, or nobody knows."""
+    """The present commit of a model of the Hub; None if it is not of the Hub, or unknown."""
     name = spec.model.pretrained
     if name is None or local_path(name, job_dir) is not None:
         return None
@@ -89,8 +89,8 @@ def embedding_rows(spec: JobSpec, job_dir: Path) -> int | None:
 
 
 def data_identity(manifest: DataManifest, tokens_digest: str | None) -> str:
-    """Equal for prepared data that gives the same training samples in the same order, whatever its key in the cache.
-    Where the digest of the tokens is not known, the key."""
+    """Equal for prepared data that gives the same training samples in the same order, whatever its key in the cache. If
+    the digest of the tokens is unknown, the key."""
     if tokens_digest is None:
         return manifest.fingerprint
     order = (manifest.sequence_length, manifest.packing, manifest.seed, manifest.eos_id, manifest.pad_id)

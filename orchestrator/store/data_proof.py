@@ -19,7 +19,7 @@ from orchestrator.store.skip_file import read_skips
 
 
 def prove(record: RunRecord) -> Proof:
-    """Replay what the run recorded, each part against the data that it had. Raises UsageError or DataError where it
+    """Replay what the run recorded, each part against the data that it had. Raises UsageError or DataError if it
     has not what a proof needs."""
     layout = record.layout
     facts = read_json(layout.data)

@@ -65,13 +65,13 @@ class FingerprintEntry:
     time_s: float
     """Unix seconds of the record."""
     from_step: int
-    """The step that this part went on from; 0: the beginning."""
+    """The step after which this part began; 0: the beginning."""
     first_record: int
     """Records of `steps.jsonl` before the first one of this part."""
     accepted: tuple[Mapping[str, str], ...]
     """The changes at its beginning, with `part` and `what`; none in the first entry."""
     compared: bool
-    """False: an older version began the run, and this is what was there when it was first gone on with."""
+    """False: an older version began the run, and this is what its first resume found."""
     data: PreparedPrint
     settings: JsonFields
     tokenizer: TokenizerPrint
@@ -117,12 +117,12 @@ def _file(value: JsonFields) -> FileContent:
 def read_history(layout: RunLayout) -> tuple[FingerprintEntry, ...]:
     """In the order of the run; none if there is no file.
 
-    Raises UsageError if it is damaged or of another format: to go on without it would not notice what has changed.
+    Raises UsageError if it is damaged or of another format: without it changes would not be noticed.
     """
     if not layout.fingerprints.exists():
         return ()
     value = read_json(layout.fingerprints) or {}
-    hint = "move it away to go on without a comparison, as with a run of an older version"
+    hint = "move it away to continue without a comparison, as with a run of an older version"
     if value.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         found = value["format_version"]
         raise UsageError(f"{layout.fingerprints} has format {found}, this version reads {FORMAT_VERSION}", hint)
@@ -143,5 +143,6 @@ def find_prepared(data: PreparedPrint, cache_dir: Path) -> Path | None:
 
 
 def prepared_place(recorded: Path, fingerprint: str, cache_dir: Path) -> Path | None:
-    """Where prepared data lies: where it was, or under its key in a cache that was moved. None: in neither place."""
+    """The directory of prepared data: the recorded one, or under its key in a cache that was moved. None: it is in
+    neither."""
     return next((place for place in (recorded, cache_dir / "data" / fingerprint) if place.is_dir()), None)

@@ -160,8 +160,8 @@ class RunStore:
             final = _parse_state(value.get("state")) in FINAL_STATES
             if driver is not None and not final and driver != DriverProcess.current() and driver.alive() is not False:
                 raise UsageError(
-                    f"run {layout.run_id} is being driven by process {driver.pid} on {driver.host}",
-                    hint="stop that one first (Ctrl-C there), or wait until it ends",
+                    f"run {layout.run_id} has an active driver: process {driver.pid} on {driver.host}",
+                    hint="stop that driver first (Ctrl-C there), or wait until it ends",
                 )
             now_s = time.time() if now_s is None else now_s
             value.update({"id": layout.run_id, **_state(RunState.PREPARING, None, now_s)})
@@ -192,7 +192,7 @@ class RunStore:
         if not heads:
             raise UsageError(
                 f"there is no run {query!r}: no runs under {self.home.absolute()}",
-                hint="start one with `convoy run JOB.yaml`, or point CONVOY_HOME (or --home) at where runs are",
+                hint="start one with `convoy run JOB.yaml`, or set CONVOY_HOME (or --home) to where runs are kept",
             )
         if query == "last":
             matching = list(heads[:1])

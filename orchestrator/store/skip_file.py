@@ -11,9 +11,9 @@ from orchestrator.json_values import objects
 
 
 def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
-    """In the order they were decided; none where there is no file.
+    """In the order they were decided; none if there is no file.
 
-    Raises DataError where the file is damaged: to go on without it would feed what was left out.
+    Raises DataError if the file is damaged: without it the run would feed samples that were left out.
     """
     if not layout.skips.exists():
         return ()
@@ -23,22 +23,22 @@ def read_skips(layout: RunLayout) -> tuple[Skip, ...]:
     except ValueError as error:
         raise DataError(
             f"{layout.skips} is damaged: {error}",
-            hint="put it back: it says which samples the run leaves out; the event `numeric.fault` has the same facts",
+            hint="restore it: it lists the samples that the run leaves out; the events `numeric.fault` have the same",
         ) from error
 
 
 def write_skips(layout: RunLayout, skips: Sequence[Skip]) -> None:
-    """Replace the file, durably; where there are none it is not made. Raises OSError."""
+    """Replace the file durably; without skips no file is written. Raises OSError."""
     if skips or layout.skips.exists():
         write_json(layout.skips, {"skips": [skip.to_json() for skip in skips]})
 
 
 def order_of(batch: int, skips: Sequence[Skip]) -> BatchOrder:
-    """The order of the batches without `skips`. Raises DataError where they are not of whole batches."""
+    """The order of the batches without `skips`. Raises DataError if they are not of whole batches."""
     try:
         return BatchOrder.of(batch, [(skip.first, skip.count) for skip in skips])
     except ValueError as error:
         raise DataError(
-            f"the run's record of what it leaves out is wrong: {error}",
+            f"the run's record of skipped samples is wrong: {error}",
             hint="skips.json was altered, or train.global_batch in spec.yaml: it must not change within a run",
         ) from error

@@ -7,9 +7,8 @@ import torch
 
 from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import FaultInjected, FaultKind, WarningIssued
 from orchestrator.domain.policy.numeric import (
-    FaultKind,
     Injection,
     NumericFault,
     SpikeBound,
@@ -64,7 +63,7 @@ class NumericGuard:
             self._losses.append(outcome.loss)
 
     def disturbed(self, step: int, micro_step: int, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, turned into another number where a drill wants that of this rank at this step."""
+        """The loss, changed if a drill injects a fault into this rank at this step."""
         for injection in self._injections:
             if injection.step == step:
                 if micro_step == 0:
@@ -73,7 +72,7 @@ class NumericGuard:
         return loss
 
     def extra(self) -> JsonObject:
-        """What has to be known again where training goes on from here: JSON values, for `SaveProgress.extra`."""
+        """What a later restore needs: JSON values, for `SaveProgress.extra`."""
         kept: JsonObject = {}
         if self._skips:
             kept[SKIPS] = self._skips
@@ -82,31 +81,32 @@ class NumericGuard:
         return kept
 
     def _tell(self, fault: NumericFault) -> None:
-        self._context.session.report_event(EventKind.NUMERIC_FAULT, fault.event_fields("continue"))
-        done = "training goes on" if fault.kind is FaultKind.SPIKE else "the update was left out, training goes on"
-        self._context.session.report_event(EventKind.WARNING, {"message": f"{fault.text}: {done}"})
+        self._context.session.report_event(fault.event("continue"))
+        done = "training continues" if fault.kind is FaultKind.SPIKE else "the update was left out, training continues"
+        self._context.session.report_event(WarningIssued(f"{fault.text}: {done}"))
 
     def _own_up(self, injection: Injection) -> None:
-        fields = {"fault": injection.kind, "step": injection.step, "rank": injection.rank}
-        self._context.session.report_event(EventKind.FAULT_INJECTED, fields)
+        self._context.session.report_event(FaultInjected(injection.kind, injection.step, injection.rank))
 
 
 def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
     """The order of the batches, without what the plan leaves out and what the restored state knew to be left out.
 
-    Raises CheckpointError where that state has seen samples that are left out.
+    Raises CheckpointError if that state has seen samples that are left out.
     """
     known = [(first, count) for first, count in optional(integer_rows, start.extra, SKIPS) or ()]
     try:
         order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
     except ValueError as error:
         raise CheckpointError(
-            f"what is left out was decided at another train.global_batch: {error}", hint="keep the batch it had then"
+            f"the skipped samples were recorded with another train.global_batch: {error}",
+            hint="keep the global batch that the run had then",
         ) from error
     if order.left_out and not order.follows(start.step, start.position):
         raise CheckpointError(
-            f"the state of step {start.step} goes on at position {start.position} of the samples, the run's order at "
-            f"{order.first_position(start.step + 1)}: it was saved before samples were left out, and saw them",
-            hint="go on from an older checkpoint",
+            f"the state of step {start.step} continues at position {start.position} of the samples, but the run's "
+            f"order at {order.first_position(start.step + 1)}: it was saved before samples were left out, and has "
+            "seen them",
+            hint="resume from an older checkpoint",
         )
     return order

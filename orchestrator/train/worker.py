@@ -1,4 +1,4 @@
-"""A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
+"""The entry point of a worker, which `gang` names by string: import, rendezvous, build, restore, train, export."""
 
 import gc
 import json
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
-from orchestrator.domain.engine_errors import find_cause
-from orchestrator.domain.errors import PeerLostError, UsageError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.errors import PeerLostError, UsageError, cause_of_error
+from orchestrator.domain.events import CheckpointRestored, TrainingPlanned, WarningIssued, WorkerPhase, WorkerStarted
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
 from orchestrator.json_values import JsonObject, optional, text
@@ -82,27 +81,21 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
 
 @contextmanager
 def blamed_on_peers(session: Session) -> Iterator[None]:
-    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
-    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
-    """
+    """Context in which an error after an interruption is no error of this worker: results of an aborted collective are
+    garbage, and code that reads them may raise anything. Only errors of a lost device are kept."""
     try:
         yield
     except Exception as error:
-        cause = find_cause(f"{type(error).__name__}: {error}")
+        cause = cause_of_error(error)
         if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
             raise
-        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
+        raise PeerLostError(f"left the collective on request of the driver: {type(error).__name__}: {error}") from error
 
 
 def _tell_started(session: Session, device: "torch.device", seconds: float) -> None:
-    fields = {
-        "rank": session.rank,
-        "node": session.node_ip,
-        "pid": os.getpid(),
-        "device": _device_name(device),
-        "seconds": seconds,
-    }
-    session.report_event(EventKind.WORKER_STARTED, fields)
+    session.report_event(
+        WorkerStarted(session.rank, session.node_ip, os.getpid(), _device_name(device), seconds),
+    )
 
 
 def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: "torch.device") -> "TrainContext":
@@ -127,15 +120,14 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: "torch.devi
     task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
     if session.rank == 0:
         session.report_event(
-            EventKind.PLAN,
-            {
-                "world_size": session.world_size,
-                "shares": list(plan.shares),
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "total_steps": plan.total_steps,
-                "parameters": size.parameters,
-            },
+            TrainingPlanned(
+                world_size=session.world_size,
+                shares=plan.shares,
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                total_steps=plan.total_steps,
+                parameters=size.parameters,
+            )
         )
     session.beat(0, Phase.BUILD)
     sized = partial(shape_of, model, size.parameters)
@@ -158,7 +150,7 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: "PreTrainedModel") -> "
     head = install_chunked_head(model, chunk_tokens, IGNORE)
     if head is None and wanted != "auto":
         raise UsageError(
-            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            f"train.loss_chunk_tokens: {wanted} does not fit this model: its logits are more than one linear layer",
             hint="Set it to auto or off.",
         )
     return head
@@ -224,7 +216,7 @@ def _warn_of_precision(context: "TrainContext") -> None:
 
     message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
     if message is not None:
-        context.session.report_event(EventKind.WARNING, {"message": message})
+        context.session.report_event(WarningIssued(message))
 
 
 def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
@@ -241,7 +233,7 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
 
 
 def _restore(context: "TrainContext") -> "SaveProgress":
-    """Put the state that the plan names into the engine. Collective."""
+    """Restore the state that the plan names. Collective."""
     from orchestrator.train.snapshot.checkpointing import load_checkpoint, load_peer_state
 
     session, plan, started = context.session, context.plan, time.perf_counter()
@@ -252,14 +244,13 @@ def _restore(context: "TrainContext") -> "SaveProgress":
         progress, source = load_checkpoint(context.engine, session, plan.resume_from), plan.resume_from
     if session.rank == 0:
         session.report_event(
-            EventKind.CHECKPOINT_RESTORED,
-            {
-                "step": progress.step,
-                "path": source,
-                "seconds": time.perf_counter() - started,
-                "saved_world_size": progress.saved_world_size,
-                "world_size": session.world_size,
-            },
+            CheckpointRestored(
+                step=progress.step,
+                path=source,
+                seconds=time.perf_counter() - started,
+                saved_world_size=progress.saved_world_size,
+                world_size=session.world_size,
+            )
         )
     return progress
 
@@ -267,7 +258,7 @@ def _restore(context: "TrainContext") -> "SaveProgress":
 def _phase(session: Session, phase: Phase, step: int = 0) -> None:
     session.beat(step, phase)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase.value})
+        session.report_event(WorkerPhase(0, phase.value))
 
 
 def _set_threads(spec: JobSpec) -> None:
@@ -293,7 +284,7 @@ def _set_offload_threads(spec: JobSpec, device: "torch.device") -> None:
 
 
 def _import_model(spec: JobSpec, device: str) -> None:
-    """Import what is needed, here and only here, so that the phases mean what they say."""
+    """Import what is needed only here, so that the phases are accurate."""
     from orchestrator.train.engine.engine import import_deepspeed
     from orchestrator.train.models.architectures import ARCHITECTURES
 

@@ -49,7 +49,7 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Base:
-    """A model directory whose files are there and, as far as can be told without loading them, whole."""
+    """A model directory whose files exist and are complete, as far as that shows without loading them."""
 
     directory: Path
     config: JsonFields
@@ -162,7 +162,7 @@ def weight_map(index: Path) -> Mapping[str, str]:
 
 
 def _instead(directory: Path, names: set[str]) -> tuple[str, str | None]:
-    """What is there instead of weights, to go on a sentence with, and what to do about it."""
+    """What the directory has instead of weights, as the end of a sentence, and what to do about it."""
     shards = sorted(name for name in names if _SHARD.fullmatch(name))
     if shards and CONFIG in names:
         return f". It has shards ({few(shards)}), but not their index", "download or copy the index too"
@@ -180,7 +180,7 @@ def _instead(directory: Path, names: set[str]) -> tuple[str, str | None]:
 def _merge(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
     for name, tensor in more.items():
         if name in tensors:
-            raise Damaged(f"holds {name}, which {tensors[name].file} holds too", "remove the files of the other save")
+            raise Damaged(f"contains {name}, as does {tensors[name].file}", "remove the files of the other save")
         tensors[name] = tensor
 
 

@@ -59,7 +59,7 @@ def read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def check_torch_file(path: Path) -> None:
-    """Tell, without unpickling anything, whether this can be a whole file of torch.save. Raises Damaged."""
+    """Check without unpickling whether this can be a complete file of torch.save. Raises Damaged."""
     size = regular_size(path)
     try:
         with path.open("rb") as file:

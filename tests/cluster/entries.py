@@ -13,11 +13,12 @@ from typing import Any
 
 from orchestrator.checkpoint.format.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued, WorkerPhase
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
+from tests.events import body
 
 HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
@@ -72,11 +73,11 @@ def ring(session: Session, plan: TrainPlan) -> TrainResult:
     libc.puts(f"C line of rank {session.rank}".encode())
     libc.fflush(None)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
         for step in range(1, 4):
             session.report_step(a_step(step, session.world_size))
     facts: dict[str, Any] = {"total": total, "local_rank": session.local_rank, "seconds": seconds}
-    session.report_event(EventKind.WARNING, {"message": f"facts {session.rank} {total} {session.local_rank}"})
+    session.report_event(body(WarningIssued, message=f"facts {session.rank} {total} {session.local_rank}"))
     if session.rank == 0:
         pretend_to_export(session, plan, 3)
     return TrainResult(3, True, facts=facts)
@@ -125,7 +126,7 @@ def scripted(session: Session, plan: TrainPlan) -> TrainResult:
     does = generations[getattr(session, "generation", 1) - 1]
     last = int(does["steps"])
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
         for step in range(int(does.get("first", 1)), last + 1):
             session.report_step(a_step(step, session.world_size))
     ends = does["ends"]
@@ -150,7 +151,7 @@ def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
     """Report steps until a stop is asked for."""
     step = 0
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
     while session.leave() is not Leave.STOP:
         step += 1
         if session.rank == 0:
@@ -162,7 +163,7 @@ def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
 def never_stops(session: Session, plan: TrainPlan) -> TrainResult:
     """Deaf: in native code that holds the interpreter's lock."""
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
         session.report_step(a_step(1, session.world_size))
         session.report_step(a_step(2, session.world_size))
         time.sleep(0.5)

@@ -96,8 +96,8 @@ def test_an_exception_of_a_worker(tmp_path: Path) -> None:
 def test_a_change_of_size_and_a_stop(tmp_path: Path) -> None:
     workers = {"resources": {"workers": {"min": 1, "max": 2}}}
     handle = handle_in(tmp_path / "real", **workers)
-    handle.watch(Then(1, lambda: handle.scale(1, "test")))
-    handle.watch(Then(3, handle.stop))
+    handle.watch("scales", Then(1, lambda: handle.scale(1, "test")))
+    handle.watch("stops", Then(3, handle.stop))
     real = really(handle, [{"steps": 1, "ends": "regroup"}, {"first": 2, "steps": 3, "ends": "stopped"}])
     script = Script([Generation((1,), ends="regroup"), Generation((2, 3), ends="stopped")], [Reform(1)])
     assert scripted(handle_in(tmp_path / "scripted", **workers), script).calls == real.calls

@@ -36,7 +36,7 @@ class TensorEntry:
 
     shape: tuple[int, ...]
     dtype: str
-    """Its type in the model; masters and moments are stored as float32 whatever it is."""
+    """Its type in the model; masters and moments are always stored as float32."""
     kind: Kind
     """MASTER for what is trained, FROZEN or BUFFER for the rest."""
     group: int | None = None
@@ -210,7 +210,7 @@ def _checksum(body: JsonFields) -> str:
 def read_manifest(place: Path | str, storage: Storage | None = None) -> Manifest:
     """The manifest of the checkpoint at `place`: a directory or URL, or a name in `storage`.
 
-    Raises CheckpointError where there is none or it is damaged, StorageError where storage does not answer.
+    Raises CheckpointError if there is none or it is damaged, StorageError if storage does not answer.
     """
     storage, name = (storage, str(place)) if storage is not None else locate(place)
     where = storage.place(name)

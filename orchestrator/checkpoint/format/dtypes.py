@@ -26,7 +26,7 @@ STORAGE: dict[str, ElementType] = {
 
 
 def storage_dtype(name: str) -> ElementType:
-    """How elements of type `name` lie in a file. Raises CheckpointError for a type the format does not know."""
+    """How elements of type `name` are stored in a file. Raises CheckpointError for a type the format does not know."""
     try:
         return STORAGE[name]
     except KeyError:
@@ -41,10 +41,10 @@ def widen_bfloat16(raw: Elements) -> NDArray[np.float32]:
 
 
 def decode(raw: Elements, dtype: str, out: Elements) -> None:
-    """Copy stored elements into `out`, converting between floating types where they differ.
+    """Copy stored elements into `out`, converting between floating types if they differ.
 
-    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError where a conversion would
-    not make sense, e.g. integers into floats.
+    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError if a conversion would not make
+    sense, e.g. integers into floats.
     """
     if raw.dtype == out.dtype:
         out[:] = raw

@@ -1,4 +1,4 @@
-"""Read any range of any tensor out of a checkpoint, whoever wrote it and however it was sharded."""
+"""Read any range of any tensor of a checkpoint, regardless of how it was sharded."""
 
 import contextlib
 from collections import defaultdict
@@ -24,7 +24,7 @@ _CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ
 
 
 class ShardSource(Protocol):
-    """The bytes of one rank's shard, wherever they lie."""
+    """The bytes of one rank's shard, in any place."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` (bytes) from byte `offset`. Raises CheckpointError."""
@@ -42,7 +42,7 @@ class IntervalReader:
     def __init__(
         self, manifest: Manifest, indexes: Sequence[ShardIndex], open_shard: Callable[[int], ShardSource], place: str
     ) -> None:
-        """`open_shard` gives the bytes of `indexes[number]`, when they are first asked for; `place` is for messages."""
+        """`open_shard` opens the bytes of `indexes[number]` when they are first needed; `place` is for messages."""
         self.manifest = manifest
         self.place = place
         self.bytes_read = 0
@@ -72,7 +72,7 @@ class IntervalReader:
         self._shards.clear()
 
     def rng(self, rank: int) -> dict[str, str]:
-        """Generator state that `rank` saved; empty where there was no such rank."""
+        """Generator state that `rank` saved; empty if there was no such rank."""
         return next((index.rng for index in self._indexes if index.rank == rank), {})
 
     def has(self, name: str, kind: Kind) -> bool:
@@ -130,7 +130,7 @@ class IntervalReader:
 class CheckpointReader(IntervalReader):
     """An open checkpoint: a directory or URL, or a name in a storage.
 
-    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other, StorageError
+    Raises CheckpointError if the manifest or an index is missing, damaged or contradicts the other, StorageError
     where storage does not answer.
     """
 
@@ -144,7 +144,7 @@ class CheckpointReader(IntervalReader):
         super().__init__(manifest, indexes, self._open_file, f"checkpoint {self._storage.place(self._name)}")
 
     def verify(self) -> None:
-        """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
+        """Check that each tensor is complete, and every chunk of every shard. Raises CheckpointError."""
         self.require_whole()
         if isinstance(self._storage, LocalStorage):
             for number in range(len(self._indexes)):
@@ -171,7 +171,5 @@ class CheckpointReader(IntervalReader):
             raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
         index = ShardIndex.from_bytes(data, entry.index)
         if index.size_bytes != entry.size_bytes:
-            raise CheckpointError(
-                f"{entry.index} speaks of {index.size_bytes} bytes, the manifest of {entry.size_bytes}"
-            )
+            raise CheckpointError(f"{entry.index} gives {index.size_bytes} bytes, the manifest {entry.size_bytes}")
         return index

@@ -90,7 +90,7 @@ class ShardIndex:
         return json.dumps(body, separators=(",", ":")).encode()
 
     def chunk_extent(self, chunk: int, file: str) -> Range:
-        """The bytes of a chunk. Raises CheckpointError naming `file` where it has none of that number."""
+        """The bytes of a chunk. Raises CheckpointError, with the name of the file, if it has no such chunk."""
         start = chunk * self.chunk_bytes
         if chunk >= len(self.chunks):
             raise CheckpointError(f"{file}: byte {start} lies beyond the file's {self.size_bytes}")
@@ -137,7 +137,7 @@ class ShardIndex:
 
 
 def lay_out(parts: Iterable[tuple[str, Kind, Range, str]]) -> list[Interval]:
-    """Where the parts (name, kind, elements, dtype) lie in a shard, one after the other, elements aligned."""
+    """Lay out parts (name, kind, elements, dtype) in a shard, one after the other, with aligned elements."""
     intervals: list[Interval] = []
     offset = 0
     for name, kind, extent, dtype in parts:
@@ -173,7 +173,7 @@ class ShardWriter:
             self._abandon()
 
     def write(self, piece: ShardPiece) -> None:
-        """Append one piece. Raises OSError, e.g. where the disk is full."""
+        """Append one piece. Raises OSError, e.g. if the disk is full."""
         item = storage_dtype(piece.dtype)
         if piece.data.dtype != item or piece.data.ndim != 1:
             raise ValueError(f"{piece.name}: expected 1-D {item}, got {piece.data.ndim}-D {piece.data.dtype}")
@@ -244,7 +244,7 @@ class ShardFile:
         os.close(self._descriptor)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError where a chunk fails its checksum."""
+        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError if a chunk fails its checksum."""
         done = 0
         while done < len(out):
             chunk, skip = divmod(offset + done, self._index.chunk_bytes)

@@ -1,4 +1,4 @@
-"""How a vault's states come to its peers: over the network, or, on one machine, by letting them hold the memory too.
+"""How a vault's states get to its peers: over the network, or on one machine by sharing the memory with them.
 
 For one thread of a vault that replicates.
 """
@@ -54,21 +54,21 @@ class Copies:
         self._stripes = Stripes(lambda peer: Channel.connect(peer, token, PEER_TIMEOUT_S), spent.counting)
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
-        """Who has the index of what."""
+        """Which peers have the index of which cell."""
         self._holders: dict[tuple[str, CellKey], int] = {}
-        """Who holds which memory of ours."""
+        """Which peers hold which memory of this vault."""
         self._apart: set[str] = set()
-        """Peers that could not get hold of memory of ours, whatever their address says."""
+        """Peers that could not map this vault's memory although their address is local."""
         self.last_problem = ""
         """Why a copy did not arrive, the last time one did not."""
 
     def forget(self, keys: list[CellKey]) -> None:
-        """These cells are gone. May be called from any thread: who has to be told once more for that is told."""
+        """Forget cells that were freed. May be called from any thread."""
         self._told = {(peer, key) for peer, key in list(self._told) if key not in keys}
         self._holders = {each: serial for each, serial in list(self._holders.items()) if each[1] not in keys}
 
     def bring(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """See to it that a peer holds a step, and has said so; whether it has."""
+        """Make a peer hold a step and confirm it; return whether it has."""
         if self._shares and peer not in self._apart and _host(peer) == _host(self._address):
             shared = self._share(peer, key, held, step)
             if shared is not None:
@@ -76,12 +76,13 @@ class Copies:
         return self._copy(peer, key, held, step)
 
     def _share(self, peer: str, key: CellKey, held: Held, step: int) -> bool | None:
-        """Let a peer of this host hold the memory; None where it cannot, and needs a copy.
+        """Let a peer on this host share the memory; None if it cannot and needs a copy.
 
-        It holds it as long as its process lives, which its end of the connection tells: nobody has to be woken up."""
+        The peer holds it as long as its process lives; the connection shows when it ends.
+        """
         if self._holders.get((peer, key)) == held.cell.serial:
             gone = self._channel(peer).hung_up
-            return self._failed(peer, key, step, WireError("it is gone")) if gone else True
+            return self._failed(peer, key, step, WireError("it is no longer available")) if gone else True
         index = b"" if (peer, key) in self._told else held.index
         size = held.cell.size
         header: ShareRequest = {
@@ -103,7 +104,7 @@ class Copies:
         return True
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """Send a slot to a peer's vault and wait for its word; False where that fails."""
+        """Send a slot to a peer's vault and wait for its confirmation; False if that fails."""
         slot = held.cell.slot_of(step)
         if slot is None:
             return False

@@ -1,4 +1,4 @@
-"""Read a state that lies in vaults: this host's through shared memory, others' over the network."""
+"""Read a state from vaults: from this host's through shared memory, from others over the network."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from orchestrator.checkpoint.format.shard import ShardIndex
 from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.frames import DescribeAnswer, DescribeRequest, ReadRequest, StepFields, decode
 from orchestrator.checkpoint.memory.wire import Channel
-from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.errors import CheckpointError, PeerStateError
 from orchestrator.domain.session import PeerState, ShardPlace
 from orchestrator.domain.tick import Tick, no_tick
 from orchestrator.json_values import (
@@ -29,7 +29,7 @@ from orchestrator.json_values import (
 
 READ_TIMEOUT_S = 20.0
 PIECE_BYTES = 16 << 20
-"""What is copied, or asked of a vault, at once."""
+"""Size of one copy, or of one request to a vault."""
 STREAMS = 4
 """Connections over which a process reads a shard: one gives 1 to 2 GB/s, a node's network up to 50, and the workers of
 a node read side by side."""
@@ -37,7 +37,7 @@ a node read side by side."""
 
 @dataclass(frozen=True)
 class SmallState:
-    """What of a rank's state is no flat: the same on all ranks, but for `rng`."""
+    """The part of a rank's state that is not in flats: the same on all ranks except for `rng`."""
 
     manifest: JsonObject
     """The fields of `Manifest` that change from step to step."""
@@ -59,7 +59,7 @@ class SmallState:
 
 @dataclass(frozen=True)
 class CellIndex:
-    """What of a rank's state does not change within a generation."""
+    """The part of a rank's state that does not change within a generation."""
 
     shard: ShardIndex
     tensors: dict[str, TensorEntry]
@@ -83,15 +83,16 @@ class CellIndex:
             shard = ShardIndex.from_bytes(text(body, "shard").encode(), source)
             return cls(shard, tensors, text_mapping(body, "tied"))
         except ValueError as error:
-            raise CheckpointError(f"{source} is no index of a state: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{source} is not an index of a state: {type(error).__name__}: {error}") from error
 
 
 class PeerReader(IntervalReader):
-    """The state of one step, out of the vaults that hold it. Raises CheckpointError if none that holds a shard can be
-    reached; if a vault is lost meanwhile, reading continues from another.
+    """The state of one step, read from the vaults that hold it. Raises CheckpointError if none that holds a shard can
+    be reached; if a vault is lost meanwhile, reading continues from another.
 
     All shards are described when it is made, and opened when they are first read: a rank reads few of them, and a
-    mapping of all shards costs page tables in every process. Memory: the indexes; payloads go where the caller says.
+    mapping of all shards costs page tables in every process. Memory: only the indexes; payloads are read into the
+    caller's buffers.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class PeerReader(IntervalReader):
 
 @dataclass(frozen=True)
 class _LocalPlace:
-    """Where this host's vault holds a payload."""
+    """Location of a payload in this host's vault."""
 
     path: str
     size: CellSize
@@ -160,7 +161,7 @@ class _LocalShard:
         self._cell = Cell.attach(place.path, place.size, writes=False)
         if self._cell.serial != place.serial or self._cell.step(place.slot) != step:
             self._cell.close()
-            raise ValueError(f"step {step} is not there any more")
+            raise ValueError(f"step {step} is no longer available")
         self._payload, self._tick = self._cell.payload(place.slot), tick
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -178,7 +179,7 @@ class _RemoteShard:
     """A payload in vaults of other hosts, read over several connections at once. For one thread at a time."""
 
     def __init__(self, addresses: Sequence[str], key: StepFields, token: str, tick: Tick) -> None:
-        """`addresses`: of vaults that hold it, to be asked in this order."""
+        """`addresses`: of vaults that hold it, in the order of use."""
         self._lines = [_Line(addresses, key, token) for _ in range(STREAMS)]
         self._pool: ThreadPoolExecutor | None = None
         self._tick = tick
@@ -269,7 +270,7 @@ class _Descriptions:
                 if channel is not None:
                     channel.close()
                 last = _lost(address, error)
-        raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+        raise last or PeerStateError(f"no vault holds the state of rank {place.rank}")
 
     def _ask(self, address: str, key: StepFields, addresses: tuple[str, ...]) -> _Described:
         channel = self._channels.get(address)
@@ -293,8 +294,8 @@ def descriptor_path(pid: int, descriptor: int) -> str:
     return f"/proc/{pid}/fd/{descriptor}"
 
 
-def _lost(address: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the vault at {address} cannot be reached: {error}")
+def _lost(address: str, error: Exception) -> PeerStateError:
+    return PeerStateError(f"the vault at {address} cannot be reached: {error}")
 
 
 def manifest_of_state(index: CellIndex, small: Sequence[JsonFields]) -> Manifest:

@@ -1,7 +1,7 @@
-"""A large slot travels to a peer in stripes, over several connections at once.
+"""Sends a large slot to a peer in stripes, over several connections at once.
 
-The sender says what is to come (`copy`, with `striped`) and gets a ticket; it sends stripes under that ticket, and then
-says that this was all (`whole`). The receiver makes the slot hold the step when all bytes have arrived.
+The sender announces the slot (`copy`, with `striped`) and gets a ticket; it sends stripes under that ticket and then
+the end (`whole`). The receiver makes the slot hold the step when all bytes have arrived.
 """
 
 import itertools
@@ -155,8 +155,8 @@ class Arrivals:
         self._tickets = itertools.count(1)
 
     def begin(self, key: CellKey, held: Held, slot: int, step: int, state: bytes) -> int:
-        """Take the slot's step back, and give the ticket for its stripes. An earlier attempt for the cell is over: what
-        is still received of it is broken off. Raises OSError if that takes too long."""
+        """Clear the slot's step, and return the ticket for its stripes. An earlier attempt for the cell is aborted.
+        Raises OSError if that takes too long."""
         with self._changed:
             before = self._arrivals.pop(key, None)
             if before is not None:
@@ -205,5 +205,5 @@ class Arrivals:
     def _of(self, key: CellKey, ticket: int) -> _Arrival:
         arrival = self._arrivals.get(key)
         if arrival is None or arrival.ticket != ticket:
-            raise OSError("that copy is over: another one has been begun")
+            raise OSError("that copy has ended: another one was started")
         return arrival

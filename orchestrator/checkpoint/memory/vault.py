@@ -236,7 +236,7 @@ class Vault:
         except (OSError, ValueError) as error:
             channel.send({"error": str(error)})
             return
-        channel.send({} if known else {"error": f"step {frame['step']} is not there any more"})
+        channel.send({} if known else {"error": f"step {frame['step']} is no longer available"})
 
     def _on_inventory(self, channel: Channel, _: frames.InventoryRequest) -> None:
         """Everything whole that lies here."""
@@ -301,7 +301,7 @@ class Vault:
 
     def _require_current(self, frame: frames.GenerationFields) -> None:
         if int(frame["generation"]) < self._fence:
-            raise WireError(f"generation {frame['generation']} is over: a later one has taken its place")
+            raise WireError(f"generation {frame['generation']} is over: a later one has replaced it")
 
     def _look_up(self, key: CellKey) -> Held | None:
         return self._cells.get(key)
@@ -324,7 +324,7 @@ class Vault:
         if size.total_bytes > left_bytes:
             raise OSError(
                 f"no room for {'the state' if own else 'the copy'} of rank {frame['rank']}: it takes "
-                f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB can be had"
+                f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB are available"
             )
         key = _key(frame)
         writer = int(frame.get("pid", 0)) if own else 0
@@ -339,7 +339,7 @@ class Vault:
         cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size, writes=False)
         if cell.serial != int(frame["serial"]) or not index:
             cell.close()
-            raise ValueError("that is another cell")
+            raise ValueError("that is a different cell")
         return self._hold(_key(frame), Held(cell, int(frame["world_size"]), index, own=False, shared=True))
 
     def _hold(self, key: CellKey, held: Held) -> Held:

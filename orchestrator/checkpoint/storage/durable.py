@@ -1,7 +1,7 @@
-"""Write a checkpoint into storage, shard by shard, from whatever process holds the bytes: the manifest comes last.
+"""Write a checkpoint into storage, shard by shard, from any process that has the bytes: the manifest comes last.
 
-Shards of one attempt carry its `tag`, so that a second attempt at a step does not touch the files of a first one
-that succeeded until its own manifest replaces the old.
+Shards of one attempt carry its `tag`, so that a second attempt at a step does not touch the files of a first one that
+succeeded until its own manifest replaces the old.
 """
 
 import zlib
@@ -27,9 +27,9 @@ def write_shard(
     """Write one rank's shard and index of checkpoint `name`; the entry its manifest needs. `tick`: called after each
     chunk that storage has taken.
 
-    `content`, where it is one buffer, becomes the shard file as it is, the intervals at their offsets in it; else it
-    gives the bytes of one interval after the other. It is read once and never held as a whole. Raises StorageError;
-    what was written is then for `abandon`. Raises ValueError where content and intervals do not fit each other.
+    `content`: one buffer, which becomes the shard file with the intervals at their offsets, or an iterable of the bytes
+    of one interval after the other. It is read once and never held completely. Raises StorageError; then `abandon`
+    removes what was written. Raises ValueError if content and intervals do not fit each other.
     """
     size_bytes = max((interval.offset + interval.size_bytes for interval in intervals), default=0)
     if isinstance(content, memoryview):
@@ -49,21 +49,21 @@ def write_shard(
 
 
 def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
-    """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
+    """Commit the checkpoint: check that every shard exists in its size, then write the manifest.
 
-    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError where a shard is not
-    there, StorageError where storage fails; there is no checkpoint then, but an earlier one of that name.
+    Files of earlier attempts are removed afterwards, if storage permits it. Raises CheckpointError if a shard is
+    missing, StorageError if storage fails; then an earlier checkpoint of that name remains, if there was one.
     """
     sizes = storage.sizes(name)
     for shard in manifest.shards:
         if sizes.get(shard.file) != shard.size_bytes or shard.index not in sizes:
             found = sizes.get(shard.file)
-            what = "is not there" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
+            what = "does not exist" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
             if found == shard.size_bytes:
                 what = "has no index"
             raise CheckpointError(
                 f"{storage.place(name)}/{shard.file} {what}",
-                hint="every worker has to see the same storage: a directory must be mounted on all nodes",
+                hint="every worker must see the same storage: a directory must be mounted on all nodes",
             )
     data = manifest.to_bytes()
     storage.put(name, MANIFEST, [data], len(data))

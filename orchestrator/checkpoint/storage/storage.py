@@ -1,6 +1,6 @@
-"""Where checkpoints lie: a directory, or a bucket. Named files under named checkpoints, and nothing more.
+"""Storage of checkpoints: a directory or a bucket, with named files under named checkpoints.
 
-A file is there whole or not at all: directories get a temporary name, fsync and rename, buckets show an object only
+A file appears complete or not at all: directories get a temporary name, fsync and rename, buckets show an object only
 when its upload is complete. Errors are one type, with a `StorageFault` that callers can react to.
 """
 
@@ -27,7 +27,7 @@ _PROBE = "writable"
 
 
 class StorageFault(StrEnum):
-    """Why storage did not do what was asked."""
+    """Why a storage operation failed."""
 
     FULL = "full"
     """No space, or over quota."""
@@ -48,13 +48,13 @@ class StorageFault(StrEnum):
 _HINTS = {
     StorageFault.FULL: "free some space, or lower checkpoint.keep_last",
     StorageFault.UNREACHABLE: "check the network and the endpoint (AWS_ENDPOINT_URL for S3)",
-    StorageFault.DENIED: "check the credentials in the environment, and what they allow",
-    StorageFault.MISSING: "create the bucket or container first; checkpoints make everything below it",
+    StorageFault.DENIED: "check the credentials in the environment and their permissions",
+    StorageFault.MISSING: "create the bucket or container first; everything below it is created as needed",
 }
 
 
 class StorageError(CheckpointError):
-    """Storage failed: the checkpoint itself may be as good as ever, where there is one."""
+    """Storage failed; the checkpoint itself may be valid."""
 
     def __init__(self, message: str, fault: StorageFault, hint: str | None = None) -> None:
         super().__init__(message, hint or fault.hint)
@@ -68,26 +68,26 @@ class Storage(Protocol):
     """
 
     def place(self, name: str = "") -> str:
-        """The directory or URL, of a checkpoint where one is named: for people, and for `open_storage`."""
+        """The directory or URL of the storage, or of a named checkpoint: for messages and for `open_storage`."""
 
     def names(self) -> list[str]:
-        """What lies here, checkpoints or not; nothing where the place does not exist yet."""
+        """The names of everything here, checkpoints or not; empty if the place does not exist yet."""
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The finished files of a checkpoint and their bytes; empty where there is none."""
+        """The finished files of a checkpoint and their bytes; empty if there is none."""
 
     def read(self, name: str, file: str) -> bytes:
-        """A small file, whole."""
+        """The content of a small file."""
 
     def read_into(self, name: str, file: str, offset: int, out: memoryview) -> None:
         """Fill `out` (bytes) from byte `offset` on."""
 
     def put(self, name: str, file: str, parts: Iterable[bytes | memoryview], size_bytes: int) -> None:
-        """Write a file of `size_bytes`, the parts one after the other: whole and durable when this returns,
-        not there when it raises. What iterating `parts` raises comes through. Replaces a file of that name."""
+        """Write a file of `size_bytes`, the parts one after the other: complete and durable on return, absent if it
+        raises. Exceptions of iterating `parts` are passed on. Replaces a file of that name."""
 
     def remove_file(self, name: str, file: str) -> None:
-        """Remove a file; nothing where there is none."""
+        """Remove a file if it exists."""
 
     def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
         """Remove a checkpoint, the file `first` before all others: cut short, what is left is no checkpoint. `tick`:
@@ -168,7 +168,7 @@ class StorageLimits:
 
     connect_s: float = 5.0
     request_s: float = 30.0
-    """One request, its body included: at 8 MiB a part, slower than 0.3 MB/s is as good as unreachable."""
+    """One request, its body included: at 8 MiB a part, less than 0.3 MB/s counts as unreachable."""
     retries: int = 5
     """Further attempts after an error that may pass."""
     retry_s: float = 45.0
@@ -181,10 +181,10 @@ def is_url(place: str) -> bool:
 
 
 def open_storage(place: str | Path, limits: StorageLimits | None = None) -> Storage:
-    """The storage at a directory or an s3://, gs:// or az:// URL. Contacts nobody.
+    """The storage at a directory or an s3://, gs:// or az:// URL. Makes no connection.
 
-    Credentials come from the environment and nowhere else. Raises UsageError for any
-    other scheme, a URL without a bucket or with credentials or options in it, and where credentials are missing.
+    Credentials come only from the environment. Raises UsageError for any other scheme, a URL without a bucket or with
+    credentials or options in it, and if credentials are missing.
     """
     match = _URL.fullmatch(str(place))
     if match is None:
@@ -196,8 +196,8 @@ def open_storage(place: str | Path, limits: StorageLimits | None = None) -> Stor
     bucket, _, prefix = rest.partition("/")
     if not bucket or re.search(r"[?#@\s]", rest):
         raise UsageError(
-            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and no more",
-            hint=f"for example {scheme}://bucket/path; credentials belong into the environment",
+            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and nothing else",
+            hint=f"for example {scheme}://bucket/path; credentials belong in the environment",
         )
     from orchestrator.checkpoint.storage.bucket import BucketStorage  # keeps the library off everybody else's path
 
@@ -214,20 +214,21 @@ def locate(place: str | Path) -> tuple[Storage, str]:
 
 
 def require_writable(storage: Storage) -> None:
-    """Write a small file and remove it: whoever trains for hours should know now. Raises StorageError."""
+    """Write a small file and remove it, so that a run does not fail only at its first checkpoint. Raises
+    StorageError."""
     storage.put(_PROBE, _PROBE, [b"ok"], 2)
     storage.remove(_PROBE, _PROBE)
 
 
 def checked(name: str) -> str:
-    """`name`, where it is a plain one: manifests name files, and a forged one must not reach out of its place."""
+    """`name` if it is a plain file name: a forged manifest must not name files outside of its directory."""
     if not _SAFE.fullmatch(name):
-        raise StorageError(f"{name!r} is no name of a checkpoint's file", StorageFault.OTHER)
+        raise StorageError(f"{name!r} is not a valid file name in a checkpoint", StorageFault.OTHER)
     return name
 
 
 def counted(parts: Iterable[bytes | memoryview], size_bytes: int, what: str) -> Iterator[bytes | memoryview]:
-    """The parts as they are; raises ValueError where they are not `size_bytes` in all."""
+    """The parts as they are; raises ValueError if they are not `size_bytes` in all."""
     done = 0
     for part in parts:
         done += len(part)
@@ -238,7 +239,7 @@ def counted(parts: Iterable[bytes | memoryview], size_bytes: int, what: str) -> 
 
 @contextlib.contextmanager
 def translated(path: str | Path, what: str) -> Iterator[None]:
-    """OSErrors of the block as StorageErrors that say which file could not be what: "read", "written"."""
+    """Context that raises OSErrors as StorageErrors with the file and the operation ("read", "written")."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What would be left of a run if a node were lost now. Pure, from what vaults and storage hold."""
+"""What would remain of a run if a node were lost now. Pure, from the contents of vaults and storage."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from orchestrator.json_values import JsonObject
 
 @dataclass(frozen=True)
 class VaultReport:
-    """What one node's vault answered when it was asked what it holds."""
+    """The answer of one node's vault to a survey."""
 
     node: str
     """Ray's id of the node."""
@@ -20,12 +20,12 @@ class VaultReport:
     memory_bytes: int = 0
     """Shared memory that it has taken, copies for peers included."""
     problem: str = ""
-    """Why a copy did not arrive, the last time one did not; empty where all did."""
+    """Why the last copy that failed did not arrive; empty if all arrived."""
 
 
 @dataclass(frozen=True)
 class ShardCopies:
-    """Where one rank's state lies: nodes."""
+    """The nodes that hold one rank's state."""
 
     rank: int
     own: tuple[str, ...]
@@ -46,40 +46,40 @@ class NodeLoss:
     answers: bool
     memory_bytes: int
     ranks: tuple[int, ...]
-    """Ranks whose own node it is."""
+    """Ranks that run on the node."""
     memory_step: int | None
-    """The step that could be restored from the other nodes' memory; None where none could."""
+    """The step that could be restored from the other nodes' memory; None if none could."""
     from_step: int
-    """What training would go on from: that, or storage's newest; 0 is the beginning."""
+    """The step that training would continue from: that, or the newest in storage; 0 is the beginning."""
     problem: str
 
 
 @dataclass(frozen=True)
 class Durability:
-    """How safe a run's state is at one moment. Steps are optimizer steps; None where a tier has none whole."""
+    """How safe a run's state is at one moment. Steps are optimizer steps; None if a tier has no complete one."""
 
     time_s: float
     """Unix time of the survey."""
     step: int
     """The last one finished."""
     own_step: int | None
-    """Newest step that is whole in the memory of the ranks' own nodes."""
+    """Newest step that is complete in the memory of the ranks' own nodes."""
     peers_step: int | None
-    """Newest step of which every rank's state is whole in the memory of another node."""
+    """Newest step of which every rank's state is complete in the memory of another node."""
     storage_step: int | None
-    """Newest whole checkpoint."""
+    """Newest complete checkpoint."""
     safe_step: int
-    """What training would go on from, at worst, after the loss of any one node; 0 is the beginning."""
+    """The step that training would continue from, at worst, after the loss of any one node; 0 is the beginning."""
     copies_step: int | None
     """The step that `shards` is about: of those in memory, the one with the most copies, the newest of these."""
     copies_min: int
-    """Copies of the shard that has the fewest, in memory; 0 where no step is whole."""
+    """Copies in memory of the shard that has the fewest; 0 if no step is complete."""
     shards: tuple[ShardCopies, ...]
     nodes: tuple[NodeLoss, ...]
     planned_bytes: int | None
     """Most that the vault of one node is expected to take, recoveries apart."""
     memory_kept_s: float
-    """How long the vaults keep what they have once nobody drives the run; 0: they end with the driver."""
+    """How long the vaults keep their state without a driver; 0: they end with the driver."""
     node_loss: Mapping[str, float] | None = None
     """What the loss of a node would cost at this size: `repeated_steps`, `repeated_s`, `read_s`, `copied_s`."""
     over_s: float | None = None
@@ -110,7 +110,7 @@ class Durability:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a survey of the vaults does not tell."""
+    """Facts that a survey of the vaults does not contain."""
 
     time_s: float
     step: int

@@ -1,4 +1,4 @@
-"""Ask a run's vaults what they hold, every few seconds, in threads that the driver's loop never waits for."""
+"""Surveys a run's vaults every few seconds, in threads that the driver's loop never waits for."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class VaultContact:
 
 
 def holdings(address: str, answer: JsonObject) -> tuple[Holding, ...]:
-    """What a vault's answer to `inventory` says that it holds."""
+    """The holdings in a vault's answer to `inventory`."""
     return tuple(
         Holding(
             vault=address,
@@ -74,7 +74,7 @@ class Surveyor:
         take: Callable[[Sequence[VaultReport]], None],
         interval_s: float = SURVEY_S,
     ) -> None:
-        """`contacts` says whom to ask, `take` gets the answers; both are called from another thread."""
+        """`contacts` returns the vaults to ask, `take` gets the answers; both are called from another thread."""
         self._contacts, self._take, self._interval_s = contacts, take, interval_s
         self._channels: dict[str, Channel] = {}
         self._over = threading.Event()
@@ -82,7 +82,7 @@ class Surveyor:
         self._thread = LastingThread("survey", self._go_round)
 
     def close(self) -> None:
-        """Stop; waits for the round that goes on, for `CLOSE_S` at most."""
+        """Stop; waits for the present round, at most `CLOSE_S`."""
         self._over.set()
         self._pool.shutdown(wait=self._thread.join(CLOSE_S), cancel_futures=True)
         for channel in self._channels.values():
@@ -99,15 +99,15 @@ class Surveyor:
         return True
 
     def _answer(self, contact: VaultContact) -> VaultReport:
-        """One report. What a vault says that makes no sense is its problem, not the others'."""
+        """One report. An invalid answer of a vault does not affect the others."""
         try:
             return self._ask(contact)
         except ValueError as error:
-            problem = f"its answer makes no sense: {error}"
+            problem = f"its answer is invalid: {error}"
             return VaultReport(contact.node, contact.address, answers=False, problem=problem)
 
     def _ask(self, contact: VaultContact) -> VaultReport:
-        """One answer. A connection that was good and broke is made anew once."""
+        """One answer. A broken connection is opened again once."""
         for _ in range(2):
             channel = self._channels.pop(contact.address, None)
             fresh = channel is None

@@ -1,6 +1,5 @@
-"""`convoy run`: train here and now, and watch."""
+"""`convoy run`: train in the foreground."""
 
-import logging
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ from orchestrator.cli.display import end_summary
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.cli.interrupt import Interrupt, end_now
 from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.clusters.ray.ray_settings import suppress_sigterm_warning
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Display(Observer, Protocol):
-    """An observer that shows what it is told."""
+    """An observer that displays events and steps."""
 
     view: RunView
 
@@ -43,16 +43,18 @@ class Display(Observer, Protocol):
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3. Repeatable."
 )
-@click.option("--resume", metavar="RUN", shell_complete=complete_run, help="Go on with a run from its last checkpoint.")
+@click.option(
+    "--resume", metavar="RUN", shell_complete=complete_run, help="Continue a run from its newest complete state."
+)
 @click.option(
     "--accept-changes",
     is_flag=True,
-    help="With --resume: go on although data, tokenizer, model or code have changed. It is recorded.",
+    help="With --resume: continue although data, tokenizer, model or code have changed. It is recorded.",
 )
 @home_option
 @json_option
-@click.option("--plain", is_flag=True, help="Lines instead of the live display, also on a terminal.")
-@click.option("--no-progress", is_flag=True, help="Only warnings, and what came of it.")
+@click.option("--plain", is_flag=True, help="Print lines instead of the live display, also on a terminal.")
+@click.option("--no-progress", is_flag=True, help="Print only warnings and the result.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -65,10 +67,10 @@ def run(
     plain: bool,
     no_progress: bool,
 ) -> None:
-    """Train: run a job here and now, and watch it.
+    """Train: run a job in the foreground.
 
-    Progress goes to stderr, what came of it to stdout. Ctrl-C stops the run within 5 seconds; a second one
-    kills it. With --json every event and every step is a line of JSON on stdout.
+    Progress goes to stderr, the result to stdout. Ctrl-C stops the run within 5 seconds; a second one kills it.
+    With --json every event and every step is a line of JSON on stdout.
 
     \b
     Examples:
@@ -79,11 +81,11 @@ def run(
       convoy run --resume last --accept-changes
       convoy run job.yaml --json > events.jsonl
 
-    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong, or what a
-    resumed run was trained with has changed; 130 it was interrupted.
+    Exit codes: 0 the run reached its last step; 1 it failed; 2 the job file or the command is wrong, or the data,
+    tokenizer, model or code of a resumed run has changed; 130 it was interrupted.
     """
     if accept_changes and resume is None:
-        raise UsageError("--accept-changes goes with --resume: a new run has nothing to be compared with")
+        raise UsageError("--accept-changes needs --resume: a new run has nothing to compare with")
     start = _what_to_start(job, overrides, resume, home, accept_changes)
     display = _display(as_json, plain, no_progress)
     code = _drive(start, display, home, quiet=as_json)
@@ -91,7 +93,7 @@ def run(
 
 
 MAY_CHANGE = "cluster.address"
-"""What a run may be gone on with another value of: where it trains, not what."""
+"""The field that a resume may change: it says where the run trains, not what."""
 Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
 
 
@@ -106,16 +108,16 @@ def _what_to_start(
         if job is not None or fixed:
             given = "a job file" if job is not None else f"--set {fixed[0].partition('=')[0]}"
             raise UsageError(
-                f"--resume and {given} do not go together: a run goes on with the spec it began with",
-                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be another one",
+                f"--resume and {given} exclude each other: a run continues with the spec it began with",
+                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be changed",
             )
         from orchestrator.store.run_store import RunStore
 
         record = RunStore(home).read(resume)
         if record.active:
-            raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed once it has stopped")
+            raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed after it has stopped")
         if record.state is RunState.SUCCEEDED:
-            raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
+            raise UsageError(f"run {record.id} reached its last step: there is nothing to continue")
         if overrides:
             load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
         return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides, accept_changes)
@@ -172,7 +174,7 @@ class _Ended:
 
 
 class _Sheltered:
-    """An observer whose failures are told once and go no further: a display must not end a run."""
+    """The display, as an observer: its first failure is printed, because it can no longer show it itself."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -187,14 +189,15 @@ class _Sheltered:
     def _call(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception as error:  # noqa: BLE001  # whatever it is, training matters more
+        except Exception as error:
             if not self._failed:
                 self._failed = True
                 print(f"warning: the display failed and may be wrong: {error!r}", file=sys.stderr)
+            raise  # the run goes on: its event bus isolates the display
 
 
 def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
-    """Run the driver in a thread, so that the main thread is there for signals at any moment."""
+    """Run the driver in a thread, so that the main thread can always handle signals."""
     interrupt, ended = Interrupt(), _Ended()
 
     def drive() -> None:
@@ -203,7 +206,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
         except BaseException as error:  # noqa: BLE001  # raised again in the main thread
             ended.error = error
 
-    _quiet_ray()
+    suppress_sigterm_warning()
     thread = threading.Thread(target=drive, name="driver", daemon=True)
     with interrupt.installed():
         display.start()
@@ -232,11 +235,6 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
     return ended.outcome.exit_code
 
 
-def _quiet_ray() -> None:
-    """Ray warns that it cannot handle SIGTERM outside the main thread: that is as meant, `Interrupt` does."""
-    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
-
-
 def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
     layout = RunLayout(outcome.run_dir)
     if outcome.state is RunState.SUCCEEDED:
@@ -247,7 +245,7 @@ def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
 
 
 def _last_words(display: Display, home: Path, why: str) -> None:
-    """Before a forced end: the terminal is put right and the run's state says what happened."""
+    """Before a forced end: restore the terminal and record what happened in the run's state."""
     display.stop()
     run_id = display.view.run_id
     print(f"killed: {why}", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ class Samples:
     ids: NDArray[np.int64]
     """[n] global sample ids."""
     epochs: NDArray[np.int64]
-    """[n] pass over the pool, or over the sample's source where sources have weights."""
+    """[n] pass over the pool, or over the sample's source if sources have weights."""
     tokens: NDArray[np.int32]
     """[n, L], padded with the pad id."""
     lengths: NDArray[np.int32]
@@ -82,7 +82,7 @@ class TokenDataset:
 
     @classmethod
     def open(cls, directory: Path) -> "TokenDataset":
-        """Map the files of a prepared directory. Raises DataError where one is missing or has the wrong size."""
+        """Map the files of a prepared directory. Raises DataError if one is missing or has the wrong size."""
         return cls(directory, DataManifest.read(directory))
 
     def train(self, first_position: int, count: int) -> Samples:

@@ -13,7 +13,7 @@ from orchestrator.domain.errors import DataError
 
 HUB_TIMEOUT_S = 4.0
 
-LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
+LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and give the local path in the spec"
 
 
 class HubUnreachable(DataError):
@@ -22,11 +22,12 @@ class HubUnreachable(DataError):
 
 def resolve(source: Source, memory: Path, pinned: str | None = None) -> Source:
     """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry. `pinned`: the
-    commit to take, whatever the hub has now.
+    commit to use, regardless of the present one.
 
-    `memory` is a directory where the commit is remembered: where the hub cannot be reached, the one seen last is
-    taken, so that a run resumes on data that is prepared already. Raises DataError where there is none either, or
-    the hub has no such dataset."""
+    `memory` is a directory where the commit is remembered: if the hub cannot be reached, the last known one is used, so
+    that a run resumes on data that is prepared already. Raises DataError if there is none either, or the hub has no
+    such dataset.
+    """
     if source.spec.hub is None or source.directory is not None:
         return source
     if pinned is not None:
@@ -61,7 +62,7 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(
-            f"the hub does not give the {kind} {repository!r}: {reason}",
+            f"the hub refuses the {kind} {repository!r}: {reason}",
             hint="check the id; a private or gated repository needs HF_TOKEN",
         ) from error
     except Exception as error:
@@ -131,8 +132,8 @@ def _open_dataset(source: Source) -> Iterable[Mapping[str, object]]:
 
 
 def download_tokenizer(repository: str, revision: str | None) -> Path:
-    """A local directory with the tokenizer files of a hub model: downloaded, or from the cache where the hub cannot
-    be reached. Raises DataError."""
+    """A local directory with the tokenizer files of a hub model: downloaded, or from the cache if the hub cannot be
+    reached. Raises DataError."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -1,4 +1,5 @@
-"""The expensive part: every block through the executor into the token store, from where it stopped last time."""
+"""The expensive part: every block through the executor into the token store, from the point at which the last attempt
+stopped."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class TokenCounts:
 
 
 def read_counts(directory: Path) -> TokenCounts:
-    """Read `tokens.json`. Raises DataError where it is damaged."""
+    """Read `tokens.json`. Raises DataError if it is damaged."""
     try:
         value = parse_object((directory / COMPLETE_FILE).read_bytes())
         return TokenCounts(

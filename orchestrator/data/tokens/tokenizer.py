@@ -80,7 +80,7 @@ def train(texts: Iterable[str], spec: TokenizerTrainSpec) -> JobTokenizer:
 
 
 def load(directory: Path, name: str) -> JobTokenizer:
-    """A tokenizer directory, or its `tokenizer.json`. Raises DataError where it is none, or lacks an end token."""
+    """A tokenizer directory, or its `tokenizer.json`. Raises DataError if it is none, or lacks an end token."""
     path = directory / TOKENIZER_FILE if directory.is_dir() else directory
     if not path.is_file():
         raise DataError(

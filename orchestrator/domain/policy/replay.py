@@ -30,7 +30,7 @@ class RestoreMismatchError(ConvoyError):
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(
-            message, "an older state is gone on from; if that differs too, a machine computes wrong, or code changed"
+            message, "resuming from an older state; if it also differs, suspect faulty hardware, or changed code"
         )
         self.step = step
 
@@ -40,7 +40,7 @@ class RestoreMismatchError(ConvoyError):
 
 
 def check_replay(expected: StepRecord | None, step: int, loss: float, grad_norm: float) -> None:
-    """Raises RestoreMismatchError where this is the step that is expected and it gives something else."""
+    """Raises RestoreMismatchError if this is the step that is expected and it gives something else."""
     if expected is None or step != expected.step:
         return
     pairs = [("loss", loss, expected.loss)]
@@ -51,6 +51,6 @@ def check_replay(expected: StepRecord | None, step: int, loss: float, grad_norm:
         if not difference <= expected.tolerance and not (math.isnan(found) and math.isnan(recorded)):
             raise RestoreMismatchError(
                 step,
-                f"the state restored before step {step} is not what was saved: made once more, the step gives a {name} "
-                f"of {found:.6g}, recorded is {recorded:.6g}",
+                f"the state restored before step {step} is not what was saved: repeating the step gives a {name} of "
+                f"{found:.6g}, but {recorded:.6g} was recorded",
             )

@@ -1,4 +1,4 @@
-"""A question to the worker processes before they train: something that only they can find out."""
+"""A question to the worker processes before they train, about something that only they can determine."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ ANSWER_TIMEOUT_S = 900.0
 
 
 def ask(actors: list[Any], question: Question) -> list[Any]:
-    """Put a question to every worker; their answers."""
+    """Send a question to every worker; return references to their answers."""
     return [
         actor.ask.remote(question.entry, {**question.value, "thorough": index == 0})
         for index, actor in enumerate(actors)
@@ -25,9 +25,9 @@ def ask(actors: list[Any], question: Question) -> list[Any]:
 
 
 def wait_for_answers(answers: list[Any], stopped: Callable[[], bool]) -> str | None:
-    """Wait until all workers have answered, or `stopped`. Why a worker could not answer, if one could not.
+    """Wait until all workers have answered, or `stopped`. Returns why a worker could not answer, or None.
 
-    Raises UsageError: the first one of the workers'.
+    Raises UsageError: the first one that a worker raised.
     """
     deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
     waiting, problem = list(answers), None

@@ -11,10 +11,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import Event, WorkerFailed
 from orchestrator.domain.generation import Ending, GenerationOutcome
 from orchestrator.domain.session import Leave, Question, TrainPlan
 from orchestrator.gang.agent.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
@@ -37,6 +38,7 @@ from orchestrator.gang.vaults.adoption import worker_name
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 from orchestrator.gang.vaults.vault_care import VaultCare, protect
 from orchestrator.gang.vaults.vault_clients import VaultClients
+from orchestrator.metrics.event_bus import EventBus
 
 START_TIMEOUT_S = 120.0
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
@@ -54,8 +56,8 @@ class GangSettings:
     """Of one worker: what is reserved for it."""
     env: Mapping[str, str]
     """Environment variables of the worker processes."""
-    local: bool
-    """All nodes are on this host, and their processes end with their raylets."""
+    cluster: ClusterProvider
+    """Where they run; started."""
     run_id: str
     generation: int = 0
     """The newest of the run's earlier drivers."""
@@ -86,7 +88,7 @@ class Gang:
         write; `seek_more`: has workers started for empty places."""
         self._settings, self.vaults, self.saves = settings, vaults, saves
         self._env = dict(settings.env)
-        self._request, self._local, self._run_id = settings.request, settings.local, settings.run_id
+        self._request, self._cluster, self._run_id = settings.request, settings.cluster, settings.run_id
         self.places = Reservations(groups)
         self._on_gpus = self._request.bundle.get("GPU", 0) > 0
         self._actors = [self._start(group) for group in groups]
@@ -96,7 +98,7 @@ class Gang:
         self.recruits = PendingWorkers(self._start, ())
         self.spares = StandbyPool(self._start_spare, 0, ())
         self.pacer = Pacer(settings.saves_by_cost)
-        self.hangs = HangMonitor(self._local, vaults, settings.hang_timeout_s)
+        self.hangs = HangMonitor(self._cluster.one_host, vaults, settings.hang_timeout_s)
         self.vault_care = VaultCare(self)
         self.planned, self.head, self.seek_more = planned, head, seek_more
         self._server: FileAccess | None = None
@@ -111,7 +113,7 @@ class Gang:
         """Let the workers import while the driver does something else; those that come `later` have time for more. They
         answer a `question` first. `check`: see `DeviceChecks`."""
         self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
-        asked = self._actors[:1] if self._local else self._actors  # of one host, one tells
+        asked = self._actors[:1] if self._cluster.one_host else self._actors  # one answers for its host
         self.answers = ask(asked, question) if question is not None else []
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = PendingWorkers(self._start, (*entries, *later), check, self.planned.warn)
@@ -197,19 +199,17 @@ class Gang:
         entry: str,
         plan: TrainPlan,
         readable: Sequence[str],
-        observers: Sequence[Observer],
+        bus: EventBus,
         stopped: Callable[[], bool],
     ) -> GenerationOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        protect(self, observers, stopped)
-        listener = Listener(
-            self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
-        )
+        protect(self, bus, stopped)
+        listener = Listener(self.members, self.generation, bus, self._oom_kills)
         listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
-        self.hangs.begin(self.members, plan.run_dir, observers)
+        self.hangs.begin(self.members, plan.run_dir, bus)
         watch = HealthMonitor(self, listener)
         stop_since_s: float | None = None
         while True:
@@ -246,12 +246,12 @@ class Gang:
     def shield(self) -> None:
         """Have copies kept on nodes that are not about to go, from now on."""
         if self.vaults is not None:
-            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
+            self.vaults.assign(self.generation, self.node_ids(), self.replicas, self.planned.draining.keys())
 
     def _start(self, group: Any) -> Any:
         resources = self._request.bundle
-        # Only where they could outlive their driver must another one be able to find them.
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        # Another driver must be able to find those that may outlive this one.
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         return (
             _actor_class()
             .options(
@@ -262,14 +262,15 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
                 **named,
             )
-            .remote(self._env, self._local)
+            .remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
         )
 
     def _start_spare(self, node_id: str) -> Any:
         """Holds no reservation: see `StandbyPool`."""
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
+        spare = _actor_class().options(num_cpus=0, scheduling_strategy=where, **named)
+        return spare.remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
 
     def _form(self, members: list[WorkerHandle]) -> None:
         self.generation += 1
@@ -310,12 +311,7 @@ class Gang:
         listener.drain()
         if cause is not None:
             cause = root_cause([member.failure for member in self.members if member.failure is not None])
-            event = Event(
-                EventKind.WORKER_FAILED,
-                time.time(),
-                {"rank": cause.rank, "error": cause.message, "traceback": cause.detail},
-            )
-            listener.tell([event])
+            listener.tell([Event(WorkerFailed(cause.rank, cause.message, cause.detail), time.time())])
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
@@ -327,6 +323,10 @@ class Gang:
             self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
         cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
         return GenerationOutcome(results, cause, cut_short, self._step, regroup)
+
+    def _oom_kills(self) -> int:
+        """Processes that this host's kernel has killed for memory since the run began; 0 if workers run elsewhere."""
+        return oom_kills() - self._oom_kills_before if self._cluster.one_host else 0
 
     def _forget_vaults(self) -> None:
         """Nobody is to wait for the vaults of nodes that are gone or silent."""
@@ -357,7 +357,8 @@ class Gang:
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
-        server_class = ray.remote(num_cpus=0, max_concurrency=4)(BoundFileServer if self._local else FileServer)
+        kind = FileServer if self._cluster.outlives_driver else BoundFileServer
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(kind)
         server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
             roots, plan.run_dir
         )

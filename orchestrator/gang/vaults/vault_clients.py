@@ -5,7 +5,8 @@ import errno
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +14,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.checkpoint.memory.wire import Channel, RefusedError
-from orchestrator.checkpoint.survey.inventory import Holding, NodePlace, choose_peers
+from orchestrator.checkpoint.survey.inventory import Holding, NodePlace, choose_peers, domain_warning, failure_domains
 from orchestrator.checkpoint.survey.surveyor import VaultContact, ask_reports, holdings
+from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.domain.session import VaultAccess
 from orchestrator.gang.vaults.adoption import FoundVault, vault_name
 from orchestrator.gang.vaults.vault_actor import VaultActor, VaultHello
@@ -32,10 +34,12 @@ UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 class VaultClients:
     """All vaults of a run. Methods are for the driver's thread; they wait no longer than they say."""
 
-    def __init__(self, local: bool, run_id: str, kept_s: float) -> None:
-        """`local`: their processes die with their raylet, which is the driver's. Elsewhere they outlive the driver, for
-        another one to adopt, and end by themselves once nobody has asked them anything for `kept_s`."""
-        self._local, self._run_id, self._kept_s = local, run_id, kept_s
+    def __init__(self, cluster: ClusterProvider, run_id: str, kept_s: float, failure_domain: str | None) -> None:
+        """On a `cluster` that outlives its driver the vaults do too, for another driver to adopt, and end by themselves
+        after `kept_s` without a request. Otherwise their processes die with their raylet. `failure_domain`: the label
+        of nodes that copies are spread over, see `failure_domains`."""
+        self._cluster, self._run_id, self._kept_s = cluster, run_id, kept_s
+        self._failure_domain = failure_domain
         self._token = secrets.token_hex(16)
         self._attempt = secrets.token_hex(3)
         self._actors: dict[str, Any] = {}
@@ -49,10 +53,11 @@ class VaultClients:
         """Start vaults on nodes that have none. Does not wait."""
         for node_id in node_ids:
             if node_id not in self._actors:
-                life = {} if self._local else {"name": vault_name(self._run_id), "lifetime": "detached"}
+                stays = self._cluster.outlives_driver
+                life = {"name": vault_name(self._run_id), "lifetime": "detached"} if stays else {}
                 self._actors[node_id] = _actor_class().options(
                     num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), **life
-                ).remote(self._token, self._local, None if self._local else self._kept_s)  # fmt: skip
+                ).remote(self._token, not stays, self._kept_s if stays else None)  # fmt: skip
                 self._pending[node_id] = self._actors[node_id].hello.remote()
 
     def adopt(self, found: Sequence[FoundVault]) -> int:
@@ -151,17 +156,16 @@ class VaultClients:
         self,
         generation: int,
         node_ids: Sequence[str],
-        labels: Mapping[str, Mapping[str, str]],
         replicas: int,
         doomed: Collection[str] = frozenset(),
     ) -> dict[str, tuple[str, ...]]:
         """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies.
 
-        `doomed` nodes are about to go and keep copies only where no others do. Again and again in one generation: what
-        is copied from then on goes where the last word says.
+        `doomed` nodes are about to go and keep copies only if no others can. May be called several times in one
+        generation: later copies go where the last call says.
         """
-        places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
-        peers = choose_peers(places, replicas, doomed)
+        known = [node_id for node_id in node_ids if node_id in self._known]
+        peers = self._choose(known, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
             request = {"do": "peers", "generation": generation, "addresses": addresses}
@@ -169,6 +173,21 @@ class VaultClients:
             if self._ask(node_id, request) is None:
                 self._untold[node_id] = request
         return peers
+
+    def plan_copies(self, node_ids: Sequence[str], replicas: int, warn: Callable[[str], None]) -> int:
+        """The most copies that one of these nodes would keep for the others. Warns if the failure domain that the job
+        asks for cannot be used."""
+        warning = domain_warning(self._cluster.labels(node_ids), self._failure_domain)
+        if warning is not None:
+            warn(warning)
+        peers = self._choose(node_ids, replicas)
+        return max(Counter(peer for others in peers.values() for peer in others).values(), default=0)
+
+    def _choose(
+        self, node_ids: Sequence[str], replicas: int, doomed: Collection[str] = frozenset()
+    ) -> dict[str, tuple[str, ...]]:
+        domains = failure_domains(self._cluster.labels(node_ids), self._failure_domain)
+        return choose_peers([NodePlace(node_id, domains.get(node_id)) for node_id in node_ids], replicas, doomed)
 
     def tell_again(self) -> None:
         """Tell a vault its peers that did not answer to that before: without any it copies nothing, and nobody takes

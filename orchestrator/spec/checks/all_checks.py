@@ -32,7 +32,7 @@ def one_length(view: View) -> Iterator[Problem]:
 
 
 def total_steps(view: View) -> int | None:
-    """Steps of the whole training where the spec alone tells, else None."""
+    """Steps of the whole training if the spec alone determines them, else None."""
     steps, tokens = view.optional_integer("train.steps"), view.optional_integer("train.tokens")
     if steps is not None:
         return steps

@@ -94,7 +94,7 @@ def validation_kind(view: View) -> Iterator[Problem]:
 
 
 def bad_record_rule(view: View) -> Iterator[Problem]:
-    """A share of bad records is tolerated only where they are skipped."""
+    """A share of bad records is tolerated only if they are skipped."""
     if view.get("data.bad_records") == "error" and view.changed("data.max_bad_fraction"):
         message = "`data.max_bad_fraction` goes with `bad_records: skip` only"
         yield view.problem("data.max_bad_fraction", message, "remove it: the first bad record stops the job", key=True)

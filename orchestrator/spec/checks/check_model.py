@@ -72,7 +72,7 @@ def model_source(view: View) -> Iterator[Problem]:
     """architecture xor pretrained, and what goes with which."""
     architecture, pretrained = view.given("model.architecture"), view.given("model.pretrained")
     if architecture and pretrained:
-        hint = "remove `pretrained` to train from scratch, or `architecture` to go on from its weights"
+        hint = "remove `pretrained` to train from scratch, or `architecture` to continue from its weights"
         yield view.problem(
             "model.pretrained", "`model` has both `architecture` and `pretrained`, expected one", hint, True
         )
@@ -80,7 +80,7 @@ def model_source(view: View) -> Iterator[Problem]:
         hint = "`architecture: gpt2` for fresh weights, `pretrained: gpt2` for trained ones"
         yield view.problem("model", "`model` has neither `architecture` nor `pretrained`, expected one", hint, True)
     if pretrained and not architecture and view.get("model.config"):
-        hint = "remove `config`: the weights bring their own"
+        hint = "remove `config`: the weights come with their own config"
         yield view.problem("model.config", "`model.config` does not go with `model.pretrained`", hint, True)
     if view.given("model.revision") and not pretrained:
         hint = "remove it, or name the hub repository in `pretrained`"
@@ -102,7 +102,7 @@ def tokenizer_source(view: View) -> Iterator[Problem]:
         hint = "remove one of the two"
         yield view.problem("tokenizer.train", "`tokenizer` has both `train` and `pretrained`, expected one", hint, True)
     elif trained and weights and not view.given("model.architecture"):
-        hint = "remove `tokenizer`: the weights bring their own"
+        hint = "remove `tokenizer`: the weights come with their own"
         message = "`tokenizer.train` makes new tokens, which the weights in `model.pretrained` know nothing of"
         yield view.problem("tokenizer.train", message, hint, True)
     elif not trained and not pretrained and view.given("model.architecture") and not weights:
@@ -194,8 +194,8 @@ class _Sizes:
         self._table = tables()[self.name]
 
     def require_known_names(self) -> None:
-        """Raises Unavailable where a name is unknown: it may be one of the sizes misspelt, and what the default
-        would lead to is not worth saying."""
+        """Raises Unavailable if a name is unknown: it may be a misspelt size, and then conclusions from the default are
+        useless."""
         if not self._config.keys() <= self._table["fields"].keys():
             raise Unavailable("model.config")
 
@@ -204,7 +204,7 @@ class _Sizes:
         return str(self._table["aliases"].get(name, name))
 
     def get(self, name: str) -> int | None:
-        """The value, or the default; None where the architecture has no such field or it is null."""
+        """The value, or the default; None if the architecture has no such field or it is null."""
         own = self.own(name)
         field = self._table["fields"].get(own)
         if field is None:
@@ -225,7 +225,7 @@ class _Sizes:
         return f"`{self.own(name)}` ({self.get(name)}{rest})"
 
     def place(self, *names: str) -> tuple[str, ...]:
-        """Where to point: the first of `names` that is given."""
+        """The place to report: the first of `names` that is given."""
         chosen = next((name for name in names if self.given(name)), None)
         return ("model", "config", self.own(chosen)) if chosen else ("model", "config")
 
@@ -263,7 +263,7 @@ def masked_models(view: View) -> Iterator[Problem]:
     """What only makes sense for BERT, and what does not for it."""
     name = view.optional_text("model.architecture")
     if name == "bert" and view.get("generate.prompt"):
-        hint = "remove `generate`: a masked language model fills gaps, it does not go on from a prompt"
+        hint = "remove `generate`: a masked language model fills gaps and does not continue a prompt"
         yield view.problem("generate.prompt", "`generate.prompt` does not go with `architecture: bert`", hint, True)
     if name is not None and name != "bert" and view.changed("train.mlm_probability"):
         message = f"`train.mlm_probability` does not go with `architecture: {quote(name)[1:-1]}`"

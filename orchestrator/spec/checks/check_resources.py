@@ -102,11 +102,11 @@ def custom_names(view: View) -> Iterator[Problem]:
     for name in view.keys("resources.custom"):
         where = ("resources", "custom", name)
         if name.lower() in _RESERVED:
-            message = f"`{name}` is no custom resource: Ray has it built in"
+            message = f"`{name}` is not a custom resource: it is built into Ray"
             yield view.problem(where, message, f"set `resources.{_RESERVED[name.lower()]}`", key=True)
         elif not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", name):
             message = (
-                f"`{name}` is no name of a resource, expected letters, digits and `_ - . : /`, a letter or digit first"
+                f"`{name}` is no valid resource name, expected letters, digits and `_ - . : /`, a letter or digit first"
             )
             yield view.problem(where, message, key=True)
 
@@ -117,7 +117,7 @@ def variables_of_workers(view: View) -> Iterator[Problem]:
         where = ("resources", "env", name)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             message = (
-                f"`{name}` is no name of an environment variable, expected letters, digits and `_`, no digit first"
+                f"`{name}` is no valid environment variable name, expected letters, digits and `_`, no digit first"
             )
             yield view.problem(where, message, key=True)
         elif name in DECIDED_VARIABLES:
@@ -125,7 +125,7 @@ def variables_of_workers(view: View) -> Iterator[Problem]:
         elif _SECRET.search(name):
             # The value is not repeated.
             message = f"`{name}` looks like a secret, and a job file is kept with the run"
-            yield view.problem(where, message, "set it where the nodes are started, e.g. in a systemd unit", key=True)
+            yield view.problem(where, message, "set it on the nodes, e.g. in a systemd unit", key=True)
 
 
 def fits_local_nodes(view: View) -> Iterator[Problem]:
@@ -155,7 +155,7 @@ def fits_local_nodes(view: View) -> Iterator[Problem]:
 
 
 def storage_place(view: View) -> Iterator[Problem]:
-    """A place that checkpoints can be written to, as far as its name tells."""
+    """A place that checkpoints can be written to, judged by its name."""
     place = view.optional_text("checkpoint.storage")
     if place is None:
         return
@@ -166,15 +166,15 @@ def storage_place(view: View) -> Iterator[Problem]:
             message = (
                 f"`checkpoint.storage` is `{place}`, expected an absolute path or a URL such as `s3://bucket/path`"
             )
-            yield view.problem(where, message, "a relative one would be another place for each process")
+            yield view.problem(where, message, "a relative path would be a different directory for each process")
         return
     if url[1] not in BUCKET_SCHEMES:
         hint = f"expected one of {', '.join(f'`{scheme}://`' for scheme in BUCKET_SCHEMES)}, or an absolute path"
-        yield view.problem(where, f"`checkpoint.storage` has the scheme `{url[1]}://`, which nothing here speaks", hint)
+        yield view.problem(where, f"`checkpoint.storage` has the scheme `{url[1]}://`, which is not supported", hint)
     elif "@" in url[2] or "?" in url[2]:
         # The value is not repeated: it may hold a secret.
         message = "`checkpoint.storage` holds credentials or options, expected a bucket and a path"
-        yield view.problem(where, message, "put credentials into the environment, where no file keeps them")
+        yield view.problem(where, message, "put credentials into the environment, so that no file stores them")
     elif not re.fullmatch(r"[a-z0-9][-a-z0-9._]*(/[^\s#]*)?", url[2]):
         hint = f"for example `{url[1]}://my-bucket/checkpoints`"
         yield view.problem(where, f"`checkpoint.storage` is `{place}`, which names no bucket", hint)

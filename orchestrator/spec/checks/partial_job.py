@@ -1,4 +1,4 @@
-"""A job as the cross-field checks see it: valid parts can be read, even where other parts are wrong."""
+"""A job as the cross-field checks see it: valid parts can be read even if other parts are wrong."""
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -31,8 +31,8 @@ class View:
         self._invalid = invalid
 
     def get(self, where: str | Path) -> JsonValue:
-        """The value, or its default where it is not given. Raises Unavailable where it, something in it or
-        something above it is wrong."""
+        """The value, or its default if it is not given. Raises Unavailable if it, something in it or something above it
+        is wrong."""
         path = path_of(where)
         for bad in self._invalid:
             if path[: len(bad)] == bad or bad[: len(path)] == path:
@@ -100,7 +100,7 @@ class View:
         raise Unavailable(where)
 
     def section(self, where: str | Path) -> JsonValue:
-        """The value as written, wrong parts and all; None where there is none."""
+        """The value as written, wrong parts and all; None if there is none."""
         value: JsonValue | Missing = self._data
         for part in path_of(where):
             value = step(value, part)
@@ -132,7 +132,7 @@ class View:
         return Problem(place_of(self._root, path_of(where), key), message, hint)
 
     def unknown_key(self, where: Path, why: str, hint: str | None) -> Problem:
-        """A problem at a key of a free mapping that nobody knows."""
+        """A problem at an unknown key of a free mapping."""
         message = f"unknown key {quote(str(where[-1]))} in `{dotted(where[:-1])}`: {why}"
         return self.problem(where, message, hint, key=True)
 

@@ -49,7 +49,7 @@ SHORTHANDS = {
     "metrics": "port",
     "generate": "prompt",
 }
-"""The key that was meant where one value stands for a whole section."""
+"""The key that was meant if one value is given in place of a section."""
 _UNDERSCORES = re.compile(r"[0-9]+(_[0-9]+)+")
 
 
@@ -254,7 +254,7 @@ def _hint_collection(path: Path, node: ListNode | MapNode) -> str | None:
     if isinstance(node, ListNode) and "section" in describe(field.annotation):
         return "write it as `key: value` lines without dashes"
     if isinstance(node, ListNode) and len(node.items) == 1 and len(options_of(field.annotation)) <= 2:
-        return "remove the brackets or the dash: one value is wanted"
+        return "remove the brackets or the dash: one value is expected"
     return None
 
 

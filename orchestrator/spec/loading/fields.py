@@ -41,7 +41,7 @@ def models_of(annotation: object) -> list[tuple[type[BaseModel], bool]]:
 
 
 def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """The spec part at `path`, or None where a plain value is."""
+    """The spec part at `path`, or None if a plain value is."""
     model: type[BaseModel] | None = root
     for part in path:
         if isinstance(part, int):
@@ -54,7 +54,7 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def field_at(root: type[BaseModel], path: Path) -> FieldInfo | None:
-    """The field at `path`, or None where there is none: an unknown key, or a key inside a free mapping."""
+    """The field at `path`, or None if there is none: an unknown key, or a key inside a free mapping."""
     if not path or not isinstance(path[-1], str):
         return None
     model = model_at(root, path[:-1])

@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
 MAX_PROBLEMS = 200
-"""More are not told: nobody reads them, and a file that is no job at all could have a hundred thousand."""
+"""More are not reported: a file that is not a job could have a hundred thousand."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,299})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
@@ -119,7 +119,7 @@ def step(value: JsonValue | Missing, part: str | int) -> JsonValue | Missing:
 
 
 def find(node: Node, path: Path) -> Node | None:
-    """The node at `path`, or None where there is none."""
+    """The node at `path`, or None if there is none."""
     for part in path:
         if isinstance(node, MapNode) and isinstance(part, str) and part in node.values:
             node = node.values[part]
@@ -131,7 +131,7 @@ def find(node: Node, path: Path) -> Node | None:
 
 
 def place_of(root: Node, path: Path, key: bool = False) -> Place:
-    """Where the value (or, with `key`, the key) at `path` was written; the nearest one above it where it was not."""
+    """Where the value (or, with `key`, the key) at `path` was written; the nearest one above it if it was not."""
     for length in range(len(path), 0, -1):
         above = find(root, path[: length - 1])
         last = path[length - 1]

@@ -1,12 +1,12 @@
-"""Get a training thread out of a collective whose other side is gone.
+"""Interrupts a training thread in a collective whose other side is gone.
 
-NCCL's communicators are aborted: kernels that wait end, with garbage in their results, which nobody may use
+NCCL's communicators are aborted: waiting kernels end with garbage in their results, which must not be used
 (`Session.interrupted`).
 
 gloo has no abort: a rank that waits for one that is dead or silent, or for a neighbour that waits for it, waits until a
-timeout (https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/distributed/c10d/ProcessGroupGloo.cpp). What
-works is to shut its connections: the wait ends with an error at once. Only gloo's are shut. The process has others,
-Ray's above all, that must live on; gloo's are told apart by the ports that gloo listens on, which ranks exchange.
+timeout (https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/distributed/c10d/ProcessGroupGloo.cpp). Shutting its
+connections works: the wait ends with an error at once. Only gloo's connections are shut. The process has others, Ray's
+above all, that must stay open; gloo's are identified by the ports that gloo listens on, which ranks exchange.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 Address = tuple[str, int]
 ABORT_S = 60.0
-"""For an abort to end: longer than any driver waits for it."""
+"""Time for an abort; the driver waits less."""
 
 
 class Unblocker:
-    """Made before the process group, told when that and the engine are there (`learn`), called from any thread."""
+    """Created before the process group; `learn` is called when that and the engine exist; callable from any thread."""
 
     def __init__(self, device_type: str) -> None:
         """`device_type`: `cpu`, whose ranks talk through gloo, or `cuda`, whose ranks talk through NCCL."""
@@ -84,7 +84,7 @@ class Unblocker:
     @contextlib.contextmanager
     def aborting_on_error(self) -> Iterator[None]:
         """Context of the training thread. If it is left by an exception, NCCL's communicators are aborted before the
-        exception goes on: to free an engine waits for kernels on the device, and those may wait for a peer.
+        exception propagates: freeing an engine waits for kernels on the device, and those may wait for a peer.
 
         Waits `ABORT_S` at most. A process whose abort takes longer is ended by the driver.
         """

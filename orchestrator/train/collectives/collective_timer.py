@@ -1,7 +1,7 @@
 """Seconds the training thread spends in collectives: waiting for other ranks, and the transfer itself.
 
-Every collective of torch ends in `Work.wait`, those of DeepSpeed too: that is where the time is taken. NCCL's returns
-at once and makes the device wait; there nothing is measured.
+Every collective of torch ends in `Work.wait`, DeepSpeed's included, and is timed there. NCCL's returns at once and
+makes the device wait, so nothing is measured with NCCL.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What ranks tell each other once a step: one small vector of numbers, gathered to all."""
+"""The exchange between ranks once per step: one small vector of numbers, gathered to all."""
 
 import json
 from collections.abc import Mapping, Sequence

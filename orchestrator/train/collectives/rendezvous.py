@@ -1,4 +1,4 @@
-"""Process group: from a `Session` to an initialised `torch.distributed`, and back to nothing."""
+"""Process group: from a `Session` to an initialised `torch.distributed`, and its end."""
 
 import contextlib
 import os
@@ -90,15 +90,15 @@ def leave_process_group() -> None:
 def abort_process_groups() -> None:
     """Abort all of NCCL's communicators in this process and forget the groups. For any thread.
 
-    The kernels that wait on the device end; they leave garbage where their results should be. The process and its
-    device can go on. Call it once for each generation.
+    Kernels that wait on the device end with garbage in their results. The process and its device can continue. Call it
+    once for each generation.
     """
     with contextlib.suppress(ValueError, AssertionError):  # the groups ended meanwhile
         dist.distributed_c10d._abort_process_group()
 
 
 def _release_deepspeed() -> None:
-    """Have DeepSpeed forget its groups, whoever ended them: it would build the next engine with them."""
+    """Make DeepSpeed forget its groups, which have ended: it would build the next engine with them."""
     if "deepspeed" not in sys.modules:
         return
     from deepspeed.utils import groups

@@ -64,9 +64,9 @@ def export_model(
     `checkpoint` is a directory or URL. `tick`: called after each chunk that is read and each file that is written.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
-    `dtype`, frozen parameters too. Raises UsageError where `dest` holds something (`force` replaces an earlier
-    export, never anything else), CheckpointError where the checkpoint is damaged or of another model, DataError
-    where the prepared data is gone.
+    `dtype`, frozen parameters too. Raises UsageError if `dest` holds something (`force` replaces an earlier export,
+    never anything else), CheckpointError if the checkpoint is damaged or of another model, DataError if the prepared
+    data is gone.
     """
     started = time.perf_counter()
     check_destination(dest, force)
@@ -102,11 +102,11 @@ def check_destination(dest: Path, force: bool) -> None:
         return
     is_export = (dest / PROVENANCE).is_file()
     if not force:
-        hint = "--force replaces the export that is there" if is_export else "name a directory that does not exist yet"
+        hint = "--force replaces the existing export" if is_export else "name a directory that does not exist yet"
         raise UsageError(f"{dest} is not empty", hint=hint)
     if not is_export:
         raise UsageError(
-            f"{dest} holds something that is no export of Convoy (no {PROVENANCE}): it is not replaced",
+            f"{dest} contains something other than an export of Convoy (no {PROVENANCE}), so it is not replaced",
             hint="name a directory that does not exist yet",
         )
 
@@ -114,7 +114,7 @@ def check_destination(dest: Path, force: bool) -> None:
 def _names_to_write(model: "PreTrainedModel", manifest: Manifest) -> list[str]:
     """Parameters and persistent buffers, tied ones once, in the model's order.
 
-    Raises CheckpointError where the model and the checkpoint do not have the same tensors of the same shapes.
+    Raises CheckpointError if the model and the checkpoint do not have the same tensors of the same shapes.
     """
     first_names: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -129,7 +129,7 @@ def _names_to_write(model: "PreTrainedModel", manifest: Manifest) -> list[str]:
     ]
     if differences:
         raise CheckpointError(
-            f"the checkpoint is not of the model the spec describes; {len(differences)} tensors differ, first "
+            f"the checkpoint is not of the model that the spec describes; {len(differences)} tensors differ, first "
             + "; ".join(differences[:3]),
             hint="the job file or the prepared data changed after the checkpoint was written",
         )
@@ -137,7 +137,7 @@ def _names_to_write(model: "PreTrainedModel", manifest: Manifest) -> list[str]:
 
 
 def _files(manifest: Manifest, names: list[str], dtype: torch.dtype, max_file_bytes: int) -> list[list[str]]:
-    """The tensors of each output file, in order; a file is over the limit only where one tensor is."""
+    """The tensors of each output file, in order; a file exceeds the limit only if one tensor does."""
     files: list[list[str]] = [[]]
     filled = 0
     for name in names:

@@ -62,8 +62,8 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
     """Write the universal checkpoint at `source` to `dest`/step-<N>, N being its number of steps.
 
     `position` is the first sample of the next step in Convoy's order; DeepSpeed does not record it, and by default
-    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError where `source` is no universal
-    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError where `dest`
+    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError if `source` is no universal
+    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError if `dest`
     cannot be written.
     """
     started_s = time.perf_counter()
@@ -99,14 +99,14 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
 def _notes(saved: _Saved, position: int | None) -> list[str]:
     decays = ", ".join(str(group.get("weight_decay")) for group in saved.groups)
     notes = [
-        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only where it groups "
+        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only if it groups "
         "the same parameters (Convoy: matrices, then the rest)"
     ]
     if position is None and "position" not in saved.convoy:
         seen = saved.model.get("global_samples")
         notes.append(
             "DeepSpeed does not record where in the data training was; position is 0: a run that resumes from it "
-            "begins with the first sample, and sees again what it may have been trained on. DeepSpeed counted "
+            "begins with the first sample, and may see samples again that it was trained on. DeepSpeed counted "
             f"{seen} samples; --position sets another"
         )
     return notes

@@ -35,7 +35,7 @@ class Generated:
     """What the model added: the continuation, or the fillings separated by spaces."""
     new_tokens: int
     prompt_tokens: int
-    """Tokens of the prompt the model saw: the last ones where it has too few positions for all."""
+    """Tokens of the prompt the model saw: the last ones if it has too few positions for all."""
 
 
 def generate(model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> str:
@@ -173,7 +173,7 @@ def _tokenizer(model_dir: Path) -> "PreTrainedTokenizerBase":
 
 
 def _positions(config: "PretrainedConfig") -> int | None:
-    """Tokens the model can look back on; None where there is no limit."""
+    """Tokens the model can look back on; None if there is no limit."""
     if config.model_type in _RECURRENT or config.model_type not in ARCHITECTURES:
         return None
     field = ARCHITECTURES[config.model_type].positions

@@ -49,7 +49,7 @@ LOAD_KEPT = 'model.load_state_dict(torch.load(FILE, mmap=True)["module"], strict
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to write, and for whom."""
+    """Destination, and the Adam that will load it."""
 
     work: Path
     adam: Adam
@@ -59,7 +59,7 @@ def to_deepspeed(checkpoint: Path | str, dest: Path, adam: Adam = "torch") -> Co
     """Write `checkpoint` to `dest`/global_step<N>_universal and name it in `dest`/latest_universal.
 
     `engine.load_checkpoint(dest)` finds it. Memory: one tensor at a time. The directory appears when it is complete.
-    Raises UsageError where it exists already, CheckpointError where the checkpoint is damaged or `dest` cannot be
+    Raises UsageError if it exists already, CheckpointError if the checkpoint is damaged or `dest` cannot be
     written.
     """
     started_s = time.perf_counter()
@@ -232,7 +232,7 @@ def _model_state(manifest: Manifest, kept: dict[str, torch.Tensor]) -> dict[str,
 def _scheduler_at(updates: int) -> dict[str, int]:
     """State of a scheduler after `updates` updates: DeepSpeed's have the first key only, torch's the others.
 
-    Convoy has no scheduler object: its loop computes the rate. A script that has one goes on at the right place.
+    Convoy has no scheduler object: its loop computes the rate. A script that has one continues at the right step.
     """
     return {"last_batch_iteration": updates - 1, "last_epoch": updates, "_step_count": updates + 1}
 

@@ -67,7 +67,7 @@ class UniversalDirectory:
         return self.path / ZERO_DIRECTORY / OPTIMIZER_FILE
 
     def folder(self, parameter: str) -> Path:
-        """Where the files of a parameter lie. Raises UsageError for a name that would lead elsewhere."""
+        """The directory of a parameter's files. Raises UsageError for a name that would lead elsewhere."""
         return parameter_folder(self.path / ZERO_DIRECTORY, parameter)
 
 
@@ -134,7 +134,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
         unknown = []
     if not unknown:
         return UsageError(
-            f"{path} cannot be read: it is no file that torch.save wrote, or damaged ({error.args[0][:80]})"
+            f"{path} cannot be read: it was not written by torch.save, or it is damaged ({error.args[0][:80]})"
         )
     return UsageError(
         f"{path} is refused: unpickling it would run {', '.join(sorted(unknown))}",
@@ -143,7 +143,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
 
 
 def _tagged(source: Path) -> Path:
-    """The directory that `latest_universal` names where there is such a file, else `source`."""
+    """The directory that `latest_universal` names if there is such a file, else `source`."""
     latest = source / LATEST
     if not latest.is_file():
         return source
@@ -174,7 +174,7 @@ def _not_universal(path: Path) -> UsageError:
             hint="save it at stage 1, 2 or 3",
         )
     return UsageError(
-        f"{path} is no universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
+        f"{path} is not a universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
         hint="name the directory that ds_to_universal.py wrote, or the one above it",
     )
 

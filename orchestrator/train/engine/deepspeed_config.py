@@ -27,7 +27,7 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> JsonObject:
 
     DeepSpeed asserts train_batch_size = micro batch x accumulation x world size, which an unequal share of the
     global batch does not meet; the number only serves that assertion, since the loop normalises the loss by the
-    true count of target tokens. Raises UsageError where `zero.deepspeed` contradicts the spec.
+    true count of target tokens. Raises UsageError if `zero.deepspeed` contradicts the spec.
     """
     train = spec.train
     config: JsonObject = {
@@ -53,16 +53,16 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> JsonObject:
 
 
 def clips_outside_engine(spec: JobSpec) -> bool:
-    """True where DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
+    """True if DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
     so the loop measures and clips itself."""
     return spec.zero.stage == 0 and spec.train.precision == "fp32"
 
 
 def _optimizer(spec: JobSpec) -> JsonObject:
-    """torch's own fused AdamW, on the device where the masters live.
+    """torch's own fused AdamW, on the device of the masters.
 
-    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes);
-    torch's fused kernels for CPU and CUDA come compiled.
+    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes); torch's fused
+    kernels for CPU and CUDA come compiled.
     """
     optimizer = spec.train.optimizer
     return {
@@ -96,8 +96,8 @@ def _zero(spec: JobSpec, shape: EngineShape) -> JsonObject:
 def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
     """Whether gradients are reduced during the backward pass at stages 1 and 2, unless the user says otherwise.
 
-    Not on CPUs, where there are no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the
-    device after every backward pass. Not with an offloaded optimizer, where DeepSpeed orders streams by events.
+    Not on CPUs, which have no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the device
+    after every backward pass. Not with an offloaded optimizer, for which DeepSpeed orders streams by events.
     """
     passed = optional(mapping, spec.zero.deepspeed, "zero_optimization") or {}
     return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed
@@ -120,6 +120,6 @@ def _merged(decided: JsonFields, passthrough: JsonFields, where: str) -> JsonObj
         elif value != own:
             raise UsageError(
                 f"{place}: {value!r} contradicts the spec, which sets it to {own!r}",
-                hint="Set it through the spec's own field and leave it out here.",
+                hint="Set the spec's own field, and leave it out here.",
             )
     return result

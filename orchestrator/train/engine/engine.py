@@ -55,7 +55,7 @@ def _is_unfused(optimizer: object) -> bool:
 
 
 def import_deepspeed(device: str) -> ModuleType:
-    """DeepSpeed, told which accelerator to use (it would take any GPU that it finds) and to log warnings only.
+    """Import DeepSpeed with a given accelerator (it would use any GPU that it finds) and log only warnings.
 
     It reads the accelerator's name once, when it is imported. Raises DeviceError if it was imported for another one.
     """
@@ -80,7 +80,7 @@ def import_deepspeed(device: str) -> ModuleType:
 
 
 def free_device_bytes(device_index: int | None = None) -> int:
-    """Memory of a GPU that nobody has taken; default: of the current one."""
+    """Free memory of a GPU; default: of the current one."""
     return int(torch.cuda.mem_get_info(device_index)[0])
 
 
@@ -122,10 +122,11 @@ class Stepper:
         self._scale: LossScale | None = engine.optimizer.loss_scale_config if unfused else None
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
-        """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its
-        average over micro steps is turned off.
+        """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its average
+        over micro steps is turned off.
 
-        Under fp16 DeepSpeed scales the loss itself, but not at stage 0, where it still divides by the scale."""
+        Under fp16 DeepSpeed scales the loss itself, except at stage 0, at which it only divides by the scale.
+        """
         scale = self._world_size / max(global_targets, 1)
         if self._scale is not None:
             scale *= self._scale.cur_scale
@@ -134,8 +135,8 @@ class Stepper:
     def step(self, before_update: Callable[[], None] = lambda: None) -> None:
         """Count the micro step; at the accumulation boundary clip, call `before_update`, and update.
 
-        Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
-        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there the optimizer is told.
+        Gradients that are not finite change neither weights nor moments. DeepSpeed skips such an update itself
+        (`check_grad_overflow` is on by default for bf16), except at stage 0 in fp32: there the optimizer gets a flag.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self._clips:
@@ -154,8 +155,8 @@ class Stepper:
             self._norm = None if found is None else found / loss_scale
 
     def grad_norm(self) -> float | torch.Tensor:
-        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor where
-        the norm may not have been computed yet."""
+        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor if the
+        norm may not have been computed yet."""
         if self._norm is None:
             raise RuntimeError("DeepSpeed reported no gradient norm for this step")
         return self._norm

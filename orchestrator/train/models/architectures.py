@@ -27,7 +27,7 @@ class Architecture:
     model_class: str
     objective: Objective
     positions: str | None
-    """Config field of the number of positions; None where the architecture has no limit."""
+    """Config field of the number of positions; None if the architecture has no limit."""
     dropouts: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
     """Patterns of tensors that published checkpoints hold besides the model's own: constants, heads of other tasks."""
@@ -250,7 +250,7 @@ def objective_of(config: "PretrainedConfig") -> Objective:
 
 
 def check_positions(config: "PretrainedConfig", field: str | None, sequence_length: int) -> None:
-    """Raises UsageError where samples are longer than the model has positions for."""
+    """Raises UsageError if samples are longer than the model has positions for."""
     if field is None:
         return
     positions = getattr(config, field, None)

@@ -1,7 +1,7 @@
-"""Whether a model can be trained on as the job says, asked of a worker before any data is tokenised.
+"""Checks in a worker whether the pretrained model fits the job, before any data is tokenised.
 
-A worker is where the files have to be readable, and where torch is: names and shapes are compared with those of the
-model, built without memory.
+The files must be readable for the worker, and torch is there: names and shapes are compared with those of the model,
+built without memory.
 """
 
 from orchestrator.domain.errors import WeightsError

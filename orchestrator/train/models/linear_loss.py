@@ -2,7 +2,7 @@
 
 The plain loss holds the logits of all tokens of a micro batch, their fp32 copy, the log-probabilities and the gradient:
 12 to 16 bytes for each pair of a token and a vocabulary entry. Here they exist for one chunk only. Gradients are
-computed in the forward pass, where the logits are, so that nothing is computed twice; the backward pass scales them
+computed in the forward pass, while the logits exist, so that nothing is computed twice; the backward pass scales them
 (the scheme of Liger-Kernel, arXiv:2410.10989, section 3.2).
 
 torch 2.13 has such a function (`torch.nn.functional.linear_cross_entropy`), torch 2.11 has none, and torch's adds up
@@ -126,7 +126,7 @@ class _Gradients:
             self._weights += torch.mm(of_logits.t(), inputs)
 
     def found(self) -> tuple[torch.Tensor | None, ...]:
-        """Of hidden states, weight and bias, in fp32; None where none is wanted."""
+        """Of hidden states, weight and bias, in fp32; None if none is wanted."""
         return None if self._hidden is None else self._hidden.float(), self._weights, self._biases
 
 

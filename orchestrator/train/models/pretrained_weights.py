@@ -47,7 +47,7 @@ def wanted_of(config: "PretrainedConfig") -> Wanted:
         model = skeleton(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"the config of the {config.model_type} model describes none that can be built: {error}"
+            f"the config of the {config.model_type} model describes no model that can be built: {error}"
         ) from error
     architecture = ARCHITECTURES[config.model_type]
     slots = {name: Slot(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in model.state_dict().items()}
@@ -84,7 +84,7 @@ def open_tensors(base: Base) -> "Iterator[dict[str, StoredTensor]]":
                     raise WeightsError(f"{path} is damaged: {_first(error)}", _AGAIN) from error
             twice = next((name for name in more if name in found), None)
             if twice is not None:
-                raise WeightsError(f"{path} holds {twice}, which another file holds too", "remove the wrong file")
+                raise WeightsError(f"{path} holds {twice}, which another file also contains", "remove the wrong file")
             found |= more
         yield found
 
@@ -324,7 +324,7 @@ def _torch_tensors(path: Path) -> "dict[str, torch.Tensor]":
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds Python objects besides tensors, and loading those can run code",
-            "convert it where you trust it: load it in transformers and save_pretrained() to safetensors",
+            "if you trust it, convert it: load it in transformers and save_pretrained() to safetensors",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: {_first(error)}", _AGAIN) from error

@@ -30,13 +30,13 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     """Keyword arguments of the model's forward."""
     labels: torch.Tensor
-    """int64[n, width]; `IGNORE` where there is no target."""
+    """int64[n, width]; `IGNORE` if there is no target."""
     targets: int
     tokens: int
     samples: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; asynchronous where the host tensors are pinned."""
+        """The same batch on `device`; asynchronous if the host tensors are pinned."""
         return Batch(
             {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
             self.labels.to(device, non_blocking=True),

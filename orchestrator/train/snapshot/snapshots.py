@@ -1,7 +1,7 @@
 """The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory.
 
-How they are copied, and when that is complete, is `staging`'s business. A slot holds a step, and the vault is told so,
-when the copy is complete; what is small is captured when it begins.
+`staging` copies them and reports when that is complete. Then the slot holds the step, and the vault is notified; small
+state is captured when the copy begins.
 """
 
 import json
@@ -36,7 +36,7 @@ _ALIGNMENT = 64
 _SPARE_STATE_BYTES = 16 << 10
 _TIMEOUT_S = 30.0
 FLUSH_LIMIT_S = 60.0
-"""How long training waits at a step boundary for a snapshot that has to be in the vault before it goes on."""
+"""How long training waits at a step boundary for a snapshot that must be in the vault before it continues."""
 _PIECE_BYTES = 64 << 20
 """What is copied between two signs of progress. The first copy faults the slot's pages in, at a tenth of the speed."""
 
@@ -55,7 +55,7 @@ class Snapshots:
     """One rank's snapshots in one generation. All calls are the training thread's, at step boundaries but for `fence`.
 
     The vault is asked for memory in the background: until it has answered, `replicated_step` says NO_VAULT. A vault
-    that refuses or dies, or a copy that fails, leaves it at that, with `problem` set: training goes on without.
+    that refuses or dies, or a copy that fails, leaves it so, with `problem` set: training continues without snapshots.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Snapshots:
         self._cell: Cell | None = None
         self._channel: Channel | None = None
         self._telling = threading.Lock()
-        """The vault is also told things by the thread that finds a copy complete."""
+        """The thread that finds a copy complete also sends to the vault."""
         self._targets: dict[int, list[torch.Tensor]] = {}
         self._asking: threading.Thread | None = None
         self._clock = time.thread_time if engine.device.type == "cpu" else time.perf_counter
@@ -167,7 +167,7 @@ class Snapshots:
         return self._staging.stalled_s()
 
     def keep_report(self, step: int, report: JsonObject) -> None:
-        """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
+        """Give the vault the report of a step, in case the driver dies before it records it. Rank 0 only."""
         if self._cell is None or self._channel is None or self.problem is not None:
             return
         self._tell("report", step, {"copy": False}, json.dumps(report, separators=(",", ":")).encode())
@@ -184,14 +184,14 @@ class Snapshots:
         more: Mapping[str, object] | None = None,
         payload: bytes = b"",
     ) -> None:
-        """Say something of a step to the vault, which does not answer; a vault that is gone is a `problem`."""
+        """Send a message about a step to the vault, which does not answer; a lost vault is a `problem`."""
         frame = {"do": what, "generation": self._access.generation, "rank": self._rank, "step": step, **(more or {})}
         try:
             with self._telling:
                 assert self._channel is not None
                 self._channel.send(frame, payload)
         except OSError as error:
-            self.problem = f"the vault at {self._access.address} is gone: {error}"
+            self.problem = f"the vault at {self._access.address} is lost: {error}"
 
     def close(self) -> None:
         """Let go of the shared memory; the vault keeps it, with what is complete after a short wait."""
@@ -240,7 +240,7 @@ class Snapshots:
             self.slow = self._staging.pin(cell.memory)
             self._cell = cell
         except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
-            self.problem = f"no memory from the vault at {access.address}: {error or type(error).__name__}"
+            self.problem = f"the vault at {access.address} provided no memory: {error or type(error).__name__}"
 
 
 def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Tensor:
@@ -249,7 +249,7 @@ def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Ten
 
 
 def _layout(state: CapturedState) -> tuple[tuple[_Chunk, ...], CellIndex, int]:
-    """Where each flat goes: the part of it that holds anything, one behind the other; the index; the size in bytes."""
+    """The layout of the flats, one after the other without their padding; the index; the size in bytes."""
     chunks: list[_Chunk] = []
     intervals: list[Interval] = []
     end = 0

@@ -1,12 +1,12 @@
-"""How a snapshot's bytes get from where the state lies into the vault's shared memory.
+"""Copies a snapshot's bytes from the engine's state into the vault's shared memory.
 
 On a CPU the training thread copies them at the step boundary (`HostStaging`). On a GPU the copy runs beside the next
 step's forward and backward pass (`CudaStaging`), because masters and moments do not change before the next update:
-DeepSpeed's optimizers write them in `step` alone, gradients have buffers of their own. `BackgroundStaging` is the part
+DeepSpeed's optimizers write them only in `step`, and gradients have their own buffers. `BackgroundStaging` is the part
 of it that needs no GPU; it works by itself on a CPU, so that the protocol with the training loop runs in tests.
 
-The protocol, of the training thread: `begin` after an update, `fence` before the next one, `wait` where the state has
-to be in the vault before training goes on.
+The protocol, of the training thread: `begin` after an update, `fence` before the next one, `wait` if the state must be
+in the vault before training continues.
 """
 
 import queue
@@ -52,7 +52,7 @@ class Staging(Protocol):
     """The copy may still run when `begin` returns: what changes before the next update has to be cloned first."""
 
     def numa_node(self) -> int | None:
-        """Where the memory of the targets should lie; None if it makes no difference. Called by the thread that calls
+        """NUMA node for the memory of the targets; None if it makes no difference. Called by the thread that calls
         `pin`."""
 
     def pin(self, memory: memoryview) -> str | None:
@@ -148,9 +148,9 @@ class BackgroundStaging:
 
     def begin(self, copies: Sequence[Copy], done: Done) -> None:
         """See `Staging`. Raises RuntimeError if another copy is under way: callers know that the last one is complete,
-        but perhaps before the thread that has told them so goes on."""
+        but perhaps before the thread that reported it continues."""
         if not self.wait(BEGIN_LIMIT_S):
-            raise RuntimeError("a snapshot was begun while the one before it is being copied")
+            raise RuntimeError("a snapshot was started while the previous one is still being copied")
         self._idle.clear()
         try:
             self._jobs.put_nowait(self._start(tuple(copies), done))
@@ -260,8 +260,8 @@ class CudaStaging(BackgroundStaging):
             self._pinned = memory  # also keeps it mapped for as long as it is registered
             return None
         return (
-            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots hold up training for "
-            "the time of their copy"
+            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots stop training while "
+            "they are copied"
         )
 
     def fence(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from orchestrator.checkpoint.format.dtypes import Elements
 
 HOST_BYTES = 16 << 20
-"""The buffer where the target lies in host memory, and only its type is another one."""
+"""The buffer for a target in host memory of another type."""
 DEVICE_BYTES = 64 << 20
 """Each of the two page-locked buffers of a process that restores to a GPU; PyTorch keeps them for later use."""
 

@@ -1,8 +1,8 @@
-"""Where a DeepSpeed engine keeps its training state, as intervals of flattened parameters.
+"""The location of a DeepSpeed engine's training state, as intervals of flattened parameters.
 
-Checked against DeepSpeed 0.19.8. Every rank owns, per optimizer group, one flat fp32 partition and two moments of
-the same shape; what differs by stage is which elements of which parameters lie where in it. Padding (at a group's
-tail in stages 1 and 2, per parameter in stage 3) is in no fragment.
+Checked against DeepSpeed 0.19.8. Every rank owns, per optimizer group, one flat fp32 partition and two moments of the
+same shape; stages differ in which elements of which parameters are at which place in it. Padding (at a group's tail in
+stages 1 and 2, per parameter in stage 3) is in no fragment.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,7 +56,7 @@ class Partition:
 
 
 def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The optimizer that does the arithmetic, inside DeepSpeed's wrapper where there is one."""
+    """The optimizer that does the arithmetic, inside DeepSpeed's wrapper if there is one."""
     inner: torch.optim.Optimizer | None = getattr(engine.optimizer, "optimizer", None)
     if inner is not None:
         return inner
@@ -73,7 +73,7 @@ def replicated(engine: Engine) -> bool:
 def partitions(engine: Engine) -> list[Partition]:
     """The flat partitions of this rank, in an order that is the same every time.
 
-    Raises CheckpointError where masters or parameters are swapped to NVMe.
+    Raises CheckpointError if masters or parameters are swapped to NVMe.
     """
     optimizer, names = engine.optimizer, parameter_names(engine.module)
     inner = base_optimizer(engine)
@@ -113,7 +113,7 @@ def stage0_pairs(engine: Engine) -> list[list[tuple[torch.nn.Parameter, torch.Te
 
 
 def persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that belong to the model's state, by full name; the others are computed anew when it is built."""
+    """The buffers that belong to the model's state, by full name; the others are computed when it is built."""
     return {name: getattr(part, own_name).detach() for name, (part, own_name) in buffer_places(module).items()}
 
 

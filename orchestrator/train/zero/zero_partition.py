@@ -16,8 +16,8 @@ def partition_shares(model: nn.Module, config: JsonObject, rank: int, world_size
     """Partition a model whose parameters have shares (`shares.give_shares`); its buffers move to the device.
 
     `config` is what the engine gets. Sends nothing, but needs the process group. DeepSpeed's own code makes the
-    partitions, numbers the parameters and decides where partitions lie. It copies this rank's part out of a parameter,
-    and only that part of it has memory here: an allocation takes memory page by page, when it is written.
+    partitions, numbers the parameters and places the partitions. It copies this rank's part out of a parameter, and
+    only that part of it has memory here: an allocation takes memory page by page, when it is written.
     """
     # As deepspeed.initialize does; the config below is checked against the number of ranks.
     init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)

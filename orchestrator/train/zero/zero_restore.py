@@ -1,8 +1,8 @@
-"""Put training state into a DeepSpeed engine, at whatever world size and stage it was built.
+"""Puts training state into a DeepSpeed engine of any world size and stage.
 
-Three phases, so that a rank that cannot read does not leave the others waiting in a collective: `check_model`
-and `fill` touch this rank alone; `publish` is collective. A failure in `fill` leaves the engine half restored:
-throw it away.
+Three phases, so that a rank that cannot read does not leave the others waiting in a collective: `check_model` and
+`fill` touch this rank alone; `publish` is collective. A failure in `fill` leaves the engine half restored: throw it
+away.
 """
 
 import base64
@@ -137,7 +137,8 @@ def _fill_partition(partition: Partition, reader: IntervalReader, uploads: Uploa
 
 
 def _step_like(partition: Partition, steps: float) -> torch.Tensor | int:
-    """torch's Adam counts in a float32 tensor (on the device only where fused or capturable), DeepSpeed's in an int."""
+    """torch's Adam counts in a float32 tensor (on the device only if it is fused or capturable), DeepSpeed's in an
+    int."""
     if not type(partition.optimizer).__module__.startswith("torch."):
         return int(steps)
     group = partition.optimizer.param_groups[partition.group]

@@ -1,7 +1,7 @@
 """Capture a rank's training state: flats as views, small state as values.
 
-`capture` only looks: its tensors are views of the live state, so it is for a step boundary, before the next
-backward pass. Whoever needs the state to outlive the step copies the flats.
+`capture` copies nothing: its tensors are views of the live state, so it is for a step boundary, before the next
+backward pass. To keep the state longer, copy the flats.
 """
 
 import base64
@@ -76,9 +76,8 @@ def capture(engine: Engine) -> CapturedState:
 
 
 class EngineState:
-    """What of an engine's state lies where: looked up once, as walking through a model takes longer than copying the
-    state of a small one. It holds as long as the engine does; what may become another tensor is looked up each time.
-    """
+    """The location of an engine's state: looked up once, because walking through a model takes longer than copying the
+    state of a small one. It is valid as long as the engine; tensors that may be replaced are looked up each time."""
 
     def __init__(self, engine: Engine) -> None:
         """No collective. Raises CheckpointError for state that lies on NVMe."""
@@ -136,7 +135,7 @@ class EngineState:
 
 
 def loss_scale_holder(engine: Engine) -> object | None:
-    """The object whose `LOSS_SCALE_FIELDS` change while training; None where the loss scale is fixed."""
+    """The object whose `LOSS_SCALE_FIELDS` change while training; None if the loss scale is fixed."""
     holders: tuple[object, ...] = (
         getattr(engine.optimizer, "loss_scaler", None),
         getattr(engine.optimizer, "loss_scale_config", None),
@@ -148,7 +147,7 @@ def loss_scale_holder(engine: Engine) -> object | None:
 
 
 def to_storage(tensor: torch.Tensor) -> Elements:
-    """A 1-D tensor as the array that goes into a shard file: a view where it lies in host memory already."""
+    """A 1-D tensor as the array that goes into a shard file: a view if it is in host memory already."""
     host = tensor.detach().cpu().contiguous()
     if host.dtype is torch.bfloat16:
         return host.view(torch.int16).numpy().view(np.uint16)

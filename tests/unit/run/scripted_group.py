@@ -9,7 +9,14 @@ from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.data.executor import Executor, LocalExecutor
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    Event,
+    EventBody,
+    ModelExported,
+    TrainingPlanned,
+    WorkerPhase,
+)
 from orchestrator.domain.generation import (
     Adopted,
     ClusterSize,
@@ -22,6 +29,7 @@ from orchestrator.domain.generation import (
 )
 from orchestrator.domain.session import Question, TrainPlan, TrainResult
 from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, vault_need
 from orchestrator.spec.job import JobSpec
@@ -152,30 +160,26 @@ class ScriptedGroup:
     def device_room(self) -> DeviceRoom | None:
         return None
 
-    def train(
-        self, entry: str, plan: TrainPlan, readable: Sequence[str], observers: Sequence[Observer]
-    ) -> GenerationOutcome | None:
+    def train(self, entry: str, plan: TrainPlan, readable: Sequence[str], bus: EventBus) -> GenerationOutcome | None:
         self.plans.append(plan)
         does = self._script.generations.pop(0)
         if does.ends == "not begun":
             return None
         self._generation += 1
-        shape = {"micro_batch": plan.micro_batch, "accumulation": plan.accumulation, "total_steps": plan.total_steps}
-        workers = {"world_size": len(plan.shares), "shares": list(plan.shares)}
-        self._tell(observers, EventKind.PLAN, {**workers, **shape, "parameters": 1000})
+        shape = (plan.micro_batch, plan.accumulation, plan.total_steps)
+        self._tell(bus, TrainingPlanned(len(plan.shares), plan.shares, *shape, parameters=1000))
         if does.trains:
-            self._tell(observers, EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+            self._tell(bus, WorkerPhase(0, "train"))
         for step in does.steps:
             self._clock.advance(1.0)
             report = self._report(step, self._clock.unix(), world_size=len(plan.shares))
-            for observer in observers:
-                observer.on_step(report)
+            bus.publish(report)
             if step in does.saves:
-                self._tell(observers, EventKind.CHECKPOINT_SAVED, {"step": step, **SAVED})
+                self._tell(bus, CheckpointSaved(step, **SAVED))
         last = max(does.steps, default=plan.peer_state.step if plan.peer_state is not None else 0)
         if does.exported:
             self._export(last)
-            self._tell(observers, EventKind.EXPORTED, {"path": "export", "bytes": 1, "parameters": 1, "seconds": 0.1})
+            self._tell(bus, ModelExported("export", 1, 1, 0.1))
         self._memory = does.in_memory
         return self._outcome(does.ends, last, len(plan.shares))
 
@@ -217,7 +221,5 @@ class ScriptedGroup:
         )
         return GenerationOutcome((), failure, False, last)
 
-    def _tell(self, observers: Sequence[Observer], kind: EventKind, fields: dict[str, object]) -> None:
-        event = Event(kind, self._clock.unix(), fields)
-        for observer in observers:
-            observer.on_event(event)
+    def _tell(self, bus: EventBus, body: EventBody) -> None:
+        bus.publish(Event(body, self._clock.unix()))

@@ -13,18 +13,32 @@ from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.format.exported import PROVENANCE, provenance
 from orchestrator.data.prepare import PreparedData
 from orchestrator.domain.errors import CheckpointError, ClusterError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    Event,
+    EventBody,
+    GangResized,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    StateChanged,
+    WarningIssued,
+)
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.generation import Adopted
 from orchestrator.domain.run_states import FINAL_STATES, TRANSITIONS
 from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.event_bus import EventBus
+from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.run.clock import Clock
 from orchestrator.run.controller import Prepared
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.restore_points import RestorePoint, RestorePoints
 from orchestrator.run.run_context import RunContext
-from orchestrator.run.run_handle import Fanout, RunHandle, RunOutcome
+from orchestrator.run.run_handle import RunHandle, RunOutcome
 from orchestrator.spec.job import JobSpec
+from orchestrator.store.run_history import read_events
 from orchestrator.store.run_store import RunStore
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 from tests.unit.run.scripted_group import Generation, HandClock, MakeReport, Reform, Script, ScriptedGroup
@@ -71,17 +85,17 @@ class Seen:
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
-        self.order.append(event.kind.value)
+        self.order.append(event.body.kind)
 
     def on_step(self, report: StepReport) -> None:
         self.order.append(f"step {report.step}")
 
-    def of(self, kind: EventKind) -> list[dict[str, object]]:
-        return [event.fields for event in self.events if event.kind is kind]
+    def of(self, kind: type[EventBody]) -> list[dict[str, object]]:
+        return [encode_body(event.body) for event in self.events if isinstance(event.body, kind)]
 
     @property
     def states(self) -> list[RunState]:
-        return [RunState(str(fields["state"])) for fields in self.of(EventKind.STATE_CHANGED)]
+        return [RunState(str(fields["state"])) for fields in self.of(StateChanged)]
 
 
 class Bench:
@@ -91,11 +105,10 @@ class Bench:
         store = RunStore(tmp_path / "runs")
         self.layout = store.create("test")
         self.clock, self.seen, self.stop = HandClock(), Seen(), threading.Event()
-        fanout = Fanout()
         clock = Clock(self.clock.unix, self.clock.monotonic)
-        self.run = RunContext(spec, tmp_path, self.layout, store, self.stop, fanout.emit, fanout.observers, clock=clock)
-        self.handle = RunHandle(self.run, fanout)
-        self.handle.watch(self.seen)
+        self.run = RunContext(spec, tmp_path, self.layout, store, self.stop, EventBus(), clock=clock)
+        self.handle = RunHandle(self.run)
+        self.handle.watch("the test", self.seen)
         self._report = report
         self.data = PreparedData(tmp_path, manifest_with(), True)
         self.group: ScriptedGroup | None = None
@@ -222,14 +235,16 @@ def test_a_transition_that_the_table_does_not_have_is_a_bug(bench: Bench) -> Non
 def test_a_recovery_continues_from_memory_and_says_what_it_cost(bench: Bench) -> None:
     killed = Generation(range(1, 6), saves=(2,), in_memory=(4, 3), ends="killed")
     bench.drive(script(killed, AFTER)())
-    (started,) = bench.seen.of(EventKind.RECOVERY_STARTED)
+    (started,) = bench.seen.of(RecoveryStarted)
     assert {name: started[name] for name in ("incident", "rank", "cause", "step", "from_step", "source")} == {
         "incident": 1, "rank": 1, "cause": "it killed", "step": 5, "from_step": 4, "source": "vaults",
     }  # fmt: skip
-    (finished,) = bench.seen.of(EventKind.RECOVERED)
+    (finished,) = bench.seen.of(RecoveryFinished)
     assert {name: finished[name] for name in ("incident", "step", "world_size", "seconds", "steps_recomputed")} == {
         "incident": 1, "step": 5, "world_size": 2, "seconds": pytest.approx(1.0), "steps_recomputed": 1,
     }  # fmt: skip
+    order = bench.seen.order
+    assert order[order.index("recovery.finished") - 1] == "step 5"  # an observer has the step before what it ended
     assert bench.group is not None
     first, second = bench.group.plans
     assert (first.peer_state, first.resume_from) == (None, None)
@@ -237,11 +252,43 @@ def test_a_recovery_continues_from_memory_and_says_what_it_cost(bench: Bench) ->
     assert (second.peer_state.step, len(second.peer_state.shards)) == (4, 2)
 
 
+class Broken:
+    """An observer that never works."""
+
+    def on_event(self, event: Event) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    def on_step(self, report: StepReport) -> None:
+        raise ZeroDivisionError("on purpose")
+
+
+def test_an_observer_that_fails_is_named_once_and_the_run_goes_on(bench: Bench) -> None:
+    bench.handle.watch("the broken one", Broken())
+    assert bench.drive(script(DONE)()).state is RunState.SUCCEEDED
+    told = [fields["message"] for fields in bench.seen.of(WarningIssued)]
+    assert told == ["the broken one failed and may be incomplete from here on: ZeroDivisionError: on purpose"]
+    assert [event.body for event in read_events(bench.layout.events) if isinstance(event.body, WarningIssued)] == [
+        WarningIssued(told[0])
+    ]
+
+
+def test_a_recorder_that_raises_ends_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails does not make it raise; a bug does, and a run without records must not go on."""
+
+    def fails(self: RunRecorder, report: StepReport) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(RunRecorder, "on_step", fails)
+    with pytest.raises(ZeroDivisionError):
+        bench.drive(script(DONE)())
+    assert bench.seen.states[-1] is RunState.FAILED
+
+
 def test_a_failure_during_a_recovery_prolongs_it(bench: Bench) -> None:
     bench.drive(script(KILLED, AGAIN, AFTER, reforms=(Reform(short_by=1), Reform()))())
-    first, second = bench.seen.of(EventKind.RECOVERY_STARTED)
+    first, second = bench.seen.of(RecoveryStarted)
     assert first["detected_s"] == second["detected_s"]
-    (finished,) = bench.seen.of(EventKind.RECOVERED)
+    (finished,) = bench.seen.of(RecoveryFinished)
     assert (finished["incident"], finished["seconds"]) == (2, pytest.approx(6.0))  # 5 s of waiting, and a step
 
 
@@ -265,8 +312,8 @@ def test_damaged_checkpoints_end_a_run_that_has_nothing_else(bench: Bench) -> No
     flip_byte(next(bench.save(3).glob("*.bin")), 10)
     outcome = bench.drive(script(Generation(range(1, 5), ends="killed"))())
     assert outcome.state is F
-    assert "has no whole checkpoint" in (outcome.reason or "")
-    assert len(bench.seen.of(EventKind.CHECKPOINT_REJECTED)) == 1
+    assert "has no complete checkpoint" in (outcome.reason or "")
+    assert len(bench.seen.of(CheckpointRejected)) == 1
 
 
 def test_a_state_that_is_not_what_was_saved_is_not_used_again(bench: Bench) -> None:
@@ -276,7 +323,7 @@ def test_a_state_that_is_not_what_was_saved_is_not_used_again(bench: Bench) -> N
     bench.drive(script(kept, mismatch, Generation(range(3, LAST + 1), exported=True))())
     assert bench.group is not None
     assert [plan.resume_from for plan in bench.group.plans] == [None, None, str(bench.layout.checkpoint(2))]
-    assert bench.seen.of(EventKind.CHECKPOINT_REJECTED) == [{"path": "vaults", "reason": "it mismatch"}]
+    assert bench.seen.of(CheckpointRejected) == [{"path": "vaults", "reason": "it mismatch"}]
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_global_batch(tmp_path: Path, report: MakeReport) -> None:
@@ -286,7 +333,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_global_batch(tmp_pat
     assert bench.group is not None
     first, second = bench.group.plans
     assert (first.micro_batch, second.micro_batch, first.shares) == (6, 3, second.shares)
-    assert "out of memory: micro batches of at most 3 instead of 6" in str(bench.seen.of(EventKind.WARNING))
+    assert "out of memory: micro batches of at most 3 instead of 6" in str(bench.seen.of(WarningIssued))
 
 
 def test_the_budget_of_failures_ends_a_run_with_both_reasons(tmp_path: Path, report: MakeReport) -> None:
@@ -300,10 +347,10 @@ def test_the_budget_of_failures_ends_a_run_with_both_reasons(tmp_path: Path, rep
 
 def test_a_change_of_size_is_reported_and_costs_no_step(bench: Bench) -> None:
     bench.drive(script(LEFT, AFTER, reforms=(Reform(3),))())
-    assert bench.seen.of(EventKind.RESIZED) == [{"step": 4, "before": 2, "world_size": 3}]
+    assert bench.seen.of(GangResized) == [{"step": 4, "before": 2, "world_size": 3}]
     assert bench.group is not None
     assert [len(plan.shares) for plan in bench.group.plans] == [2, 3]
-    assert bench.seen.of(EventKind.RECOVERY_STARTED) == []
+    assert bench.seen.of(RecoveryStarted) == []
 
 
 def test_vaults_that_were_adopted_are_what_a_resume_continues_from(bench: Bench) -> None:
@@ -333,7 +380,7 @@ def test_a_disk_that_refuses_a_state_does_not_end_the_run(bench: Bench, monkeypa
 
     monkeypatch.setattr(type(store), "set_state", full)
     assert bench.drive(script(KILLED, AFTER)()).state is OK
-    assert "the state `recovering` cannot be recorded" in str(bench.seen.of(EventKind.WARNING))
+    assert "the state `recovering` cannot be recorded" in str(bench.seen.of(WarningIssued))
     assert C in bench.seen.states
 
 

@@ -74,7 +74,7 @@ def test_a_slot_is_whole_or_not_there() -> None:
     assert cell.slot_of(7) is None
     assert cell.slot_of(8) == 1 - slot
     assert json.loads(cell.state(1 - slot)) == {"step": 8}
-    with pytest.raises(ValueError, match="1000 were set aside"):
+    with pytest.raises(ValueError, match="1000 were reserved"):
         cell.finish(slot, 9, b"x" * 1001)
     cell.close()
 

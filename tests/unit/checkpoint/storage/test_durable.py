@@ -124,7 +124,7 @@ def test_a_checkpoint_exists_when_all_of_it_is_there(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     entries = [shard(storage, 0)]
     missing = replace(entries[0], file="shard-00001.bin", index="shard-00001.json")
-    with pytest.raises(CheckpointError, match=r"shard-00001\.bin is not there") as caught:
+    with pytest.raises(CheckpointError, match=r"shard-00001\.bin does not exist") as caught:
         commit(storage, NAME, manifest([*entries, missing]))
     assert "mounted on all nodes" in str(caught.value.hint)
     entries.append(shard(storage, 1))
@@ -151,7 +151,7 @@ def test_a_second_attempt_leaves_the_first_alone_until_it_is_whole(tmp_path: Pat
     second = [shard(storage, rank, "-bb") for rank in range(2)]
     verify_checkpoint(tmp_path / NAME)
     abandon(storage, NAME, 1, "-bb")
-    with pytest.raises(CheckpointError, match=r"shard-00001-bb\.bin is not there"):
+    with pytest.raises(CheckpointError, match=r"shard-00001-bb\.bin does not exist"):
         commit(storage, NAME, manifest(second))
     verify_checkpoint(tmp_path / NAME)
     commit(storage, NAME, manifest([shard(storage, rank, "-cc") for rank in range(2)]))

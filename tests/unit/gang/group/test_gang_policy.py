@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.clusters.ray.worker_death import DeathKind, WorkerDeath
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.gang.group.gang_policy import (
@@ -24,6 +25,7 @@ VICTIM = WorkerFailure(
     0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", details=FailureDetails(Cause.PEER)
 )
 CULPRIT = WorkerFailure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
+DIED = WorkerDeath(DeathKind.PROCESS_DIED, "The actor died unexpectedly before finishing this task.")
 KILLED = WorkerFailure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
 
 
@@ -68,28 +70,28 @@ def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "lines", "oom_kills", "said"),
+    ("death", "lines", "oom_kills", "said"),
     [
-        ("connection error code 2. End of file.", ["Fatal Python error: Segmentation fault"], 0, "SIGSEGV"),
-        ("connection error code 2. End of file.", ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
-        ("Worker exits with an exit code 3.", [], 0, "exit code 3"),
-        ("connection error code 2. End of file.", ["step 3"], 0, "SIGKILL"),
-        ("connection error code 2. End of file.", ["step 3"], 1, "want of memory"),
-        ("Task was killed due to the node running low on memory.", [], 0, "memory monitor"),
+        (DIED, ["Fatal Python error: Segmentation fault"], 0, "SIGSEGV"),
+        (DIED, ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
+        (WorkerDeath(DeathKind.PROCESS_DIED, exit_code=3), [], 0, "exit code 3"),
+        (DIED, ["step 3"], 0, "SIGKILL"),
+        (DIED, ["step 3"], 1, "kernel OOM killer"),
+        (WorkerDeath(DeathKind.UNKNOWN), ["step 3"], 0, "SIGKILL"),
+        (WorkerDeath(DeathKind.OUT_OF_MEMORY), [], 0, "memory monitor"),
     ],
 )
-def test_a_death_is_explained(message: str, lines: list[str], oom_kills: int, said: str) -> None:
-    assert said in explain_death(message, lines, oom_kills).text
+def test_a_death_is_explained(death: WorkerDeath, lines: list[str], oom_kills: int, said: str) -> None:
+    assert said in explain_death(death, lines, oom_kills).text
 
 
 def test_a_death_has_a_cause_if_something_tells_it() -> None:
-    ended = "connection error code 2. End of file."
     aborted = ["CUDA error: an illegal memory access was encountered", "*** SIGABRT received at time=17"]
-    assert explain_death(ended, aborted, 0).cause is Cause.DEVICE
-    assert explain_death(ended, ["*** SIGABRT received at time=17"], 0).cause is None
-    assert explain_death(ended, ["step 3"], 1).cause is Cause.OUT_OF_MEMORY
-    assert explain_death(ended, ["step 3"], 0).cause is None
-    assert explain_death("killed due to the node running low on memory.", [], 0).cause is Cause.OUT_OF_MEMORY
+    assert explain_death(DIED, aborted, 0).cause is Cause.DEVICE
+    assert explain_death(DIED, ["*** SIGABRT received at time=17"], 0).cause is None
+    assert explain_death(DIED, ["step 3"], 1).cause is Cause.OUT_OF_MEMORY
+    assert explain_death(DIED, ["step 3"], 0).cause is None
+    assert explain_death(WorkerDeath(DeathKind.OUT_OF_MEMORY), [], 0).cause is Cause.OUT_OF_MEMORY
 
 
 def test_lines_that_did_not_arrive() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
-from orchestrator.domain.errors import BEFORE_SAMPLES, WantOfMemoryError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.errors import BEFORE_SAMPLES, DeviceMemoryError
+from orchestrator.domain.events import EventBody, WarningIssued
 from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.gang.agent import worker_actor
 from orchestrator.planner.model_shape import ModelShape
@@ -17,6 +17,7 @@ from orchestrator.train.engine import gpu_check as module
 from orchestrator.train.engine.build_memory import no_samples_yet, shape_of, tell_room
 from orchestrator.train.engine.gpu_check import check_gpu, device_room
 from orchestrator.train.standalone import StandaloneSession, smallest_room
+from tests.events import recorded
 
 pytestmark = pytest.mark.unit
 
@@ -41,10 +42,10 @@ class Told(StandaloneSession):
 
     def __init__(self) -> None:
         super().__init__(3, 8, 3, None)
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.events: list[tuple[type[EventBody], dict[str, Any]]] = []
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.events.append((kind, fields))
+    def report_event(self, body: EventBody) -> None:
+        self.events.append(recorded(body))
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_gpu_that_works_tells_its_memory(gpu: SimpleNamespace, monkeypatch: py
 def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleNamespace) -> None:
     session = Told()
     with (
-        pytest.raises(WantOfMemoryError) as caught,
+        pytest.raises(DeviceMemoryError) as caught,
         no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 436.00 MiB.\nMore.")
@@ -96,13 +97,13 @@ def test_memory_that_others_hold_is_told_and_may_come_back(gpu: SimpleNamespace)
     gpu.free = 20 * GIB
     session = Told()
     with (
-        pytest.raises(WantOfMemoryError) as caught,
+        pytest.raises(DeviceMemoryError) as caught,
         no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     ((kind, fields),) = session.events
-    assert kind is EventKind.WARNING
-    assert fields["message"].startswith("others hold 59.4 of 80.0 GiB on the NVIDIA H100 of rank 3 on ")
+    assert kind is WarningIssued
+    assert fields["message"].startswith("other processes hold 59.4 of 80.0 GiB on the NVIDIA H100 of rank 3 on ")
     assert caught.value.details[BEFORE_SAMPLES]["foreign_bytes"] == 60 * GIB - CONTEXT_BYTES
     failure = failed(caught.value)
     assert not failure.lost_nobody
