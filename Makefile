@@ -88,6 +88,7 @@ docs: install
 	$(BIN)/convoy schema > jobs/job.schema.json
 	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
 	$(BIN)/python -m orchestrator.metrics.event_reference
+	$(BIN)/python -m orchestrator.run.state_reference
 
 recording: dev
 	$(BIN)/python -m tests.recording
