@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,11 @@ FORKED = ("cluster", "faults", "soak")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
+    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU. Signals end processes, also if the
+    tests run in the background of a script, which ignores some of them: every process that a test starts inherits it."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     os.environ[ACCELERATOR_VARIABLE] = CPU
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # DeepSpeed does this, and every worker is to be told the same
     settings.register_profile("convoy", deadline=None)  # a busy machine is no defect

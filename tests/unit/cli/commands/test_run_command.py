@@ -79,7 +79,7 @@ def test_what_cannot_be_resumed_says_why(recorded: Callable[..., RunLayout]) -> 
 
 DRIVER = textwrap.dedent(
     """
-    import signal, subprocess, sys, time
+    import subprocess, sys, time
     from dataclasses import dataclass
     from pathlib import Path
     from orchestrator.cli.commands import run_command as command
@@ -91,10 +91,6 @@ DRIVER = textwrap.dedent(
         run_id: str; run_dir: Path; state: RunState; reason: str | None; step: int; exit_code: int
 
     home, behaviour = Path(sys.argv[1]), sys.argv[2]
-    if "default signals" in sys.argv:  # a process inherits that SIGINT is ignored from tests that run in the background
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def drive(observers, stop):
         layout = RunStore(home).create("tiny")
@@ -135,7 +131,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
     def make(behaviour: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "runs"), behaviour, "default signals"],
+            [sys.executable, str(script), str(tmp_path / "runs"), behaviour],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         started.append(process)
