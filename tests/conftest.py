@@ -30,8 +30,11 @@ FORKED = ("cluster", "faults", "soak")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU. Signals end processes, also if the
-    tests run in the background of a script, which ignores some of them: every process that a test starts inherits it."""
+    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU.
+
+    Signals end processes, also if a script runs the tests in its background, where some signals are ignored: a process
+    that a test starts inherits that.
+    """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
