@@ -27,6 +27,11 @@ class RunLayout:
         return self.root / "steps.jsonl"
 
     @property
+    def ranks(self) -> Path:
+        """`ranks.jsonl`: the reports of every rank, of some steps or all."""
+        return self.root / "ranks.jsonl"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

@@ -1,56 +1,14 @@
 """The report of one optimizer step: the one record that files, metrics, terminal and ledger are made from."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
+from orchestrator.domain.ranks.rank_report import RankReport
+from orchestrator.domain.ranks.rank_summary import RankSummary, ranks_to_columns, summarise
+from orchestrator.json_values import JsonFields, JsonObject, integer, number, objects, optional
 
-@dataclass(frozen=True)
-class PhaseTimes:
-    """Seconds of one step on one rank, by phase. What is in none of them is `step_time_s` minus their sum."""
-
-    data_wait_s: float
-    forward_s: float
-    backward_s: float
-    """Includes the gradient communication that overlaps it."""
-    optimizer_s: float
-    """Gradient reduction at the accumulation boundary, clipping, update, parameter gather."""
-    checkpoint_s: float = 0.0
-    snapshot_s: float = 0.0
-    """Copying state into the vault, after the step before this one."""
-
-
-@dataclass(frozen=True)
-class CollectiveTimes:
-    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. Measured
-    with gloo alone; zero with NCCL, where the device waits."""
-
-    forward_s: float = 0.0
-    backward_s: float = 0.0
-    optimizer_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class RankMemory:
-    """Memory of one rank in bytes. The device fields are None on a CPU."""
-
-    rss_bytes: int
-    peak_rss_bytes: int
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class RankReport:
-    """What differs between ranks."""
-
-    rank: int
-    samples: int
-    tokens: int
-    phases: PhaseTimes
-    memory: RankMemory
-    waits: CollectiveTimes = field(default_factory=CollectiveTimes)
+STEP_VERSION = 2
+"""Of the format of steps. Lines of version 1 have no version, and the reports of all ranks instead of a summary."""
 
 
 @dataclass(frozen=True)
@@ -84,35 +42,61 @@ class StepReport:
     tflops_per_s: float | None
     """Model TFLOP/s of the whole gang, without recomputation."""
     mfu: float | None
-    """Model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B); None where the device's peak is unknown."""
+    """Model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B); None if the device's peak is unknown."""
     world_size: int
     micro_batch: int
     accumulation: int
-    ranks: tuple[RankReport, ...]
+    ranks: RankSummary
     protected_step: int | None = None
-    """The newest step whose state is whole in the vaults, as known at this step; None where there is none."""
+    """The newest step whose state is whole in the vaults, as known at this step; None if there is none."""
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; the reverse of `from_json`."""
-        return asdict(self)
+    def to_json(self) -> JsonObject:
+        """The step's line in `steps.jsonl`."""
+        values = {name: value for name, value in vars(self).items() if name != "ranks"}
+        return {"v": STEP_VERSION, **values, **self.ranks.to_json()}
+
+    def to_message(self) -> JsonObject:
+        """The line, and `ranks` if the reports of all ranks are known. `from_json` reads both."""
+        every = self.ranks.every
+        return {**self.to_json(), **({"ranks": ranks_to_columns(every)} if every else {})}
+
+    def to_ranks_json(self) -> JsonObject | None:
+        """The step's line in `ranks.jsonl`; None if it has none."""
+        every = self.ranks.every
+        if not every:
+            return None
+        return {"v": STEP_VERSION, "step": self.step, "time_s": self.time_s, **ranks_to_columns(every)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "StepReport":
-        """Raises KeyError or TypeError where a field is missing; unknown fields are ignored, so old readers
-        read new files."""
-        known = {f.name for f in fields(cls)}
-        kept = {k: v for k, v in value.items() if k in known}
-        if kept["loss"] is None:  # files have null for what is no number
-            kept["loss"] = math.nan
-        kept["ranks"] = tuple(
-            RankReport(
-                rank=r["rank"],
-                samples=r["samples"],
-                tokens=r["tokens"],
-                phases=PhaseTimes(**r["phases"]),
-                memory=RankMemory(**r["memory"]),
-                waits=CollectiveTimes(**r.get("waits", {})),
-            )
-            for r in kept["ranks"]
+    def from_json(cls, value: JsonFields) -> "StepReport":
+        """Of this version or version 1. Unknown fields are ignored. Raises JsonShapeError if one is missing."""
+        return cls(
+            step=integer(value, "step"),
+            time_s=number(value, "time_s"),
+            epoch=number(value, "epoch"),
+            loss=math.nan if "loss" in value and value["loss"] is None else number(value, "loss"),  # null: no number
+            grad_norm=optional(number, value, "grad_norm"),
+            lr=number(value, "lr"),
+            tokens=integer(value, "tokens"),
+            target_tokens=integer(value, "target_tokens"),
+            samples=integer(value, "samples"),
+            first_position=integer(value, "first_position"),
+            data_digest=integer(value, "data_digest"),
+            step_time_s=number(value, "step_time_s"),
+            tokens_per_s=number(value, "tokens_per_s"),
+            tokens_per_s_per_worker=number(value, "tokens_per_s_per_worker"),
+            tflops_per_s=optional(number, value, "tflops_per_s"),
+            mfu=optional(number, value, "mfu"),
+            world_size=integer(value, "world_size"),
+            micro_batch=integer(value, "micro_batch"),
+            accumulation=integer(value, "accumulation"),
+            ranks=_ranks(value),
+            protected_step=optional(integer, value, "protected_step"),
         )
-        return cls(**kept)
+
+
+def _ranks(value: JsonFields) -> RankSummary:
+    if "v" in value:
+        return RankSummary.from_json(value)
+    ranks = tuple(RankReport.from_json(each) for each in objects(value, "ranks"))
+    return summarise(ranks)

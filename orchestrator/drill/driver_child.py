@@ -33,7 +33,7 @@ class Relay:
         self.send({"event": encode_event(event)})
 
     def on_step(self, report: StepReport) -> None:
-        self.send({"step": report.to_json()})
+        self.send({"step": report.to_message()})
 
     def send(self, value: dict[str, Any]) -> None:
         """One line. Numbers that JSON has no word for are read back by the same library."""

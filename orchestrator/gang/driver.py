@@ -1,6 +1,5 @@
 """One run's way through a cluster: start it, reserve, start workers, keep them warm, train, tear down."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
+from orchestrator.json_values import parse_object
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
@@ -342,7 +342,7 @@ class GangDriver:
     def reports_after(self, step: int) -> list[StepReport]:
         """Reports that the vaults have of the steps after the last one on record; empty where they have none."""
         found = self._vaults.reports_after(step) if self._vaults is not None else []
-        return [StepReport.from_json(json.loads(data)) for data in found]
+        return [StepReport.from_json(parse_object(data)) for data in found]
 
     def executor(self) -> Executor:
         """Over this cluster's nodes."""

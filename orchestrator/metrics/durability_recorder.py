@@ -37,7 +37,8 @@ COMPUTED = (
 )
 """Metrics that are worked out from the newest survey when they are asked for."""
 
-
+NODES_SHOWN = 256
+"""Nodes that have series of their own: those without an answer first, then those that use the most memory."""
 STEPS = 20
 """Step times that count for what a step takes."""
 
@@ -151,8 +152,9 @@ class DurabilityCollector(Collector):
         yield self._family(metric_catalog.TIER_STEP, {(tier,): step for tier, step in tiers.items()})
         yield self._family(metric_catalog.COPIES_MIN, {(): last.copies_min})
         yield self._family(metric_catalog.UNRECOVERABLE_NODES, {(): len(last.unrecoverable)})
-        yield self._family(metric_catalog.VAULT_UP, {(node.node,): int(node.answers) for node in last.nodes})
-        yield self._family(metric_catalog.VAULT_BYTES, {(node.node,): node.memory_bytes for node in last.nodes})
+        shown = sorted(last.nodes, key=lambda node: (node.answers, -node.memory_bytes, node.node))[:NODES_SHOWN]
+        yield self._family(metric_catalog.VAULT_UP, {(node.node,): int(node.answers) for node in shown})
+        yield self._family(metric_catalog.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
         yield self._family(metric_catalog.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
 
     def _family(self, metric: metric_catalog.Metric, values: dict[tuple[str, ...], int | None]) -> Metric:

@@ -1,24 +1,13 @@
-"""A run's metrics for Prometheus: an observer that keeps them, and the `/metrics` endpoint that serves them."""
+"""A run's metrics for Prometheus, kept by an observer. `metrics_endpoint` serves them."""
 
-import contextlib
-import hmac
-import ipaddress
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
-from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import (
     CheckpointFailed,
     CheckpointRejected,
@@ -42,22 +31,12 @@ from orchestrator.domain.events import (
     WorkerFailed,
     WorkerHung,
 )
+from orchestrator.domain.ranks.rank_report import RankReport
+from orchestrator.domain.ranks.rank_summary import EVERY_STEP_RANKS, SLOWEST, RankSpread
 from orchestrator.domain.step_report import StepReport
 from orchestrator.json_values import JsonObject, mapping, number
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
-
-PORT_VARIABLE = "CONVOY_METRICS_PORT"
-TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
-MIN_TOKEN_LENGTH = 16
-CLIENT_S = 10.0
-"""From a connection to the end of its answer."""
-MAX_CLIENTS = 16
-"""Connections at a time, each with a thread; a further one ends the oldest."""
-CLOSE_POLL_S = 0.05
-"""How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
-ERROR_PAUSE_S = 0.1
-"""Pause after an error of `accept`, which would otherwise recur at once if descriptors are exhausted."""
 
 
 class MetricsObserver:
@@ -79,6 +58,8 @@ class MetricsObserver:
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._ranks_shown: list[str] = []
+        """Labels of the ranks that have series of their own."""
         computed = {metric_catalog.CATEGORY_SECONDS.name, metric_catalog.GOODPUT.name, metric_catalog.STRAGGLER.name}
         computed |= {metric.name for metric in COMPUTED}
         for metric in metric_catalog.CATALOG:
@@ -189,15 +170,36 @@ class MetricsObserver:
         self._count(metric_catalog.TOKENS, report.tokens)
         self._count(metric_catalog.SAMPLES, report.samples)
         self._histograms[metric_catalog.STEP_SECONDS.name].labels(*self._common).observe(report.step_time_s)
-        for rank in report.ranks:
-            for phase, seconds in asdict(rank.phases).items():
-                self._count(metric_catalog.PHASE_SECONDS, seconds / len(report.ranks), phase.removesuffix("_s"))
-            label = str(rank.rank)
-            self._set(metric_catalog.RSS, rank.memory.rss_bytes, label)
-            self._set(metric_catalog.PEAK_RSS, rank.memory.peak_rss_bytes, label)
-            self._set(metric_catalog.ALLOCATED, rank.memory.allocated_bytes, label)
-            self._set(metric_catalog.RESERVED, rank.memory.reserved_bytes, label)
-            self._set(metric_catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
+        self._take_spread(report.ranks.spread, report.world_size)
+        every = report.ranks.every if report.world_size <= EVERY_STEP_RANKS else ()
+        self._take_ranks(every or report.ranks.slowest)
+
+    def _take_spread(self, spread: RankSpread, world_size: int) -> None:
+        """Update what is known of all ranks together."""
+        for name, figure in vars(spread).items():
+            if figure is None:
+                continue
+            seconds = name.removesuffix("_s")
+            metric, kind = metric_catalog.WORKER_SECONDS, seconds
+            if seconds == name:
+                metric, kind = metric_catalog.WORKER_MEMORY, name.removesuffix("_bytes")
+            elif seconds not in ("own", "collective"):
+                self._count(metric_catalog.PHASE_SECONDS, figure.mean(world_size), seconds)
+            for stat, value in (("p50", figure.p50), ("p99", figure.p99), ("max", figure.max)):
+                self._set(metric, value, kind, stat)
+
+    def _take_ranks(self, ranks: Sequence[RankReport]) -> None:
+        """Update the series of single ranks. Those of others, which were shown before, end."""
+        labels = tuple(str(report.rank) for report in ranks)
+        if sorted(labels) != self._ranks_shown:
+            self._ranks_shown = sorted(labels)
+            for metric in _OF_RANKS:
+                self._gauges[metric.name].clear()
+        for label, report in zip(labels, ranks, strict=True):
+            memory = report.memory
+            values = (memory.rss_bytes, memory.peak_rss_bytes, memory.allocated_bytes, memory.reserved_bytes)
+            for metric, value in zip(_OF_RANKS, (*values, memory.peak_allocated_bytes), strict=True):
+                self._set(metric, value, label)
 
     def _set_state(self, state: RunState) -> None:
         for known in RunState:
@@ -210,6 +212,16 @@ class MetricsObserver:
     def _count(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float) and value >= 0:
             self._counters[metric.name].labels(*self._common, *labels).inc(value)
+
+
+_OF_RANKS = (
+    metric_catalog.RSS,
+    metric_catalog.PEAK_RSS,
+    metric_catalog.ALLOCATED,
+    metric_catalog.RESERVED,
+    metric_catalog.PEAK_ALLOCATED,
+)
+"""Memory of single ranks, in the order of `RankMemory`."""
 
 
 class _LedgerCollector(Collector):
@@ -243,153 +255,13 @@ class _SlownessCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         metric = metric_catalog.STRAGGLER
         family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
-        for rank, ratio in self._slowness().items():
+        ratios = self._slowness()
+        ranks = sorted(ratios) if len(ratios) <= EVERY_STEP_RANKS else slowest(ratios)
+        for rank, ratio in ((rank, ratios[rank]) for rank in ranks):
             family.add_metric((*self._common, str(rank)), ratio)
         return [family]
 
 
-class MetricsServer:
-    """The endpoint, served from a daemon thread until `close`."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
-        """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
-        check_exposure(host, token)
-        app = _guarded(make_wsgi_app(registry), token)
-        server_class = _ServerV6 if ":" in host else _Server
-        try:
-            self._server = make_server(host, port, app, server_class, handler_class=_QuietHandler)
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"metrics cannot be served at {host}:{port}: {getattr(error, 'strerror', None) or error}",
-                hint="choose another metrics.port, or 0 for a free one",
-            ) from error
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_port}/metrics"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(CLOSE_POLL_S,), name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def serve_metrics(
-    observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
-) -> MetricsServer | None:
-    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
-
-    Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
-    """
-    if port is None:
-        asked = env.get(PORT_VARIABLE, "")
-        if not asked:
-            return None
-        if not asked.isdecimal() or int(asked) > 65535:
-            raise UsageError(f"{PORT_VARIABLE} is {asked!r}, expected a port from 0 to 65535")
-        port = int(asked)
-    return MetricsServer(observer.registry, host, port, env.get(TOKEN_VARIABLE) or None)
-
-
-def check_exposure(host: str, token: str | None) -> None:
-    """Raises UsageError if `host` is not loopback and there is no token, or the token is guessable."""
-    if token is not None and len(token) < MIN_TOKEN_LENGTH:
-        raise UsageError(
-            f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
-            hint="make one with: openssl rand -hex 32",
-        )
-    if token is None and not _is_loopback(host):
-        raise UsageError(
-            f"metrics.host {host!r} can be reached from other machines, and there is no {TOKEN_VARIABLE}",
-            hint=f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32), or use metrics.host: 127.0.0.1",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
-    """`app` at `/metrics` alone, for those who have the token."""
-    expected = f"Bearer {token}".encode() if token is not None else None
-
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode("latin-1", errors="replace")
-        if expected is not None and not hmac.compare_digest(given, expected):
-            start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Type", "text/plain")])
-            return [b"a bearer token is needed\n"]
-        if environ.get("PATH_INFO") != "/metrics":
-            start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"metrics are at /metrics\n"]
-        return app(environ, start_response)
-
-    return guarded
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """Anybody who reaches the port can connect, so connections and their time are bounded before the token is read."""
-
-    daemon_threads = True
-
-    def server_bind(self) -> None:
-        """Bind without looking up this host's full name, which can take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-        self._clients: dict[socket.socket, float] = {}
-        """When each has to be over, the oldest first."""
-        self._clients_lock = threading.Lock()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept, as the base class does."""
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(ERROR_PAUSE_S)
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread."""
-        with self._clients_lock:
-            self._clients[request] = time.monotonic() + CLIENT_S
-            surplus = list(self._clients)[:-MAX_CLIENTS]
-        self._hang_up(surplus)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """A connection is over."""
-        with self._clients_lock:
-            self._clients.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Between two looks for connections."""
-        with self._clients_lock:
-            late = [client for client, due_s in self._clients.items() if due_s <= time.monotonic()]
-        self._hang_up(late)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """An interrupted scrape is not reported; the scraper sees it."""
-
-    @staticmethod
-    def _hang_up(clients: list[socket.socket]) -> None:
-        """Wake their threads, which then close them."""
-        for client in clients:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-
-
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = CLIENT_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not news."""
+def slowest(ratios: Mapping[int, float]) -> list[int]:
+    """The ranks with the largest ratios, the slowest first."""
+    return sorted(ratios, key=lambda rank: (-ratios[rank], rank))[:SLOWEST]

@@ -164,9 +164,9 @@ class Ledger:
             self._current = Category.TRAINING
         elif self._current is not Category.TRAINING:
             self._switch(Category.TRAINING)
-        ranks = report.ranks
-        data_wait_s = sum(rank.phases.data_wait_s for rank in ranks) / max(1, len(ranks))
-        checkpoint_s = sum(rank.phases.checkpoint_s for rank in ranks) / max(1, len(ranks))
+        spread = report.ranks.spread
+        data_wait_s = spread.data_wait_s.mean(report.world_size)
+        checkpoint_s = spread.checkpoint_s.mean(report.world_size)
         self._carve(Category.DATA_WAIT, data_wait_s)
         # A checkpoint that its own event has booked already is not booked twice.
         self._carve(Category.CHECKPOINTING, max(0.0, checkpoint_s - self._step_checkpoint_s))

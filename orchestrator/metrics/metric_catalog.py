@@ -71,7 +71,30 @@ LAST_STEP_TIME = Metric(
     "seconds",
     "Unix time of the last step; an old value means that training is stuck.",
 )
-RSS = Metric("convoy_worker_rss_bytes", "gauge", "bytes", "Resident host memory of a worker.", ("rank",))
+WORKER_SECONDS = Metric(
+    "convoy_worker_step_seconds",
+    "gauge",
+    "seconds",
+    "Seconds of the last step by phase: p50, p99 and max over the workers. The phases are "
+    "those of `convoy_step_phase_seconds_total`, own (without waiting for others) and collective (waiting for others).",
+    ("phase", "stat"),
+)
+WORKER_MEMORY = Metric(
+    "convoy_worker_memory_bytes",
+    "gauge",
+    "bytes",
+    "Memory in the last step: p50, p99 and max over the workers. Kinds: rss, peak_rss, and on "
+    "GPUs allocated, reserved, peak_allocated.",
+    ("kind", "stat"),
+)
+RSS = Metric(
+    "convoy_worker_rss_bytes",
+    "gauge",
+    "bytes",
+    "Resident host memory of a worker. Series with a rank are of all workers if there are at most 8, else of the "
+    "slowest 4.",
+    ("rank",),
+)
 PEAK_RSS = Metric("convoy_worker_peak_rss_bytes", "gauge", "bytes", "Peak resident host memory of a worker.", ("rank",))
 ALLOCATED = Metric(
     "convoy_worker_device_allocated_bytes", "gauge", "bytes", "Device memory in tensors; only on GPUs.", ("rank",)
@@ -88,7 +111,8 @@ STRAGGLER = Metric(
     "convoy_straggler_ratio",
     "gauge",
     "",
-    "A worker's own time in recent steps, without waiting for others, divided by the others' median; 1.5 is slow.",
+    "A worker's own time in recent steps, without waiting for others, divided by the others' median; 1.5 is slow. Of "
+    "all workers if there are at most 8, else of the 4 with the largest ratio.",
     ("rank",),
 )
 RECOVERIES = Metric("convoy_recoveries_total", "counter", "", "Recoveries from lost workers and numeric faults.")
@@ -138,7 +162,14 @@ COPIES_MIN = Metric("convoy_copies_min", "gauge", "copies", "Smallest number of 
 UNRECOVERABLE_NODES = Metric(
     "convoy_unrecoverable_nodes", "gauge", "nodes", "Nodes whose loss would leave no complete step in memory."
 )
-VAULT_UP = Metric("convoy_vault_up", "gauge", "", "1 if the node's vault answered the last survey, else 0.", ("node",))
+VAULT_UP = Metric(
+    "convoy_vault_up",
+    "gauge",
+    "",
+    "1 if the node's vault answered the last survey, else 0. Of at most 256 nodes: those without an answer first, then "
+    "those that use the most memory.",
+    ("node",),
+)
 VAULT_BYTES = Metric("convoy_vault_bytes", "gauge", "bytes", "Memory that a node's vault uses.", ("node",))
 VAULT_PLANNED_BYTES = Metric(
     "convoy_vault_planned_bytes",

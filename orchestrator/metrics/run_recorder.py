@@ -1,4 +1,5 @@
-"""What a run leaves on disk: `steps.jsonl`, `events.jsonl` and the workers' output. Formats: `docs/files.md`."""
+"""What a run leaves on disk: `steps.jsonl`, `ranks.jsonl`, `events.jsonl` and the workers' output. Formats:
+`docs/files.md`."""
 
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ class RunRecorder:
     def __init__(self, layout: RunLayout, log_limit_bytes: int = LOG_LIMIT_BYTES) -> None:
         self.layout = layout
         self._steps = JsonlWriter(layout.steps)
+        self._ranks = JsonlWriter(layout.ranks)
         self._events = JsonlWriter(layout.events)
         self._log_limit_bytes = log_limit_bytes
         self._logs: dict[int, _RotatingLog] = {}
@@ -39,15 +41,19 @@ class RunRecorder:
             self._complain(error)
 
     def on_step(self, report: StepReport) -> None:
-        """Append the step."""
+        """Append the step, and the reports of its ranks if it has those of all."""
         try:
             self._steps.append(report.to_json())
+            ranks = report.to_ranks_json()
+            if ranks is not None:
+                self._ranks.append(ranks)
         except (OSError, ValueError, TypeError) as error:
             self._complain(error)
 
     def close(self) -> None:
         """Close every file. Events may still come: files are opened again."""
         self._steps.close()
+        self._ranks.close()
         self._events.close()
         for log in self._logs.values():
             log.close()

@@ -3,7 +3,8 @@
 from collections import deque
 
 from orchestrator.domain.events import Emit, Event, GangResized, RecoveryStarted, WorkerSlow, WorkerStarted
-from orchestrator.domain.policy.stragglers import WINDOW_STEPS, changes, compare
+from orchestrator.domain.policy.stragglers import WINDOW_STEPS, changes, compare, slow_phase
+from orchestrator.domain.ranks.rank_summary import OwnWork
 from orchestrator.domain.step_report import StepReport
 
 
@@ -12,7 +13,7 @@ class StragglerRecorder:
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
-        self._steps: deque[StepReport] = deque(maxlen=WINDOW_STEPS)
+        self._steps: deque[OwnWork] = deque(maxlen=WINDOW_STEPS)
         self._slow: dict[int, bool] = {}
         self._nodes: dict[int, str] = {}
         self.ratios: dict[int, float] = {}
@@ -28,15 +29,19 @@ class StragglerRecorder:
 
     def on_step(self, report: StepReport) -> None:
         """Compare the newest steps."""
-        if self._steps and len(self._steps[-1].ranks) != len(report.ranks):
+        work = report.ranks.work
+        if work is None:
+            return
+        if self._steps and self._steps[-1].world_size != work.world_size:
             self._forget()
-        self._steps.append(report)
-        found = compare(tuple(self._steps))
+        self._steps.append(work)
+        steps = tuple(self._steps)
+        found = compare(steps)
         self.ratios = {item.rank: item.ratio for item in found}
         for item, slow in changes(self._slow, found):
             self._slow[item.rank] = slow
-            node = self._nodes.get(item.rank)
-            self._emit(WorkerSlow(item.rank, node, slow, item.phase, item.ratio, len(self._steps)))
+            node, phase = self._nodes.get(item.rank), slow_phase(steps, item.rank)
+            self._emit(WorkerSlow(item.rank, node, slow, phase, item.ratio, len(steps)))
 
     def _forget(self) -> None:
         self._steps.clear()

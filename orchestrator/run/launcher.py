@@ -16,7 +16,8 @@ from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
 from orchestrator.metrics.event_bus import EventBus
-from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
+from orchestrator.metrics.exporter import MetricsObserver
+from orchestrator.metrics.metrics_endpoint import serve_metrics
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.preparation import Workload
 from orchestrator.run.run_context import RunContext
@@ -195,7 +196,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         handle.watch(name, observer)
     server = None
     try:
-        server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)
+        server = serve_metrics(metrics.registry, run.spec.metrics.host, run.spec.metrics.port, os.environ)
         if server is not None:
             run.emit(MetricsServing(server.url))
         return handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))

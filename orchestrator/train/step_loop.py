@@ -11,9 +11,9 @@ from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_
 from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, WarningIssued
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.policy.replay import check_replay
+from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave
-from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes
 from orchestrator.json_values import JsonObject
 from orchestrator.train.batch_feed import Feed, StepBatch
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
@@ -134,7 +134,8 @@ class TrainLoop:
             checkpoint_s = self._save(outcome, evaluate_first)
         if context.session.rank == 0:
             total_s = step_time_s + checkpoint_s
-            report = step_report(context, outcome, total_s, checkpoint_s, time.time())
+            first = step == self._start.step + 1
+            report = step_report(context, outcome, total_s, checkpoint_s, time.time(), first)
             context.session.report_step(report)
             self._protection.keep_report(report)
         if self._evaluation_due(step) and not evaluate_first:

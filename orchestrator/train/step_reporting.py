@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.data.samples.dataset import DIGEST_MODULUS
+from orchestrator.domain.ranks.rank_summary import every_rank_due, summarise
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.train.collectives.exchange import RankStep
@@ -55,14 +56,15 @@ class StepOutcome:
 
 
 def step_report(
-    context: TrainContext, outcome: StepOutcome, step_time_s: float, checkpoint_s: float, now_s: float
+    context: TrainContext, outcome: StepOutcome, step_time_s: float, checkpoint_s: float, now_s: float, first: bool
 ) -> StepReport:
-    """The report of a finished step."""
+    """The report of a finished step. `first`: of this gang's first one."""
     plan, world_size = context.plan, len(outcome.ranks)
     tokens = sum(r.tokens for r in outcome.ranks)
     samples = sum(r.samples for r in outcome.ranks)
     per_second = tokens / step_time_s
     flops = flops_per_token(context.size, context.dataset.manifest.sequence_length) * per_second
+    ranks = [r.report(rank, checkpoint_s) for rank, r in enumerate(outcome.ranks)]
     peak = None
     if context.device.type == "cuda":
         peak = peak_flops(torch.cuda.get_device_name(context.device), context.spec.train.precision)
@@ -87,5 +89,5 @@ def step_report(
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         protected_step=outcome.replicated_step if outcome.replicated_step >= 0 else None,
-        ranks=tuple(r.report(rank, checkpoint_s) for rank, r in enumerate(outcome.ranks)),
+        ranks=summarise(ranks, every_rank_due(outcome.step, world_size, first)),
     )

@@ -67,7 +67,7 @@ class StepsCourse(Course):
     def measured(self) -> Steps:
         """Raises StatisticsError where there are no steps."""
         steps = self.steps[WARM_UP_STEPS : self._count]
-        copied = [max(rank.phases.snapshot_s for rank in step.ranks) for step in steps]
+        copied = [max(rank.phases.snapshot_s for rank in step.ranks.every) for step in steps]
         # From report to report: a copy is made after its step's own time is taken.
         between_s = [b.time_s - a.time_s for a, b in itertools.pairwise(steps)]
         every = len(copied) / max(1, sum(seconds > 0 for seconds in copied))
@@ -78,7 +78,7 @@ class StepsCourse(Course):
         steps = self.steps[WARM_UP_STEPS:]
         between_s = [b.time_s - a.time_s for a, b in itertools.pairwise(steps)]
         # A step tells of the copy before it: of the step before that.
-        after = [i - 1 for i, step in enumerate(steps) if i and step.ranks[0].phases.snapshot_s > 0]
+        after = [i - 1 for i, step in enumerate(steps) if i and step.ranks.every[0].phases.snapshot_s > 0]
         fours = [between_s[i - 1 : i + 3] for i in after if i >= 1 and i + 3 <= len(between_s)]
         found = [sum(four[:2]) - sum(four[2:]) for four in fours]
         quarters = statistics.quantiles(found, n=4)

@@ -15,9 +15,11 @@ from orchestrator.checkpoint.format.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.events import WarningIssued, WorkerPhase
 from orchestrator.domain.policy.hang import Phase
+from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
-from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.step_report import StepReport
 from tests.events import body
 
 HEADROOM_BYTES = 200 * 2**20
@@ -49,7 +51,7 @@ def a_step(step: int, world_size: int) -> StepReport:
         world_size=world_size,
         micro_batch=1,
         accumulation=1,
-        ranks=(rank,),
+        ranks=summarise((rank,)),
     )
 
 

@@ -83,7 +83,7 @@ def test_losses_do_not_depend_on_workers_and_stage(
     assert [r.data_digest for r in found.steps] == [r.data_digest for r in expected.steps]
     assert [r.target_tokens for r in found.steps] == [r.target_tokens for r in expected.steps]
     assert all(r.tokens < global_batch * 32 for r in found.steps)
-    assert [r.samples for r in found.steps[0].ranks] == list(spec_shares(global_batch, workers))
+    assert [r.samples for r in found.steps[0].ranks.every] == list(spec_shares(global_batch, workers))
 
 
 def spec_shares(global_batch: int, workers: int) -> list[int]:

@@ -81,7 +81,7 @@ def test_training_goes_on_from_a_state_that_was_copied_during_the_next_step(
     late = train_processes.run(plan, 2, LEFT, Leave.REGROUP, (access(vault, 1),) * 2, piece_s=PIECE_S)
     assert late.losses == whole.losses[:LEFT]
     assert all(result.regroup for result in late.results)
-    waits = [rank.phases.snapshot_s for step in late.steps for rank in step.ranks]
+    waits = [rank.phases.snapshot_s for step in late.steps for rank in step.ranks.every]
     assert max(waits) > PIECE_S, "no update waited for a copy: nothing is proved"
     with closing(Channel.connect(vault.address, TOKEN, 5.0)) as channel:
         shards = channel.ask({"do": "written", "generation": 1, "step": STORED})[0]["shards"]

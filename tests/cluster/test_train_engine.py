@@ -155,13 +155,13 @@ def test_reports_are_complete(train: Callable[..., Outcome]) -> None:
     for index, report in enumerate(outcome.steps):
         assert report.first_position == 10 * index
         assert report.world_size == 3
-        assert [rank.rank for rank in report.ranks] == [0, 1, 2]
-        assert [rank.samples for rank in report.ranks] == [4, 3, 3]
-        assert sum(rank.tokens for rank in report.ranks) == report.tokens
+        assert [rank.rank for rank in report.ranks.every] == [0, 1, 2]
+        assert [rank.samples for rank in report.ranks.every] == [4, 3, 3]
+        assert sum(rank.tokens for rank in report.ranks.every) == report.tokens
         assert report.target_tokens == report.tokens - report.samples
         assert report.tflops_per_s is not None
         assert report.mfu is None
-        for rank in report.ranks:
+        for rank in report.ranks.every:
             phases = rank.phases
             spent = phases.data_wait_s + phases.forward_s + phases.backward_s + phases.optimizer_s
             assert 0 < spent <= report.step_time_s * 1.5

@@ -17,7 +17,7 @@ PLAIN = {
     "drill/process_faults.py": "the brake on a worker: whatever ends it, the worker is let go",
     "clusters/ray/joined_cluster.py": "one question, given up after a while",
     "gang/vaults/vault_actor.py": "ends the process; if that fails the process ends all the same",
-    "metrics/exporter.py": "the standard library's server loop, which survives errors",
+    "metrics/metrics_endpoint.py": "the standard library's server loop, which survives errors",
     "train/batch_feed.py": "what it raises is raised in the training thread",
     "train/collectives/abort_collectives.py": "one abort; a rank that it does not free is ended by the driver",
     "train/snapshot/snapshots.py": "one question, whose failure is a problem that the training thread tells",

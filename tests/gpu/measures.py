@@ -63,7 +63,7 @@ def check_memory(lab: Lab, result: Result) -> None:
         )  # fmt: skip
         with lab.ranks(1) as ranks:
             plan = lab.jobs.plan(f"memory-{micro_batch}", spec, 1)
-            peak = max(report.ranks[0].memory.peak_allocated_bytes or 0 for report in ranks.train(plan))
+            peak = max(report.ranks.every[0].memory.peak_allocated_bytes or 0 for report in ranks.train(plan))
         manifest = DataManifest.read(Path(plan.data_dir))
         need = device_need(spec, model_shape({**config, "n_positions": length}, manifest.vocab_size), 1)
         planned = need.total_bytes(micro_batch) - need.context_bytes - need.communicators_bytes
@@ -124,6 +124,6 @@ def _compare_speed(lab: Lab, result: Result, name: str, ours: list[StepReport], 
     mfu = [report.mfu for report in ours if report.mfu is not None]
     if mfu:
         result.add(f"{name}: MFU", f"{median(mfu):.1%}")
-    share = sum(report.ranks[0].phases.snapshot_s for report in ours) / sum(report.step_time_s for report in ours)
+    share = sum(report.ranks.every[0].phases.snapshot_s for report in ours) / sum(report.step_time_s for report in ours)
     met = share <= STALL_SHARE if lab.gpu else None
     result.add(f"{name}: snapshots' share of the step", f"{share:.2%}", f"<= {STALL_SHARE:.0%}" if lab.gpu else "", met)

@@ -71,13 +71,13 @@ def fp32(process: TrainProcesses, data_dir: Path, tmp_path_factory: pytest.TempP
 
 
 def check_device_fields(report: StepReport) -> None:
-    memory = report.ranks[0].memory
+    memory = report.ranks.every[0].memory
     assert memory.allocated_bytes is not None
     assert memory.reserved_bytes is not None
     assert memory.peak_allocated_bytes is not None
     assert 0 < memory.allocated_bytes <= memory.peak_allocated_bytes
     assert memory.allocated_bytes <= memory.reserved_bytes
-    phases = report.ranks[0].phases
+    phases = report.ranks.every[0].phases
     assert phases.forward_s > 0
     assert phases.backward_s > 0
     assert phases.data_wait_s + phases.forward_s + phases.backward_s + phases.optimizer_s <= report.step_time_s * 1.1
@@ -126,7 +126,7 @@ def test_offload_frees_device_memory_and_keeps_the_losses(
     spec = spec_with(stage, "bf16", offload_optimizer={"device": "cpu"})
     offloaded = process.run(train_plan(spec, data_dir, tmp_path / "offloaded", 1), 1)
     assert offloaded.losses == pytest.approx(kept.losses, rel=1e-2)
-    before, after = (o.steps[-1].ranks[0].memory.allocated_bytes for o in (kept, offloaded))
+    before, after = (o.steps[-1].ranks.every[0].memory.allocated_bytes for o in (kept, offloaded))
     assert before is not None
     assert after is not None
     assert after < before

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.ranks.rank_summary import summarise
+from orchestrator.domain.step_report import StepReport
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)
@@ -28,7 +30,7 @@ def report() -> Callable[..., StepReport]:
             step=step, time_s=time_s, epoch=0.5, loss=8.0 / step, grad_norm=1.5, lr=1e-3, tokens=768,
             target_tokens=756, samples=12, first_position=12 * (step - 1), data_digest=7, step_time_s=step_time_s,
             tokens_per_s=768 / step_time_s, tokens_per_s_per_worker=384 / step_time_s, tflops_per_s=0.5, mfu=None,
-            world_size=world_size, micro_batch=6, accumulation=1, ranks=ranks,
+            world_size=world_size, micro_batch=6, accumulation=1, ranks=summarise(ranks),
         )  # fmt: skip
 
     return make

@@ -132,7 +132,7 @@ class PlainDisplay:
 class JsonDisplay:
     """Observer that writes every event and step as one JSON object a line: `{"kind": ..., "time_s": ..., ...}`.
 
-    A step has the kind `step` and the fields of a `StepReport`.
+    A step has the kind `step`, the fields of its line in `steps.jsonl`, and `ranks` if it has a line in `ranks.jsonl`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -156,7 +156,7 @@ class JsonDisplay:
     def on_step(self, report: StepReport) -> None:
         """Print it."""
         self.view.on_step(report)
-        self._print({"kind": "step", **report.to_json()})
+        self._print({"kind": "step", **report.to_message()})
 
     def _print(self, value: Mapping[str, object]) -> None:
         write_line(self._stream, json.dumps(finite(value), ensure_ascii=False, allow_nan=False))

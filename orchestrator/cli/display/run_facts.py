@@ -27,10 +27,11 @@ from orchestrator.domain.events import (
     WorkerFailed,
 )
 from orchestrator.domain.events.event_codec import encode_body
+from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.json_values import JsonFields, JsonObject, JsonValue, integer, mapping, number, optional
-from orchestrator.store.run_history import current_steps, read_events
+from orchestrator.store.run_history import current_steps, read_events, read_last_ranks
 from orchestrator.store.run_store import RunRecord
 
 
@@ -119,8 +120,13 @@ class TrainingFigures:
     """0 to 1, mean over the ranks."""
     mfu: float | None
     world_size: int
+    on_gpus: bool
+    peak_total_bytes: int
+    """Peak memory of all workers in the last step: of their GPUs, or on CPUs resident."""
+    peak_most_bytes: int
+    """The same of the worker with the most."""
     peak_rss_bytes: list[int]
-    """Of each rank."""
+    """Of each rank, when all of them were last recorded."""
     peak_device_bytes: list[int] | None
     """Of each rank; None on CPUs."""
 
@@ -166,21 +172,25 @@ def facts(record: RunRecord) -> RunFacts:
         record=record,
         events=events,
         kept=tuple(_kept(saved, layout) for saved in events.checkpoints),
-        training=_training(steps),
+        training=_training(steps, read_last_ranks(layout)),
         losses=tuple(step.loss for step in steps),
         data=read_json(layout.data),
         ledger=read_json(layout.ledger),
     )
 
 
-def _training(steps: list[StepReport]) -> TrainingFigures | None:
+def _training(steps: list[StepReport], recorded: Sequence[RankReport]) -> TrainingFigures | None:
+    """`recorded`: the newest reports of every rank."""
     if not steps:
         return None
     steady = steps[1:] or steps
     seconds = sum(step.step_time_s for step in steady)
-    ranks = steps[-1].ranks
+    last = steps[-1]
+    ranks = last.ranks.every or recorded
     device = [rank.memory.peak_allocated_bytes for rank in ranks if rank.memory.peak_allocated_bytes is not None]
-    waited = sum(sum(rank.phases.data_wait_s for rank in step.ranks) / max(1, len(step.ranks)) for step in steady)
+    on_gpu = last.ranks.spread.peak_allocated_bytes
+    peak = last.ranks.spread.peak_rss_bytes if on_gpu is None else on_gpu
+    waited = sum(step.ranks.spread.data_wait_s.mean(step.world_size) for step in steady)
     mfus = [step.mfu for step in steady if step.mfu is not None]
     return TrainingFigures(
         first_loss=steps[0].loss,
@@ -191,7 +201,10 @@ def _training(steps: list[StepReport]) -> TrainingFigures | None:
         step_time_s=seconds / len(steady),
         data_wait_share=waited / seconds if seconds > 0 else None,
         mfu=sum(mfus) / len(mfus) if mfus else None,
-        world_size=steps[-1].world_size,
+        world_size=last.world_size,
+        on_gpus=on_gpu is not None,
+        peak_total_bytes=int(peak.total),
+        peak_most_bytes=int(peak.max),
         peak_rss_bytes=[rank.memory.peak_rss_bytes for rank in ranks],
         peak_device_bytes=device or None,
     )
@@ -286,12 +299,10 @@ def _training_lines(run: RunFacts) -> list[str]:
         + (f", {share:.1%} of it waiting for data" if share is not None else "")
         + (f", MFU {training.mfu:.1%}" if training.mfu is not None else "")
     )
-    each = training.peak_device_bytes or training.peak_rss_bytes
-    if each:
-        where = "on the GPU" if training.peak_device_bytes else "resident"
-        lines.append(
-            f"  memory      {formatting.size(sum(each))} {where} at peak, most {formatting.size(max(each))} in a worker"
-        )
+    if training.peak_most_bytes:
+        where = "on the GPU" if training.on_gpus else "resident"
+        total, most = formatting.size(training.peak_total_bytes), formatting.size(training.peak_most_bytes)
+        lines.append(f"  memory      {total} {where} at peak, most {most} in a worker")
     return lines
 
 

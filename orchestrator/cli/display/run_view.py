@@ -195,20 +195,18 @@ class RunView:
         seconds = sum(report.step_time_s for report in self.recent)
         if seconds <= 0:
             return None
-        waited = sum(
-            sum(rank.phases.data_wait_s for rank in report.ranks) / max(1, len(report.ranks)) for report in self.recent
-        )
-        return waited / seconds
+        waited_s = sum(report.ranks.spread.data_wait_s.mean(report.world_size) for report in self.recent)
+        return waited_s / seconds
 
     @property
     def memory(self) -> tuple[int, str] | None:
         """Bytes of all workers together and of what: reserved device memory if there is a device, else resident."""
-        if self.last is None or not self.last.ranks:
+        if self.last is None:
             return None
-        device = [rank.memory.reserved_bytes for rank in self.last.ranks if rank.memory.reserved_bytes is not None]
-        if device:
-            return sum(device), "GPU"
-        return sum(rank.memory.rss_bytes for rank in self.last.ranks), "RSS"
+        spread = self.last.ranks.spread
+        if spread.reserved_bytes is not None:
+            return int(spread.reserved_bytes.total), "GPU"
+        return int(spread.rss_bytes.total), "RSS"
 
     @property
     def eta_s(self) -> float | None:

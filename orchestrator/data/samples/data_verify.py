@@ -292,8 +292,9 @@ def _replay(report: StepReport, dataset: TokenDataset, usage: "_Usage") -> int:
         )
     if tokens != report.tokens:
         raise _Failed(report.step, f"{report.tokens} tokens were recorded, the samples hold {tokens}")
-    if report.ranks and sum(rank.samples for rank in report.ranks) != report.samples:
-        raise _Failed(report.step, f"the ranks' shares add up to {sum(r.samples for r in report.ranks)} samples")
+    shares = [rank.samples for rank in report.ranks.every]
+    if shares and sum(shares) != report.samples:
+        raise _Failed(report.step, f"the ranks' shares add up to {sum(shares)} samples")
     return tokens
 
 

@@ -1,13 +1,14 @@
-"""Which workers are slower than the others, and in which phase. Pure: step reports in, ratios out. It ends no worker.
+"""Which workers are slower than the others, and in which phase. Pure: ranks' own times in, ratios out. It ends no
+worker.
 
 In a synchronous gang all workers take equally long, because the fast ones wait for the slow ones. So the comparison
-uses a rank's own time, which is each phase without its time in collectives.
+uses a rank's own time (`RankReport.own_times_s`), which is each phase without its time in collectives.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.step_report import RankReport, StepReport
+from orchestrator.domain.ranks.rank_summary import OwnWork
 
 WINDOW_STEPS = 20
 MIN_STEPS = 8
@@ -29,51 +30,35 @@ class Slowness:
 
     rank: int
     ratio: float
-    """Its own time of a step, for as many samples, to the median of the others'."""
-    phase: str
-    """The phase in which it loses most against the others."""
+    """Its own time of a step, for as many samples, divided by the median of the others'."""
     loss_s: float
     """Its own time of a step beyond the others' median."""
 
 
-def own_times_s(report: RankReport) -> tuple[float, ...]:
-    """A rank's own seconds by phase, as in `PHASES`: without what it waited in collectives.
-
-    On a GPU the waits of the device are not measured, so only phases without collectives count: data and forward. With
-    ZeRO stage 3 forward has some, too, and a slow GPU can go unnoticed there.
-    """
-    phases, waits = report.phases, report.waits
-    if report.memory.allocated_bytes is not None:
-        return (phases.data_wait_s, phases.forward_s, 0.0, 0.0)
-    return (
-        phases.data_wait_s,
-        max(0.0, phases.forward_s - waits.forward_s),
-        max(0.0, phases.backward_s - waits.backward_s),
-        max(0.0, phases.optimizer_s - waits.optimizer_s),
-    )
-
-
-def compare(steps: Sequence[StepReport]) -> tuple[Slowness, ...]:
+def compare(steps: Sequence[OwnWork]) -> tuple[Slowness, ...]:
     """Every rank against the others, over steps of one gang; nothing if there are too few steps, or one rank."""
-    if len(steps) < MIN_STEPS or len(steps[-1].ranks) < 2:
+    if len(steps) < MIN_STEPS or steps[-1].world_size < 2:
         return ()
-    ranks, phases = range(len(steps[-1].ranks)), range(len(PHASES))
-    kept = max(1, round(len(steps) * (1.0 - TRIMMED)))
-    own_s = [[own_times_s(step.ranks[rank]) for step in steps] for rank in ranks]
-    totals = [_mean_of_least([sum(times) for times in own_s[rank]], kept) for rank in ranks]
-    by_phase = [[_mean_of_least([times[phase] for times in own_s[rank]], kept) for rank in ranks] for phase in phases]
-    usual_s = _medians_of_others(totals)
-    usual_by_phase = [_medians_of_others(values) for values in by_phase]
-    samples = [float(sum(step.ranks[rank].samples for step in steps)) for rank in ranks]
+    totals = _usual_s([step.totals_s for step in steps])
+    medians_s = _medians_of_others(totals)
+    samples = [float(sum(counts)) for counts in zip(*(step.samples for step in steps), strict=True)]
     usual_samples = _medians_of_others(samples)
     found = []
-    for rank in ranks:
-        # Who has more samples than the others is to take longer.
-        own = totals[rank] / max(1.0, samples[rank] / max(1.0, usual_samples[rank]))
-        excess = [by_phase[phase][rank] - usual_by_phase[phase][rank] for phase in phases]
-        ratio = own / usual_s[rank] if usual_s[rank] > 0.0 else 1.0
-        found.append(Slowness(rank, ratio, PHASES[excess.index(max(excess))], own - usual_s[rank]))
+    for rank, total_s in enumerate(totals):
+        # A rank that has more samples than the others is expected to take longer.
+        own_s = total_s / max(1.0, samples[rank] / max(1.0, usual_samples[rank]))
+        ratio = own_s / medians_s[rank] if medians_s[rank] > 0.0 else 1.0
+        found.append(Slowness(rank, ratio, own_s - medians_s[rank]))
     return tuple(found)
+
+
+def slow_phase(steps: Sequence[OwnWork], rank: int) -> str:
+    """The phase in which a rank loses most against the others; of `PHASES`."""
+    excess_s = []
+    for phase in range(len(PHASES)):
+        usual_s = _usual_s([step.phases_s[phase] for step in steps])
+        excess_s.append(usual_s[rank] - _medians_of_others(usual_s)[rank])
+    return PHASES[excess_s.index(max(excess_s))]
 
 
 def changes(slow: Mapping[int, bool], found: Sequence[Slowness]) -> tuple[tuple[Slowness, bool], ...]:
@@ -88,8 +73,10 @@ def changes(slow: Mapping[int, bool], found: Sequence[Slowness]) -> tuple[tuple[
     return tuple(changed)
 
 
-def _mean_of_least(values: Sequence[float], count: int) -> float:
-    return sum(sorted(values)[:count]) / count
+def _usual_s(steps: Sequence[Sequence[float]]) -> list[float]:
+    """From each step's seconds by rank, each rank's mean without its longest steps."""
+    kept = max(1, round(len(steps) * (1.0 - TRIMMED)))
+    return [sum(sorted(seconds)[:kept]) / kept for seconds in zip(*steps, strict=True)]
 
 
 def _medians_of_others(values: Sequence[float]) -> list[float]:

@@ -110,9 +110,8 @@ class HangMonitor:
     def _take_step(self, last: StepReport | None, now_s: float) -> None:
         if last is None or last is self._last:
             return
-        checkpoint_s = max((rank.phases.checkpoint_s for rank in last.ranks), default=0.0)
         if self._last is not None:  # the first step is not typical
-            self._steps_s.append(max(0.0, last.step_time_s - checkpoint_s))
+            self._steps_s.append(max(0.0, last.step_time_s - last.ranks.spread.checkpoint_s.max))
         self._last, self._step_s = last, now_s
 
     def _pulse(self, member: WorkerHandle, now_s: float) -> Pulse:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.samples.dataset import DIGEST_BITS
+from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.session import Leave
-from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
 from orchestrator.json_values import JsonObject, parse_object
 
 # A double holds 53 bits exactly: a digest travels in two halves.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.domain.step_report import RankMemory
+from orchestrator.domain.ranks.rank_report import RankMemory
 
 _STATM = Path("/proc/self/statm")
 

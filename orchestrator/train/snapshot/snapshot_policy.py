@@ -137,7 +137,7 @@ class SnapshotPolicy:
     def keep_report(self, report: StepReport) -> None:
         """Keep the report of a step with the state. Rank 0 only."""
         if self._snapshots is not None:
-            self._snapshots.keep_report(report.step, report.to_json())
+            self._snapshots.keep_report(report.step, report.to_message())
 
     def close(self) -> None:
         """Disconnect from the vault; it keeps what it has."""

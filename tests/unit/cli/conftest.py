@@ -26,8 +26,10 @@ from orchestrator.domain.events import (
     WorkerPhase,
     WorkerStarted,
 )
+from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.run_layout import RunLayout
-from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.run_store import RunStore
@@ -48,7 +50,7 @@ def step_report(step: int, time_s: float, loss: float) -> StepReport:
         step=step, time_s=time_s, epoch=step / 100, loss=loss, grad_norm=1.0, lr=1e-3, tokens=2000,
         target_tokens=1900, samples=16, first_position=16 * (step - 1), data_digest=1, step_time_s=1.0,
         tokens_per_s=2000.0, tokens_per_s_per_worker=1000.0, tflops_per_s=None, mfu=None, world_size=WORKERS,
-        micro_batch=8, accumulation=1, ranks=ranks,
+        micro_batch=8, accumulation=1, ranks=summarise(ranks),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.data.samples.data_verify import Proof, verify_run
 from orchestrator.data.samples.dataset import DIGEST_MODULUS, TokenDataset
+from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.step_report import StepReport
 from tests.unit.data.corpora import Bench, job, sentences
 
@@ -38,7 +39,7 @@ def record(dataset: TokenDataset, step: int, time_s: float, batch: int = BATCH, 
         world_size=1,
         micro_batch=batch,
         accumulation=1,
-        ranks=(),
+        ranks=summarise(()),
     )
 
 

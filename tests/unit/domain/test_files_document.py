@@ -10,7 +10,9 @@ from orchestrator.checkpoint.survey.durability import Durability, NodeLoss, Shar
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.domain.events import RunState
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
-from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.ranks.rank_summary import RankSpread, ranks_to_columns
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.event_reference import with_events
 from orchestrator.metrics.ledger import Category, Ledger
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint
@@ -25,6 +27,10 @@ def section(title: str) -> str:
     return DOCUMENT.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
+def table(title: str) -> list[str]:
+    return [line for line in section(title).splitlines() if line.startswith("| `")]
+
+
 def rows(title: str) -> dict[str, str]:
     """First column (without the backquotes) to the rest, of the section's table."""
     found = {}
@@ -36,16 +42,24 @@ def rows(title: str) -> dict[str, str]:
 
 
 def test_every_field_of_a_step_is_documented() -> None:
-    expected = {field.name for field in fields(StepReport)}
-    expected |= {f"ranks[].{field.name}" for field in fields(RankReport)} - {
-        "ranks[].phases",
-        "ranks[].memory",
-        "ranks[].waits",
+    expected = {field.name for field in fields(StepReport)} - {"ranks"} | {"v", "spread", "slowest"}
+    expected |= {f"spread.{field.name}" for field in fields(RankSpread)}
+    expected |= {f"slowest[].{field.name}" for field in fields(RankReport)} - {
+        "slowest[].phases",
+        "slowest[].memory",
+        "slowest[].waits",
     }
-    expected |= {f"ranks[].phases.{field.name}" for field in fields(PhaseTimes)}
-    expected |= {f"ranks[].memory.{field.name}" for field in fields(RankMemory)}
-    expected |= {f"ranks[].waits.{field.name}" for field in fields(CollectiveTimes)}
-    assert set(rows("steps.jsonl")) == expected
+    expected |= {f"slowest[].phases.{field.name}" for field in fields(PhaseTimes)}
+    expected |= {f"slowest[].memory.{field.name}" for field in fields(RankMemory)}
+    expected |= {f"slowest[].waits.{field.name}" for field in fields(CollectiveTimes)}
+    named = re.findall(r"`([\w.\[\]]+)`", "".join(line.split(" | ")[0] for line in table("steps.jsonl")))
+    assert set(named) == expected
+
+
+def test_every_list_of_the_ranks_is_documented() -> None:
+    ranks = [RankReport(0, 1, 1, PhaseTimes(*[1.0] * 6), RankMemory(*[1] * 5), CollectiveTimes(1.0, 1.0, 1.0))]
+    named = re.findall(r"`([\w.]+)`", "".join(line.split(" | ")[0] for line in table("ranks.jsonl")))
+    assert set(named) == {"v", "step", "time_s", *ranks_to_columns(ranks)}
 
 
 def test_the_events_are_those_of_the_classes() -> None:

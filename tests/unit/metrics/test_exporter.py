@@ -29,10 +29,12 @@ from orchestrator.domain.events import (
     WorkerFailed,
 )
 from orchestrator.domain.step_report import StepReport
-from orchestrator.metrics import exporter, metric_catalog
-from orchestrator.metrics.exporter import MetricsObserver, MetricsServer, serve_metrics
+from orchestrator.metrics import metric_catalog, metrics_endpoint
+from orchestrator.metrics.exporter import MetricsObserver
 from orchestrator.metrics.ledger import Ledger
+from orchestrator.metrics.metrics_endpoint import MetricsServer, serve_metrics
 from tests.events import event
+from tests.unit.metrics.test_straggler_observer import slowed
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -94,6 +96,8 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_model_flops_per_second") == 0.5e12
     assert value("convoy_step_phase_seconds_total", phase="backward") == pytest.approx(0.8)
     assert value("convoy_worker_rss_bytes", rank="1") == 1001
+    assert value("convoy_worker_memory_bytes", kind="peak_rss", stat="max") == 2001
+    assert value("convoy_worker_step_seconds", phase="own", stat="p50") == pytest.approx(0.9)
     assert value("convoy_run_state", state="running") == 1
     assert value("convoy_run_state", state="preparing") == 0
     assert value("convoy_checkpoint_bytes_total") == 100
@@ -146,21 +150,21 @@ def test_an_open_door_is_refused(report: Make, host: str, token: str | None) -> 
 
 def test_whoever_holds_connections_keeps_nobody_from_scraping(server: MetricsServer) -> None:
     host, port = server.url.split("/")[2].split(":")
-    held = [socket.create_connection((host, int(port)), timeout=5.0) for _ in range(exporter.MAX_CLIENTS + 10)]
+    held = [socket.create_connection((host, int(port)), timeout=5.0) for _ in range(metrics_endpoint.MAX_CLIENTS + 10)]
     assert scrape(server.url)
     assert held[0].recv(1) == b""  # the oldest made room
     held[-1].settimeout(0.05)
     with pytest.raises(TimeoutError):
         held[-1].recv(1)
     assert sum(thread.name.endswith("(process_request_thread)") for thread in threading.enumerate()) <= (
-        exporter.MAX_CLIENTS + 1
+        metrics_endpoint.MAX_CLIENTS + 1
     )
     for each in held:
         each.close()
 
 
 def test_the_time_of_a_scrape_is_bounded_whatever_trickles_in(report: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "CLIENT_S", 0.2)
+    monkeypatch.setattr(metrics_endpoint, "CLIENT_S", 0.2)
     server = MetricsServer(fed(report).registry, "127.0.0.1", 0, None)
     host, port = server.url.split("/")[2].split(":")
     trickle, began_s = socket.create_connection((host, int(port)), timeout=5.0), time.monotonic()
@@ -190,13 +194,13 @@ def test_a_server_short_of_descriptors_serves_again(server: MetricsServer, monke
 
 def test_where_the_port_comes_from(report: Make, server: MetricsServer) -> None:
     observer = fed(report)
-    assert serve_metrics(observer, "127.0.0.1", None, {}) is None
+    assert serve_metrics(observer.registry, "127.0.0.1", None, {}) is None
     with pytest.raises(UsageError, match="expected a port"):
-        serve_metrics(observer, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "many"})
+        serve_metrics(observer.registry, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "many"})
     taken = int(server.url.split(":")[2].split("/")[0])
     with pytest.raises(UsageError, match="cannot be served"):
-        serve_metrics(observer, "127.0.0.1", taken, {})
-    served = serve_metrics(observer, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "0"})
+        serve_metrics(observer.registry, "127.0.0.1", taken, {})
+    served = serve_metrics(observer.registry, "127.0.0.1", None, {"CONVOY_METRICS_PORT": "0"})
     assert served is not None
     assert not served.url.startswith("http://127.0.0.1:0/")
     served.close()
@@ -234,6 +238,27 @@ def test_alerts_are_about_metrics_that_there_are() -> None:
         assert used <= known, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
+
+
+def test_a_large_gang_has_series_of_the_slowest_ranks_alone(report: Make) -> None:
+    observer = fed(report)
+    small = len(list(series(observer)))
+    observer.on_step(report(3, world_size=1024))
+    ranks = {labels["rank"] for _, labels in series(observer) if "rank" in labels}
+    assert ranks == {"0", "1", "2", "3"}
+    large = len(list(series(observer)))
+    assert large == small + 2 * (4 - 2), "two metrics of memory for two more ranks"
+    slow = slowed(report(4, world_size=1024), 700, 2.0)
+    observer.on_step(slow)
+    ranks = {labels["rank"] for _, labels in series(observer) if "rank" in labels}
+    assert ranks == {"700", "0", "1", "2"}
+    observer.on_step(report(5))
+    assert len(list(series(observer))) == small
+
+
+def series(observer: MetricsObserver) -> Iterator[tuple[str, dict[str, str]]]:
+    for family in observer.registry.collect():
+        yield from ((sample.name, sample.labels) for sample in family.samples)
 
 
 @pytest.mark.needs("promtool")

@@ -1,14 +1,17 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.events import DataProgress, Event, WarningIssued, WorkerLog
+from orchestrator.domain.ranks.rank_summary import ranks_from_columns
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.jsonl import JsonlWriter, last_object, read_jsonl
 from orchestrator.metrics.run_recorder import RunRecorder
+from orchestrator.store.run_history import read_last_ranks
 from tests.events import event
 
 pytestmark = pytest.mark.unit
@@ -19,7 +22,13 @@ def test_a_step_is_read_back_equal(tmp_path: Path, report: Callable[..., StepRep
     recorder = RunRecorder(layout)
     recorder.on_step(report(1))
     recorder.on_step(report(2))
-    assert [StepReport.from_json(value) for value in read_jsonl(layout.steps)] == [report(1), report(2)]
+    ranks = [ranks_from_columns(value) for value in read_jsonl(layout.ranks)]
+    read = [StepReport.from_json(value) for value in read_jsonl(layout.steps)]
+    assert [replace(step.ranks, every=every) for step, every in zip(read, ranks, strict=True)] == [
+        replace(report(step).ranks, work=None) for step in (1, 2)
+    ]
+    assert [replace(step, ranks=report(1).ranks) for step in read] == [report(1), report(2)]
+    assert read_last_ranks(layout) == report(2).ranks.every
 
 
 def test_a_line_is_on_disk_as_soon_as_the_step_is_over(tmp_path: Path, report: Callable[..., StepReport]) -> None:

@@ -9,7 +9,9 @@ import pytest
 from orchestrator.domain.events import EventBody, RecoveryStarted, WorkerSlow, WorkerStarted
 from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.policy.stragglers import MIN_STEPS, WINDOW_STEPS
-from orchestrator.domain.step_report import PhaseTimes, StepReport
+from orchestrator.domain.ranks.rank_report import PhaseTimes
+from orchestrator.domain.ranks.rank_summary import summarise
+from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.exporter import MetricsObserver
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from tests.events import event, recorded
@@ -20,10 +22,10 @@ Make = Callable[..., StepReport]
 
 def slowed(report: StepReport, rank: int, factor: float) -> StepReport:
     """The same step with one rank's forward and backward passes longer."""
-    phases = report.ranks[rank].phases
+    phases = report.ranks.every[rank].phases
     longer = PhaseTimes(phases.data_wait_s, phases.forward_s * factor, phases.backward_s * factor, phases.optimizer_s)
-    ranks = tuple(replace(item, phases=longer) if item.rank == rank else item for item in report.ranks)
-    return replace(report, ranks=ranks)
+    ranks = tuple(replace(item, phases=longer) if item.rank == rank else item for item in report.ranks.every)
+    return replace(report, ranks=summarise(ranks))
 
 
 def feed(recorder: StragglerRecorder, reports: list[StepReport]) -> None:
@@ -55,10 +57,20 @@ def test_another_gang_is_compared_anew(report: Make) -> None:
     recorder.on_event(event(RecoveryStarted, 1.0))
     feed(recorder, slow[1:])
     assert told == []
-    alone = replace(slow[0], ranks=slow[0].ranks[:1])
+    alone = replace(slow[0], ranks=summarise(slow[0].ranks.every[:1]))
     feed(recorder, [*slow, alone])
     assert [fields["slow"] for fields in told] == [True]
     assert recorder.ratios == {}
+
+
+def test_a_large_gang_has_the_ratios_of_the_slowest(report: Make) -> None:
+    recorder = StragglerRecorder(lambda body: None)
+    metrics = MetricsObserver("tiny-1", "tiny", slowness=lambda: recorder.ratios)
+    steps = [report(step, world_size=100) for step in range(1, MIN_STEPS + 1)]
+    feed(recorder, [slowed(slowed(step, 70, 3.0), 3, 2.0) for step in steps])
+    assert len(recorder.ratios) == 100
+    (family,) = [each for each in metrics.registry.collect() if each.name == "convoy_straggler_ratio"]
+    assert [sample.labels["rank"] for sample in family.samples] == ["70", "3", "0", "1"]
 
 
 def test_the_ratio_is_a_metric(report: Make) -> None:

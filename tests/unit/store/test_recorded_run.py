@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.cli.display.run_view import RunView
 from orchestrator.domain.events import RecoveryFinished, RecoveryStarted, RunState, StateChanged, UnknownEvent
 from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.metrics.jsonl import read_jsonl
+from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.recorded_progress import read_progress
 from orchestrator.store.run_history import current_steps, read_events
 from orchestrator.store.run_store import RunStore
@@ -64,6 +66,7 @@ def test_it_is_shown(home: Path) -> None:
         "loss        5.6924 -> 5.4103 (-5.0%)",
         "validation  5.6694 -> 5.3886 (-5.0%)",
         "checkpoints 2 written",
+        "memory      818.5 MiB resident at peak, most 409.6 MiB in a worker",
     ):
         assert line in shown.output
     listed = CliRunner().invoke(runs, ["--home", str(home)]).output
@@ -76,8 +79,27 @@ def test_it_is_shown(home: Path) -> None:
 
 def test_its_steps_are_read_and_its_data_is_proved(home: Path) -> None:
     layout = RunStore(home).read("last").layout
-    assert [step.step for step in current_steps(layout.steps)] == list(range(1, 9))
+    steps = current_steps(layout.steps)
+    assert [step.step for step in steps] == list(range(1, 9))
+    assert [len(step.ranks.every) for step in steps] == [2] * 8
+    assert steps[7].ranks.spread.checkpoint_s.max == pytest.approx(0.057654)
     progress = read_progress(layout)
     assert (progress.step, progress.total_steps, progress.workers) == (8, 8, 2)
     proved = CliRunner().invoke(data, ["verify", "last", "--home", str(home)])
     assert proved.exit_code == 0, proved.output
+
+
+def test_a_resumed_run_has_steps_of_both_versions(home: Path) -> None:
+    """A driver of today repeats the last two steps of the run, which continued from the checkpoint of step 6."""
+    layout = RunStore(home).read("last").layout
+    recorder = RunRecorder(layout)
+    for step in current_steps(layout.steps)[6:]:
+        recorder.on_step(replace(step, time_s=step.time_s + 100.0))
+    recorder.close()
+    assert [line.get("v") for line in read_jsonl(layout.steps)] == [None] * 8 + [2, 2]
+    assert [step.step for step in current_steps(layout.steps)] == list(range(1, 9))
+    assert [line["step"] for line in read_jsonl(layout.ranks)] == [7, 8]
+    proved = CliRunner().invoke(data, ["verify", "last", "--home", str(home)])
+    assert proved.exit_code == 0, proved.output
+    shown = CliRunner().invoke(show, ["last", "--json", "--home", str(home)])
+    assert json.loads(shown.output)["training"]["peak_rss_bytes"] == [429506560, 428732416]

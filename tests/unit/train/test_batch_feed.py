@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory
 from orchestrator.domain.session import Leave
-from orchestrator.domain.step_report import PhaseTimes, RankMemory
 from orchestrator.planner.batch_shape import shape_batch
 from orchestrator.train.batch_feed import DEPTH, Feed, build_step, rows
 from orchestrator.train.collectives.exchange import RankStep

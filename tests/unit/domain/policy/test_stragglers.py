@@ -14,9 +14,10 @@ from orchestrator.domain.policy.stragglers import (
     _medians_of_others,
     changes,
     compare,
-    own_times_s,
+    slow_phase,
 )
-from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
+from orchestrator.domain.ranks.rank_summary import OwnWork
 
 pytestmark = pytest.mark.unit
 
@@ -29,23 +30,19 @@ def rank(number: int, forward_s: float, waited_s: float = 0.0, samples: int = 4,
     return RankReport(number, samples, samples * 8, phases, MEMORY, CollectiveTimes(0.0, waited_s, 0.0))
 
 
-def step(*ranks: RankReport) -> StepReport:
-    return StepReport(
-        step=1, time_s=1.0, epoch=0.1, loss=1.0, grad_norm=1.0, lr=0.1, tokens=8, target_tokens=7, samples=8,
-        first_position=0, data_digest=1, step_time_s=0.05, tokens_per_s=1.0, tokens_per_s_per_worker=1.0,
-        tflops_per_s=None, mfu=None, world_size=len(ranks), micro_batch=4, accumulation=1, ranks=ranks,
-    )  # fmt: skip
+def step(*ranks: RankReport) -> OwnWork:
+    return OwnWork.of(ranks)
 
 
 def test_waiting_for_others_is_not_own_time() -> None:
-    assert own_times_s(rank(0, 0.1, 0.3)) == pytest.approx((0.0, 0.1, 0.02, 0.01))
+    assert rank(0, 0.1, 0.3).own_times_s == pytest.approx((0.0, 0.1, 0.02, 0.01))
 
 
 def test_the_slow_one_is_found_though_all_take_as_long() -> None:
     steps = [step(rank(0, 0.05, 0.1), rank(1, 0.15), rank(2, 0.05, 0.1))] * WINDOW_STEPS
     first, slow, last = compare(steps)
     assert slow.ratio == pytest.approx(0.18 / 0.08)
-    assert (slow.rank, slow.phase) == (1, "forward")
+    assert (slow.rank, slow_phase(steps, 1)) == (1, "forward")
     assert slow.loss_s == pytest.approx(0.1)
     assert max(first.ratio, last.ratio) < 1.0
     assert changes({}, [first, slow, last]) == ((slow, True),)
@@ -53,7 +50,7 @@ def test_the_slow_one_is_found_though_all_take_as_long() -> None:
 
 def test_a_slow_disk_is_told_from_a_slow_processor() -> None:
     steps = [step(rank(0, 0.05), rank(1, 0.05, data_s=0.2))] * MIN_STEPS
-    assert compare(steps)[1].phase == "data"
+    assert slow_phase(steps, 1) == "data"
 
 
 def test_who_has_more_to_do_is_not_slow() -> None:
@@ -91,7 +88,7 @@ def test_it_does_not_flap(ratios: list[float]) -> None:
     """Between two changes the ratio crossed the whole band."""
     slow: dict[int, bool] = {}
     for ratio in ratios:
-        for item, now in changes(slow, [Slowness(0, ratio, "forward", 1.0)]):
+        for item, now in changes(slow, [Slowness(0, ratio, 1.0)]):
             assert now != slow.get(0, False)
             assert item.ratio >= 1.5 if now else item.ratio <= 1.25
             slow[0] = now
@@ -107,7 +104,8 @@ def test_on_gpus_phases_that_wait_for_others_do_not_count() -> None:
     """A fast rank's backward pass lasts as long as a slow one's: it waits, and nobody measures for how long."""
     on_gpu = replace(MEMORY, allocated_bytes=1, reserved_bytes=1, peak_allocated_bytes=1)
     reports = [replace(rank(0, 0.05, 0.1), waits=CollectiveTimes()), replace(rank(1, 0.15), waits=CollectiveTimes())]
-    fast, slow = compare([step(*(replace(report, memory=on_gpu) for report in reports))] * WINDOW_STEPS)
-    assert own_times_s(replace(reports[0], memory=on_gpu)) == pytest.approx((0.0, 0.05, 0.0, 0.0))
-    assert (slow.rank, slow.phase, slow.ratio) == (1, "forward", pytest.approx(3.0))
+    steps = [step(*(replace(report, memory=on_gpu) for report in reports))] * WINDOW_STEPS
+    fast, slow = compare(steps)
+    assert replace(reports[0], memory=on_gpu).own_times_s == pytest.approx((0.0, 0.05, 0.0, 0.0))
+    assert (slow.rank, slow_phase(steps, 1), slow.ratio) == (1, "forward", pytest.approx(3.0))
     assert fast.ratio < 1.0

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory
 from orchestrator.domain.session import Leave
-from orchestrator.domain.step_report import PhaseTimes, RankMemory
 from orchestrator.train.collectives.exchange import RankStep, read_numbers
 from orchestrator.train.step_reporting import StepOutcome
 

@@ -1,0 +1,176 @@
+"""The `/metrics` endpoint, from which Prometheus reads a run's metrics."""
+
+import contextlib
+import hmac
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from orchestrator.domain.errors import UsageError
+
+PORT_VARIABLE = "CONVOY_METRICS_PORT"
+TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
+MIN_TOKEN_LENGTH = 16
+CLIENT_S = 10.0
+"""From a connection to the end of its answer."""
+MAX_CLIENTS = 16
+"""Connections at a time, each with a thread; a further one ends the oldest."""
+CLOSE_POLL_S = 0.05
+"""How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
+ERROR_PAUSE_S = 0.1
+"""Pause after an error of `accept`, which would otherwise recur at once if descriptors are exhausted."""
+
+
+class MetricsServer:
+    """The endpoint, served from a daemon thread until `close`."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
+        """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
+        check_exposure(host, token)
+        app = _guarded(make_wsgi_app(registry), token)
+        server_class = _ServerV6 if ":" in host else _Server
+        try:
+            self._server = make_server(host, port, app, server_class, handler_class=_QuietHandler)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"metrics cannot be served at {host}:{port}: {getattr(error, 'strerror', None) or error}",
+                hint="choose another metrics.port, or 0 for a free one",
+            ) from error
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSE_POLL_S,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int | None, env: Mapping[str, str]
+) -> MetricsServer | None:
+    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
+
+    Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
+    """
+    if port is None:
+        asked = env.get(PORT_VARIABLE, "")
+        if not asked:
+            return None
+        if not asked.isdecimal() or int(asked) > 65535:
+            raise UsageError(f"{PORT_VARIABLE} is {asked!r}, expected a port from 0 to 65535")
+        port = int(asked)
+    return MetricsServer(registry, host, port, env.get(TOKEN_VARIABLE) or None)
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises UsageError if `host` is not loopback and there is no token, or the token is guessable."""
+    if token is not None and len(token) < MIN_TOKEN_LENGTH:
+        raise UsageError(
+            f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
+            hint="make one with: openssl rand -hex 32",
+        )
+    if token is None and not _is_loopback(host):
+        raise UsageError(
+            f"metrics.host {host!r} can be reached from other machines, and there is no {TOKEN_VARIABLE}",
+            hint=f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32), or use metrics.host: 127.0.0.1",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
+    """`app` at `/metrics` alone, for those who have the token."""
+    expected = f"Bearer {token}".encode() if token is not None else None
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode("latin-1", errors="replace")
+        if expected is not None and not hmac.compare_digest(given, expected):
+            start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Type", "text/plain")])
+            return [b"a bearer token is needed\n"]
+        if environ.get("PATH_INFO") != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"metrics are at /metrics\n"]
+        return app(environ, start_response)
+
+    return guarded
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Anybody who reaches the port can connect, so connections and their time are bounded before the token is read."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without looking up this host's full name, which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+        self._clients: dict[socket.socket, float] = {}
+        """When each has to be over, the oldest first."""
+        self._clients_lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept, as the base class does."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ERROR_PAUSE_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread."""
+        with self._clients_lock:
+            self._clients[request] = time.monotonic() + CLIENT_S
+            surplus = list(self._clients)[:-MAX_CLIENTS]
+        self._hang_up(surplus)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection is over."""
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between two looks for connections."""
+        with self._clients_lock:
+            late = [client for client, due_s in self._clients.items() if due_s <= time.monotonic()]
+        self._hang_up(late)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An interrupted scrape is not reported; the scraper sees it."""
+
+    @staticmethod
+    def _hang_up(clients: list[socket.socket]) -> None:
+        """Wake their threads, which then close them."""
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = CLIENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not news."""
