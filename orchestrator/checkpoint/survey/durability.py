@@ -1,9 +1,9 @@
 """What would remain of a run if a node were lost now. Pure, from the contents of vaults and storage."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, whole_steps
+from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, steps_without, whole_steps
 from orchestrator.json_values import JsonObject
 
 
@@ -99,10 +99,10 @@ class Durability:
 
     def to_json(self) -> JsonObject:
         """`durability.json`; see `docs/files.md`."""
-        shards = [{**asdict(shard), "copies": shard.copies} for shard in self.shards]
         return {
-            **asdict(self),
-            "shards": shards,
+            **vars(self),
+            "shards": [{**vars(shard), "copies": shard.copies} for shard in self.shards],
+            "nodes": [dict(vars(node)) for node in self.nodes],
             "steps_at_risk": self.steps_at_risk,
             "unrecoverable": list(self.unrecoverable),
         }
@@ -124,9 +124,14 @@ def assess(reports: Collection[VaultReport], known: Surroundings) -> Durability:
     nodes = {report.address: report.node for report in reports}
     held = [holding for report in reports for holding in report.held]
     own, peers = newest_whole([h for h in held if h.own]), newest_whole([h for h in held if not h.own])
-    shown = _most_copies(held)
-    losses = tuple(_loss(report, held, known.storage_step) for report in sorted(reports, key=lambda each: each.node))
-    storage = known.storage_step or 0
+    steps = whole_steps(held)
+    shown = _most_copies(steps)
+    left, storage = steps_without(nodes, steps), known.storage_step or 0
+    generation = max((h.generation for h in held), default=0)
+    losses = tuple(
+        _loss(report, generation, left[report.address], storage)
+        for report in sorted(reports, key=lambda each: each.node)
+    )
     return Durability(
         time_s=known.time_s,
         step=known.step,
@@ -143,9 +148,8 @@ def assess(reports: Collection[VaultReport], known: Surroundings) -> Durability:
     )
 
 
-def _most_copies(held: Sequence[Holding]) -> WholeStep | None:
+def _most_copies(steps: Sequence[WholeStep]) -> WholeStep | None:
     """While a step's copies are on their way, the one before is what counts. Of the newest generation only."""
-    steps = whole_steps(held)
     return max(
         (whole for whole in steps if whole.generation == steps[0].generation),
         key=lambda whole: (whole.copies, whole.step),
@@ -165,16 +169,15 @@ def _shards(shown: WholeStep, held: Sequence[Holding], nodes: Mapping[str, str])
     )
 
 
-def _loss(report: VaultReport, held: Sequence[Holding], storage_step: int | None) -> NodeLoss:
-    left = newest_whole([holding for holding in held if holding.vault != report.address])
-    newest_generation = max((h.generation for h in held), default=0)
+def _loss(report: VaultReport, generation: int, memory_step: int | None, storage_step: int) -> NodeLoss:
+    """`generation`: the newest. `memory_step`: the one that the other vaults hold."""
     return NodeLoss(
         node=report.node,
         host=report.address.rpartition(":")[0],
         answers=report.answers,
         memory_bytes=report.memory_bytes,
-        ranks=tuple(sorted({h.rank for h in report.held if h.own and h.generation == newest_generation})),
-        memory_step=None if left is None else left.step,
-        from_step=max(0 if left is None else left.step, storage_step or 0),
+        ranks=tuple(sorted({h.rank for h in report.held if h.own and h.generation == generation})),
+        memory_step=memory_step,
+        from_step=max(memory_step or 0, storage_step),
         problem=report.problem,
     )

@@ -1,5 +1,7 @@
 """What the loss of a node would leave, from what vaults answered."""
 
+import time
+
 import pytest
 
 from orchestrator.checkpoint.survey.durability import Durability, Surroundings, VaultReport, assess
@@ -80,6 +82,19 @@ def test_only_the_newest_generation_is_shown() -> None:
     found = judged(merged, older[1])
     assert (found.copies_step, found.copies_min, len(found.shards)) == (8, 1, 1)
     assert found.nodes[0].ranks == (0,)
+
+
+def test_a_thousand_nodes_are_judged_in_a_moment() -> None:
+    nodes, reports = 1024, []
+    for number in range(nodes):
+        address, ranks = f"10.0.{number // 256}.{number % 256}:7000", ((number, OWN), ((number - 1) % nodes, COPY))
+        held = tuple(Holding(address, 1, rank, nodes, step, own) for rank, own in ranks for step in (9, 10))
+        reports.append(VaultReport(f"n{number}", address, True, held))
+    started = time.process_time()
+    found = judged(*reports)
+    found.to_json()
+    assert time.process_time() - started < 0.5, "it takes 0.03 s; each node against all holdings took 2 s"
+    assert (found.copies_min, found.safe_step, len(found.nodes)) == (2, 10, nodes)
 
 
 def test_it_is_json_that_says_the_verdict_too() -> None:

@@ -15,7 +15,7 @@ from orchestrator.checkpoint.survey.inventory import (
     domain_warning,
     failure_domains,
     newest_whole,
-    unrecoverable_nodes,
+    steps_without,
     whole_steps,
 )
 
@@ -48,8 +48,15 @@ def test_a_step_without_a_record_is_made_again_where_that_can_be() -> None:
 
 def test_what_the_loss_of_a_node_would_leave() -> None:
     found = [holding("a", 0, 3), holding("b", 1, 3), holding("b", 0, 3), holding("a", 0, 4), holding("b", 1, 4)]
-    assert unrecoverable_nodes(found) == {"a": 3, "b": None}
+    assert steps_without(["a", "b", "c"], whole_steps(found)) == {"a": 3, "b": None, "c": 4}
     assert whole_steps(found)[1].copies == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.integers(1, 3), st.integers(1, 2))))
+def test_what_is_left_without_a_node_is_what_the_others_hold(held: list[tuple[str, int, int, int]]) -> None:
+    found = [holding(vault, rank, step, generation, world_size=3) for vault, rank, step, generation in held]
+    expected = {v: newest_whole([each for each in found if each.vault != v]) for v in "abcd"}
+    assert steps_without("abcd", whole_steps(found)) == {v: getattr(expected[v], "step", None) for v in "abcd"}
 
 
 @given(st.integers(1, 12), st.integers(0, 3))
