@@ -378,6 +378,8 @@ class GangDriver:
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
         vaults, self._vaults = self._vaults, None
+        if gang is not None:
+            gang.hang_up()
         if cluster is None:
             return
         # Without its head nobody can end what runs on a cluster, and Ray does so soon.

@@ -251,11 +251,11 @@ def everybody_hangs(session: Session, plan: TrainPlan) -> TrainResult:
 
 
 def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
-    """Train for real while answers to the driver's polls are lost now and then."""
+    """Train for real while the connection to the driver breaks now and then, and answers to its polls are lost."""
     from orchestrator.gang.agent.report_queue import ReportQueue
     from orchestrator.train.worker import run_worker
 
-    take, polls = ReportQueue.take, 0
+    take, to_send, polls, batches = ReportQueue.take, ReportQueue.to_send, 0, 0
 
     def lossy(*args: Any) -> Any:
         nonlocal polls
@@ -265,11 +265,19 @@ def polls_fail(session: Session, plan: TrainPlan) -> TrainResult:
             raise ConnectionError("on purpose")  # what was taken out of the queue is in no answer
         return batch
 
-    ReportQueue.take = lossy  # type: ignore[method-assign,assignment]
+    def broken(*args: Any) -> Any:
+        nonlocal batches
+        batch = to_send(*args)
+        batches += batch is not None
+        if batch is not None and batches % 4 == 0:
+            raise ConnectionError("on purpose")  # this batch is not sent now
+        return batch
+
+    ReportQueue.take, ReportQueue.to_send = lossy, broken  # type: ignore[method-assign,assignment]
     try:
         return run_worker(session, plan)
     finally:
-        ReportQueue.take = take  # type: ignore[method-assign]
+        ReportQueue.take, ReportQueue.to_send = take, to_send  # type: ignore[method-assign]
 
 
 def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:

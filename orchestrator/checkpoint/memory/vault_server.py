@@ -36,6 +36,7 @@ LONGEST_BACKOFF_S = 1.0
 CLOSE_S = 2.0
 
 Handler = Callable[[Channel, JsonObject], None]
+TakeOver = Callable[[socket.socket], None]
 
 
 @dataclass(eq=False)
@@ -75,12 +76,13 @@ class _Stranger:
 class VaultServer:
     """Answers frames on a free port of `host`. Thread-safe."""
 
-    def __init__(self, host: str, token: str, handle: Handler) -> None:
+    def __init__(self, host: str, token: str, handle: Handler, take_over: TakeOver | None = None) -> None:
         """`handle` answers one frame, its raw bytes included; what it raises of OSError ends that connection.
+        `take_over`: gets each connection that has shown the token, instead of a thread, and calls `release` at its end.
 
         Raises OSError, RuntimeError when there is no port or no thread to be had.
         """
-        self._token, self._handle = token.encode(), handle
+        self._token, self._handle, self._take_over = token.encode(), handle, take_over
         info = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         self._listener = socket.create_server((host, 0), family=info[0], backlog=128)
         self._listener.setblocking(False)
@@ -214,12 +216,16 @@ class VaultServer:
         self._hand_over(stranger.connection)
 
     def _hand_over(self, connection: socket.socket) -> None:
+        if self._take_over is not None:
+            _send_now(connection, {})
+            self._take_over(connection)
+            return
         try:
             threading.Thread(target=self._serve, args=(connection,), name="vault-serve", daemon=True).start()
         except (RuntimeError, MemoryError) as error:
             self.problem = f"a connection cannot be served: {error}"
             _send_now(connection, {"error": self.problem})
-            self._end(connection)
+            self.release(connection)
 
     def _refuse(self, stranger: _Stranger, why: str) -> None:
         _send_now(stranger.connection, {"error": why})
@@ -256,9 +262,10 @@ class VaultServer:
         except (OSError, ValueError, KeyError, TypeError):
             return  # hung up: a worker that ended, a node that is gone, a frame that is not what it should be
         finally:
-            self._end(connection)
+            self.release(connection)
 
-    def _end(self, connection: socket.socket) -> None:
+    def release(self, connection: socket.socket) -> None:
+        """Close a connection that has shown the token."""
         with self._lock:
             self._peers.discard(connection)
         connection.close()

@@ -129,6 +129,10 @@ class Channel:
             raise RefusedError(str(header["error"]))
         return header, count
 
+    def fileno(self) -> int:
+        """The descriptor, to wait for."""
+        return self._socket.fileno()
+
     @property
     def hung_up(self) -> bool:
         """Whether the other side has hung up, if nothing is expected from it."""

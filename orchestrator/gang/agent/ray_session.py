@@ -13,6 +13,7 @@ from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.process_activity import Activity
+from orchestrator.gang.agent.report_frames import ReportAccess
 from orchestrator.gang.agent.report_queue import Heartbeat, Published, ReportQueue
 from orchestrator.gang.file_transfer import Files
 
@@ -29,6 +30,8 @@ class Assignment:
     """Number of the generation; states of different generations are never mixed."""
     vault: VaultAccess | None = None
     """The vault of the worker's node."""
+    reports: ReportAccess | None = None
+    """Where to push reports; None: they wait until they are polled."""
 
 
 class RaySession:
@@ -82,7 +85,8 @@ class RaySession:
         idle_s = now_s - max(beat_s, part_s)
         self._activity.sample(phase, idle_s, now_s)
         progress = parts + self._activity.count
-        return Heartbeat(self._assignment.rank, step, phase, beats, idle_s, progress, self._activity.blocked)
+        rank, generation = self._assignment.rank, self._assignment.generation
+        return Heartbeat(rank, step, phase, beats, idle_s, progress, self._activity.blocked, generation)
 
     def beat(self, step: int, phase: Phase) -> None:
         before, _, beats, _ = self._beat

@@ -1,4 +1,9 @@
-"""What a worker has to say, queued until the driver's long poll takes it. Values only; no Ray."""
+"""What a worker has to say, queued until it has arrived at the driver: see `report_sender`. Values only; no Ray.
+
+Everything arrives once and in order: what is queued is sent in numbered batches, one at a time, and a batch is sent
+again until the driver confirms its number. So the connection and the long poll (`take`), which is used where there is
+no connection, can take turns, and even overlap: the driver drops a number that it has seen.
+"""
 
 import threading
 import time
@@ -12,6 +17,8 @@ from orchestrator.domain.step_report import StepReport
 
 MAX_LINES = 20_000
 """Log lines kept while the driver is away; older ones are dropped and counted."""
+BATCH_CHARACTERS = 8 << 20
+"""Lines of a batch have at most so many together, or it is a single line: further ones are in the next batch."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Heartbeat:
     """Changes with each part of a long operation (`Session.progress`), and when its process is seen to work."""
     blocked: bool = False
     """Its kernel has a thread of it blocked in storage."""
+    generation: int = 0
+    """Of the gang that all this is about."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,17 @@ class Published:
     value: str
 
 
+ReportItem = StepReport | Event | Published
+
+
 @dataclass(frozen=True)
 class ReportBatch:
-    """One answer to a poll, in the order of what happened; log lines apart."""
+    """What is sent at once, in the order of what happened; log lines apart."""
 
     lease: Heartbeat
     number: int = 0
-    """Counts the batches that hold something; that of the last such one where this holds nothing."""
-    items: tuple[StepReport | Event | Published, ...] = ()
+    """Counts the batches that hold something; that of the last such one if this holds nothing."""
+    items: tuple[ReportItem, ...] = ()
     lines: tuple[str, ...] = ()
     lines_dropped: int = 0
 
@@ -56,19 +68,25 @@ class ReportBatch:
 class ReportQueue:
     """Filled by the training thread and the log reader, emptied by the agent. Thread-safe; putting never blocks."""
 
-    _items: deque[StepReport | Event | Published] = field(default_factory=deque)
+    _items: deque[ReportItem] = field(default_factory=deque)
     _lines: deque[str] = field(default_factory=deque)
     _dropped: int = 0
     _last: ReportBatch | None = None
     """The newest that held something, until its arrival is known."""
     _number: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _wake: Callable[[], None] | None = None
 
-    def put(self, item: StepReport | Event | Published) -> None:
+    def wake(self, call: Callable[[], None] | None) -> None:
+        """Call this, which must not wait, whenever there may be something new to send. None: call nothing."""
+        self._wake = call
+
+    def put(self, item: ReportItem) -> None:
         """Queue a report, an event or a value."""
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()
+        self._call()
 
     def put_lines(self, lines: list[str]) -> None:
         """Queue lines of output; they do not wake a poll before its time by more than the reader's own pace."""
@@ -79,18 +97,33 @@ class ReportQueue:
                     self._dropped += 1
                 self._lines.append(line)
             self._changed.notify_all()
+        self._call()
 
     def nudge(self) -> None:
         """Make a `take` that waits look at whether it still should."""
         with self._changed:
             self._changed.notify_all()
 
+    def to_send(self, lease: Heartbeat, sent: int) -> ReportBatch | None:
+        """The batch to send now; None if there is nothing, or if the batch numbered `sent`, which was sent last, has
+        not been confirmed yet."""
+        with self._changed:
+            if self._last is None:
+                self._form(lease)
+            return replace(self._last, lease=lease) if self._last is not None and self._last.number > sent else None
+
+    def confirm(self, seen: int) -> None:
+        """The batches up to this number have arrived."""
+        with self._changed:
+            if not self._missed(seen):
+                self._last = None
+
     def take(
         self, lease: Heartbeat, timeout_s: float, patient: Callable[[], bool], seen: int | None = None
     ) -> ReportBatch:
-        """Everything queued, at once where there is something, after `timeout_s` where there is not, or as soon as
-        `patient` says that nothing will come. The batch before once more where `seen`, the number of the last one that
-        arrived, is not its."""
+        """Answer a poll: everything queued, at once if there is something, else after `timeout_s`, or as soon as
+        `patient` says that nothing will come. `seen`: the number of the last batch that arrived; a later one is
+        returned again."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not self._items and not self._lines and patient() and not self._missed(seen):
@@ -101,14 +134,27 @@ class ReportQueue:
             if self._last is not None and self._missed(seen):
                 return replace(self._last, lease=lease)
             self._last = None
-            if not self._items and not self._lines:
-                return ReportBatch(lease, self._number)
-            self._number += 1
-            self._last = ReportBatch(lease, self._number, tuple(self._items), tuple(self._lines), self._dropped)
-            self._items.clear()
-            self._lines.clear()
-            self._dropped = 0
-            return self._last
+            self._form(lease)
+            return self._last or ReportBatch(lease, self._number)
+
+    def _form(self, lease: Heartbeat) -> None:
+        """Make a batch of what is queued, if there is something."""
+        if not self._items and not self._lines:
+            return
+        self._number += 1
+        lines: list[str] = []
+        characters = 0
+        while self._lines and (not lines or characters + len(self._lines[0]) <= BATCH_CHARACTERS):
+            characters += len(self._lines[0])
+            lines.append(self._lines.popleft())
+        self._last = ReportBatch(lease, self._number, tuple(self._items), tuple(lines), self._dropped)
+        self._items.clear()
+        self._dropped = 0
 
     def _missed(self, seen: int | None) -> bool:
         return seen is not None and self._last is not None and self._last.number > seen
+
+    def _call(self) -> None:
+        wake = self._wake
+        if wake is not None:
+            wake()

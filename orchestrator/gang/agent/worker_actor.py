@@ -30,7 +30,9 @@ from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.agent.output_capture import OutputCapture
 from orchestrator.gang.agent.ray_session import Assignment, RaySession
+from orchestrator.gang.agent.report_frames import ReportAccess
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQueue
+from orchestrator.gang.agent.report_sender import ReportSender
 from orchestrator.gang.file_transfer import Files, host_cache, remove_host_cache
 from orchestrator.gang.health.stacks import Stacks, own_stacks
 from orchestrator.json_values import JsonObject
@@ -135,6 +137,7 @@ class WorkerActor:
         self._gpus = self.assigned_gpus() if env.get(ACCELERATOR_VARIABLE) == CUDA else ()
         self._one_host = one_host
         self._outbox = ReportQueue()
+        self._sender: ReportSender | None = None
         self._session: RaySession | None = None
         self._running: int | None = None
         """The generation whose entry point runs now."""
@@ -212,6 +215,7 @@ class WorkerActor:
         session = RaySession(assignment, self._outbox, files)
         generation = assignment.generation
         self._trainer = threading.get_ident()
+        self._push_reports(assignment.reports)
         if assignment.vault is not None:
             allow_to_trace(assignment.vault.pid)
         self._running, self._session = generation, session
@@ -231,12 +235,24 @@ class WorkerActor:
             self._outbox.nudge()
         return result
 
+    def _push_reports(self, access: ReportAccess | None) -> None:
+        """Connect to the driver, unless that has been done. If it cannot be done, the driver polls."""
+        sender = self._sender
+        if access is None or (sender is not None and sender.access == access):
+            return
+        if sender is not None:
+            sender.close()
+        with contextlib.suppress(OSError, RuntimeError):
+            self._sender = ReportSender(access, self._outbox, self._beat)
+
+    def _beat(self) -> Heartbeat:
+        return self._session.lease if self._session is not None else Heartbeat(-1, 0, Phase.START)
+
     def poll(self, timeout_s: float, seen: int) -> ReportBatch:
         """Agent: all reports that are queued, waiting up to `timeout_s` for one. `seen`: the last batch that arrived; a
         later one is sent again."""
-        before = self._session.lease if self._session is not None else Heartbeat(-1, 0, Phase.START)
-        batch = self._outbox.take(before, timeout_s, lambda: self._running is not None, seen)
-        return batch if self._session is None else replace(batch, lease=self._session.lease)
+        batch = self._outbox.take(self._beat(), timeout_s, lambda: self._running is not None, seen)
+        return replace(batch, lease=self._beat())
 
     def notify(self, generation: int, values: dict[str, str], leave: Leave) -> None:
         """Agent: values that other ranks of a generation published, and whether to leave at the next step boundary."""

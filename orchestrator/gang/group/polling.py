@@ -1,4 +1,8 @@
-"""What workers say, as the driver takes it in: polls, ends, last words."""
+"""What workers say, as the driver takes it in: pushed reports, polls, ends, last words.
+
+Workers push their reports over a connection (`report_sender`, `report_receiver`). A worker that is not connected, not
+yet or because it cannot reach the driver, is polled through Ray.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,15 +16,19 @@ from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.output_capture import last_lines
+from orchestrator.gang.agent.report_frames import BEAT_S
 from orchestrator.gang.agent.report_queue import Published, ReportBatch
 from orchestrator.gang.group.gang_policy import unseen_lines
+from orchestrator.gang.group.report_inbox import Pushed, ReportInbox
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.hang_monitor import HangMonitor
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 from orchestrator.metrics.event_bus import EventBus
 
-POLL_S = 0.5
+POLL_S = BEAT_S
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
+STALE_S = 1.2
+"""A connected worker that has pushed nothing for so long is polled, too: its connection may be cut."""
 TICK_S = 0.1
 DRAIN_S = 0.6
 DRAIN_POLLS = 5
@@ -36,33 +44,67 @@ class Listener:
         generation: int,
         bus: EventBus,
         oom_kills: Callable[[], int],
+        inbox: ReportInbox,
     ) -> None:
         self._members, self._generation = members, generation
-        self._bus, self._oom_kills = bus, oom_kills
+        self._bus, self._oom_kills, self._inbox = bus, oom_kills, inbox
+        self._by_name = {member.name: member for member in members}
+        self._asked: dict[ObjectRef, WorkerHandle] = {}
+        """The members' runs and polls that Ray has not answered."""
+        self._poll_again_s = 0.0
         self.last: StepReport | None = None
         """The newest report of this generation."""
         self.saves: CheckpointCommitter | None = None
         self.pacer: Pacer | None = None
         self.hangs: HangMonitor | None = None
 
+    def begin(self) -> None:
+        """Listen to the runs of the members, which have been started."""
+        for member in self._members:
+            self._watch(member, member.run_ref)
+
     def listen(self, timeout_s: float = TICK_S) -> None:
         """Take in whatever has arrived, waiting a tick for something."""
-        now_s = time.monotonic()
-        for member in self._members:
-            if member.poll_ref is None and member.run_ref is not None and now_s >= member.poll_again_s:
-                member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
-        refs = {ref: member for member in self._members for ref in (member.poll_ref, member.run_ref) if ref is not None}
-        if not refs:
+        self._renew()
+        if time.monotonic() >= self._poll_again_s:
+            self._poll()
+        if not self._asked:
             return
-        ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
-        if ready:
-            ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        for ref in sorted(ready, key=lambda ref: ref is refs[ref].run_ref):  # what it said before how it ended
-            member = refs[ref]
-            if ref is member.run_ref:
-                self._take_end(member)
-            else:
+        ended: list[WorkerHandle] = []
+        for news in self._inbox.wait(timeout_s):
+            if isinstance(news, Pushed):
+                self._take_pushed(news)
+                continue
+            member = self._asked.pop(news.ref, None)  # None: a call of an earlier generation
+            if member is not None and news.ref == member.run_ref:
+                ended.append(member)
+            elif member is not None and news.ref == member.poll_ref:
                 self._take_poll(member)
+        self._renew()
+        for member in ended:  # what they said before how they ended
+            self._take_end(member)
+
+    def _renew(self) -> None:
+        for name, sign in self._inbox.beats().items():
+            member = self._by_name.get(name)
+            if member is not None:
+                member.renew(sign.beat, sign.at_s)
+
+    def _poll(self) -> None:
+        """Poll the members that push nothing."""
+        now_s = time.monotonic()
+        self._poll_again_s = now_s + TICK_S
+        for member in self._members:
+            if member.poll_ref is not None or member.run_ref is None or now_s < member.poll_again_s:
+                continue
+            if now_s - member.renewed_s >= STALE_S or not self._inbox.connected(member.name):
+                member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
+                self._watch(member, member.poll_ref)
+
+    def _watch(self, member: WorkerHandle, ref: ObjectRef | None) -> None:
+        if ref is not None:
+            self._asked[ref] = member
+            self._inbox.watch(ref)
 
     def drain(self) -> None:
         """Everything still queued in workers that live, or left in the output files of those that died; briefly.
@@ -108,23 +150,27 @@ class Listener:
             member.poll_ref = None
         return more
 
+    def _take_pushed(self, pushed: Pushed) -> None:
+        member = self._by_name.get(pushed.worker)
+        if member is not None:  # else of a former member
+            self._digest(member, pushed.batch)
+            self._inbox.confirm(pushed)
+
     def _take_poll(self, member: WorkerHandle) -> None:
         try:
             batch: ReportBatch = ray.get(member.poll_ref)
         except ray.exceptions.RayError:
-            # Where its process is gone, its run ends in the same way, and says more. Else it is but one lost answer:
-            # what was in it comes again.
+            # If its process is gone, its run ends in the same way, and says more. Else only this answer is lost: what
+            # was in it is sent again.
             member.poll_ref, member.poll_again_s = None, time.monotonic() + POLL_S
             return
         member.poll_ref = None
+        member.renew(batch.lease, time.monotonic())
         self._digest(member, batch)
-        if not member.over:
-            member.poll_ref = member.actor.poll.remote(POLL_S, member.seen)
 
     def _digest(self, member: WorkerHandle, batch: ReportBatch) -> None:
-        member.lease, member.renewed_s = batch.lease, time.monotonic()
         if batch.number <= member.seen:
-            return  # an answer that was believed lost
+            return  # it has arrived before: pushed and polled, or believed lost
         member.seen = batch.number
         published = {item.key: item.value for item in batch.items if isinstance(item, Published)}
         if published:

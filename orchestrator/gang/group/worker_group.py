@@ -27,6 +27,7 @@ from orchestrator.gang.group.device_checks import DeviceChecks
 from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
+from orchestrator.gang.group.report_inbox import ReportInbox
 from orchestrator.gang.group.reservations import FAULTS, Reservations
 from orchestrator.gang.group.standby_pool import StandbyPool
 from orchestrator.gang.group.startup_question import ask
@@ -101,6 +102,11 @@ class Gang:
         self.hangs = HangMonitor(self._cluster.one_host, vaults, settings.hang_timeout_s)
         self.vault_care = VaultCare(self)
         self.planned, self.head, self.seek_more = planned, head, seek_more
+        self._inbox = ReportInbox()
+        try:
+            self._inbox.open(own_node_address(), len(groups))
+        except (OSError, RuntimeError) as error:
+            planned.warn(f"workers cannot connect to the driver and are polled instead: {error}")
         self._server: FileAccess | None = None
         self._step = 0
         self._step_s = 0.0
@@ -205,10 +211,11 @@ class Gang:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
         protect(self, bus, stopped)
-        listener = Listener(self.members, self.generation, bus, self._oom_kills)
+        listener = Listener(self.members, self.generation, bus, self._oom_kills, self._inbox)
         listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
+        listener.begin()
         self.hangs.begin(self.members, plan.run_dir, bus)
         watch = HealthMonitor(self, listener)
         stop_since_s: float | None = None
@@ -232,8 +239,13 @@ class Gang:
         for member in self.members:
             member.actor.save.remote(self.generation)
 
+    def hang_up(self) -> None:
+        """Listen to no worker any more. Idempotent."""
+        self._inbox.close()
+
     def kill(self) -> None:
         """End every worker process now, and give the reservation back."""
+        self.hang_up()
         self.recruits.dismiss()
         self.spares.dismiss()
         actors = {*self._actors, *(member.actor for member in self.members)}
@@ -277,7 +289,8 @@ class Gang:
         now_s = time.monotonic()
         formed = []
         for index, assignment in assignments([member.hello for member in members]):
-            members[index].begin(replace(assignment, generation=self.generation), now_s)
+            reports = self._inbox.access(members[index].name)
+            members[index].begin(replace(assignment, generation=self.generation, reports=reports), now_s)
             formed.append(members[index])
         self.members = formed
         if self.vaults is not None:
@@ -364,6 +377,12 @@ class Gang:
         )
         self._server = FileAccess(server, str(marker), word, self._run_id)
         return self._server
+
+
+def own_node_address() -> str:
+    """Address of the driver's own node, as the other nodes reach it."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == here)
 
 
 def _actor_class() -> ActorClass:

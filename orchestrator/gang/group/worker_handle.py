@@ -43,6 +43,11 @@ class WorkerHandle:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
     @property
+    def name(self) -> str:
+        """Of its process, in the cluster."""
+        return f"{self.hello.node_id}:{self.hello.pid}"
+
+    @property
     def rank(self) -> int:
         return self.assignment.rank
 
@@ -60,6 +65,12 @@ class WorkerHandle:
         """Start a new generation."""
         self.assignment, self.renewed_s = assignment, now_s
         self.run_ref = self.poll_ref = self.lease = self.result = self.failure = None
+
+    def renew(self, beat: Heartbeat, at_s: float) -> None:
+        """Take a sign of life. One that is about an earlier generation shows that the process lives, and no more."""
+        self.renewed_s = max(self.renewed_s, at_s)
+        if beat.generation == self.assignment.generation:
+            self.lease = beat
 
     def take_end(self, ended: TrainResult | Raised, now_s: float) -> None:
         """Its entry point returned."""
