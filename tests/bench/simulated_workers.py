@@ -1,8 +1,9 @@
 """`python -m tests.bench.simulated_workers`: the other ends of a driver at scale, in one process.
 
-Workers connect to a driver's real receiver with the real protocol, send a sign of life twice a second, and rank 0 pushes
-the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. A line of JSON
-on stdin says where and how many; stdout has the vaults' addresses, and at `steps` what has been pushed.
+Workers connect to a driver's real receiver with the real protocol, send a sign of life twice a second, and rank 0
+pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. The
+first line on stdin is JSON and says where and how many; stdout has the vaults' addresses, and at `steps` what has been
+pushed.
 """
 
 import json
@@ -43,12 +44,12 @@ def step_report(step: int, ranks: int, rng: random.Random, time_s: float) -> Ste
         for rank in range(ranks)
     ]
     return StepReport(
-        step=step, time_s=time_s, epoch=step / 7001, loss=2.3 + rng.random(), grad_norm=rng.random(), lr=rng.random() / 1e3,
-        tokens=16384 * ranks, target_tokens=16384 * ranks, samples=8 * ranks, first_position=step * 8 * ranks,
-        data_digest=rng.getrandbits(62), step_time_s=1.0 + rng.random() / 100, tokens_per_s=16384.0 * ranks,
-        tokens_per_s_per_worker=16384.0, tflops_per_s=1e5 + rng.random(), mfu=0.4 + rng.random() / 100, world_size=ranks,
-        micro_batch=8, accumulation=1, ranks=summarise(reports, every_rank_due(step, ranks, step == 1)),
-        protected_step=step - 1,
+        step=step, time_s=time_s, epoch=step / 7001, loss=2.3 + rng.random(), grad_norm=rng.random(),
+        lr=rng.random() / 1e3, tokens=16384 * ranks, target_tokens=16384 * ranks, samples=8 * ranks,
+        first_position=step * 8 * ranks, data_digest=rng.getrandbits(62), step_time_s=1.0 + rng.random() / 100,
+        tokens_per_s=16384.0 * ranks, tokens_per_s_per_worker=16384.0, tflops_per_s=1e5 + rng.random(),
+        mfu=0.4 + rng.random() / 100, world_size=ranks, micro_batch=8, accumulation=1,
+        ranks=summarise(reports, every_rank_due(step, ranks, step == 1)), protected_step=step - 1,
     )  # fmt: skip
 
 
@@ -91,8 +92,8 @@ class _Inventory:
     def __init__(self, node: int, nodes: int, per_node: int) -> None:
         ranks = [(node, True), ((node - 1) % nodes, False)]
         self._held = [
-            {"generation": 1, "rank": owner * per_node + local, "world_size": nodes * per_node, "own": own, "step": step,
-             "bytes": STATE_BYTES}
+            {"generation": 1, "rank": owner * per_node + local, "world_size": nodes * per_node, "own": own,
+             "step": step, "bytes": STATE_BYTES}
             for owner, own in ranks for local in range(per_node) for step in (9, 10)
         ]  # fmt: skip
 

@@ -299,6 +299,8 @@ def _check(kind: type, frame: Mapping[str, object]) -> None:
 
 def _fits(value: object, hint: object) -> bool:
     """Whether a JSON value is of a type that occurs in a frame."""
+    if type(value) is hint:
+        return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in arguments

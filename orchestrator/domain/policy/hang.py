@@ -195,7 +195,7 @@ def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked
     if stopped and still_s >= stop_bound_s and all(pulse.quiet_s >= stop_bound_s for pulse in stopped):
         ranks = tuple(pulse.rank for pulse in stopped)
         return Finding(State.HUNG, ranks, "its process is stopped, and the other workers wait for it", still_s)
-    usual_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
+    usual_s = max(bound_s(phase, pace, asked_s) for phase in {pulse.phase for pulse in pulses})
     limit_s = max(usual_s, _storage_bound_s(pulses))
     if still_s >= limit_s:
         culprits, reason = name_culprits(pulses)

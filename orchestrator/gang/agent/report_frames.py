@@ -18,7 +18,6 @@ from orchestrator.json_values import (
     JsonFields,
     JsonObject,
     JsonShapeError,
-    JsonValue,
     integer,
     mapping,
     objects,
@@ -27,7 +26,6 @@ from orchestrator.json_values import (
     text_mapping,
     texts,
 )
-from orchestrator.json_values import array as list_of
 
 BEAT_S = 0.5
 """From one sign of life of a worker to the next, over a connection or as answers to polls."""
@@ -63,15 +61,16 @@ def encode_batch(batch: ReportBatch) -> JsonObject:
 
 def decode_batch(frame: JsonFields) -> ReportBatch:
     """The reverse of `encode_batch`. Raises JsonShapeError, ValueError."""
-    beat = _decode_beat(list_of(frame, "beat"))
+    beat = decode_beat(frame)
     if "number" not in frame:
         return ReportBatch(beat)
     items = tuple(_decode_item(item) for item in objects(frame, "items"))
     return ReportBatch(beat, integer(frame, "number"), items, tuple(texts(frame, "lines")), integer(frame, "dropped"))
 
 
-def _decode_beat(values: list[JsonValue]) -> Heartbeat:
-    match values:
+def decode_beat(frame: JsonFields) -> Heartbeat:
+    """The sign of life that every frame has. Raises JsonShapeError, ValueError."""
+    match frame.get("beat"):
         case [
             int() as rank, int() as step, str() as phase, int() as beat, int() | float() as still_s, int() as progress,
             bool() as blocked, int() as generation, *_,

@@ -13,14 +13,15 @@ from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQ
 from orchestrator.json_values import integer
 from orchestrator.lasting_thread import LastingThread
 
-TIMEOUT_S = 5.0
+CALL_S = 5.0
 """For each call on the connection. A driver that is paused for longer is connected to again."""
 ANSWER_BYTES = 1024
 """The largest answer of the driver."""
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 """Between attempts to connect; twice as long each time. Meanwhile the driver polls."""
-CLOSE_S = 2.0
+END_S = 2.0
+"""How long `close` waits for the thread."""
 
 
 class ReportSender:
@@ -48,7 +49,7 @@ class ReportSender:
         """Hang up. What is in the queue stays there."""
         self._closing.set()
         self._wake()
-        if self._thread.join(CLOSE_S):
+        if self._thread.join(END_S):
             self._queue.wake(None)
             os.close(self._woken)
 
@@ -72,7 +73,7 @@ class ReportSender:
         return True
 
     def _connect(self) -> None:
-        channel = Channel.connect(self._access.address, self._access.token, TIMEOUT_S)
+        channel = Channel.connect(self._access.address, self._access.token, CALL_S)
         self._channel, self._sent, self._beat_due_s = channel, 0, 0.0
         channel.send({"worker": self._access.worker})
 

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.checkpoint.memory.vault_server import VaultServer
+from orchestrator.checkpoint.memory.vault_server import CLOSE_S, VaultServer
 from orchestrator.checkpoint.memory.wire import LENGTH, MAX_HEADER_BYTES, Channel, WireError, encode
-from orchestrator.gang.agent.report_frames import ReportAccess, decode_batch
+from orchestrator.gang.agent.report_frames import ReportAccess, decode_batch, decode_beat
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch
 from orchestrator.json_values import JsonObject, parse_object, text
 from orchestrator.lasting_thread import LastingThread
@@ -27,7 +27,6 @@ from orchestrator.lasting_thread import LastingThread
 READ_BYTES = 1 << 18
 LOOK_S = 0.5
 """The longest that the thread waits for anything."""
-CLOSE_S = 2.0
 FILES_FOR_WORKER = 4
 """Descriptors that the driver may need for each worker: its connection, its share of those to the vaults, and room."""
 FILES_BESIDE = 1024
@@ -70,6 +69,7 @@ class ReportReceiver:
         self._selector = selectors.DefaultSelector()
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._woken, selectors.EVENT_READ)
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._closing = False
         try:
             self._server = VaultServer(host, self._token, _serve_nothing, self._admit)
@@ -145,10 +145,10 @@ class ReportReceiver:
     def _read(self, connection: _Connection) -> None:
         """Take in what has arrived. Whatever is wrong with it ends this connection alone."""
         try:
-            received = connection.socket.recv(READ_BYTES)
-            if not received:
+            count = connection.socket.recv_into(self._buffer)
+            if not count:
                 raise WireError("the other side hung up")
-            connection.data += received
+            connection.data += self._buffer[:count]
             for frame in _whole_frames(connection.data):
                 self._take(connection, frame)
         except (BlockingIOError, InterruptedError):
@@ -164,11 +164,11 @@ class ReportReceiver:
                 self._drop(before)
             connection.worker, self._named[worker] = worker, connection
             return
-        batch = decode_batch(frame)
+        sign = SignOfLife(decode_beat(frame), time.monotonic())
         with self._beats_lock:
-            self._beats[connection.worker] = SignOfLife(batch.lease, time.monotonic())
-        if batch.number:
-            self._arrived(connection.worker, batch)
+            self._beats[connection.worker] = sign
+        if "number" in frame:
+            self._arrived(connection.worker, decode_batch(frame))
 
     def _drop(self, connection: _Connection) -> None:
         if connection.worker is not None and self._named.get(connection.worker) is connection:

@@ -14,6 +14,7 @@ import ray
 
 from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.domain.events import CheckpointSaved, WarningIssued, WorkerHung
+from orchestrator.domain.policy.driver_pauses import PAUSE_S
 from orchestrator.domain.policy.hang import (
     ALL_STORAGE_S,
     STORAGE_S,
@@ -32,12 +33,12 @@ from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
 from orchestrator.gang.vaults.vault_clients import VaultClients, node_answers
 from orchestrator.metrics.event_bus import EventBus
 
-PAUSE_S = 1.0
-"""If a round of the driver's loop takes longer, the driver was paused, and silence in that time does not count."""
 STACKS_PATIENCE_S = 12.0
 """How long to wait for stacks of a hung gang."""
 LATE_S = 1.5
 """How long an agent may be silent before its process is inspected from outside. It answers twice a second."""
+LOOK_S_PER_WORKER = 0.0005
+"""From one look at a gang's progress to the next, for each worker: of 1,024 workers twice a second."""
 REMEMBERED_STEPS = 50
 SHOWN_LINES = 40
 """Lines of a culprit's stack in the event."""
@@ -71,6 +72,7 @@ class HangMonitor:
         self._blocked_s: dict[int, float] = {}
         """By rank: since when it is blocked in storage."""
         self._told_storage = False
+        self._look_again_s = 0.0
         self._eyes.forget()
 
     def round(self, now_s: float, gap_s: float, last: StepReport | None) -> None:
@@ -81,6 +83,9 @@ class HangMonitor:
             self._blocked_s = {rank: since_s + gap_s for rank, since_s in self._blocked_s.items()}
             self._eyes.paused(gap_s)
         self._take_step(last, now_s)
+        if now_s < self._look_again_s and gap_s <= PAUSE_S:
+            return
+        self._look_again_s = now_s + LOOK_S_PER_WORKER * len(self._members)
         members = {member.rank: member for member in self._members if not member.over and member.run_ref is not None}
         pulses = [self._pulse(member, now_s) for member in members.values()]
         pace = Pace(tuple(self._steps_s), tuple(self._checkpoints_s), self._last is not None)
@@ -119,17 +124,25 @@ class HangMonitor:
         beat: _Beat = (0, 0, Phase.START, 0)
         if lease is not None:
             beat = (lease.step, lease.beat, lease.phase, lease.progress)
+        quiet_s, blocked = max(0.0, now_s - member.renewed_s), lease is not None and lease.blocked
+        if self._eyes.has_nothing_of(rank, quiet_s):
+            still_s = self._still_s(rank, beat, blocked, now_s)
+            return Pulse(rank, beat[0], beat[1], beat[2], still_s, quiet_s, blocked=blocked)
+        pulse = Pulse(rank, beat[0], beat[1], beat[2], 0.0, quiet_s, blocked=blocked)
+        pulse = self._eyes.look(member, pulse, now_s)
+        return replace(pulse, still_s=self._still_s(rank, beat, pulse.blocked, now_s))
+
+    def _still_s(self, rank: int, beat: _Beat, blocked: bool, now_s: float) -> float:
+        """For how long a rank has been without progress; time in which its storage blocked it is not counted twice."""
         known, since_s = self._beats.get(rank, (None, self._begin_s))
-        pulse = Pulse(rank, beat[0], beat[1], beat[2], 0.0, max(0.0, now_s - member.renewed_s))
-        pulse = self._eyes.look(member, replace(pulse, blocked=lease is not None and lease.blocked), now_s)
         if known is not None and beat != known:
             since_s = now_s
-        if pulse.blocked:
+        if blocked:
             self._blocked_s.setdefault(rank, now_s - BLOCKED_S)
         elif rank in self._blocked_s:  # it gets the rest of its time
             since_s = min(now_s, since_s + now_s - self._blocked_s.pop(rank))
         self._beats[rank] = (beat, since_s)
-        return replace(pulse, still_s=now_s - since_s)
+        return now_s - since_s
 
     def _tell_storage(self, finding: Finding, members: dict[int, WorkerHandle]) -> None:
         """Warn once that storage prevents progress of the gang."""
@@ -214,6 +227,11 @@ class _Eyes:
         if self._open_s is not None:
             self._open_s += gap_s
 
+    def has_nothing_of(self, rank: int, quiet_s: float) -> bool:
+        """Whether `look` would add nothing to the pulse of a rank."""
+        memory = (self.taken, self._stopped_since_s, self._threads, self._said)
+        return quiet_s < LATE_S and not self._asked and not any(rank in each for each in memory)
+
     def look(self, member: WorkerHandle, pulse: Pulse, now_s: float) -> Pulse:
         """Add to a pulse the state of a process whose agent is late, and what its stack shows.
 
@@ -268,8 +286,8 @@ class _Eyes:
 
     def node_lives(self, member: WorkerHandle, members: Sequence[WorkerHandle], pulses: Sequence[Pulse]) -> bool:
         """Whether something else on a member's node answers. If not, the node is silent, not only the process."""
-        heard = {pulse.rank for pulse in pulses if pulse.heard}
-        if any(other.rank in heard and other.hello.node_id == member.hello.node_id for other in members):
+        node = {other.rank for other in members if other.hello.node_id == member.hello.node_id}
+        if any(pulse.heard for pulse in pulses if pulse.rank in node):
             return True
         return node_answers(self._vaults, member.hello.node_id)
 
