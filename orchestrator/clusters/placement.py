@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,7 @@ def reserve(
     timeout_s: float,
     global_batch: int,
     stopped: Callable[[], bool],
+    run_id: str = "",
 ) -> list[Any] | None:
     """A placement group for each of as many workers as fit, all or none of them; None where `stopped`.
 
@@ -233,7 +235,8 @@ def reserve(
             _draw_nodes(request, left_s, stopped)
             continue
         groups = [
-            group_on(node_id, request.bundle) for node_id in place(nodes, request.bundle, request.placement, count)
+            group_on(node_id, request.bundle, run_id)
+            for node_id in place(nodes, request.bundle, request.placement, count)
         ]
         if _all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
             return groups
@@ -241,12 +244,31 @@ def reserve(
     return None
 
 
-def group_on(node_id: str | None, bundle: Resources) -> Any:
-    """A reservation for one worker, on that node where it has room, else where there is room."""
+def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> Any:
+    """A reservation for one worker, on that node where it has room, else where there is room. Its name says of which
+    run: see `release_of_run`."""
     from ray.util.placement_group import placement_group
 
+    name = f"{_group_prefix(run_id)}{secrets.token_hex(4)}" if run_id else ""
+
     # Only STRICT_PACK takes a target; for one bundle all strategies mean the same.
-    return placement_group([dict(bundle)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
+    return placement_group([dict(bundle)], strategy="STRICT_PACK", name=name, _soft_target_node_id=node_id)
+
+
+def release_of_run(run_id: str) -> None:
+    """Give back the reservations of a run's driver that is not this one. Ray does that only when it sees the end of
+    that driver's process, which may be stopped or cut off."""
+    from ray.exceptions import RayError
+    from ray.util import get_placement_group, placement_group_table
+
+    for entry in placement_group_table().values():
+        if entry["name"].startswith(_group_prefix(run_id)) and entry["state"] != "REMOVED":
+            with contextlib.suppress(RayError, ValueError):  # it has gone meanwhile
+                release([get_placement_group(entry["name"])])
+
+
+def _group_prefix(run_id: str) -> str:
+    return f"convoy-place:{run_id}:"
 
 
 def release(groups: Sequence[Any]) -> None:

@@ -96,6 +96,8 @@ class TrainPlan:
     """(first position, positions) of samples that are left out, whole batches."""
     injections: tuple[Injection, ...] = ()
     """Faults to make on purpose, each once."""
+    lease: int = 0
+    """Token of the driver that made the plan."""
 
     @property
     def restores(self) -> bool:

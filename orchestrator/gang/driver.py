@@ -19,6 +19,7 @@ from orchestrator.clusters.placement import (
     fitting_workers,
     group_on,
     local_resources,
+    release_of_run,
     request_of,
     reserve,
 )
@@ -28,9 +29,10 @@ from orchestrator.clusters.ray.gpus import gpus_for
 from orchestrator.clusters.ray.joining import connect
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
-from orchestrator.domain.errors import ClusterError, ConvoyError
+from orchestrator.domain.errors import ClusterError, ConvoyError, LeaseLostError
 from orchestrator.domain.events import Observer
 from orchestrator.domain.fault_plan import NodeAddress
+from orchestrator.domain.lease import first_generation, token_of
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
@@ -59,9 +61,11 @@ class GangDriver:
         emit: Emit,
         run_id: str,
         places: Sequence[NodeAddress] = (),
+        lease: int = 0,
     ) -> None:
         """`env` is the driver's environment; at the `desk` other processes ask for another number of workers. `places`:
-        of a local cluster's nodes, where they are not on loopback."""
+        of a local cluster's nodes, where they are not on loopback. `lease`: the token of this driver: the generations
+        of its gangs are above those of all drivers before it."""
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = ScaleRequests(spec, request_of(spec.resources), desk, emit)
@@ -74,8 +78,9 @@ class GangDriver:
         self._vaults: Any = None
         self._surveyor: Surveyor | None = None
         self._head: Head | None = None
-        self._generation = 0
-        """The newest of the run's drivers before this one."""
+        self._lease = lease
+        self._generation = first_generation(lease)
+        """Below those of this driver's gangs, and not below those of the drivers before it."""
 
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. `preload`: see `start_local`. Raises
@@ -113,7 +118,12 @@ class GangDriver:
         ended: set[int] = set()
         if found:
             self._vaults = self._new_vaults()
-            self._generation = self._vaults.adopt(found)
+            self._generation = max(self._generation, self._vaults.adopt(found))
+            if token_of(self._generation) > self._lease:
+                raise LeaseLostError(
+                    f"the vaults of run {self._run_id} belong to a later driver (lease {token_of(self._generation)}; "
+                    f"this driver has lease {self._lease})"
+                )
             gone, left = self._vaults.fence(self._generation + 1)
             if left:
                 raise ClusterError(
@@ -122,6 +132,7 @@ class GangDriver:
                 )
             ended = set(gone)
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
+        release_of_run(self._run_id)
         if not found:
             return None
         return Adopted(len(found), workers, time.monotonic() - started)
@@ -213,6 +224,7 @@ class GangDriver:
             spec.resources.placement_timeout_s,
             spec.train.global_batch,
             self._stopped,
+            self._run_id,
         )
         if found is None:
             return None
@@ -230,7 +242,7 @@ class GangDriver:
         if self._vaults is not None:
             keep = spec.checkpoint
             rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule, spec_hash(spec))
+            self._gang.saves = CheckpointCommitter(self._vaults.contacts, rule, spec_hash(spec), self._lease)
         asked = spec.recovery.hang_timeout_s
         self._gang.hangs.asked_s = None if asked == "auto" else asked
         self._gang.warm(warm, later, check, question)
@@ -312,12 +324,14 @@ class GangDriver:
         that may be used, if there is one now."""
         request = self.request
         if not request.placement.startswith("strict"):
-            return group_on(None, request.bundle)
+            return group_on(None, request.bundle, self._run_id)
         used = {member.hello.node_id for member in self._gang.members if member.lives}
         nodes = [node for node in self._require_cluster().nodes() if fitting_workers([node], request.bundle, "pack")]
         spreads = request.placement == "strict_spread"
         fits = [node for node in nodes if (node.node_id in used) is not spreads]
-        return group_on(fits[0].node_id, request.bundle) if fits and not self._gang.recruits.coming else None
+        return (
+            group_on(fits[0].node_id, request.bundle, self._run_id) if fits and not self._gang.recruits.coming else None
+        )
 
     def _cannot_hold(self, request: WorkerRequest) -> ConvoyError | None:
         """Why a local cluster can never hold a request; any other may get nodes."""

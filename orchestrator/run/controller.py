@@ -93,6 +93,8 @@ class Run:
     """Adds to an error about `model.pretrained` where the job file says it."""
     resumption: Resumption | None = None
     """How it goes on; None: it begins."""
+    lease: int = 0
+    """Token of this driver's lease."""
 
     def __post_init__(self) -> None:
         self.keeping = MemoryCheckpoints(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
@@ -229,6 +231,7 @@ class RunController:
         run.fitting.tell(workers, room, shape, plan.micro_batch)
         return replace(
             plan,
+            lease=run.lease,
             resume_from=origin.checkpoint,
             peer_state=origin.peers,
             skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),

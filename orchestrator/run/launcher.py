@@ -13,7 +13,14 @@ from orchestrator import __version__
 from orchestrator.atomic_files import read_json, write_json, write_text
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare, reopen
 from orchestrator.data.prepare_progress import PrepareProgress
-from orchestrator.domain.errors import CheckpointError, ConvoyError, DataError, UsageError, WeightsError
+from orchestrator.domain.errors import (
+    CheckpointError,
+    ConvoyError,
+    DataError,
+    LeaseLostError,
+    UsageError,
+    WeightsError,
+)
 from orchestrator.domain.events import EventKind, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.run_layout import RunLayout
@@ -24,12 +31,22 @@ from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from orchestrator.run.controller import INTERRUPTED, Origin, Run, RunController, stopped, tell
+from orchestrator.run.driver_lease import (
+    LeaseChoice,
+    WhileHeld,
+    keep_in_bucket,
+    lease_of_new_run,
+    lease_of_resumed_run,
+    settle,
+)
 from orchestrator.run.run_progress import RunProgress
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.load import LoadedJob, dump_job, load_job, spec_hash
 from orchestrator.store.checkpoint_places import require_storage
 from orchestrator.store.checkpoint_retention import Retention
 from orchestrator.store.input_recording import record, require_same
+from orchestrator.store.lease.bucket_record import BucketRecord
+from orchestrator.store.lease.run_lease import RunLease
 from orchestrator.store.resume_check import examine, pinned
 from orchestrator.store.run_history import current_steps
 from orchestrator.store.run_store import RunStore
@@ -71,8 +88,10 @@ def run_job(
     stop: threading.Event,
     entry: str = TRAIN_ENTRY,
     arranged: Arranged | None = None,
+    choice: LeaseChoice | None = None,
 ) -> RunOutcome:
-    """Create a run of `job` under `home` and carry it to its end. `entry` names the workers' entry point.
+    """Create a run of `job` under `home` and carry it to its end. `entry` names the workers' entry point; `choice`: see
+    `LeaseChoice`.
 
     Failures of the run are in the outcome; what is raised is a bug, or a mistake before there was a run. Whatever
     happens, the run's state is final and nothing is left running afterwards. Setting `stop` ends it within 5 s.
@@ -82,14 +101,15 @@ def run_job(
     spec = anchored(job.spec, job_dir)
     store = RunStore(home)
     layout = store.create(spec.name)
-    run = Run(spec, job_dir, layout, store, stop)
+    lease = lease_of_new_run(layout, choice or LeaseChoice(), stop)
+    run = Run(spec, job_dir, layout, store, stop, lease=lease.token)
     run.blame = partial(at_value, job)
     layout.spec.write_text(dump_job(spec))
     write_json(layout.data, {"job_dir": str(run.job_dir)})
     if arranged is not None:
         run.injections, run.nodes = arranged.injections, arranged.nodes
         write_skips(layout, arranged.skips)
-    return _carry(run, observers, entry, resume_from=None)
+    return _carry(run, lease, observers, entry, resume_from=None)
 
 
 def resume_run(
@@ -101,41 +121,52 @@ def resume_run(
     arranged: Arranged | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
+    choice: LeaseChoice | None = None,
 ) -> RunOutcome:
     """Go on with a run from its newest valid checkpoint, or from the start where it has none. What is left out of it
     was decided before: of `arranged` that does not count. `overrides` (KEY=VALUE) become part of the run's spec.
     `accept_changes`: also if data, tokenizer, model or code are not what the run was trained with; it is recorded.
+    If the driver before this one may live, its lease is waited for (`choice`: see `LeaseChoice`).
 
     Raises UsageError where it already succeeded or somebody drives it, ChangedError where something has changed that
     is not accepted or cannot be, CheckpointError where checkpoints exist and none of them is whole, SpecError where
     the spec is wrong. The run is left as it was by all but CheckpointError.
     """
-    store = RunStore(home)
+    store, choice = RunStore(home), choice or LeaseChoice()
+    layout = _unfinished(store, run_dir)
+    opening = settle(layout, load_job(layout.spec, overrides).spec.checkpoint.storage, choice, observers, stop)
+    layout = _unfinished(store, run_dir)  # a driver on another machine may have gone on with it meanwhile
+    job = load_job(layout.spec, overrides)
+    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
+    resumption = examine(
+        layout, job.spec, job_dir, cache_directory(job.spec, home), accept_changes, _watch(observers, stop)
+    )
+    lease = lease_of_resumed_run(layout, job.spec.checkpoint.storage, opening, choice, stop)
+    try:
+        store.claim(layout, lease.token)
+        if overrides:
+            write_text(layout.spec, dump_job(job.spec))
+        spec = pinned(anchored(job.spec, job_dir), resumption.history)
+        run = Run(spec, job_dir, layout, store, stop, resumption=resumption, lease=lease.token)
+        run.blame = partial(at_value, job)
+        if arranged is not None:
+            run.injections, run.nodes = arranged.injections, arranged.nodes
+    except BaseException as error:
+        store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
+        lease.close()
+        raise
+    return _carry(run, lease, observers, entry, resume_from=layout)
+
+
+def _unfinished(store: RunStore, run_dir: Path) -> RunLayout:
+    """The run in a directory. Raises UsageError if it has reached its last step."""
     record = store.read(str(run_dir.absolute()))
     if record.state is RunState.SUCCEEDED:
         raise UsageError(
             f"run {record.id} has succeeded: there is nothing to resume",
             hint="start a new run with more steps (--set train.steps=...)",
         )
-    layout = record.layout
-    job = load_job(layout.spec, overrides)
-    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
-    resumption = examine(
-        layout, job.spec, job_dir, cache_directory(job.spec, home), accept_changes, _watch(observers, stop)
-    )
-    store.claim(layout)
-    try:
-        if overrides:
-            write_text(layout.spec, dump_job(job.spec))
-        spec = pinned(anchored(job.spec, job_dir), resumption.history)
-        run = Run(spec, job_dir, layout, store, stop, resumption=resumption)
-        run.blame = partial(at_value, job)
-        if arranged is not None:
-            run.injections, run.nodes = arranged.injections, arranged.nodes
-    except BaseException as error:
-        store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
-        raise
-    return _carry(run, observers, entry, resume_from=layout)
+    return record.layout
 
 
 def _watch(observers: Sequence[Observer], stop: threading.Event) -> Callable[[int], None]:
@@ -158,9 +189,11 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
     return prepare(job.spec, job.path.parent, cache_directory(job.spec, home), LocalExecutor(workers), emit)
 
 
-def _carry(run: Run, observers: Sequence[Observer], entry: str, resume_from: RunLayout | None) -> RunOutcome:
+def _carry(
+    run: Run, lease: RunLease, observers: Sequence[Observer], entry: str, resume_from: RunLayout | None
+) -> RunOutcome:
     """From a directory to a final state, whatever happens on the way."""
-    recorder = RunRecorder(run.layout)
+    recorder = RunRecorder(run.layout, lease=lease.token)
     ledger = LedgerRecorder(run.layout, time.time)
     stragglers, durability = StragglerRecorder(run.emit), run.keeping.recorder
     metrics = MetricsObserver(
@@ -171,58 +204,71 @@ def _carry(run: Run, observers: Sequence[Observer], entry: str, resume_from: Run
         durability=durability,
     )
     run.incidents_before = len(list(run.layout.incidents.glob("*.md")))
-    run.observers = [recorder, ledger, metrics, durability, IncidentRecorder(run.layout)]
-    run.observers += [Retention(run.layout, run.spec.checkpoint), RunProgress(run), *observers, stragglers]
-    server = None
+    writing: list[Observer] = [
+        recorder,
+        ledger,
+        durability,
+        IncidentRecorder(run.layout),
+        Retention(run.layout, run.spec.checkpoint),
+    ]
+    run.observers = [*(WhileHeld(each, lease) for each in writing), metrics]
+    run.observers += [RunProgress(run), *observers, stragglers]
+    server, copies = None, list[BucketRecord]()
+
+    def keep_copy() -> None:
+        copies.extend(keep_in_bucket(run.layout, run.spec.checkpoint.storage, lease, new=resume_from is None))
+
     try:
         server = serve_metrics(metrics, run.spec.metrics.host, run.spec.metrics.port, os.environ)
         if server is not None:
             run.emit(EventKind.METRICS_SERVING, {"url": server.url})
-        return _end(run, *_attempt(run, entry, resume_from))
+        return _end(run, lease, *_attempt(run, entry, resume_from, keep_copy))
     except ConvoyError as error:
         reason = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
-        return _end(run, RunState.FAILED, reason, error.exit_code)
+        return _end(run, lease, RunState.FAILED, reason, error.exit_code)
     except KeyboardInterrupt:
-        return _end(run, RunState.STOPPED, "interrupted", INTERRUPTED)
+        return _end(run, lease, RunState.STOPPED, "interrupted", INTERRUPTED)
     except BaseException as error:
-        _end(run, RunState.FAILED, f"{type(error).__name__}: {error}", 1)
+        _end(run, lease, RunState.FAILED, f"{type(error).__name__}: {error}", 1)
         raise
     finally:
         if server is not None:
             server.close()
-        ledger.close()
+        if lease.held():
+            ledger.close()
         recorder.close()
+        for copy in copies:
+            copy.close()
+        lease.close()
 
 
-def _end(run: Run, state: RunState, reason: str | None, exit_code: int) -> RunOutcome:
-    run.enter(state, reason)
+def _end(run: Run, lease: RunLease, state: RunState, reason: str | None, exit_code: int) -> RunOutcome:
+    """Enter the final state, unless another driver has the run: then it has that driver's state."""
+    if lease.held():
+        try:
+            run.enter(state, reason)
+        except LeaseLostError as error:
+            state, reason, exit_code = RunState.FAILED, error.message, error.exit_code
+    if lease.lost is not None:
+        state, reason, exit_code = RunState.FAILED, lease.lost.message, lease.lost.exit_code
     return RunOutcome(run.layout.run_id, run.layout.root, state, reason, run.step, exit_code)
 
 
-def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunState, str | None, int]:
-    """Cluster, data, plan, gang; the final state, its reason and the exit code."""
+def _attempt(
+    run: Run, entry: str, resume_from: RunLayout | None, with_storage: Callable[[], None]
+) -> tuple[RunState, str | None, int]:
+    """Cluster, data, plan, gang; the final state, its reason and the exit code. `with_storage` is called once it is
+    known that storage answers."""
     from orchestrator.gang.driver import GangDriver
 
     origin, problem = _stored_origin(run) if resume_from is not None else (Origin(), None)
     if resume_from is not None and run.spec.checkpoint.verify_restore:
         for report in current_steps(resume_from.steps):
             run.remember(report)
-    run.step = origin.step
-    run.emit(
-        EventKind.RUN_CREATED,
-        {
-            "run_id": run.layout.run_id,
-            "spec_hash": spec_hash(run.spec),
-            "convoy_version": __version__,
-            "resumed_from_step": origin.step if origin.checkpoint is not None else None,
-        },
-    )
-    for message in run.resumption.warnings if run.resumption is not None else ():
-        run.emit(EventKind.WARNING, {"message": message})
-    run.enter(RunState.PREPARING)
-    require_storage(run.layout, run.spec.checkpoint.storage)
+    _begin(run, origin)
+    with_storage()
     desk, run_id = ScaleFiles(run.layout), run.layout.run_id
-    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, desk, run.emit, run_id, run.nodes)
+    driver = GangDriver(run.spec, dict(os.environ), run.stop.is_set, desk, run.emit, run_id, run.nodes, run.lease)
     ended: tuple[RunState, str | None, int] | None = None
     try:
         warm, later, check = _warm(run.spec) if entry == TRAIN_ENTRY else ((), (), None)
@@ -253,6 +299,24 @@ def _attempt(run: Run, entry: str, resume_from: RunLayout | None) -> tuple[RunSt
     finally:
         run.keeping.end(driver, succeeded=ended is not None and ended[0] is RunState.SUCCEEDED)
         driver.close()
+
+
+def _begin(run: Run, origin: Origin) -> None:
+    """Say what begins; find out whether storage can be written to. Raises UsageError, StorageError."""
+    run.step = origin.step
+    run.emit(
+        EventKind.RUN_CREATED,
+        {
+            "run_id": run.layout.run_id,
+            "spec_hash": spec_hash(run.spec),
+            "convoy_version": __version__,
+            "resumed_from_step": origin.step if origin.checkpoint is not None else None,
+        },
+    )
+    for message in run.resumption.warnings if run.resumption is not None else ():
+        run.emit(EventKind.WARNING, {"message": message})
+    run.enter(RunState.PREPARING)
+    require_storage(run.layout, run.spec.checkpoint.storage)
 
 
 def _stored_origin(run: Run) -> tuple[Origin, CheckpointError | None]:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from orchestrator.atomic_files import read_json
 from orchestrator.domain.events import EventKind
+from orchestrator.domain.lease import token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.jsonl import last_object
 from orchestrator.store.run_history import read_events
@@ -34,7 +36,7 @@ def read_progress(layout: RunLayout) -> RecordedProgress:
             total_steps = _integer(event.fields.get("total_steps")) or total_steps
         elif event.kind is EventKind.EVAL:
             validation_loss = _float(event.fields.get("loss"))
-    last = last_object(layout.steps) or {}
+    last = last_object(layout.steps, token_in(read_json(layout.state) or {})) or {}
     return RecordedProgress(
         step=_integer(last.get("step")) or 0,
         total_steps=total_steps,

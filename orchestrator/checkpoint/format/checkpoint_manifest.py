@@ -82,6 +82,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     saved_at_s: float = 0.0
     """Unix time."""
+    lease: int = 0
+    """Token of the driver whose gang saved it; 0: of an older version, or nobody's who drives a run."""
 
     @property
     def size_bytes(self) -> int:

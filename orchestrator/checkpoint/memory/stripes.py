@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,9 +149,12 @@ class Arrivals:
         self._arrivals: dict[CellKey, _Arrival] = {}
         self._tickets = itertools.count(1)
 
-    def begin(self, key: CellKey, held: Held, slot: int, step: int, state: bytes) -> int:
-        """Take the slot's step back, and give the ticket for its stripes. An earlier attempt for the cell is over: what
-        is still received of it is broken off. Raises OSError if that takes too long."""
+    def begin(
+        self, key: CellKey, held: Held, slot: int, step: int, state: bytes, changing: AbstractContextManager[None]
+    ) -> int:
+        """Take the slot's step back, `changing` the cell, and give the ticket for its stripes. An earlier attempt for
+        the cell is over: what is still received of it is broken off. Raises OSError if that takes too long, and what
+        `changing` raises."""
         with self._changed:
             before = self._arrivals.pop(key, None)
             if before is not None:
@@ -158,7 +162,7 @@ class Arrivals:
                     channel.abort()
                 if not self._changed.wait_for(lambda: not before.receiving, ABORT_LIMIT_S):
                     raise OSError("an earlier copy is still being received")
-            with held.in_use() as cell:
+            with held.in_use() as cell, changing:
                 cell.begin(slot).release()
             arrival = self._arrivals[key] = _Arrival(held, slot, step, state, next(self._tickets))
         return arrival.ticket

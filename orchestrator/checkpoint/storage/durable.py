@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest, ShardEntry
 from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest
-from orchestrator.checkpoint.storage.storage import Storage, StorageError
+from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.tick import Tick, no_tick
 
+COMMIT_ATTEMPTS = 5
 PACE_BYTES = 1 << 20
 """Bytes between two looks at the clock of a write whose rate is limited."""
 
@@ -58,8 +59,9 @@ def write_shard(
 def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
     """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
 
-    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError where a shard is not
-    there, StorageError where storage fails; there is no checkpoint then, but an earlier one of that name.
+    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError if a shard is not
+    there, or if a later driver has saved that step (its manifest has a higher `lease`), StorageError if storage fails;
+    there is no checkpoint then, but an earlier one of that name.
     """
     sizes = storage.sizes(name)
     for shard in manifest.shards:
@@ -72,10 +74,41 @@ def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick
                 f"{storage.place(name)}/{shard.file} {what}",
                 hint="every worker has to see the same storage: a directory must be mounted on all nodes",
             )
-    data = manifest.to_bytes()
-    storage.put(name, MANIFEST, [data], len(data))
+    _put_manifest(storage, name, manifest, exists=MANIFEST in sizes)
     named = {MANIFEST} | {file for shard in manifest.shards for file in (shard.file, shard.index)}
     _remove_files(storage, name, [file for file in sizes if file not in named], tick)
+
+
+def _put_manifest(storage: Storage, name: str, manifest: Manifest, exists: bool) -> None:
+    """Write the manifest, in place of one that `exists` unless a later driver wrote it. If another driver does the same
+    at this moment, one of the two finds that the manifest is not what it looked at, and looks again."""
+    data = manifest.to_bytes()
+    for _ in range(COMMIT_ATTEMPTS):
+        version: str | None = None
+        if exists:
+            found, version = storage.read_version(name, MANIFEST)
+            require_later(found, manifest, f"{storage.place(name)}/{MANIFEST}")
+        if storage.put_if(name, MANIFEST, data, version):
+            return
+        exists = MANIFEST in storage.sizes(name)
+    raise StorageError(
+        f"{storage.place(name)}/{MANIFEST} was replaced by somebody else {COMMIT_ATTEMPTS} times meanwhile",
+        StorageFault.OTHER,
+    )
+
+
+def require_later(found: bytes, manifest: Manifest, where: str) -> None:
+    """Raises CheckpointError if the manifest that was `found` is of a later driver than the new one. One that is
+    damaged may be replaced by anybody."""
+    try:
+        before = Manifest.from_bytes(found, where)
+    except CheckpointError:
+        return
+    if before.lease > manifest.lease:
+        raise CheckpointError(
+            f"{where} was written by a later driver of the run (lease {before.lease}, this driver has lease "
+            f"{manifest.lease}) and is not replaced"
+        )
 
 
 def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:

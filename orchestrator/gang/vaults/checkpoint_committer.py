@@ -5,7 +5,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.checkpoint.memory.vault_writer import manifest_of
@@ -71,9 +71,11 @@ class Pacer:
 class CheckpointCommitter:
     """`begin` is told of each; `finished` gives the events of those that came to an end. Never blocks the driver."""
 
-    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule, spec_hash: str | None) -> None:
-        """`contacts`: how to reach the vaults there are now."""
-        self._contacts, self._rule, self._spec_hash = contacts, rule, spec_hash
+    def __init__(
+        self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule, spec_hash: str | None, lease: int = 0
+    ) -> None:
+        """`contacts`: how to reach the vaults there are now; `lease`: the token of this driver."""
+        self._contacts, self._rule, self._spec_hash, self._lease = contacts, rule, spec_hash, lease
         self._pending: queue.Queue[_PendingCommit] = queue.Queue()
         self._ended: queue.Queue[Event] = queue.Queue()
         self._open: list[int] = []
@@ -153,7 +155,7 @@ class CheckpointCommitter:
                 fault = StorageFault(failed["fault"])
                 raise StorageError(f"checkpoint of step {save.step}: rank {failed['rank']}: {failed['error']}", fault)
             storage, name = open_storage(save.place), directory_name(save.step)
-            manifest = manifest_of(shards, time.time(), self._spec_hash)
+            manifest = replace(manifest_of(shards, time.time(), self._spec_hash), lease=self._lease)
             commit(storage, name, manifest, self._progressed)
             with contextlib.suppress(CheckpointError):  # old ones can go another time
                 retain(storage, self._rule, (save.step,), tuple(self._open), self._progressed)
