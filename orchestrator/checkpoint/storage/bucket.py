@@ -160,8 +160,11 @@ class BucketStorage:
                 obstore.put(self._store, key, data, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 # The answer to a first attempt may have been lost, and the library has tried again: then it is ours.
-                return bytes(obstore.get(self._store, key).bytes()) == data
-            except NotFoundError:
+                try:
+                    return bytes(obstore.get(self._store, key).bytes()) == data
+                except (NotFoundError, FileNotFoundError):
+                    return False
+            except (NotFoundError, FileNotFoundError):
                 return False
         return True
 
