@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 from orchestrator.domain.lease import LEASE, LeaseOrder, token_in
 
 TAIL_BYTES = 64 * 1024
+LATE_BYTES = 4 * 1024 * 1024
+"""More than a driver that has lost its run writes before it ends."""
 
 
 class JsonlWriter:
@@ -29,11 +31,6 @@ class JsonlWriter:
         """`lease`: the token in each line; 0: none."""
         self.path, self._lease = path, lease
         self._file: BinaryIO | None = None
-
-    def claim(self) -> None:
-        """Let no line of an earlier driver count from here on, if the file exists. Raises OSError."""
-        if self._lease and self.path.exists():
-            self.append({})
 
     def append(self, value: dict[str, Any]) -> None:
         """Write one line. Raises OSError (disk full, no permission) and ValueError where `value` is not JSON.
@@ -99,20 +96,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _counting(lines: Iterable[bytes], order: LeaseOrder) -> Iterator[dict[str, Any]]:
-    """The objects on the lines that count, without those that hold only a token."""
+    """The objects on the lines that count, without their tokens."""
     for line in lines:
         value = parse_line(line)
         if value is not None and order.counts(token_in(value)):
             value.pop(LEASE, None)
-            if value:
-                yield value
+            yield value
 
 
 def last_object(path: Path, lease: int = 0) -> dict[str, Any] | None:
     """The last whole object that counts, reading from the end: cheap however long the file is.
 
     `lease`: the token of the run's present driver. Lines at the end that an earlier one wrote too late are recognised
-    by a line with this token before them.
+    by a line with this token before them, which is looked for within `LATE_BYTES`.
     """
     try:
         file = path.open("rb")
@@ -128,6 +124,6 @@ def last_object(path: Path, lease: int = 0) -> dict[str, Any] | None:
             # The first piece is a line's end unless the window reaches the file's start.
             order = LeaseOrder()
             found = deque(_counting(lines if start == 0 else lines[1:], order), maxlen=1)
-            if (found and order.highest >= lease) or start == 0:
+            if (found and (order.highest >= lease or window >= LATE_BYTES)) or start == 0:
                 return found[0] if found else None
             window *= 4

@@ -23,19 +23,14 @@ class RunRecorder:
     """
 
     def __init__(self, layout: RunLayout, log_limit_bytes: int = LOG_LIMIT_BYTES, lease: int = 0) -> None:
-        """`lease`: the token of this driver, in every line from now on. What an earlier driver still writes does not
-        count any more."""
+        """`lease`: the token of this driver, in every line. What an earlier driver writes after the first of them does
+        not count."""
         self.layout = layout
         self._steps = JsonlWriter(layout.steps, lease)
         self._events = JsonlWriter(layout.events, lease)
         self._log_limit_bytes = log_limit_bytes
         self._logs: dict[int, _RotatingLog] = {}
         self._failed = False
-        try:
-            self._steps.claim()
-            self._events.claim()
-        except OSError as error:
-            self._complain(error)
 
     def on_event(self, event: Event) -> None:
         """Append the event; worker output goes to the rank's log instead."""
