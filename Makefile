@@ -76,7 +76,7 @@ soak: dev
 	CONVOY_TEST_REQUIRE=cpu_adam $(BIN)/python -m pytest -q -n 2 --dist loadfile -m soak --durations=25 --durations-min=1
 	$(BIN)/python -m tests.faults.soak --times 100
 
-# Needs torch, deepspeed and transformers, but neither Ray nor pytest: GPU=python runs it where only those are there.
+# Needs torch, deepspeed and transformers, but neither Ray nor pytest: GPU=python runs it if only those are installed.
 gpu:
 	$(or $(GPU),$(BIN)/python) -m tests.gpu
 
@@ -87,6 +87,8 @@ docs: install
 	$(BIN)/python -m orchestrator.spec.describe.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
 	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
+	$(BIN)/python -m orchestrator.metrics.event_reference
+	$(BIN)/python -m orchestrator.run.state_reference
 
 recording: dev
 	$(BIN)/python -m tests.recording

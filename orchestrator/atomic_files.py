@@ -9,23 +9,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from orchestrator.json_values import JsonObject, JsonValue
 
 LOCK_LIMIT_S = 5.0
 """How long to wait for a lock: a process that was stopped may hold it for ever."""
 LOCK_LOOK_S = 0.01
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or no object in it."""
+def read_json(path: Path) -> JsonObject | None:
+    """The JSON object in a file; None if there is no file, or no object in it."""
     try:
-        value = json.loads(path.read_bytes())
+        value: JsonValue = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
+def write_json(path: Path, value: JsonValue, durable: bool = True) -> None:
     """As `write_bytes`, of JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n", durable)
 

@@ -1,6 +1,6 @@
 """The root of every error Convoy raises on purpose. It lies under all layers, so that `spec` may raise one too."""
 
-from typing import Any
+from orchestrator.json_values import JsonObject
 
 
 class ConvoyError(Exception):
@@ -18,6 +18,6 @@ class ConvoyError(Exception):
         self.hint = hint
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         """What a program wants to know of it, as JSON values: they travel between processes with the message."""
         return {}

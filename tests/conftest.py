@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import settings
 from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
 from tests.cluster.gang_runs import own_temporary_directory
+from tests.events import BROKEN_OBSERVERS
 from tests.requirements import MISSING, required
 from tests.session_server import is_alive, own_server, shared_server, starts_workers
 
@@ -28,7 +30,14 @@ FORKED = ("cluster", "faults", "soak")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU."""
+    """DeepSpeed in this very process uses the CPU, also on a machine with a GPU.
+
+    Signals end processes, also if a script runs the tests in its background, where some signals are ignored: a process
+    that a test starts inherits that.
+    """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     os.environ[ACCELERATOR_VARIABLE] = CPU
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # DeepSpeed does this, and every worker is to be told the same
     settings.register_profile("convoy", deadline=None)  # a busy machine is no defect
@@ -103,6 +112,14 @@ def forked(fork_server: ForkServer | None) -> Iterator[None]:
         foreign = [name for name in re.findall(r"[A-Z_]{3,}", reason) if name not in CHANGED_BY_TESTS]
         assert reason.startswith("the worker's environment"), reason
         assert foreign == [], reason
+
+
+@pytest.fixture(autouse=True)
+def sound_observers() -> Iterator[None]:
+    """A run goes on without an observer that raises; its test must not."""
+    BROKEN_OBSERVERS.clear()
+    yield
+    assert BROKEN_OBSERVERS == []
 
 
 @pytest.fixture

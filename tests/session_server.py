@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.clusters.ray.cluster import LOCAL_ENV
 from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer, start_fork_server
+from orchestrator.clusters.ray.ray_settings import LOCAL_ENV
 from orchestrator.gang.agent.worker_actor import worker_environment
 from tests.cluster.forked import ENGINE_AND_MODELS
 

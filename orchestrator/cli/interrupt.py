@@ -1,5 +1,5 @@
-"""Ctrl-C: the first signal asks the run to stop, the second, or five seconds, ends it whatever it is doing. A run that
-another driver has taken over ends at once."""
+"""Ctrl-C: the first signal asks the run to stop; a second one, or five seconds, ends it at once. So does the loss of
+the run to another driver."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from orchestrator.base_error import ConvoyError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STOP_DEADLINE_S = 4.5
-"""From the first signal to killing what is left: the whole has to be over within 5 s."""
+"""From the first signal to killing what is left: everything must end within 5 s."""
 
 
 class Interrupt:
@@ -31,7 +31,7 @@ class Interrupt:
         self._deadline_s = float("inf")
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler: only remembers; the waiting loop acts."""
+        """The signal handler: it only records the signal; the waiting loop acts."""
         self._count += 1
         if self.first_signal is None:
             self.first_signal = number
@@ -50,17 +50,17 @@ class Interrupt:
 
     @property
     def why_forced(self) -> str:
-        """For people."""
-        return "it was told to twice" if self._count > 1 else f"it did not stop within {STOP_DEADLINE_S:g} s"
+        """Why the end was forced, as text."""
+        return "second interrupt received" if self._count > 1 else f"it did not stop within {STOP_DEADLINE_S:g} s"
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as shells have it."""
+        """128 plus the signal, as shells do it."""
         return 128 + (self.first_signal or signal.SIGINT)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals meanwhile. One that whoever started us ignores (nohup) stays ignored."""
+        """Handle signals meanwhile. A signal that the parent process ignores (nohup) stays ignored."""
         before = {}
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -15,26 +15,32 @@ from orchestrator.domain.errors import ConvoyError
 from orchestrator.spec.spec_errors import SpecError
 
 COMMANDS = {
-    "run": ("orchestrator.cli.commands.run_command:run", "Train: run a job here and now, and watch it."),
-    "validate": ("orchestrator.cli.commands.validate_command:validate", "Check a job file; nothing is started."),
+    "run": ("orchestrator.cli.commands.run_command:run", "Train: run a job in the foreground."),
+    "validate": ("orchestrator.cli.commands.validate_command:validate", "Check a job file without starting anything."),
     "schema": ("orchestrator.cli.commands.validate_command:schema", "Print the JSON Schema of job files."),
     "runs": ("orchestrator.cli.commands.runs_commands:runs", "List runs."),
-    "show": ("orchestrator.cli.commands.runs_commands:show", "Show one run: state, progress, where its time went."),
+    "show": ("orchestrator.cli.commands.runs_commands:show", "Show a run: state, progress, and where its time went."),
     "durability": (
         "orchestrator.cli.commands.durability_command:durability",
-        "What the loss of a node would leave of a run, now.",
+        "Show what a run would lose if a node failed now.",
     ),
     "logs": ("orchestrator.cli.commands.runs_commands:logs", "Print the output of a run's workers."),
-    "scale": ("orchestrator.cli.commands.scale_command:scale", "Give a running run more workers, or fewer."),
+    "scale": ("orchestrator.cli.commands.scale_command:scale", "Change the number of workers of an active run."),
     "export": ("orchestrator.cli.commands.model_commands:export", "Write a run's model in Hugging Face format."),
     "generate": ("orchestrator.cli.commands.model_commands:generate", "Generate text with a run's model."),
     "checkpoint": (
         "orchestrator.cli.commands.checkpoint_command:checkpoint",
         "List, verify and remove a run's checkpoints.",
     ),
-    "drill": ("orchestrator.cli.commands.drill_command:drill", "Break a job for real, and see whether it survives."),
-    "data": ("orchestrator.cli.commands.data_command:data", "Prepare data; prove what a run consumed."),
-    "doctor": ("orchestrator.cli.commands.doctor:doctor", "What this machine and cluster can do, and what is missing."),
+    "drill": (
+        "orchestrator.cli.commands.drill_command:drill",
+        "Inject real faults into a job and check that it recovers.",
+    ),
+    "data": ("orchestrator.cli.commands.data_command:data", "Prepare data, and prove what a run consumed."),
+    "doctor": (
+        "orchestrator.cli.commands.doctor:doctor",
+        "Check this machine and a cluster: what works and what is missing.",
+    ),
     "completion": ("orchestrator.cli.completion:completion", "Print the shell completion script."),
 }
 
@@ -58,7 +64,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, but an unknown command names the ones that come close."""
+        """As click does it, but the error for an unknown command suggests similar ones."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             close = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
@@ -88,12 +94,12 @@ def cli() -> None:
       convoy show last
       convoy COMMAND --help     explains a command, with examples
 
-    Runs live under $CONVOY_HOME (default: ./runs).
+    Runs are kept under $CONVOY_HOME (default: ./runs).
     """
 
 
 def main() -> None:
-    """Entry point. Errors meant for people are printed as one line and a hint; exit codes are theirs."""
+    """Entry point. Errors of the user are printed as one line and a hint; the exit code is that of the error."""
     stdout = sys.stdout
     try:
         result: Any = cli.main(standalone_mode=False, prog_name="convoy")
@@ -109,13 +115,13 @@ def main() -> None:
         code = error.exit_code
         _say_error(error)
     except SystemExit as error:
-        # click replaces stdout and ends with 1 where the reader of our output left; we say what the shell would.
+        # click replaces stdout and exits with 1 if the reader of our output is gone; use the shell's code instead.
         code = _exit_code(error) if sys.stdout is stdout else 141
     except BrokenPipeError:
-        # Whoever read our output (`head`) has enough. What is buffered would raise again at exit.
+        # The reader of our output (`head`) has closed it. What is buffered would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:  # noqa: BLE001  # the last line of defence: every bug ends here, told and kept
+    except Exception as error:  # noqa: BLE001  # the last line of defence: every bug is reported and its traceback kept
         code = 1
         _say_unexpected(error)
     sys.exit(code)

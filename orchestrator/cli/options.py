@@ -9,7 +9,7 @@ DEFAULT_HOME = Path("runs")
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Run ids under the home given on the line so far, else `CONVOY_HOME`."""
+    """Run ids under the home given so far on the command line, else `CONVOY_HOME`."""
     from orchestrator.store.run_store import RunStore
 
     home = ctx.params.get("home") or DEFAULT_HOME
@@ -24,7 +24,7 @@ home_option = click.option(
     default=DEFAULT_HOME,
     show_default=True,
     show_envvar=True,
-    help="Where runs live.",
+    help="Directory of runs.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 run_argument = click.argument("run", shell_complete=complete_run)

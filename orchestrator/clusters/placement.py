@@ -1,13 +1,8 @@
-"""Whether the workers fit, how many, and where they went. The decisions are pure; `reserve` applies them."""
+"""Whether the workers fit, how many, and on which nodes. Pure; `placement_groups.reserve` applies the decisions."""
 
-import contextlib
 import math
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from orchestrator.domain.errors import ClusterError
 from orchestrator.spec.quantities import parse_bytes
@@ -25,6 +20,8 @@ class NodeCapacity:
     address: str
     total: Resources
     free: Resources
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """See `node_labels.canonical_labels`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def explain(request: WorkerRequest, nodes: Sequence[NodeCapacity], waited_s: flo
     more = f"; and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     room = f"{fit} such worker{'s' if fit != 1 else ''} fit{'s' if fit == 1 else ''}"
     if ever > fit:
-        room += f" ({ever} once what else runs there has ended)"
+        room += f" ({ever} after other work there has ended)"
     return ClusterError(
         f"{first}. It has {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {has}{more}. {room}",
         _hint(request, nodes, fit),
@@ -121,11 +118,11 @@ def _hint(request: WorkerRequest, nodes: Sequence[NodeCapacity], fit: int) -> st
     advice = []
     if fit:
         advice.append(f"resources.workers: {fit}")
-    for name, field in (("CPU", "cpus_per_worker"), ("memory", "memory_per_worker")):
+    for name, key in (("CPU", "cpus_per_worker"), ("memory", "memory_per_worker")):
         smaller = _largest_amount(request, nodes, name)
         if smaller is not None:
             shown = f"{smaller:g}" if name == "CPU" else f"{int(smaller) // 2**20}MiB"
-            advice.append(f"resources.{field}: {shown}")
+            advice.append(f"resources.{key}: {shown}")
     if request.placement.startswith("strict"):
         loose = "spread" if request.placement == "strict_spread" else "pack"
         if fitting_workers(nodes, request.bundle, loose) >= request.minimum:
@@ -200,109 +197,3 @@ def place(nodes: Sequence[NodeCapacity], bundle: Resources, placement: str, coun
         taken[node_id] += 1
         chosen.append(node_id)
     return chosen
-
-
-def reserve(
-    request: WorkerRequest,
-    read_nodes: Callable[[], Sequence[NodeCapacity]],
-    waits: bool,
-    timeout_s: float,
-    global_batch: int,
-    stopped: Callable[[], bool],
-    run_id: str = "",
-) -> list[Any] | None:
-    """A placement group for each of as many workers as fit, all or none of them; None where `stopped`.
-
-    One group a worker: a group whose node is lost is placed anew by Ray alone, as soon as any node has room for it,
-    where one group of many bundles would wait for all of its lost ones at once.
-
-    What can never fit is refused at once, unless the cluster `waits` for nodes of its own (an autoscaler). What
-    others occupy is waited for, `timeout_s` at most. Raises ClusterError that says what is missing.
-    """
-    started = time.monotonic()
-    while not stopped():
-        nodes = read_nodes()
-        if not waits and not can_ever_fit(request, nodes):
-            raise explain(request, nodes)
-        count = choose_workers(request, nodes, global_batch)
-        left_s = timeout_s - (time.monotonic() - started)
-        if left_s <= 0:
-            raise explain(request, nodes, timeout_s - left_s)
-        if count is None and not waits:
-            time.sleep(0.2)
-            continue
-        if count is None:
-            _draw_nodes(request, left_s, stopped)
-            continue
-        groups = [
-            group_on(node_id, request.bundle, run_id)
-            for node_id in place(nodes, request.bundle, request.placement, count)
-        ]
-        if _all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
-            return groups
-        release(groups)
-    return None
-
-
-def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> Any:
-    """A reservation for one worker, on that node where it has room, else where there is room. Its name says of which
-    run: see `release_of_run`."""
-    from ray.util.placement_group import placement_group
-
-    name = f"{_group_prefix(run_id)}{secrets.token_hex(4)}" if run_id else ""
-
-    # Only STRICT_PACK takes a target; for one bundle all strategies mean the same.
-    return placement_group([dict(bundle)], strategy="STRICT_PACK", name=name, _soft_target_node_id=node_id)
-
-
-def release_of_run(run_id: str) -> None:
-    """Give back the reservations of a run's driver that is not this one. Ray does that only when it sees the end of
-    that driver's process, which may be stopped or cut off."""
-    from ray.exceptions import RayError
-    from ray.util import get_placement_group, placement_group_table
-
-    for entry in placement_group_table().values():
-        if entry["name"].startswith(_group_prefix(run_id)) and entry["state"] != "REMOVED":
-            with contextlib.suppress(RayError, ValueError):  # it has gone meanwhile
-                release([get_placement_group(entry["name"])])
-
-
-def _group_prefix(run_id: str) -> str:
-    return f"convoy-place:{run_id}:"
-
-
-def release(groups: Sequence[Any]) -> None:
-    """Give reservations back."""
-    from ray.exceptions import RayError
-    from ray.util.placement_group import remove_placement_group
-
-    for group in groups:
-        with contextlib.suppress(RayError):
-            remove_placement_group(group)
-
-
-def _all_placed(
-    groups: Sequence[Any], patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
-) -> bool:
-    deadline = time.monotonic() + patience_s
-    for group in groups:
-        while not group.wait(max(0.0, min(0.5, deadline - time.monotonic()))):
-            # Impossible: a node is gone that was still counted, or somebody else was faster.
-            if stopped() or time.monotonic() >= deadline or not possible():
-                return False
-    return True
-
-
-def _fits_still(request: WorkerRequest, read_nodes: Callable[[], Sequence[NodeCapacity]], count: int) -> bool:
-    return fitting_workers(read_nodes(), request.bundle, request.placement, total=True) >= count
-
-
-def _draw_nodes(request: WorkerRequest, patience_s: float, stopped: Callable[[], bool]) -> None:
-    """Have an autoscaler add nodes: a group of all workers that waits is what makes it do so."""
-    from ray.util.placement_group import placement_group
-
-    group = placement_group([dict(request.bundle)] * request.minimum, strategy=request.placement.upper())
-    try:
-        _all_placed([group], patience_s, stopped, lambda: True)
-    finally:
-        release([group])

@@ -3,17 +3,17 @@
 import hashlib
 import json
 from importlib.metadata import version
-from typing import Any
 
 from orchestrator.data.data_manifest import FORMAT_VERSION
 from orchestrator.data.sources import blocks, readers
 from orchestrator.data.sources.source_scan import Source
+from orchestrator.json_values import JsonObject, JsonValue
 from orchestrator.spec.job import JobSpec
 
 FINGERPRINT_HEX = 20
 
 
-def _hash(value: Any) -> str:
+def _hash(value: JsonValue) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:FINGERPRINT_HEX]
 
 
@@ -33,13 +33,13 @@ def tokens_fingerprint(spec: JobSpec, sources: tuple[Source, ...], tokenizer_key
     )
 
 
-def _source(source: Source) -> dict[str, Any]:
+def _source(source: Source) -> JsonObject:
     content = hashlib.sha256("".join(file.identity + file.format for file in source.files).encode()).hexdigest()
-    hub = None
+    hub: list[JsonValue] | None = None
     if source.spec.hub is not None:
         directory = source.directory
         files = sorted(path for path in directory.rglob("*") if path.is_file()) if directory else []
-        state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        state: list[JsonValue] = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         hub = [source.spec.hub, source.spec.config, source.spec.split, source.revision, state]
     return {"role": source.role, "field": source.spec.field, "content": content, "hub": hub}
 

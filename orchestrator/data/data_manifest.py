@@ -1,11 +1,21 @@
 """`manifest.json`: what the prepared data is, and the proof that nothing was lost on the way."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.errors import DataError
+from orchestrator.json_values import (
+    JsonFields,
+    JsonObject,
+    flag,
+    integer,
+    mapping,
+    number,
+    objects,
+    optional,
+    parse_object,
+    text,
+)
 
 FORMAT_VERSION = 1
 """Of token files and manifest. Part of the cache key: a change makes old caches miss."""
@@ -29,7 +39,7 @@ class StreamCounts:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Records left out for one reason, and where the first of them is (`path:line`)."""
+    """Records left out for one reason, and the location of the first one (`path:line`)."""
 
     reason: str
     count: int
@@ -94,38 +104,77 @@ class DataManifest:
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """Weights of the training sources, or None where they are one pool."""
+        """Weights of the training sources, or None if they are one pool."""
         found = [source.weight for source in self.sources if source.train is not None]
         return None if any(weight is None for weight in found) else tuple(w for w in found if w is not None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object; the reverse of `from_json`."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "DataManifest":
-        """Raises KeyError or TypeError where it is not a manifest."""
-        return cls(**{**value, "sources": tuple(source_from_json(source) for source in value["sources"])})
+    def from_json(cls, value: JsonFields) -> "DataManifest":
+        """Raises JsonShapeError if it is not a manifest."""
+        return cls(
+            format_version=integer(value, "format_version"),
+            fingerprint=text(value, "fingerprint"),
+            tokens_fingerprint=text(value, "tokens_fingerprint"),
+            sequence_length=integer(value, "sequence_length"),
+            packing=flag(value, "packing"),
+            seed=integer(value, "seed"),
+            dtype=text(value, "dtype"),
+            vocab_size=integer(value, "vocab_size"),
+            eos_id=integer(value, "eos_id"),
+            pad_id=integer(value, "pad_id"),
+            mask_id=optional(integer, value, "mask_id"),
+            train_samples=integer(value, "train_samples"),
+            validation_samples=integer(value, "validation_samples"),
+            validation_samples_total=integer(value, "validation_samples_total"),
+            train_tokens=integer(value, "train_tokens"),
+            validation_tokens=integer(value, "validation_tokens"),
+            documents=integer(value, "documents"),
+            bad_records=integer(value, "bad_records"),
+            sources=tuple(source_from_json(source) for source in objects(value, "sources")),
+        )
 
     @classmethod
     def read(cls, directory: Path) -> "DataManifest":
-        """The manifest of a prepared directory. Raises DataError where there is none, or none we can read."""
+        """The manifest of a prepared directory. Raises DataError if there is none, or none we can read."""
         path = directory / MANIFEST_FILE
         try:
-            value = json.loads(path.read_text())
+            value = parse_object(path.read_bytes())
+            if value.get("format_version") == FORMAT_VERSION:
+                return cls.from_json(value)
         except FileNotFoundError:
             raise DataError(f"{directory} holds no prepared data: {MANIFEST_FILE} is missing") from None
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}", hint=f"delete {directory} and prepare again") from error
-        if value.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{path} has format {value.get('format_version')}, this version reads {FORMAT_VERSION}",
-                hint="prepare the data again",
-            )
-        return cls.from_json(value)
+        raise DataError(
+            f"{path} has format {value.get('format_version')}, this version reads {FORMAT_VERSION}",
+            hint="prepare the data again",
+        )
 
 
-def source_from_json(value: dict[str, Any]) -> SourceCounts:
-    """The reverse of `asdict`. Raises KeyError or TypeError where it is not one."""
-    streams = {key: StreamCounts(**value[key]) if value[key] else None for key in ("train", "validation")}
-    return SourceCounts(**{**value, **streams, "skipped": tuple(Skipped(**item) for item in value["skipped"])})
+def source_from_json(value: JsonFields) -> SourceCounts:
+    """The reverse of `asdict`. Raises JsonShapeError if it is not one."""
+    return SourceCounts(
+        name=text(value, "name"),
+        weight=optional(number, value, "weight"),
+        bytes=integer(value, "bytes"),
+        records=integer(value, "records"),
+        documents=integer(value, "documents"),
+        bad_records=integer(value, "bad_records"),
+        empty_documents=integer(value, "empty_documents"),
+        skipped=tuple(
+            Skipped(text(item, "reason"), integer(item, "count"), text(item, "first"))
+            for item in objects(value, "skipped")
+        ),
+        train=optional(_stream, value, "train"),
+        validation=optional(_stream, value, "validation"),
+    )
+
+
+def _stream(source: JsonFields, split: str) -> StreamCounts:
+    value = mapping(source, split)
+    samples = optional(integer, value, "samples") or 0
+    return StreamCounts(text(value, "name"), integer(value, "documents"), integer(value, "tokens"), samples)

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, cast
 
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class StoppedError(Exception):
+    """The run was stopped while an executor worked; raised out of `map`."""
 
 
 class Executor(Protocol):
@@ -49,7 +53,7 @@ class LocalExecutor:
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
         """See `Executor.map`. Default `in_flight`: two per worker, so that none waits for the reader.
 
-        Raises DataError where a worker process dies (out of memory, killed)."""
+        Raises DataError if a worker process dies (out of memory, killed)."""
         if self.workers == 0:
             yield from map(fn, items)
             return
@@ -58,13 +62,14 @@ class LocalExecutor:
             max_workers=self.workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(fn,),
+            initargs=(cast("Callable[[object], object]", fn),),
         )
-        pending: deque[Future[Any]] = deque()
+        apply = cast("Callable[[T], R]", _call)  # what a worker process calls is `fn`
+        pending: deque[Future[R]] = deque()
         finished = False
         try:
             for item in items:
-                pending.append(pool.submit(_call, item))
+                pending.append(pool.submit(apply, item))
                 if len(pending) >= limit:
                     yield pending.popleft().result()
             while pending:
@@ -72,8 +77,8 @@ class LocalExecutor:
             finished = True
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that prepares data died without a word (out of memory, or killed)",
-                hint="use fewer workers, or free memory; what was done is kept and reused",
+                "a process that prepares data died without an error (out of memory, or killed)",
+                hint="use fewer workers, or free memory; finished work is kept and reused",
             ) from error
         finally:
             _end(pool, wait_for_tasks=finished)
@@ -82,10 +87,10 @@ class LocalExecutor:
 class _Worker:
     """What a worker process holds: the function it applies, set once when it starts."""
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[object], object]
 
 
-def _start_worker(fn: Callable[[Any], Any]) -> None:
+def _start_worker(fn: Callable[[object], object]) -> None:
     os.environ.update(device_environment(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole foreground group; the parent decides
     _Worker.fn = fn
@@ -99,12 +104,12 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _call(item: Any) -> Any:
+def _call(item: object) -> object:
     return _Worker.fn(item)
 
 
 def _end(pool: ProcessPoolExecutor, wait_for_tasks: bool) -> None:
-    """Shut the pool down; do not wait for running tasks where their results are no longer wanted."""
+    """Shut the pool down; do not wait for running tasks if their results are no longer needed."""
     processes = list((getattr(pool, "_processes", None) or {}).values())
     if not wait_for_tasks:
         for process in processes:

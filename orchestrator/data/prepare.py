@@ -5,13 +5,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.data.cache_keys import tokens_fingerprint, trained_tokenizer_key, view_fingerprint
 from orchestrator.data.data_manifest import MANIFEST_FILE, TOKENIZER_DIRECTORY, DataManifest
 from orchestrator.data.executor import Executor, LocalExecutor
-from orchestrator.data.prepare_progress import OnEvent, PrepareProgress
+from orchestrator.data.prepare_progress import PrepareProgress
 from orchestrator.data.samples import integrity
 from orchestrator.data.samples.prepared_view import build_view
 from orchestrator.data.sources import globs, hub
@@ -23,7 +23,7 @@ from orchestrator.data.tokens.token_store import COMPLETE_FILE, journal_digest
 from orchestrator.data.tokens.tokenise import read_counts, tokenise
 from orchestrator.data.tokens.tokenizer import JobTokenizer
 from orchestrator.domain.errors import DataError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import DataProgress, DataReady, DataSkipped, Emit, WarningIssued
 from orchestrator.domain.fingerprints import SourceContents
 from orchestrator.spec.job import JobSpec
 from orchestrator.weights.pretrained_location import check_rows
@@ -46,7 +46,7 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run that goes on brings with it when its data has to be prepared again."""
+    """What a resumed run keeps when its data must be prepared again."""
 
     tokenizer: JobTokenizer | None = None
     """Is used, and none is trained or loaded."""
@@ -57,21 +57,21 @@ class Kept:
 
 
 def cache_directory(spec: JobSpec, home: Path) -> Path:
-    """Where prepared data lies: where the spec says, or under `home`."""
+    """The directory of prepared data: that of the spec, or one under `home`."""
     return Path(spec.data.cache_dir).absolute() if spec.data.cache_dir else home.absolute() / "cache"
 
 
 def prepare(
-    spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, on_event: OnEvent, kept: Kept | None = None
+    spec: JobSpec, job_dir: Path, cache_dir: Path, executor: Executor, emit: Emit, kept: Kept | None = None
 ) -> PreparedData:
-    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a run that goes on.
+    """Make the token files and the manifest of a job, or find them in the cache. `kept`: of a resumed run.
 
     Under `cache_dir`: `tokens/<fingerprint>/` holds the token files of a corpus and a tokenizer, `data/<fingerprint>/`
-    what one job trains on: links to those files, and its manifest. A preparation that was killed goes on after the
-    last block on disk; two that run at once do the work once. Raises DataError.
+    what one job trains on: links to those files, and its manifest. A killed preparation continues after the last block
+    on disk; two that run at the same time do the work once. Raises DataError.
     """
     started = time.monotonic()
-    on_event(EventKind.DATA_PROGRESS, _scan_progress())
+    emit(DataProgress("scan", 0, 0))
     pinned = iter(kept.revisions if kept is not None else ())
     with _writing(cache_dir):
         sources = tuple(hub.resolve(each, cache_dir / "hub", next(pinned, None)) for each in scan(spec.data, job_dir))
@@ -85,11 +85,11 @@ def prepare(
     tokens_dir = cache_dir / "tokens" / fingerprint
     view_fp = view_fingerprint(spec, fingerprint)
     view_dir = cache_dir / "data" / view_fp
-    progress = PrepareProgress(on_event, corpus.total_bytes)
-    _warn_of_overlap(sources, on_event)
-    with _writing(cache_dir), _locked(cache_dir / "locks" / f"{fingerprint}.lock", on_event):
+    progress = PrepareProgress(emit, corpus.total_bytes)
+    _warn_of_overlap(sources, emit)
+    with _writing(cache_dir), _locked(cache_dir / "locks" / f"{fingerprint}.lock", emit):
         known: integrity.Known = {} if kept is not None and kept.check_cache else None
-        _discard_damaged(tokens_dir, view_dir, view_fp, given, known, on_event)
+        _discard_damaged(tokens_dir, view_dir, view_fp, given, known, emit)
         cached = (tokens_dir / COMPLETE_FILE).is_file()
         if not cached:
             chosen = given or _trained(spec, corpus, tokens_dir, progress)
@@ -104,18 +104,18 @@ def prepare(
             build_view(spec, counts, fingerprint, view_fp, tokens_dir, view_dir)
         contents = _contents(tokens_dir, sources, progress)
     manifest = DataManifest.read(view_dir)
-    _report(manifest, cached, time.monotonic() - started, on_event)
+    _report(manifest, cached, time.monotonic() - started, emit)
     return PreparedData(view_dir, manifest, cached, contents, journal_digest(tokens_dir))
 
 
 def reopen(
-    directory: Path, contents: tuple[SourceContents, ...], tokens_digest: str | None, on_event: OnEvent
+    directory: Path, contents: tuple[SourceContents, ...], tokens_digest: str | None, emit: Emit
 ) -> PreparedData:
     """Prepared data as it is, without a look at the sources. Raises DataError."""
     manifest = DataManifest.read(directory)
     if tokens_digest is None:
         tokens_digest = journal_digest(directory)
-    _report(manifest, True, 0.0, on_event)
+    _report(manifest, True, 0.0, emit)
     return PreparedData(directory, manifest, True, contents, tokens_digest)
 
 
@@ -143,9 +143,9 @@ def _discard_damaged(
     view_fp: str,
     given: JobTokenizer | None,
     known: integrity.Known,
-    on_event: OnEvent,
+    emit: Emit,
 ) -> None:
-    """Remove what cannot be used, so that it is made again. Runs under way keep the files that they have open."""
+    """Remove what cannot be used, so that it is prepared again. Active runs keep the files that they have open."""
     what = None
     if (tokens_dir / COMPLETE_FILE).is_file():
         what = integrity.tokens_problem(tokens_dir, known)
@@ -162,7 +162,7 @@ def _discard_damaged(
             shutil.rmtree(view_dir)
         what = what or damage
     if what is not None:
-        on_event(EventKind.WARNING, {"message": f"the cache is damaged, its part is made again: {what}"})
+        emit(WarningIssued(f"the cache is damaged; the damaged part is prepared again: {what}"))
 
 
 def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: PrepareProgress) -> tuple[SourceContents, ...]:
@@ -175,10 +175,6 @@ def _contents(tokens_dir: Path, sources: tuple[Source, ...], progress: PreparePr
         write_contents(tokens_dir / CONTENTS_FILE, found)
     pairs = zip(found, sources, strict=True)
     return tuple(replace(each, name=source.name, revision=source.revision) for each, source in pairs)
-
-
-def _scan_progress() -> dict[str, int | str | bool]:
-    return {"phase": "scan", "done_bytes": 0, "total_bytes": 0, "documents": 0, "tokens": 0, "cached": False}
 
 
 def _uses_threads(executor: Executor) -> bool:
@@ -203,7 +199,7 @@ def pretrained_tokenizer(spec: JobSpec, job_dir: Path) -> JobTokenizer | None:
 
 
 def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareProgress) -> JobTokenizer:
-    """The tokenizer trained before the kill, where there is one; else train it."""
+    """The tokenizer trained before the kill, if there is one; else train it."""
     saved = tokens_dir / TOKENIZER_DIRECTORY
     if (saved / tokenizer.TOKENIZER_FILE).is_file():
         return tokenizer.load(saved, "trained before")
@@ -224,19 +220,20 @@ def _trained(spec: JobSpec, corpus: Corpus, tokens_dir: Path, progress: PrepareP
 def _require_mask(spec: JobSpec, chosen: JobTokenizer) -> None:
     if spec.model.architecture == "bert" and chosen.mask_id is None:
         raise DataError(
-            "BERT learns from masked tokens, and the tokenizer has no mask token",
+            "BERT is trained on masked tokens, and the tokenizer has no mask token",
             hint=f'add "mask_token" to its {tokenizer.CONFIG_FILE}, or train a tokenizer with `tokenizer.train`',
         )
 
 
-def _warn_of_overlap(sources: tuple[Source, ...], on_event: OnEvent) -> None:
+def _warn_of_overlap(sources: tuple[Source, ...], emit: Emit) -> None:
     trained = {file.path for source in sources if source.role == "train" for file in source.files}
     both = [
         file.name for source in sources if source.role == "validation" for file in source.files if file.path in trained
     ]
     if both:
-        message = f"{both[0]} is trained on and validated on ({len(both)} such files): the validation loss will flatter"
-        on_event(EventKind.WARNING, {"message": message})
+        such = f"({len(both)} such files)" if len(both) > 1 else "(1 such file)"
+        message = f"{both[0]} is used for training and validation {such}: the validation loss will be too low"
+        emit(WarningIssued(message))
 
 
 @contextmanager
@@ -247,12 +244,12 @@ def _writing(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"prepared data cannot be written under {cache_dir}: {error.strerror or error}",
-            hint="free space there, or name another place with `data.cache_dir`; what was done is kept",
+            hint="free space there, or set another directory with `data.cache_dir`; finished work is kept",
         ) from error
 
 
 @contextmanager
-def _locked(path: Path, on_event: OnEvent) -> Iterator[None]:
+def _locked(path: Path, emit: Emit) -> Iterator[None]:
     """Hold an advisory lock; it goes with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -263,28 +260,27 @@ def _locked(path: Path, on_event: OnEvent) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not said:
-                    on_event(EventKind.WARNING, {"message": "another process prepares the same data: waiting for it"})
+                    emit(WarningIssued("another process prepares the same data: waiting for it"))
                     said = True
                 time.sleep(LOCK_POLL_S)
         yield
 
 
-def _report(manifest: DataManifest, cached: bool, seconds: float, on_event: OnEvent) -> None:
+def _report(manifest: DataManifest, cached: bool, seconds: float, emit: Emit) -> None:
     for source in manifest.sources:
         if source.documents == 0:
-            on_event(EventKind.WARNING, {"message": f"there is no text in {source.name}"})
+            emit(WarningIssued(f"there is no text in {source.name}"))
         for item in source.skipped:
-            on_event(EventKind.DATA_SKIPPED, {"source": source.name, **asdict(item)})
-    on_event(
-        EventKind.DATA_READY,
-        {
-            "fingerprint": manifest.fingerprint,
-            "cached": cached,
-            "documents": manifest.documents,
-            "bad_records": manifest.bad_records,
-            "tokens": manifest.train_tokens + manifest.validation_tokens,
-            "train_samples": manifest.train_samples,
-            "validation_samples": manifest.validation_samples,
-            "seconds": round(seconds, 3),
-        },
+            emit(DataSkipped(source.name, item.reason, item.count, item.first))
+    emit(
+        DataReady(
+            fingerprint=manifest.fingerprint,
+            cached=cached,
+            documents=manifest.documents,
+            bad_records=manifest.bad_records,
+            tokens=manifest.train_tokens + manifest.validation_tokens,
+            train_samples=manifest.train_samples,
+            validation_samples=manifest.validation_samples,
+            seconds=round(seconds, 3),
+        )
     )

@@ -2,20 +2,17 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from orchestrator.domain.events import EventKind
-
-OnEvent = Callable[[EventKind, dict[str, Any]], None]
+from orchestrator.domain.events import DataProgress, Emit
 
 EVENTS_PER_S = 5.0
 
 
 class PrepareProgress:
-    """Sends DATA_PROGRESS: at most `EVENTS_PER_S`, but always the first and the last of a phase."""
+    """Emits `DataProgress`: at most `EVENTS_PER_S`, but always the first and the last of a phase."""
 
-    def __init__(self, on_event: OnEvent, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._on_event = on_event
+    def __init__(self, emit: Emit, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._emit = emit
         self._total_bytes = total_bytes
         self._clock = clock
         self._last_s = float("-inf")
@@ -27,14 +24,4 @@ class PrepareProgress:
         if phase == self._phase and not last and now - self._last_s < 1 / EVENTS_PER_S:
             return
         self._phase, self._last_s = phase, now
-        self._on_event(
-            EventKind.DATA_PROGRESS,
-            {
-                "phase": phase,
-                "done_bytes": done_bytes,
-                "total_bytes": self._total_bytes,
-                "documents": documents,
-                "tokens": tokens,
-                "cached": False,
-            },
-        )
+        self._emit(DataProgress(phase, done_bytes, self._total_bytes, documents, tokens))

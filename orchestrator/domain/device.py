@@ -27,7 +27,7 @@ RECOVERY_IN_PROCESS = {
     # (https://github.com/pytorch/pytorch/issues/155916).
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
-"""Of GPU workers: survivors of a lost peer go on in the same process. Read when a process group is made."""
+"""Of GPU workers: survivors of a lost peer continue in the same process. Read when a process group is made."""
 GPU_DEFAULTS = {
     # Aborts hang with NVLink SHARP (https://nvidia.github.io/nvidia-resiliency-ext/inprocess/usage_guide.html).
     "NCCL_NVLS_ENABLE": "0",
@@ -58,7 +58,7 @@ class Device:
 
 @dataclass(frozen=True)
 class DeviceProblem:
-    """Why a worker cannot use the GPU that the spec promises, and what to do about it."""
+    """Why a worker cannot use the requested GPU, and what to do about it."""
 
     why: str
     hint: str
@@ -89,8 +89,8 @@ def deterministic_environment(deterministic: bool) -> dict[str, str]:
 def device_environment(gpus: int) -> dict[str, str]:
     """Variables of a process that trains on a GPU, or of one that must not touch any.
 
-    For CPUs the GPUs are hidden, whatever the process inherits: Ray leaves the masks alone where it assigns no GPU.
-    Which GPU a worker sees is for Ray to say. `user_variables` has those that the user may change.
+    For CPUs the GPUs are hidden, whatever the process inherits: Ray does not set the masks if it assigns no GPU. Ray
+    decides which GPU a worker sees. `user_variables` has those that the user may change.
     """
     return {ACCELERATOR_VARIABLE: CUDA, **RECOVERY_IN_PROCESS} if gpus else {ACCELERATOR_VARIABLE: CPU, **NO_GPUS}
 
@@ -125,7 +125,8 @@ def visible_gpus(mask: str) -> tuple[str, ...]:
 
 def local_gpus(gpus_per_worker: int, mask: str | None, present: int) -> tuple[str, ...]:
     """The GPUs of this machine that a local cluster may use: none for workers on CPUs, else those of the user's mask,
-    or all of those `present` where there is no mask. 0 present: nobody could count them, the mask is believed."""
+    or all `present` ones if there is no mask. If 0 are present, they could not be counted, and the mask is used as it
+    is."""
     if not gpus_per_worker:
         return ()
     if mask is None:
@@ -144,23 +145,23 @@ def dealt(gpus: Sequence[str], nodes: int, index: int) -> tuple[str, ...]:
 
 
 def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevice | None) -> Device | DeviceProblem:
-    """What a worker trains on; or why it cannot train on what the spec promises.
+    """The device that a worker trains on, or why it cannot train on the requested one.
 
-    `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None where it may see all. `local_rank`:
-    its number among the workers of its host that see the same GPUs. `found` is not looked at where `gpus` is 0.
+    `gpus`: of `resources.gpus_per_worker`. `mask`: what the process may see, None if it may see all. `local_rank`: its
+    number among the workers of its host that see the same GPUs. `found` is not used if `gpus` is 0.
     """
     if not gpus:
         return Device(CPU)
     assert found is not None
     if found.built_for is None:
         return DeviceProblem(
-            f"torch {found.torch} there is built for CPUs only",
+            f"torch {found.torch} on its node is built for CPUs only",
             "install a CUDA or ROCm build of torch on that node (https://pytorch.org/get-started/locally)",
         )
     if mask is not None and not visible_gpus(mask):
         return DeviceProblem(
             f"no GPU is visible to its process (the mask is `{mask}`)",
-            f"look at {NVIDIA_MASK} ({AMD_MASK} with ROCm) where the node was started, and at its GPUs in `ray status`",
+            f"check {NVIDIA_MASK} ({AMD_MASK} with ROCm) in the environment of the node, and its GPUs in `ray status`",
         )
     if found.shared:
         return DeviceProblem(
@@ -176,39 +177,39 @@ def decide_device(gpus: int, mask: str | None, local_rank: int, found: FoundDevi
     if found.devices == 1 and mask is not None:  # each worker was shown its own
         return Device(CUDA, 0)
     return DeviceProblem(
-        f"it is worker number {local_rank + 1} of its host, which has {found.devices} for them",
-        f"start no more than {found.devices} there",
+        f"it is worker number {local_rank + 1} on a host with {found.devices} GPUs",
+        f"start at most {found.devices} workers there",
     )
 
 
 _CAUSES = (
     (r"re-initialize CUDA in forked", "CUDA was used before its process was forked",
-     "this is a defect of Convoy: please report it"),
+     "this is a bug in Convoy: please report it"),
     (r"no NVIDIA driver", "no NVIDIA driver answers",
      "install the driver; in a container, pass the GPUs through (`docker run --gpus all`)"),
     (r"driver .*(too old|insufficient)|insufficient.* driver", "the NVIDIA driver is too old for this build of torch",
      "update the driver, or install a build of torch for an older CUDA"),
-    (r"no kernel image|not compatible with the current PyTorch", "this build of torch has no code for that GPU",
+    (r"no kernel image|not compatible with the current PyTorch", "this build of torch does not support that GPU",
      "install a build of torch for its compute capability"),
-    (r"busy or unavailable", "the GPU is taken by another process",
-     "`nvidia-smi` names the process; `nvidia-smi -q -d COMPUTE` tells whether its mode is exclusive"),
+    (r"busy or unavailable", "the GPU is used by another process",
+     "`nvidia-smi` names the process; `nvidia-smi -q -d COMPUTE` shows whether its mode is exclusive"),
     (r"\becc\b", "the GPU has a memory error that cannot be corrected",
-     "`nvidia-smi -q -d ECC`; reset the GPU, or leave its node out"),
-    (r"out of memory|alloc(ation)?[ _]failed", "its memory is taken by other processes",
-     "`nvidia-smi` names them; a worker that was killed may take some seconds to give it back"),
+     "`nvidia-smi -q -d ECC`; reset the GPU, or exclude its node"),
+    (r"out of memory|alloc(ation)?[ _]failed", "its memory is used by other processes",
+     "`nvidia-smi` lists them; the memory of a killed worker may take some seconds to be freed"),
     (r"system not yet initialized|error 802", "the links between GPUs are not set up",
      "start the fabric manager: `systemctl start nvidia-fabricmanager`"),
     (r"no CUDA GPUs|no HIP GPUs|no CUDA-capable device|found no GPU|invalid device ordinal",
      "the GPU that was assigned to it does not exist",
-     "the node offers more GPUs than it has, or its mask names one that is not there: `nvidia-smi -L`, `ray status`"),
+     "the node offers more GPUs than it has, or its mask names a missing GPU: `nvidia-smi -L`, `ray status`"),
 )  # fmt: skip
 
 
 def explain_error(error: str, mask: str | None) -> DeviceProblem:
-    """What an error of torch or of the driver means, by its words.
+    """The meaning of an error of torch or of the GPU driver, from its text.
 
-    The words of the error itself are kept only where no cause is known: the driver tells failures of a gang apart by
-    theirs, and want of memory on a device that is taken is not cured by a smaller batch.
+    The text of the error is kept only if no cause is known: failures of a gang are told apart by their text, and a
+    smaller batch does not help on a device whose memory other processes use.
     """
     for pattern, why, hint in _CAUSES:
         if re.search(pattern, error, re.IGNORECASE):

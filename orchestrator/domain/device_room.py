@@ -7,12 +7,12 @@ CONTEXT_BYTES = 600 << 20
 loaded when they are first used (300 to 500 MB since CUDA 11.7), and workspaces of cuBLAS, 32 MiB on Hopper for each
 thread and stream that multiplies (https://docs.nvidia.com/cuda/cublas/#cublassetworkspace): forward and backward."""
 FOREIGN_BYTES = 2 << 30
-"""Memory that nobody in this run can account for is told of from here on; contexts differ by less."""
+"""From this amount on, memory that this run does not use is reported; contexts differ by less."""
 
 
 @dataclass(frozen=True)
 class DeviceRoom:
-    """What `torch.cuda.mem_get_info` says in a process that has a context and as good as no tensors."""
+    """What `torch.cuda.mem_get_info` says in a process that has a context and almost no tensors."""
 
     free_bytes: int
     total_bytes: int
@@ -21,7 +21,7 @@ class DeviceRoom:
 
     @property
     def foreign_bytes(self) -> int:
-        """What others hold there: another process, or one that was killed and whose memory is not given back yet."""
+        """What other processes hold on it, or one that was killed and whose memory is not freed yet."""
         return max(0, self.total_bytes - self.free_bytes - CONTEXT_BYTES)
 
     @property
@@ -31,10 +31,16 @@ class DeviceRoom:
 
     @property
     def is_shared(self) -> bool:
-        """Somebody else holds enough there to matter."""
+        """Whether other processes hold enough memory there to matter."""
         return self.foreign_bytes >= FOREIGN_BYTES
+
+    @property
+    def shared_text(self) -> str:
+        """`other processes hold 3.1 of 79.1 GiB on the NVIDIA H100`; the caller adds whose GPU it is."""
+        held, total = self.foreign_bytes / 2**30, self.total_bytes / 2**30
+        return f"other processes hold {held:.1f} of {total:.1f} GiB on {f'the {self.name}' if self.name else 'the GPU'}"
 
 
 def smallest(rooms: "list[DeviceRoom | None]") -> DeviceRoom | None:
-    """The GPU with the least usable memory; None where no process knows its own."""
+    """The GPU with the least usable memory; None if no process knows its own."""
     return min((room for room in rooms if room is not None), key=lambda room: room.usable_bytes, default=None)

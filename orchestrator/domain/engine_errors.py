@@ -1,7 +1,8 @@
 """What an error of CUDA, NCCL, gloo or an allocator means for a run. Pure: texts in, a cause out.
 
 These libraries raise RuntimeError for nearly everything, so the text is all there is. It is read once, in the process
-that caught the error, and travels from there as a `Cause`. Sources of the texts: `cudaGetErrorString`, the CUDA runtime
+that caught the error, and travels from there as a `Cause`. Convoy's own errors carry their cause instead: see
+`errors.cause_of_error`. Sources of the texts: `cudaGetErrorString`, the CUDA runtime
 API's list of error codes (https://docs.nvidia.com/cuda/cuda-runtime-api), torch's `NCCLUtils.cpp`,
 `CUDAException.h` and `CUDABlas.cpp`, NCCL's `ncclGetErrorString`, gloo's `transport/tcp`.
 """
@@ -10,7 +11,7 @@ import re
 from enum import StrEnum
 
 CAUSE = "cause"
-"""Key of a cause among what an exception tells programs."""
+"""Key of the cause in `ConvoyError.details`."""
 MAX_CHARACTERS = 20_000
 """What is read of an error: torch appends C++ stacks to some."""
 
@@ -19,13 +20,13 @@ class Cause(StrEnum):
     """Why a worker's computation failed."""
 
     OUT_OF_MEMORY = "out of memory"
-    """Of the device or the host. A smaller micro batch may help; the process can go on."""
+    """Of the device or the host. A smaller micro batch may help; the process can continue."""
     DEVICE = "device"
     """The GPU, or this process's context on it, is broken. The process must end, and the GPU is suspect."""
     ASSERTION = "assertion"
     """A kernel refused its input, such as a token id beyond the vocabulary. The process must end; the GPU is sound."""
     PEER = "peer"
-    """Another process is gone, or the connection to it. The cause is there; this process can go on."""
+    """Another process or the connection to it is lost. The cause is elsewhere; this process can continue."""
     SETUP = "setup"
     """The machine is set up in a way that cannot work. The same error would come again."""
 
@@ -38,7 +39,7 @@ class Cause(StrEnum):
 _ASSERTION = r"device-side assert triggered"
 
 _OUT_OF_MEMORY = (
-    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|want of memory|"
+    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|cannot allocate memory|"
     r"CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|Failed to CUDA (calloc|malloc)"
 )
 
@@ -58,15 +59,13 @@ _DEVICE = (
     r"fallen off the bus|(CUDA|HIP) error: unknown error|Cuda failure \d* ?'unknown error'|"
     r"(CUDA|HIP) error: .*(launch failure|context is destroyed)|external device failure|"
     r"CU(BLAS|DNN|SOLVER)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|"
-    r"HSA_STATUS_ERROR|memory access fault by GPU|"
-    r"a small computation on it fails|a product that sums to"
+    r"HSA_STATUS_ERROR|memory access fault by GPU"
 )
 
 _PEER = (
     r"connection (closed|reset|refused|was (broken|closed))|broken pipe|socket closed|gloo|nccl|recvValueWithTimeout|"
     r"Watchdog caught collective operation timeout|"
-    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore|no rank published|\w+ was not published|"
-    r"the vault at \S+ cannot be reached|nobody holds the state|left the collective"
+    r"DistBackendError|DistNetworkError|DistStoreError|ProcessGroup|TCPStore"
 )
 
 _IN_ORDER = (

@@ -1,13 +1,14 @@
 """What a drill arranges in a run before it begins. Plain values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from orchestrator.domain.policy.numeric import Injection, Skip
 
 
 @dataclass(frozen=True)
 class NodeAddress:
-    """Where one node of a local cluster is, where not all are on loopback."""
+    """Where one node of a local cluster is."""
 
     address: str
     """IPv4."""
@@ -15,6 +16,8 @@ class NodeAddress:
     """Network interface that has the address."""
     namespace: str | None
     """File of the network namespace its processes run in; None: the driver's."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the node, as `ray start --labels` would set them."""
 
 
 @dataclass(frozen=True)

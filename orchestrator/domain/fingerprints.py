@@ -6,13 +6,16 @@ times do not count. Everything else is compared by digest or by value.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 
 Part = Literal["data", "tokenizer", "model", "code"]
 PARTS: tuple[Part, ...] = ("data", "tokenizer", "model", "code")
 
+DIGEST_HEX = 32
+"""Hexadecimal digits that are kept of the SHA-256 of a content."""
 NAMES_SHOWN = 5
 """Names of files in one message; the others are counted."""
 CHANGES_SHOWN = 12
@@ -30,7 +33,7 @@ class FileContent:
     name: str
     size_bytes: int
     digest: str
-    """First 32 hexadecimal digits of the SHA-256 of the content."""
+    """First `DIGEST_HEX` hexadecimal digits of the SHA-256 of the content."""
     kind: str
     """How a source file is read: its format, with `.gz` if it is compressed. Empty for other files."""
     stamp: Stamp
@@ -92,9 +95,9 @@ class Change:
     what: str
     """For people."""
     blocked: str | None = None
-    """Why a run cannot go on with it, even if it is accepted; None: it can."""
+    """Why a run cannot continue with the change even if it is accepted; None: it can."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str]:
         """For events and files."""
         return {"part": self.part, "what": self.what}
 
@@ -187,7 +190,7 @@ def compare_tokenizers(
     `own_vocabulary`: the model was built from scratch with as many rows as the tokenizer had tokens."""
     if before.digest == now.digest:
         return []
-    what, blocked = f"the tokenizer {name} is another one", None
+    what, blocked = f"the tokenizer {name} is a different one", None
     if before.vocab_size != now.vocab_size:
         what += f": {before.vocab_size:,} -> {now.vocab_size:,} tokens"
         if own_vocabulary:
@@ -203,7 +206,7 @@ def compare_models(before: ModelPrint, now: ModelPrint, name: str) -> list[Chang
     old, new = {file.name: file for file in before.files}, {file.name: file for file in now.files}
     if old and not new:
         reason = "its config is read at every start; put the directory back"
-        return [Change("model", f"the model directory {name} is gone, or holds no model any more", reason)]
+        return [Change("model", f"the model directory {name} is gone, or no longer contains a model", reason)]
     edited = [key for key in new if key in old and old[key].digest != new[key].digest]
     for names, verb in (
         (edited, "edited or replaced"),
@@ -239,24 +242,25 @@ KEPT_SETTINGS: dict[str, str] = {
     "task": "the weights were trained for another task",
     "model.kind": "the checkpoints hold the weights of another model",
     "model.architecture": "the checkpoints hold the weights of another architecture",
-    "tokenizer.kind": "a run keeps its tokenizer: with another one, ids mean other tokens",
+    "tokenizer.kind": "a run keeps its tokenizer: with a different one, ids would mean other tokens",
     "tokenizer.train": "the tokenizer of a run is never trained again: ids would mean other tokens",
     "train.global_batch": "steps are counted in global batches: positions in the data would not follow one another",
 }
-"""Settings that no run can go on with a change of, and why. A name stands for all that begin with it and a dot too."""
+"""Settings that must not change within a run, and why. A name also stands for all names that begin with it and a
+dot."""
 
 LEARNED_POSITIONS = {"gpt2": "n_positions", "gpt_neo": "max_position_embeddings", "bert": "max_position_embeddings"}
 """Architectures with a weight for each position, and the config field that says how many. Its default is the sequence
 length."""
 
 
-def settings_of(spec: JobSpec, local: Collection[str]) -> dict[str, Any]:
+def settings_of(spec: JobSpec, local: Collection[str]) -> JsonObject:
     """The settings that decide what the ids, the samples and the weights mean, by dotted name. Not those whose effect
-    is compared itself (which files a pattern finds, what a directory holds), nor those that a run may change as it
-    goes on: learning rate, steps, workers, ZeRO stage, intervals. `local`: names of models and tokenizers that are
-    paths of this machine, not ids of the Hub."""
+    is compared itself (which files a pattern finds, what a directory holds), nor those that may change within a run:
+    learning rate, steps, workers, ZeRO stage, intervals. `local`: names of models and tokenizers that are paths of this
+    machine, not ids of the Hub."""
     data, model, tokenizer = spec.data, spec.model, spec.tokenizer
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "task": spec.task,
         "model.kind": "pretrained" if model.pretrained is not None else "from scratch",
         "model.config": dict(model.config),
@@ -291,16 +295,16 @@ def settings_of(spec: JobSpec, local: Collection[str]) -> dict[str, Any]:
 
 
 def kept_settings(spec: JobSpec) -> dict[str, str]:
-    """More settings that this job cannot go on with a change of, and why."""
+    """More settings that must not change within this job's run, and why."""
     field = LEARNED_POSITIONS.get(spec.model.architecture or "")
     if field is None or field in spec.model.config:
         return {}
     return {"data.sequence_length": "the model has one embedding for each position of the old length"}
 
 
-def compare_settings(before: Mapping[str, Any], now: Mapping[str, Any], kept: Mapping[str, str]) -> list[Change]:
+def compare_settings(before: JsonFields, now: JsonFields, kept: Mapping[str, str]) -> list[Change]:
     """The changes of the settings. One that a side does not know is not compared: it is from another version, or
-    belongs to a part that is not there any more, of which another setting tells. `kept`: see `kept_settings`."""
+    belongs to a part that no longer exists, which another setting shows. `kept`: see `kept_settings`."""
     reasons = {**KEPT_SETTINGS, **kept}
     changes = []
     for name in before:
@@ -315,7 +319,7 @@ def _part_of(setting: str) -> Part:
     return "tokenizer" if head == "tokenizer" else "model" if head in ("model", "task") else "data"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
 

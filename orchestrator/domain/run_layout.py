@@ -1,4 +1,4 @@
-"""Where everything of a run lies. Paths only; nothing here touches the disk."""
+"""The paths of a run's files. Nothing here accesses the disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ class RunLayout:
         return self.root / "checkpoints"
 
     def checkpoint_place(self, storage: str | None) -> str:
-        """Where the run's checkpoints lie: a directory or URL. `storage` is `checkpoint.storage` of its spec."""
+        """The place of the run's checkpoints: a directory or URL. `storage` is `checkpoint.storage` of its spec."""
         return f"{storage.rstrip('/')}/{self.run_id}" if storage is not None else str(self.checkpoints)
 
     def checkpoint(self, step: int) -> Path:
@@ -90,7 +90,7 @@ class RunLayout:
         return self.root / "export"
 
     def export_in_work(self, tag: str) -> Path:
-        """Where an export is put together before it is `export`, whole. `tag`: of this attempt."""
+        """Where an export is assembled before it is renamed to `export`. `tag`: of this attempt."""
         return self.root / f"{EXPORT_IN_WORK}{tag}"
 
     @property

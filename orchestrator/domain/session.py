@@ -8,29 +8,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.policy.replay import StepRecord
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 
 
 class Leave(IntEnum):
-    """Why to leave training at a step boundary; where ranks were told different things, the highest counts."""
+    """Why to leave training at a step boundary; if ranks got different reasons, the highest counts."""
 
     NO = 0
     REGROUP = 1
-    """To form the gang anew, with other members. State goes to the vaults."""
+    """To form the next generation with other members. State goes to the vaults."""
     PARK = 2
-    """The same, but there may not be enough of them for a while: state goes to the vaults, and to storage."""
+    """The same, but there may be too few workers for a while: state goes to the vaults and to storage."""
     STOP = 3
-    """To end. State goes to storage."""
+    """To end the run. State goes to storage."""
 
     @property
     def regroup(self) -> bool:
-        """The gang goes on afterwards."""
+        """Whether training continues afterwards."""
         return self in (Leave.REGROUP, Leave.PARK)
 
 
@@ -46,12 +47,12 @@ class VaultAccess:
     generation: int = 0
     """Of the gang; states of different ones are never mixed."""
     attempt: str = ""
-    """Random, of this driver: tells files of its checkpoints from those of another one that came as far."""
+    """Random per driver: distinguishes files of its checkpoints from those of another driver at the same step."""
 
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where the state of one rank of an earlier gang lies."""
+    """Where the state of one rank of an earlier generation is."""
 
     rank: int
     vaults: tuple[str, ...]
@@ -60,7 +61,7 @@ class ShardPlace:
 
 @dataclass(frozen=True)
 class PeerState:
-    """A step whose whole state lies in vaults."""
+    """A step whose complete state is in vaults."""
 
     generation: int
     step: int
@@ -72,7 +73,7 @@ class PeerState:
 class TrainPlan:
     """All a worker needs to train, the same on every rank. Plain values only, so it travels anywhere."""
 
-    spec: dict[str, Any]
+    spec: JsonObject
     """`JobSpec.model_dump(mode="json")`."""
     run_dir: str
     """The run's directory as the driver sees it."""
@@ -89,13 +90,13 @@ class TrainPlan:
     peer_state: PeerState | None = None
     """What to restore instead, out of the vaults."""
     expected: StepRecord | None = None
-    """What the first step after a restore gave when it was made before; it has to give that again."""
+    """The record of the first step after a restore; it must give the same result again."""
     export: bool = True
     """Write `export/` when training ends."""
     skips: tuple[tuple[int, int], ...] = ()
     """(first position, positions) of samples that are left out, whole batches."""
     injections: tuple[Injection, ...] = ()
-    """Faults to make on purpose, each once."""
+    """Faults to inject, each once."""
     lease: int = 0
     """Token of the driver that made the plan."""
 
@@ -113,19 +114,19 @@ class TrainResult:
     finished: bool
     """False when it left at a step boundary because it was asked to."""
     regroup: bool = False
-    """It left for the gang to be formed anew: its state of `step` is in its node's vault."""
+    """It left so that the gang can be formed again: its state of `step` is in its node's vault."""
     unsaved: str | None = None
-    """Why the state of the last step could not be saved, when it should have been; nothing is exported then."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    """Why the state of the last step could not be saved although it should have been; nothing is exported then."""
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Question:
     """A function of a worker, `module:function`, and what it is given: plain values, and `thorough`, which is true for
-    one worker only. It raises a UsageError if the run must not go on."""
+    one worker only. It raises a UsageError if the run must not continue."""
 
     entry: str
-    value: dict[str, Any]
+    value: JsonObject
 
 
 class Session(Protocol):
@@ -148,41 +149,41 @@ class Session(Protocol):
     def report_step(self, report: StepReport) -> None:
         """Rank 0 only. Never blocks training: queued."""
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        """Queue an event; the session stamps the time."""
+    def report_event(self, body: EventBody) -> None:
+        """Queue an event; the session adds the time."""
 
     def beat(self, step: int, phase: Phase) -> None:
-        """Say that the training thread enters a phase of a step (0: of none). Every rank makes the same beats in the
+        """Mark that the training thread enters a phase of a step (0: of none). Every rank makes the same beats in the
         same order. Cheap, takes no lock."""
 
     def progress(self) -> None:
-        """Say that a part of something long is done: a chunk written, read or checked, a collective completed. Whatever
-        may take longer than a few seconds within a phase has to call it, or the worker is taken for hung. Not compared
-        between ranks, so each may call it as often as it likes. Cheap, takes no lock, for any thread."""
+        """Mark that a part of a long operation is done: a chunk written, read or checked, a collective completed. Any
+        operation that may take longer than a few seconds within a phase must call it, or the worker counts as hung. Not
+        compared between ranks, so each may call it as often as it likes. Cheap, takes no lock, for any thread."""
 
     def leave(self) -> Leave:
-        """Whether the driver wants training to be left at the next step boundary, and what for. Local and cheap; the
-        loop agrees on the answer across ranks itself, in its per-step collective."""
+        """Whether and why the driver wants training to stop at the next step boundary. Local and cheap; the loop agrees
+        on the answer across ranks itself, in its per-step collective."""
 
     def save_asked(self) -> bool:
         """Whether the driver wants a checkpoint of the next step boundary; true once for each time it does."""
 
     @property
     def vault(self) -> VaultAccess | None:
-        """This node's vault; None where there is none. Between two steps it may become another one: see `use_vault` of
+        """This node's vault; None if there is none. Between two steps it may become another one: see `use_vault` of
         the worker's agent."""
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
-        """What to call, again and again from another thread, to get the training thread out of a collective whose
-        other side is gone. None: nothing any more."""
+        """Register a function that another thread calls repeatedly to interrupt the training thread in a collective
+        whose other side is gone. None: unregister it."""
 
     def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
-        """What tells from another thread how far this rank's collectives are. None: nothing any more."""
+        """Register a function that returns, in any thread, how far this rank's collectives are. None: unregister it."""
 
     @property
     def interrupted(self) -> bool:
         """Whether the driver has interrupted this generation. On a GPU collectives then return garbage in place of an
-        error: whatever was computed since the last look must not be used."""
+        error: results computed since the last check must not be used."""
 
     def publish(self, key: str, value: str) -> None:
         """Make a small value visible to the other ranks of this generation."""
@@ -195,13 +196,13 @@ class Session(Protocol):
         """Whether this worker sees the driver's files under the driver's paths."""
 
     def fetch(self, path: str) -> Path:
-        """A local copy of a file or directory the driver sees at `path`; the path itself where the file
-        system is shared. Raises FileNotFoundError."""
+        """A local copy of a file or directory that the driver sees at `path`; the path itself if the file system is
+        shared. Raises FileNotFoundError."""
 
     def store(self, local: Path, path: str) -> None:
-        """Put a finished local file at `path` on the driver's side, atomically. Does nothing where `local`
+        """Put a finished local file at `path` on the driver's side, atomically. Does nothing if `local`
         already is that file."""
 
     def move_into_place(self, path: str, final: str) -> None:
-        """Let the finished directory at `path` on the driver's side be `final` beside it, replacing a directory that is
-        there: it is seen whole or not at all. Raises OSError."""
+        """Rename the finished directory at `path` on the driver's side to `final` beside it, replacing an existing
+        directory: it appears complete or not at all. Raises OSError."""

@@ -1,4 +1,4 @@
-"""How long operations report progress: they call a `Tick` after each part, many times a minute."""
+"""Progress of long operations: they call a `Tick` after each part, many times a minute."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ Tick = Callable[[], None]
 
 
 def no_tick() -> None:
-    """For callers that nobody watches."""
+    """For callers without a watcher."""

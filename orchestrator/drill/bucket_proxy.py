@@ -28,7 +28,7 @@ class Link:
         self._listen()
 
     def cut(self) -> None:
-        """Refuse new connections, as nobody listens any more, and reset those there are."""
+        """Refuse new connections by closing the listener, and reset existing ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             connections, self._open = self._open, set()
@@ -43,7 +43,7 @@ class Link:
             connection.close()
 
     def mend(self) -> None:
-        """Forward again, from the same port. Raises OSError where another program has taken that meanwhile."""
+        """Forward again, from the same port. Raises OSError if another program has taken that meanwhile."""
         if self._listener is None:
             self._listen()
 

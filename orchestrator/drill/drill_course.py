@@ -1,9 +1,8 @@
-"""The course of a drill: the undisturbed run, the one with faults, and what comes of comparing them."""
+"""The course of a drill: the undisturbed run, the run with faults, and their comparison."""
 
 import contextlib
 import os
 import random
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +11,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from orchestrator.clusters.ray.ray_settings import require_token
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.events import CheckpointSaved, Event, Observer, RunState, TrainingPlanned
 from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.policy.replay import LOW_PRECISION_TOLERANCE
 from orchestrator.domain.policy.scorecard import (
-    FP32_TOLERANCE,
-    LOW_PRECISION_TOLERANCE,
+    LOSS_FP32_TOLERANCE,
     DrillFault,
     FaultResult,
     Scorecard,
@@ -61,14 +61,14 @@ def drill(
     stop: threading.Event,
     tell: Callable[[str], None],
 ) -> Scorecard | None:
-    """Run `job` undisturbed, then with `times` faults spread over its steps; None where stopped.
+    """Run `job` undisturbed, then with `times` faults spread over its steps; None if stopped.
 
-    `tell` is given what there is to say to people beside the runs' events. Raises UsageError where the job cannot be
-    drilled: it must run on a local cluster and have steps enough, and this machine must permit the fault.
+    `tell` gets messages for the user beside the runs' events. Raises UsageError if the job cannot be drilled: it must
+    run on a local cluster with enough steps, and this machine must permit the fault.
     """
     if job.spec.cluster.address is not None:
         raise UsageError(
-            "a drill kills nodes, and does so on a local cluster only",
+            "a drill kills nodes and needs a local cluster",
             hint="--set cluster.nodes=4, and remove cluster.address",
         )
     limited_disk.sweep()
@@ -82,7 +82,7 @@ def drill(
     if stop.is_set():
         return None
     if undisturbed.state is not RunState.SUCCEEDED:
-        raise UsageError(f"the job does not finish even undisturbed: {undisturbed.reason}")
+        raise UsageError(f"the job does not finish even without faults: {undisturbed.reason}")
     when = _strike_steps(undisturbed.step, times)
     seen = Undisturbed(undisturbed.step, watch.micro_batch, watch.checkpoint_bytes)
     _require(fault, times, job, machine, seen)
@@ -101,7 +101,7 @@ def drill(
 
 
 def look_at_machine(fault: DrillFault, environment: Mapping[str, str]) -> Machine:
-    """What this machine permits, as far as the fault asks for it: tried, not guessed."""
+    """What this machine permits, as far as the fault needs it; found by trying."""
     asks = {fault} if fault is not DrillFault.RANDOM else set(DrillFault)
     return Machine(
         no_mount=limited_disk.why_not() if DrillFault.DISK_FULL in asks else None,
@@ -125,20 +125,21 @@ def _strike_steps(steps: int, times: int) -> tuple[int, ...]:
 
 
 class _Watch:
-    """Observer of the undisturbed run: what of it plans the other one."""
+    """Observer of the undisturbed run: collects what the plan of the other run needs."""
 
     def __init__(self) -> None:
         self.micro_batch = 1
         self.checkpoint_bytes = 0
 
     def on_event(self, event: Event) -> None:
-        if event.kind is EventKind.PLAN:
-            self.micro_batch = int(event.fields["micro_batch"])
-        elif event.kind is EventKind.CHECKPOINT_SAVED:
-            self.checkpoint_bytes = max(self.checkpoint_bytes, int(event.fields["bytes"]))
+        match event.body:
+            case TrainingPlanned() as plan:
+                self.micro_batch = plan.micro_batch
+            case CheckpointSaved() as saved:
+                self.checkpoint_bytes = max(self.checkpoint_bytes, saved.bytes)
 
     def on_step(self, report: StepReport) -> None:
-        """Steps say nothing that is asked."""
+        """Nothing: steps are not needed."""
 
 
 def _disturbed(
@@ -149,7 +150,7 @@ def _disturbed(
     observers: Sequence[Observer],
     stop: threading.Event,
 ) -> tuple[RunOutcome, list[FaultResult]]:
-    """The run with the faults in it."""
+    """The run with the faults."""
     faults = {fault for _, fault in planned}
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
@@ -157,18 +158,20 @@ def _disturbed(
         nodes = job.spec.cluster.nodes or 1
         net = stack.enter_context(_networked(environment, nodes)) if DrillFault.PARTITION in faults else None
         arranged = Arranged(injections(planned, job.spec, draw), nodes=net.nodes if net is not None else ())
-        run = DrilledRun(job, home, arranged, environment, observers)
+        run = DrilledRun(job, home, arranged, environment)
         means = Means(environment, run.kill, job.spec.checkpoint.storage, DrillFault.DISK_FULL in faults, link, net)
         injector = Injector(home, [each for each in planned if each[1] not in INJECTED], draw, means)
         stack.callback(injector.close)
-        run.observers.insert(0, injector)
+        run.watch("the drill", injector, essential=True)
+        for number, observer in enumerate(observers, 1):
+            run.watch(f"observer {number}, {type(observer).__name__}", observer)
         outcome = run.carry(stop)
     return outcome, injector.tally.results
 
 
 @contextlib.contextmanager
 def _proxied(environment: dict[str, str]) -> Iterator[Link]:
-    """A proxy in front of the endpoint that the environment names, which names the proxy then."""
+    """A proxy in front of the endpoint in the environment, which then names the proxy."""
     name = next(name for name in ENDPOINTS if environment.get(name))
     endpoint = urlsplit(environment[name])
     link = Link(str(endpoint.hostname), endpoint.port or 80)
@@ -183,8 +186,7 @@ def _proxied(environment: dict[str, str]) -> Iterator[Link]:
 def _networked(environment: dict[str, str], nodes: int) -> Iterator[node_network.Network]:
     """A network for the nodes, and a token for the cluster on it."""
     made = node_network.Network(nodes)
-    environment.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    require_token(environment)
     try:
         yield made
     finally:
@@ -206,7 +208,7 @@ def _score(
         data_exact=proof.ok,
         max_loss_difference=max_relative_difference(losses, _losses(undisturbed)),
         samples_left_out=proof.skipped_samples,
-        tolerance=FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
+        tolerance=LOSS_FP32_TOLERANCE if job.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE,
     )
 
 

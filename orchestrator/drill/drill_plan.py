@@ -41,7 +41,7 @@ class Machine:
     no_network: str | None
     """Why it cannot make network namespaces; None: it can."""
     endpoint: str
-    """Of S3, as the environment has it; empty where it has none."""
+    """Of S3, as the environment has it; empty if it has none."""
     memory_bytes: int
     """Available."""
 
@@ -53,11 +53,11 @@ class Undisturbed:
     steps: int
     micro_batch: int
     checkpoint_bytes: int
-    """Of the largest one; 0 where none was written."""
+    """Of the largest one; 0 if none was written."""
 
 
 def most(fault: DrillFault, spec: JobSpec, seen: Undisturbed | None) -> int | None:
-    """How many faults of a kind the job gets over by its spec; None where nothing says so."""
+    """How many faults of a kind the job gets over by its spec; None if nothing says so."""
     recovery = spec.recovery
     if fault is DrillFault.NAN:  # with `stop` one shows that it does not
         return {"rollback_and_skip": recovery.max_rollbacks, "stop": 1, "continue": 0}[recovery.on_nan]
@@ -69,7 +69,7 @@ def most(fault: DrillFault, spec: JobSpec, seen: Undisturbed | None) -> int | No
 def objection(
     fault: DrillFault, times: int, spec: JobSpec, machine: Machine, seen: Undisturbed | None = None
 ) -> Objection | None:
-    """Why the job or the machine does not permit so many faults of a kind; None where they do.
+    """Why the job or the machine does not permit so many faults of a kind; None if they do.
 
     Without `seen` what only the undisturbed run can show is left open.
     """
@@ -78,12 +78,12 @@ def objection(
         return _too_many(fault, times, spec)
     if fault in ON_NODES and (spec.cluster.nodes or 1) < 2:
         return Objection(
-            f"{fault.value} takes a node that is not the head, and the cluster has but one", "--set cluster.nodes=3"
+            f"{fault.value} needs a node besides the head, and the cluster has only one", "--set cluster.nodes=3"
         )
     if fault is DrillFault.PARTITION and machine.no_network is not None:
         return Objection(
-            f"partition gives each node a network namespace of its own, which is not permitted: {machine.no_network}",
-            "run it as root (CAP_NET_ADMIN and CAP_SYS_ADMIN) with iproute2 installed, or take --fault silence-node",
+            f"partition gives each node its own network namespace, which is not permitted: {machine.no_network}",
+            "run it as root (CAP_NET_ADMIN and CAP_SYS_ADMIN) with iproute2 installed, or use --fault silence-node",
         )
     steps, needed = seen.steps if seen is not None else spec.train.steps, (times + 1) * 2 * WINDOW_STEPS
     if fault is DrillFault.SLOW_RANK and steps is not None and steps < needed:
@@ -97,13 +97,13 @@ def objection(
 def _too_many(fault: DrillFault, times: int, spec: JobSpec) -> Objection:
     if fault is DrillFault.OOM:
         return Objection(
-            f"want of memory is got over by halving the micro batch, and that of this job cannot be halved {times}"
+            f"OOM recovery halves the micro batch, and that of this job cannot be halved {times}"
             f" time{'s' if times != 1 else ''}",
             f"--set train.micro_batch={2**times}, or more",
         )
     recovery = spec.recovery
     return Objection(
-        f"{times} numeric faults are more than the job would get over: recovery.on_nan is"
+        f"{times} numeric faults are more than the job recovers from: recovery.on_nan is"
         f" {recovery.on_nan}, recovery.max_rollbacks {recovery.max_rollbacks}",
         f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}",
     )
@@ -116,19 +116,19 @@ def _of_storage(
     bucket = checkpoint.storage is not None and is_url(checkpoint.storage)
     if fault is DrillFault.BUCKET_DOWN and not (bucket and str(checkpoint.storage).startswith("s3://")):
         return Objection(
-            "bucket-down cuts the way to a bucket, and the job has none of S3: checkpoint.storage is"
+            "bucket-down makes an S3 bucket unreachable, and the job has none: checkpoint.storage is"
             f" {checkpoint.storage or 'the run directory'}",
             "--set checkpoint.storage=s3://bucket/path, with AWS_ENDPOINT_URL and credentials in the environment",
         )
     if fault is DrillFault.BUCKET_DOWN and urlsplit(machine.endpoint).scheme != "http":
         return Objection(
-            "bucket-down puts a proxy in front of the bucket's endpoint, which has to be an http:// one:"
-            f" AWS_ENDPOINT_URL is {machine.endpoint or 'not set'} (a certificate would not fit the proxy's address)",
-            "drill against an S3 server of your own",
+            "bucket-down puts a proxy in front of the bucket's endpoint, which must be an http:// one:"
+            f" AWS_ENDPOINT_URL is {machine.endpoint or 'not set'} (a certificate would not match the proxy's address)",
+            "use your own S3 server for the drill",
         )
     if fault is DrillFault.DISK_FULL and bucket:
         return Objection(
-            f"disk-full fills a directory, and checkpoint.storage is {checkpoint.storage}", "take --fault bucket-down"
+            f"disk-full fills a directory, and checkpoint.storage is {checkpoint.storage}", "use --fault bucket-down"
         )
     if fault is DrillFault.DISK_FULL and machine.no_mount is not None:
         return Objection(
@@ -138,8 +138,7 @@ def _of_storage(
     every = checkpoint.interval_steps
     if not isinstance(every, int):
         return Objection(
-            f"{fault.value} shows where checkpoints are written while it lasts and after: checkpoint.interval_steps is"
-            f" {every}",
+            f"{fault.value} needs checkpoints during the fault and after it: checkpoint.interval_steps is {every}",
             "--set checkpoint.interval_steps=10",
         )
     if seen is None:
@@ -152,8 +151,8 @@ def _of_storage(
     need = seen.checkpoint_bytes * (checkpoint.keep_last + CHECKPOINTS_IN_MEMORY)
     if fault is DrillFault.DISK_FULL and need > machine.memory_bytes // 2:
         return Objection(
-            f"disk-full keeps the run's checkpoints in memory: {need / 2**30:.1f} GiB, more than half of what is free",
-            "a smaller model, or a lower checkpoint.keep_last",
+            f"disk-full keeps the run's checkpoints in memory: {need / 2**30:.1f} GiB, over half of the free memory",
+            "use a smaller model, or a lower checkpoint.keep_last",
         )
     return None
 

@@ -3,24 +3,37 @@
 from dataclasses import replace
 
 from orchestrator.checkpoint.storage.storage import StorageFault
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Event,
+    EventBody,
+    FaultInjected,
+    GangResized,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    TrainingPlanned,
+    WorkerSlow,
+)
 from orchestrator.domain.policy.scorecard import DrillFault, FaultResult
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.drill_plan import ON_STORAGE
 
 LOSES_NOBODY = (*ON_STORAGE, DrillFault.SLOW_RANK, DrillFault.KILL_DRIVER)
-"""The gang is not formed anew for them by a driver that lives on: the end of a recovery is not theirs."""
+"""A surviving driver forms no new generation for these faults, so the end of a recovery does not end them."""
 SAYS = {DrillFault.DISK_FULL: StorageFault.FULL.value, DrillFault.BUCKET_DOWN: StorageFault.UNREACHABLE.value}
-"""`fault` of the event that tells of it."""
+"""`fault` of the event that reports it."""
 
 
 class DrillTally:
-    """One fault at a time: `struck` opens it, and what tells that it is got over closes it.
+    """One fault at a time: `struck` opens it, and an event or step that shows the recovery closes it.
 
-    Most are known by `recovery.started` and over with `recovery.finished`. A slow worker and a node that is about to go
-    are known by their own events, and over with a step that everybody makes afterwards; a lost driver by another one's
-    beginning, and over with its first step. Storage that fails is known by `checkpoint.failed`, and over with the next
-    checkpoint that is saved.
+    Most are detected by `recovery.started` and end with `recovery.finished`. A slow worker and a draining node are
+    detected by their own events and end with a later step of all workers; a lost driver is detected by the start of the
+    next one and ends with its first step. Failing storage is detected by `checkpoint.failed` and ends with the next
+    saved checkpoint.
     """
 
     def __init__(self) -> None:
@@ -32,16 +45,16 @@ class DrillTally:
         self._again = 0
         """Steps made once more since the fault."""
         self._left = False
-        """The gang was formed anew since a node was announced to go."""
+        """The gang was formed again since a node was announced as draining."""
 
     @property
     def open(self) -> DrillFault | None:
-        """The fault that is not got over yet."""
+        """The fault that is not recovered from yet."""
         return None if self.struck_s is None else DrillFault(self.results[-1].fault)
 
     @property
     def known(self) -> bool:
-        """The open fault has been told of."""
+        """The open fault has been detected."""
         return self.struck_s is not None and self.results[-1].detection_s is not None
 
     def struck(self, fault: DrillFault, step: int, rank: int | None, time_s: float) -> None:
@@ -55,25 +68,30 @@ class DrillTally:
 
     def on_event(self, event: Event) -> None:
         """Take one event."""
-        fields, fault = event.fields, self.open
-        if event.kind is EventKind.PLAN:
-            self._world_size = int(fields["world_size"])
-        elif event.kind is EventKind.FAULT_INJECTED:
-            self.struck(DrillFault(fields["fault"]), int(fields["step"]) - 1, int(fields["rank"]), event.time_s)
-        elif fault is None:
-            return
-        elif event.kind is EventKind.RESIZED:
-            self._left = self._left or fault is DrillFault.DRAIN_NODE
-        elif _tells_of(event, fault, self.results[-1].rank):
-            self._detected(float(fields.get("detected_s", event.time_s)))
-            if fault is DrillFault.KILL_DRIVER:
-                self._again = max(0, self._furthest - int(fields["resumed_from_step"] or 0))
-        elif event.kind is EventKind.RECOVERY_STARTED and fault not in LOSES_NOBODY:
-            self._detected(float(fields["detected_s"]))
-        elif event.kind is EventKind.RECOVERED and fault not in LOSES_NOBODY:
-            self._over(event.time_s, int(fields["steps_recomputed"]), int(fields["world_size"]))
-        elif event.kind is EventKind.CHECKPOINT_SAVED and fault in ON_STORAGE and self.known:
-            self._over(event.time_s, self._again, self._world_size)
+        match event.body:
+            case TrainingPlanned() as plan:
+                self._world_size = plan.world_size
+            case FaultInjected() as made:
+                self.struck(DrillFault(made.fault), made.step - 1, made.rank, event.time_s)
+            case body if self.open is not None:
+                self._follow(body, event.time_s, self.open)
+
+    def _follow(self, body: EventBody, time_s: float, fault: DrillFault) -> None:
+        """Take an event while a fault is open."""
+        loses = fault not in LOSES_NOBODY
+        match body:
+            case GangResized():
+                self._left = self._left or fault is DrillFault.DRAIN_NODE
+            case _ if _tells_of(body, fault, self.results[-1].rank):
+                self._detected(time_s)
+                if isinstance(body, RunCreated):
+                    self._again = max(0, self._furthest - (body.resumed_from_step or 0))
+            case RecoveryStarted() as recovery if loses:
+                self._detected(recovery.detected_s)
+            case RecoveryFinished() as recovered if loses:
+                self._over(time_s, recovered.steps_recomputed, recovered.world_size)
+            case CheckpointSaved() if fault in ON_STORAGE and self.known:
+                self._over(time_s, self._again, self._world_size)
 
     def on_step(self, report: StepReport) -> None:
         """Take the report of one step."""
@@ -103,13 +121,12 @@ class DrillTally:
         self.struck_s, self._left = None, False
 
 
-def _tells_of(event: Event, fault: DrillFault, rank: int | None) -> bool:
+def _tells_of(body: EventBody, fault: DrillFault, rank: int | None) -> bool:
     """Whether it is the event by which a fault without a recovery is known."""
     if fault in ON_STORAGE:  # a checkpoint may fail for another reason, with a lost vault for one
-        return event.kind is EventKind.CHECKPOINT_FAILED and event.fields["fault"] == SAYS[fault]
+        return isinstance(body, CheckpointFailed) and body.fault == SAYS[fault]
     if fault is DrillFault.KILL_DRIVER:
-        return event.kind is EventKind.RUN_CREATED
+        return isinstance(body, RunCreated)
     if fault is DrillFault.DRAIN_NODE:
-        return event.kind is EventKind.NODE_DRAINING
-    slow = event.kind is EventKind.WORKER_SLOW and bool(event.fields["slow"])
-    return fault is DrillFault.SLOW_RANK and slow and int(event.fields["rank"]) == rank
+        return isinstance(body, NodeDraining)
+    return fault is DrillFault.SLOW_RANK and isinstance(body, WorkerSlow) and body.slow and body.rank == rank

@@ -1,4 +1,4 @@
-"""The drilled run as this process sees it: a driver that can be killed, and another that goes on."""
+"""The drilled run as this process sees it: a driver that can be killed, and another that resumes."""
 
 import json
 import os
@@ -8,17 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from orchestrator.clusters.ray.processes import start_bound
 from orchestrator.domain.errors import ConvoyError, UsageError
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.events import FaultInjected, Observer, RunCreated, RunState
+from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, optional, parse_object, text
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.run.launcher import RunOutcome
 from orchestrator.spec.loading.load import LoadedJob
 
@@ -36,15 +38,19 @@ class DrilledRun:
         home: Path,
         arranged: Arranged,
         environment: Mapping[str, str],
-        observers: Sequence[Observer],
     ) -> None:
-        """`environment`: of the driver. Observers are called in this process, by the thread that calls `carry`."""
-        self.observers = list(observers)
+        """`environment`: of the driver."""
+        self._bus = EventBus()
         self._job, self._home, self._environment = job, home, environment
         self._injections, self._nodes = arranged.injections, arranged.nodes
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self._run_dir: Path | None = None
+
+    def watch(self, name: str, observer: Observer, essential: bool = False) -> None:
+        """Deliver its events and steps to an observer of this process, by the thread that calls `carry`; see
+        `EventBus.add`."""
+        self._bus.add(name, observer, essential)
 
     def kill(self) -> None:
         """SIGKILL to the driver; `carry` starts another one, which resumes the run."""
@@ -64,7 +70,7 @@ class DrilledRun:
                 return outcome
 
     def _drive(self, stop: threading.Event) -> RunOutcome | None:
-        """One driver; None where it was killed by us."""
+        """One driver; None if it was killed by us."""
         self._process = process = start_bound(
             [sys.executable, "-m", "orchestrator.drill.driver_child"], self._environment, talks=True
         )
@@ -83,13 +89,13 @@ class DrilledRun:
             process.stdin.close()
             last = self._listen(process, stop)
         finally:
-            process.kill()  # it has ended, unless an observer raised
+            process.kill()  # it has ended, unless an essential observer raised
             process.wait()
         if last is not None and "outcome" in last:
-            return _outcome(last["outcome"])
+            return _outcome(mapping(last, "outcome"))
         if last is not None:
             kind = UsageError if last["exit_code"] == UsageError.exit_code else ConvoyError
-            raise kind(last["error"], last["hint"])
+            raise kind(text(last, "error"), optional(text, last, "hint"))
         if self._killed and self._run_dir is not None and not stop.is_set():
             return None
         if stop.is_set():
@@ -100,8 +106,9 @@ class DrilledRun:
         where = self._run_dir or self._home
         return RunOutcome(where.name, where, RunState.STOPPED, "stopped on request", 0, 130)
 
-    def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> dict[str, Any] | None:
-        """Everything it says, to the observers, until it has nothing more to say; its last words, where it had some."""
+    def _listen(self, process: subprocess.Popen[bytes], stop: threading.Event) -> JsonObject | None:
+        """Pass everything that the driver reports to the observers until it ends; return its final message, if there is
+        one."""
         assert process.stdout is not None
         rest, last, deadline = b"", None, float("inf")
         while True:
@@ -117,43 +124,38 @@ class DrilledRun:
                 return last  # what is in `rest` is a line that was cut off
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                said = json.loads(line)
+                said = parse_object(line)
                 if not self._tell(said):
                     last = said
 
-    def _tell(self, said: dict[str, Any]) -> bool:
-        """Pass on an event or a step; False where it is neither."""
+    def _tell(self, said: JsonFields) -> bool:
+        """Pass on an event or a step; False if it is neither."""
         if "step" in said:
-            report = StepReport.from_json(said["step"])
-            self._each(lambda observer: observer.on_step(report))
+            self._bus.publish(StepReport.from_json(mapping(said, "step")))
             return True
         if "event" not in said:
             return False
-        event = Event(EventKind(said["event"]), float(said["time_s"]), said["fields"])
-        if event.kind is EventKind.RUN_CREATED:
-            self._run_dir = self._home / str(event.fields["run_id"])
-        elif event.kind is EventKind.FAULT_INJECTED:
-            self._injections = _without(self._injections, event.fields)
-        self._each(lambda observer: observer.on_event(event))
+        event = decode_event(mapping(said, "event"))
+        if event is None:
+            raise RuntimeError(f"the run's driver wrote an event that cannot be read: {said}")
+        if isinstance(event.body, RunCreated):
+            self._run_dir = self._home / event.body.run_id
+        elif isinstance(event.body, FaultInjected):
+            self._injections = _without(self._injections, event.body)
+        self._bus.publish(event)
         return True
 
-    def _each(self, call: Callable[[Observer], None]) -> None:
-        for observer in self.observers:
-            call(observer)
+
+def _without(injections: Sequence[Injection], came: FaultInjected) -> tuple[Injection, ...]:
+    return tuple(each for each in injections if (each.kind, each.step, each.rank) != (came.fault, came.step, came.rank))
 
 
-def _without(injections: Sequence[Injection], came: Mapping[str, Any]) -> tuple[Injection, ...]:
-    return tuple(
-        each for each in injections if (each.kind, each.step, each.rank) != (came["fault"], came["step"], came["rank"])
-    )
-
-
-def _outcome(value: dict[str, Any]) -> RunOutcome:
+def _outcome(value: JsonFields) -> RunOutcome:
     return RunOutcome(
-        run_id=value["run_id"],
-        run_dir=Path(value["run_dir"]),
-        state=RunState(value["state"]),
-        reason=value["reason"],
-        step=int(value["step"]),
-        exit_code=int(value["exit_code"]),
+        run_id=text(value, "run_id"),
+        run_dir=Path(text(value, "run_dir")),
+        state=RunState(text(value, "state")),
+        reason=optional(text, value, "reason"),
+        step=integer(value, "step"),
+        exit_code=integer(value, "exit_code"),
     )

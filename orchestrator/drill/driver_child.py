@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import Event
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.domain.fault_plan import Arranged, NodeAddress
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.step_report import StepReport
@@ -29,7 +30,7 @@ class Relay:
         self._lock = threading.Lock()
 
     def on_event(self, event: Event) -> None:
-        self.send({"event": event.kind.value, "time_s": event.time_s, "fields": event.fields})
+        self.send({"event": encode_event(event)})
 
     def on_step(self, report: StepReport) -> None:
         self.send({"step": report.to_json()})
@@ -42,7 +43,7 @@ class Relay:
 
 
 def main() -> int:
-    """Carry the run; 0 where there is an outcome."""
+    """Run the driver; 0 if there is an outcome."""
     relay, stop = Relay(_private_stdout()), threading.Event()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

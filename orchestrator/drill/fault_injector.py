@@ -14,9 +14,19 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.clusters.ray.node_processes import raylet_of
+from orchestrator.clusters.ray.node_processes import is_head, node_id_of, raylet_of
 from orchestrator.domain.errors import CheckpointError, ClusterError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    ClusterReady,
+    Event,
+    GangResized,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    StateChanged,
+    WorkerSlow,
+    WorkerStarted,
+)
 from orchestrator.domain.policy.scorecard import DrillFault
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
@@ -25,7 +35,7 @@ from orchestrator.drill.drill_plan import ON_NODES, ON_STORAGE, Planned
 from orchestrator.drill.drill_tally import DrillTally
 from orchestrator.drill.limited_disk import Disk
 from orchestrator.drill.node_network import Network
-from orchestrator.drill.process_faults import Brake, argument, is_head, send
+from orchestrator.drill.process_faults import Brake, send
 from orchestrator.drill.shard_damage import corrupt_newest
 
 SHORTEST_BURST_S = 0.02
@@ -51,10 +61,10 @@ class Means:
 
 
 class Injector:
-    """Observer that strikes when a step it waits for has been reported, one fault at a time.
+    """Observer that injects a fault when a planned step has been reported, one fault at a time.
 
-    The next fault waits until the one before is got over. What workers do to themselves (`plan.INJECTED`) is arranged
-    in the run, not here.
+    The next fault waits until the run has recovered from the previous one. Faults that workers inject themselves
+    (`drill_plan.INJECTED`) are part of the run's plan.
     """
 
     def __init__(self, home: Path, planned: Sequence[Planned], draw: random.Random, means: Means) -> None:
@@ -73,38 +83,41 @@ class Injector:
         self._slow: set[int] = set()
 
     def on_event(self, event: Event) -> None:
-        """Learn where the workers are; end a fault that lasts until it is known."""
-        fields = event.fields
+        """Record where the workers are; end a fault that lasts until it is detected."""
         self.tally.on_event(event)
-        if event.kind is EventKind.RUN_CREATED:
-            self._pids.clear()
-            if self._means.network is not None:  # another driver's cluster has nodes at the same places
-                self._means.network.mend()
-            self._layout = RunLayout(self._home / str(fields["run_id"]))
-            if self._means.fills_disk and self._disk is None:
-                self._disk = Disk(Path(self._place(self._layout)))
-        elif event.kind is EventKind.WORKER_STARTED:
-            self._pids[int(fields["rank"])] = int(fields["pid"])
-            self._nodes[int(fields["rank"])] = str(fields["node"])
-        elif event.kind is EventKind.CLUSTER_READY:
-            self._address = str(fields["address"])
-        elif event.kind is EventKind.RESIZED:
-            self._pids.clear()  # ranks are dealt out anew
-        elif event.kind is EventKind.RECOVERY_STARTED:
-            self._pids.clear()
-            if self._brake is not None:  # it was to be slow, and somebody was lost for it: not what must happen
+        match event.body:
+            case RunCreated() as run:
+                self._begin(RunLayout(self._home / run.run_id))
+            case WorkerStarted() as worker:
+                self._pids[worker.rank] = worker.pid
+                self._nodes[worker.rank] = worker.node
+            case ClusterReady() as cluster:
+                self._address = cluster.address
+            case GangResized():
+                self._pids.clear()  # the ranks are assigned again
+            case RecoveryStarted():
+                self._pids.clear()
+                if self._brake is not None:  # a worker was lost because it was slow, which must not happen
+                    self._lift()
+                    self.tally.give_up()
+            case WorkerSlow() as worker:
+                self._slow = self._slow | {worker.rank} if worker.slow else self._slow - {worker.rank}
+            case StateChanged(state) if state in ENDED:
                 self._lift()
-                self.tally.give_up()
-        elif event.kind is EventKind.WORKER_SLOW:
-            rank = int(fields["rank"])
-            self._slow = self._slow | {rank} if fields["slow"] else self._slow - {rank}
-        elif event.kind is EventKind.STATE_CHANGED and RunState(fields["state"]) in ENDED:
-            self._lift()
         if self.tally.known:
             self._lift()
 
+    def _begin(self, layout: RunLayout) -> None:
+        """A driver has taken up the run."""
+        self._pids.clear()
+        if self._means.network is not None:  # another driver's cluster has nodes at the same places
+            self._means.network.mend()
+        self._layout = layout
+        if self._means.fills_disk and self._disk is None:
+            self._disk = Disk(Path(self._place(layout)))
+
     def on_step(self, report: StepReport) -> None:
-        """Strike where it is time to."""
+        """Inject a fault if it is due."""
         self.tally.on_step(report)
         if self.tally.open is None and self._planned and report.step >= self._planned[0][0] and self._pids:
             _, fault = self._planned.pop(0)
@@ -113,7 +126,7 @@ class Injector:
                 self._strike(fault, report)
 
     def close(self) -> None:
-        """End what still lasts, and bring the run's checkpoints to where they belong."""
+        """End faults that still last, and move the run's checkpoints back to their place."""
         self._lift()
         disk, self._disk = self._disk, None
         if disk is not None:
@@ -153,7 +166,7 @@ class Injector:
         self.tally.struck(fault, report.step, rank, struck_s)
 
     def _victim(self, fault: DrillFault) -> int | None:
-        """A rank, of a node beside the head's where there is one; None where the fault finds nobody."""
+        """A rank, on a node other than the head if there is one; None if there is no target."""
         on_other_nodes = {rank: pid for rank, pid in self._pids.items() if not is_head(raylet_of(pid))}
         if fault in ON_NODES and not on_other_nodes:
             return None
@@ -163,9 +176,9 @@ class Injector:
         return self._draw.choice(candidates)
 
     def _hit(self, fault: DrillFault, rank: int, report: StepReport) -> bool:
-        """Carry it out on a worker or its node; False where it cannot be."""
+        """Carry it out on a worker or its node; False if it cannot be."""
         pid = self._pids[rank]
-        if fault is DrillFault.CORRUPT_SHARD and not (self._layout and corrupt_newest(self._place(self._layout))):
+        if fault is DrillFault.CORRUPT_SHARD and not self._corrupt(pid):
             return False
         if fault is DrillFault.DRAIN_NODE:
             self._drain(raylet_of(pid))
@@ -179,21 +192,32 @@ class Injector:
             os.kill(pid, signal.SIGSTOP if fault is DrillFault.HANG_RANK else signal.SIGKILL)
         return True
 
+    def _corrupt(self, pid: int) -> bool:
+        """Damage the newest checkpoint while a worker is stopped: it could not be the newest any more otherwise."""
+        os.kill(pid, signal.SIGSTOP)
+        damaged = False
+        try:
+            damaged = self._layout is not None and corrupt_newest(self._place(self._layout))
+        finally:
+            if not damaged:
+                os.kill(pid, signal.SIGCONT)
+        return damaged
+
     def _drain(self, raylet: psutil.Process) -> None:
         """Announce the end of a node, and end it then.
 
         In a process of its own: this one is no part of the cluster, and does not become one.
         """
-        said = [self._address, argument(raylet, "node_id"), str(DRAIN_NOTICE_S), "a drill takes it away"]
+        said = [self._address, node_id_of(raylet), str(DRAIN_NOTICE_S), "a drill takes it away"]
         command = [sys.executable, "-m", "orchestrator.clusters.ray.draining", *said]
         try:
             done = subprocess.run(
                 command, env=dict(self._means.environment), capture_output=True, timeout=ANNOUNCE_S, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise ClusterError("the end of a node could not be announced") from error
+            raise ClusterError("a node could not be announced as draining") from error
         if done.returncode:
-            raise ClusterError(f"the end of a node could not be announced: {done.stderr.decode()[-500:]}")
+            raise ClusterError(f"a node could not be announced as draining: {done.stderr.decode()[-500:]}")
         end = threading.Timer(DRAIN_NOTICE_S, send, args=(raylet, signal.SIGKILL))
         end.daemon = True
         end.start()

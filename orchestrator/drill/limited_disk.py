@@ -26,7 +26,7 @@ LOOK_S = 0.02
 
 
 class Disk:
-    """Mounted over `directory`, which is made where it is not there. For root. Raises UsageError."""
+    """Mounted over `directory`, which is created if it is missing. Needs root. Raises UsageError."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -93,7 +93,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """Why this process cannot mount one; None where it can: tried."""
+    """Why this process cannot mount one; None if it can. It tries."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="convoy-drill-") as directory:

@@ -3,7 +3,7 @@
 Every node but the head gets a network namespace, and a pair of virtual interfaces that ties it to a bridge. The head,
 the GCS and the driver stay in the machine's own namespace, at the bridge's address. The addresses are private ones that
 no route of this machine covers, and the bridge forwards to no other interface. Ray listens on the bridge's address too,
-wider than on loopback: the cluster therefore asks for a token (`RAY_AUTH_MODE=token`), new for each drill.
+wider than on loopback: the cluster therefore asks for a token (`ray_settings.require_token`), new for each drill.
 
 Names carry the pid of the drill that made them: another drill removes what one that was killed has left.
 """
@@ -28,7 +28,7 @@ _NAMESPACE = re.compile(r"convoy-drill-(\d+)-\d+")
 
 
 class Network:
-    """For `nodes` nodes. `close` removes it. Raises UsageError where that is not permitted."""
+    """For `nodes` nodes. `close` removes it. Raises UsageError if that is not permitted."""
 
     def __init__(self, nodes: int) -> None:
         self._prefix, self._first = f"cv{os.getpid()}", f"convoy-drill-{os.getpid()}-"
@@ -39,7 +39,7 @@ class Network:
             raise
 
     def cut(self, address: str) -> None:
-        """Take a node's link down. Its processes live on, and reach nobody."""
+        """Take a node's link down. Its processes stay alive but reach no other node."""
         index = [node.address for node in self.nodes].index(address)
         _ip("link", "set", f"{self._prefix}n{index}", "down")
 
@@ -49,7 +49,7 @@ class Network:
             _ip("link", "set", f"{self._prefix}n{index}", "up")
 
     def close(self) -> None:
-        """Remove all of it. Processes in the namespaces keep what they hold, and reach nobody. Idempotent."""
+        """Remove all of it. Processes in the namespaces keep running without a network. Idempotent."""
         remove(os.getpid())
 
     def _build(self, nodes: int) -> tuple[NodeAddress, ...]:
@@ -73,12 +73,12 @@ class Network:
 
 
 def free_network(taken: Sequence[str]) -> ipaddress.IPv4Network:
-    """The first /24 of `POOL` that overlaps none of the `taken` networks. Raises UsageError where there is none."""
+    """The first /24 of `POOL` that overlaps none of the `taken` networks. Raises UsageError if there is none."""
     networks = [ipaddress.ip_network(each, strict=False) for each in taken]
     for candidate in POOL.subnets(new_prefix=24):
         if not any(candidate.overlaps(network) for network in networks):
             return ipaddress.IPv4Network(candidate)
-    raise UsageError(f"no network of {POOL} is free on this machine: its routes cover all of it")
+    raise UsageError(f"no network in {POOL} is free on this machine: its routes cover all of them")
 
 
 def remove(pid: int) -> None:
@@ -101,7 +101,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """Why this process cannot make one; None where it can: tried."""
+    """Why this process cannot create one; None if it can. It tries."""
     try:
         Network(2).close()
     except UsageError as error:

@@ -45,13 +45,3 @@ def send(raylet: psutil.Process, number: signal.Signals) -> None:
         for process in [raylet, *descendants(raylet.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):  # workers die with their raylet
                 process.send_signal(number)
-
-
-def is_head(raylet: psutil.Process) -> bool:
-    """Whether it is that of the node which holds the cluster's own state."""
-    return "--head" in raylet.cmdline()
-
-
-def argument(raylet: psutil.Process, name: str) -> str:
-    """The value of `--name=` on its command line."""
-    return next(word for word in raylet.cmdline() if word.startswith(f"--{name}=")).partition("=")[2]

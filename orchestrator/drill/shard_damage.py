@@ -7,7 +7,7 @@ BIT = 0x10
 
 
 def corrupt_newest(place: str) -> bool:
-    """Flip one bit in the middle of a shard of the newest checkpoint at a directory or URL; False where there is none.
+    """Flip one bit in the middle of a shard of the newest checkpoint at a directory or URL; False if there is none.
 
     Raises StorageError.
     """

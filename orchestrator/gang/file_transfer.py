@@ -1,4 +1,4 @@
-"""Files between the driver's host and workers' hosts, where they do not share a file system.
+"""Copies files between the driver's host and workers' hosts that do not share a file system.
 
 Whether they do is not guessed from addresses: the driver writes a file with a random word into the run directory,
 and a worker that reads the same word there uses paths directly. Otherwise files travel in chunks through a server
@@ -24,9 +24,9 @@ from orchestrator.domain.tick import Tick, no_tick
 
 CHUNK_BYTES = 4 * 1024 * 1024
 CHECKED_BYTES = 16 * CHUNK_BYTES
-"""What one call reads at most to compute a checksum: no call may take long, as it reports no progress."""
+"""Most bytes that one call reads for a checksum: a call reports no progress, so it must be short."""
 FLUSHED_BYTES = 4 * CHUNK_BYTES
-"""What lies in the server's page cache at most: no write and no commit has to wait for more."""
+"""Most unwritten bytes in the server's page cache, so that no write and no commit waits for more."""
 TRANSPORT_VARIABLE = "CONVOY_FILE_TRANSPORT"
 """`remote` in a worker's environment: never use the driver's paths, even where they are visible."""
 ATTEMPTS = 3
@@ -34,7 +34,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file under a fetched path. `relative` is empty where the path itself is the file."""
+    """One file under a fetched path. `relative` is empty if the path itself is the file."""
 
     relative: str
     size_bytes: int
@@ -96,7 +96,7 @@ class FileServer:
         return offset, crc
 
     def write(self, path: str, token: str, offset: int, data: bytes) -> int:
-        """Put a chunk of a file that is being stored; the CRC-32 of what arrived."""
+        """Write a chunk of a file that is being stored; return the CRC-32 of what arrived."""
         partial = self._partial(path, token)
         partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("r+b" if partial.exists() else "wb") as file:
@@ -109,7 +109,7 @@ class FileServer:
         return zlib.crc32(data)
 
     def commit(self, path: str, token: str, size_bytes: int) -> None:
-        """Make the file durable and give it its name. Raises OSError if it is not whole."""
+        """Make the file durable and give it its name. Raises OSError if it is incomplete."""
         partial = self._partial(path, token)
         with partial.open("rb") as file:
             found_bytes = os.fstat(file.fileno()).st_size
@@ -153,7 +153,7 @@ class Files:
     """A worker's view: `fetch` and `store` of `Session`."""
 
     def __init__(self, service: FileService, marker: str, word: str, cache: Path, env: Mapping[str, str]) -> None:
-        """`marker` is the file that holds `word` where the driver's file system is shared."""
+        """`marker`: the file that contains `word` if the driver's file system is shared."""
         self._service = service
         self._cache = cache
         self.shared = env.get(TRANSPORT_VARIABLE) != "remote" and _reads(Path(marker), word)
@@ -205,7 +205,7 @@ class Files:
             self._service.move_into_place(path, final)
 
     def _download(self, path: str, entry: FileEntry, target: Path, tick: Tick) -> None:
-        """Fetch one file, going on after the last whole chunk of an attempt that was cut off."""
+        """Fetch one file, continuing after the last complete chunk of an interrupted attempt."""
         source = str(Path(path) / entry.relative) if entry.relative else path
         for _ in range(ATTEMPTS):
             if target.is_file() and _same(target, entry):
@@ -220,11 +220,11 @@ class Files:
                 return
             partial.unlink(missing_ok=True)
             entry = now
-        raise OSError(f"{source} could not be copied: it changes, or arrives damaged")
+        raise OSError(f"{source} could not be copied: it changed meanwhile, or arrived damaged")
 
     def _copy(self, source: str, partial: Path, tick: Tick) -> bool:
-        """Append what `partial` lacks; False if something of it is damaged. Each chunk comes with the driver's checksum
-        of all up to its end, so only what an earlier attempt left has to be compared with the driver's bytes."""
+        """Append what `partial` lacks; False if a part of it is damaged. Each chunk comes with the driver's checksum
+        of all up to its end, so only what an earlier attempt left must be compared with the driver's bytes."""
         with partial.open("a+b") as file:
             file.seek(0)
             offset, crc = _checksum(file.read, tick)
@@ -264,7 +264,7 @@ class Files:
                 if not data and offset:
                     break
                 if not any(self._service.write(path, token, offset, data) == zlib.crc32(data) for _ in range(ATTEMPTS)):
-                    raise OSError(f"{path} could not be stored: it arrives damaged")
+                    raise OSError(f"{path} could not be stored: it arrived damaged")
                 offset += len(data)
                 tick()
                 if not data:
@@ -281,7 +281,7 @@ def write_marker(run_dir: Path) -> tuple[Path, str]:
 
 
 def host_cache(run_id: str) -> Path:
-    """Where a host without the driver's file system keeps copies for a run."""
+    """Directory for copies of a run on a host without the driver's file system."""
     return Path(tempfile.gettempdir()) / f"convoy-files-{os.getuid()}" / run_id
 
 

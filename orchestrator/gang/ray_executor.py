@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ray
 
 from orchestrator.clusters.ray.processes import die_with_parent
+from orchestrator.data.executor import StoppedError
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.errors import DataError
 
@@ -16,15 +17,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Stopped(Exception):
-    """The executor was told to stop; raised out of `map`."""
-
-
 class RayExecutor:
     """Tasks spread over the nodes, in order, a bounded number at a time.
 
-    They ask for no CPU: the gang's reservation may hold all of them already, and what bounds their number is how
-    many are outstanding. Workers read nothing from disk: items carry text, results carry arrays.
+    They request no CPUs: the gang's reservations may hold all of them already. The number of outstanding tasks bounds
+    them. Workers read nothing from disk: items carry text, results carry arrays.
     """
 
     def __init__(self, parallel: int, stopped: Callable[[], bool]) -> None:
@@ -35,10 +32,10 @@ class RayExecutor:
         self._stopped = stopped
 
     def map(self, fn: Callable[[T], R], items: Iterable[T], in_flight: int | None = None) -> Iterator[R]:
-        """See `data.executor.Executor.map`. Raises DataError where a task's process dies again and again, and
-        `Stopped` where the run is being stopped."""
+        """See `data.executor.Executor.map`. Raises DataError if a task's process dies repeatedly, and
+        `StoppedError` if the run is being stopped."""
         limit = min(in_flight or self._parallel, self._parallel) if self._parallel else 1
-        shared = [ray.put(fn)]  # in a list: Ray would fetch it anew for every task otherwise
+        shared = [ray.put(fn)]  # in a list: otherwise Ray would fetch it again for every task
         task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_apply)
         pending: deque[Any] = deque()
         try:
@@ -57,9 +54,9 @@ class RayExecutor:
         ref = pending[0]
         while not ray.wait([ref], timeout=0.2)[0]:
             if self._stopped():
-                raise Stopped("stopped while data was being prepared")
+                raise StoppedError("stopped while data was being prepared")
         if self._stopped():
-            raise Stopped("stopped while data was being prepared")
+            raise StoppedError("stopped while data was being prepared")
         pending.popleft()
         try:
             return ray.get(ref)
@@ -69,12 +66,12 @@ class RayExecutor:
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"a process that prepares data died: {str(error).splitlines()[0]}",
-                hint="it may have run out of memory; what was done is kept and reused",
+                hint="it may have run out of memory; finished work is kept and reused",
             ) from error
 
 
 class _Held:
-    """The function a task process applied last: a tokenizer is not unpacked for every item."""
+    """The function that a task process applied last, so that a tokenizer is not unpacked for every item."""
 
     key: str = ""
     fn: Callable[[Any], Any] | None = None

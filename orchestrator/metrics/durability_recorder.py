@@ -6,14 +6,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator.atomic_files import write_json
 from orchestrator.checkpoint.survey.durability import Durability, Surroundings, VaultReport, assess
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    CheckpointSaved,
+    Event,
+    RecoveryStarted,
+    SnapshotsPlanned,
+    VaultsAdopted,
+    VaultsPlanned,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics import metric_catalog
@@ -44,13 +51,13 @@ class DurabilityRecorder:
     def __init__(
         self, layout: RunLayout, stored_step: Callable[[], int | None], clock: Callable[[], float] = time.time
     ) -> None:
-        """`stored_step`: newest whole checkpoint; asked again only where one was written or rejected."""
+        """`stored_step`: newest complete checkpoint; called again only after one was written or rejected."""
         self._layout, self._stored_step, self._clock = layout, stored_step, clock
         self._step, self._protected_step = 0, 0
         self._storage_step: int | None = None
         self._storage_changed = True
         self._planned_bytes: int | None = None
-        self._snapshots: dict[str, Any] | None = None
+        self._snapshots: SnapshotsPlanned | None = None
         self._steps_s: deque[float] = deque(maxlen=STEPS)
         self._failed = False
         self.memory_kept_s = 0.0
@@ -59,17 +66,17 @@ class DurabilityRecorder:
 
     def on_event(self, event: Event) -> None:
         """Learn of checkpoints, of the plan, and of state that is gone back to."""
-        match event.kind:
-            case EventKind.CHECKPOINT_SAVED | EventKind.CHECKPOINT_REJECTED:
+        match event.body:
+            case CheckpointSaved() | CheckpointRejected():
                 self._storage_changed = True
-            case EventKind.VAULTS_PLANNED:
-                self._planned_bytes = int(event.fields["node_bytes"])
-            case EventKind.SNAPSHOTS_PLANNED:
-                self._snapshots = dict(event.fields)
-            case EventKind.VAULTS_ADOPTED:
-                self._step = max(self._step, int(event.fields["step"] or 0))
-            case EventKind.RECOVERY_STARTED:
-                self._step, self._protected_step = int(event.fields["from_step"]), 0
+            case VaultsPlanned() as planned:
+                self._planned_bytes = planned.node_bytes
+            case SnapshotsPlanned() as snapshots:
+                self._snapshots = snapshots
+            case VaultsAdopted() as adopted:
+                self._step = max(self._step, adopted.step or 0)
+            case RecoveryStarted() as recovery:
+                self._step, self._protected_step = recovery.from_step, 0
 
     def on_step(self, report: StepReport) -> None:
         """A step is finished."""
@@ -91,22 +98,22 @@ class DurabilityRecorder:
             self._write(replace(self.last, step=self._step, storage_step=stored, over_s=now_s, kept=kept))
 
     def steps_at_risk(self) -> int | None:
-        """As of now: steps go on between surveys, and say themselves up to which one copies have arrived."""
+        """The present state: steps continue between surveys, and their reports contain the protected step."""
         last = self.last
         if last is None:
             return None
         safe = max(last.safe_step, self._protected_step) if last.copies_min > 1 else last.safe_step
         return max(0, self._step - safe)
 
-    def _node_loss(self) -> dict[str, Any] | None:
-        """What the loss of a node would cost; None where nothing is planned, or no step has been made."""
+    def _node_loss(self) -> dict[str, float] | None:
+        """What the loss of a node would cost; None if nothing is planned, or no step has been made."""
         steps_s = list(self._steps_s)  # a copy: steps are observed in another thread
         if self._snapshots is None or not steps_s:
             return None
         return measured_loss(self._snapshots, median(steps_s))
 
     def _look_at_storage(self) -> None:
-        """Where it cannot be looked at now, what was known stays, and the next survey tries again."""
+        """If it cannot be read now, the known value stays, and the next survey tries again."""
         self._storage_changed = False
         try:
             self._storage_step = self._stored_step()

@@ -19,8 +19,31 @@ from prometheus_client.registry import Collector
 
 from orchestrator import __version__
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointRestored,
+    CheckpointSaved,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    GangResized,
+    GangWaiting,
+    NodeDraining,
+    NumericFaultFound,
+    RecoveryFinished,
+    RunState,
+    ScaleAnswered,
+    ScaleState,
+    StateChanged,
+    TrainingPlanned,
+    WarningIssued,
+    WorkerFailed,
+    WorkerHung,
+)
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject, mapping, number
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
@@ -34,7 +57,7 @@ MAX_CLIENTS = 16
 CLOSE_POLL_S = 0.05
 """How often the serving thread looks whether it shall end: `close`, and so the end of a run, waits for that."""
 ERROR_PAUSE_S = 0.1
-"""After an error of accepting, which for want of descriptors would come again at once."""
+"""Pause after an error of `accept`, which would otherwise recur at once if descriptors are exhausted."""
 
 
 class MetricsObserver:
@@ -44,7 +67,7 @@ class MetricsObserver:
         self,
         run_id: str,
         job: str,
-        ledger: Callable[[], dict[str, Any]] | None = None,
+        ledger: Callable[[], JsonObject] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
@@ -79,75 +102,71 @@ class MetricsObserver:
         if durability is not None:
             self.registry.register(DurabilityCollector(self._common, durability))
         self._set(metric_catalog.RUN_INFO, 1, __version__)
-        self._set_state(RunState.PREPARING.value)
+        self._set_state(RunState.PREPARING)
         self._checkpoint_s = clock()
         age = self._gauges[metric_catalog.CHECKPOINT_AGE.name].labels(*self._common)
         age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
         """Update what the event changes."""
-        fields = event.fields
-        match event.kind:
-            case EventKind.STATE_CHANGED:
-                self._set_state(str(fields.get("state")))
+        match event.body:
+            case StateChanged(state):
+                self._set_state(state)
                 self._set(metric_catalog.MISSING_WORKERS, 0)  # the event that follows says how many
-            case EventKind.PLAN:
-                self._set(metric_catalog.TOTAL_STEPS, fields.get("total_steps"))
-                self._set(metric_catalog.WORKERS, fields.get("world_size"))
-            case EventKind.DATA_PROGRESS:
-                self._set(metric_catalog.DATA_DONE, fields.get("done_bytes"))
-                self._set(metric_catalog.DATA_TOTAL, fields.get("total_bytes"))
-            case EventKind.DATA_READY:
-                self._set(metric_catalog.DATA_TOKENS, fields.get("tokens"))
-                self._set(metric_catalog.DATA_DOCUMENTS, fields.get("documents"))
-                self._set(metric_catalog.DATA_BAD, fields.get("bad_records"))
-                self._set(metric_catalog.DATA_SAMPLES, fields.get("train_samples"), "train")
-                self._set(metric_catalog.DATA_SAMPLES, fields.get("validation_samples"), "validation")
-            case EventKind.EVAL:
-                self._set(metric_catalog.VALIDATION_LOSS, fields.get("loss"))
-            case EventKind.CHECKPOINT_SAVED:
+            case TrainingPlanned() as plan:
+                self._set(metric_catalog.TOTAL_STEPS, plan.total_steps)
+                self._set(metric_catalog.WORKERS, plan.world_size)
+            case DataProgress() as data:
+                self._set(metric_catalog.DATA_DONE, data.done_bytes)
+                self._set(metric_catalog.DATA_TOTAL, data.total_bytes)
+            case DataReady() as ready:
+                self._set(metric_catalog.DATA_TOKENS, ready.tokens)
+                self._set(metric_catalog.DATA_DOCUMENTS, ready.documents)
+                self._set(metric_catalog.DATA_BAD, ready.bad_records)
+                self._set(metric_catalog.DATA_SAMPLES, ready.train_samples, "train")
+                self._set(metric_catalog.DATA_SAMPLES, ready.validation_samples, "validation")
+            case EvalFinished() as evaluation:
+                self._set(metric_catalog.VALIDATION_LOSS, evaluation.loss)
+            case CheckpointSaved() as saved:
                 self._checkpoint_s = event.time_s
                 self._count(metric_catalog.CHECKPOINTS, 1)
-                self._count(metric_catalog.CHECKPOINT_BYTES, fields.get("bytes"))
-                self._count(metric_catalog.CHECKPOINT_SECONDS, fields.get("seconds"))
-                self._set(metric_catalog.CHECKPOINT_STEP, fields.get("step"))
-            case EventKind.CHECKPOINT_FAILED:
+                self._count(metric_catalog.CHECKPOINT_BYTES, saved.bytes)
+                self._count(metric_catalog.CHECKPOINT_SECONDS, saved.seconds)
+                self._set(metric_catalog.CHECKPOINT_STEP, saved.step)
+            case CheckpointFailed():
                 self._count(metric_catalog.CHECKPOINT_FAILURES, 1)
-            case EventKind.CHECKPOINT_RESTORED:
+            case CheckpointRestored():
                 self._count(metric_catalog.CHECKPOINT_RESTORES, 1)
-            case EventKind.CHECKPOINT_REJECTED:
+            case CheckpointRejected():
                 self._count(metric_catalog.CHECKPOINT_REJECTIONS, 1)
-            case EventKind.WARNING:
+            case WarningIssued():
                 self._count(metric_catalog.WARNINGS, 1)
             case _:
                 self._on_trouble(event)
 
     def _on_trouble(self, event: Event) -> None:
         """What has to do with lost workers, bad numbers and changes of size."""
-        fields = event.fields
-        match event.kind:
-            case EventKind.WORKER_FAILED:
+        match event.body:
+            case WorkerFailed():
                 self._count(metric_catalog.WORKER_FAILURES, 1)
-            case EventKind.WORKER_HUNG:
+            case WorkerHung():
                 self._count(metric_catalog.HANGS, 1)
-            case EventKind.RECOVERED:
+            case RecoveryFinished() as recovery:
                 self._count(metric_catalog.RECOVERIES, 1)
-                self._count(metric_catalog.RECOMPUTED_STEPS, fields.get("steps_recomputed"))
-                seconds = float(fields.get("seconds") or 0.0)
-                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(seconds)
-            case EventKind.RESIZED:
+                self._count(metric_catalog.RECOMPUTED_STEPS, recovery.steps_recomputed)
+                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(recovery.seconds)
+            case GangResized():
                 self._count(metric_catalog.RESIZES, 1)
-            case EventKind.NUMERIC_FAULT:
-                self._count(metric_catalog.NUMERIC_FAULTS, 1, str(fields.get("fault")))
-                self._count(metric_catalog.SKIPPED_SAMPLES, fields.get("skipped_count"))
-            case EventKind.SCALE:
-                if fields.get("state") == "accepted":
-                    self._set(metric_catalog.TARGET_WORKERS, fields.get("workers"))
-            case EventKind.NODE_DRAINING:
+            case NumericFaultFound() as found:
+                self._count(metric_catalog.NUMERIC_FAULTS, 1, found.fault.value)
+                self._count(metric_catalog.SKIPPED_SAMPLES, found.skipped_count)
+            case ScaleAnswered(state=ScaleState.ACCEPTED) as answer:
+                self._set(metric_catalog.TARGET_WORKERS, answer.workers)
+            case NodeDraining():
                 self._count(metric_catalog.DRAINING_NODES, 1)
-            case EventKind.WAITING:
-                self._set(metric_catalog.MISSING_WORKERS, int(fields.get("need") or 0) - int(fields.get("have") or 0))
-                self._set(metric_catalog.WORKERS, fields.get("have"))
+            case GangWaiting() as waiting:
+                self._set(metric_catalog.MISSING_WORKERS, waiting.need - waiting.have)
+                self._set(metric_catalog.WORKERS, waiting.have)
 
     def on_step(self, report: StepReport) -> None:
         """Update the figures of the last step and what is counted."""
@@ -180,9 +199,9 @@ class MetricsObserver:
             self._set(metric_catalog.RESERVED, rank.memory.reserved_bytes, label)
             self._set(metric_catalog.PEAK_ALLOCATED, rank.memory.peak_allocated_bytes, label)
 
-    def _set_state(self, state: str) -> None:
+    def _set_state(self, state: RunState) -> None:
         for known in RunState:
-            self._set(metric_catalog.RUN_STATE, 1 if known.value == state else 0, known.value)
+            self._set(metric_catalog.RUN_STATE, int(known is state), known.value)
 
     def _set(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float):
@@ -196,7 +215,7 @@ class MetricsObserver:
 class _LedgerCollector(Collector):
     """The ledger's seconds, worked out when asked for."""
 
-    def __init__(self, common: tuple[str, str], ledger: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, common: tuple[str, str], ledger: Callable[[], JsonObject]) -> None:
         self._common = common
         self._ledger = ledger
 
@@ -204,12 +223,13 @@ class _LedgerCollector(Collector):
         value = self._ledger()
         seconds_metric = metric_catalog.CATEGORY_SECONDS
         family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
-        for category, seconds in value["seconds"].items():
-            family.add_metric((*self._common, category), seconds)
+        spent = mapping(value, "seconds")
+        for category in spent:
+            family.add_metric((*self._common, category), number(spent, category))
         goodput = GaugeMetricFamily(
             metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_catalog.COMMON_LABELS
         )
-        goodput.add_metric(self._common, value["goodput"])
+        goodput.add_metric(self._common, number(value, "goodput"))
         return [family, goodput]
 
 
@@ -232,7 +252,7 @@ class MetricsServer:
     """The endpoint, served from a daemon thread until `close`."""
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
-        """Raises UsageError where the address cannot be bound, or is reachable from outside without a token."""
+        """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
         check_exposure(host, token)
         app = _guarded(make_wsgi_app(registry), token)
         server_class = _ServerV6 if ":" in host else _Server
@@ -259,7 +279,7 @@ class MetricsServer:
 def serve_metrics(
     observer: MetricsObserver, host: str, port: int | None, env: Mapping[str, str]
 ) -> MetricsServer | None:
-    """Serve where the spec (`port`) or `CONVOY_METRICS_PORT` asks for it; None where neither does.
+    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
 
     Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
     """
@@ -274,7 +294,7 @@ def serve_metrics(
 
 
 def check_exposure(host: str, token: str | None) -> None:
-    """Raises UsageError where `host` is not loopback and there is no token, or the token is guessable."""
+    """Raises UsageError if `host` is not loopback and there is no token, or the token is guessable."""
     if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
@@ -354,7 +374,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._hang_up(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A scrape that breaks off is not news; whoever scrapes sees it."""
+        """An interrupted scrape is not reported; the scraper sees it."""
 
     @staticmethod
     def _hang_up(clients: list[socket.socket]) -> None:

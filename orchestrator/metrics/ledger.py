@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, to the second, and which share of it trained: goodput.
+"""Accounts for the wall time of a run, and computes goodput, the share of it spent training.
 
 `Ledger` is pure: facts with times go in, seconds by category come out, and they always add up to the elapsed time.
 `LedgerRecorder` feeds it from a run and keeps `ledger.json`.
@@ -9,19 +9,35 @@ import threading
 from collections.abc import Callable
 from enum import StrEnum
 from math import isfinite
-from typing import Any
 
 from orchestrator.atomic_files import read_json, write_json
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointRestored,
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    EventBody,
+    ModelExported,
+    RecoveryStarted,
+    RunState,
+    StateChanged,
+    WorkerFailed,
+    WorkerPhase,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional
 from orchestrator.metrics.lineage import Lineage
 
 WRITE_INTERVAL_S = 5.0
 
 
 class Category(StrEnum):
-    """What a second of a run can go into."""
+    """Categories of wall time."""
 
     PREPARING_DATA = "preparing_data"
     STARTING_CLUSTER = "starting_cluster"
@@ -41,7 +57,7 @@ class Category(StrEnum):
     WAITING = "waiting"
     """For nodes, with too few workers to train."""
     LOST = "lost"
-    """Training for nothing: a step that was cut off, and steps that were made again or are to be."""
+    """Wasted training: an interrupted step, and steps that were repeated or will be."""
     OTHER = "other"
     """Everything else: between the phases, shutting down."""
 
@@ -55,27 +71,17 @@ _PHASES = {
     "export": Category.EXPORTING,
 }
 _STATES = {
-    RunState.STARTING.value: Category.STARTING_WORKERS,
-    RunState.RECOVERING.value: Category.RECOVERING,
-    RunState.WAITING.value: Category.WAITING,
+    RunState.STARTING: Category.STARTING_WORKERS,
+    RunState.RECOVERING: Category.RECOVERING,
+    RunState.WAITING: Category.WAITING,
 }
-_MEASURED = {
-    EventKind.CLUSTER_READY: Category.STARTING_CLUSTER,
-    EventKind.DATA_READY: Category.PREPARING_DATA,
-    EventKind.EVAL: Category.EVALUATING,
-    EventKind.CHECKPOINT_SAVED: Category.CHECKPOINTING,
-    EventKind.CHECKPOINT_FAILED: Category.CHECKPOINTING,
-    EventKind.CHECKPOINT_RESTORED: Category.RESTORING,
-    EventKind.EXPORTED: Category.EXPORTING,
-}
-"""Events that say, when something is over, how many seconds it took."""
 
 
 class Ledger:
     """Seconds by category. Times are Unix seconds; one that goes backwards counts as no time passed."""
 
-    def __init__(self, start_s: float, carried: dict[str, Any] | None = None) -> None:
-        """`carried`: `to_json` of the driver before this one, to go on from; the time between is not the run's."""
+    def __init__(self, start_s: float, carried: JsonFields | None = None) -> None:
+        """`carried`: `to_json` of the previous driver, which is continued; the time between is not counted."""
         self._booked: dict[Category, float] = dict.fromkeys(Category, 0.0)
         """But for `TRAINING`, and the part of `LOST` that was `TRAINING`: see `_lineage`."""
         self._lineage = Lineage()
@@ -89,12 +95,15 @@ class Ledger:
         if carried:
             self._carry(carried)
 
-    def _carry(self, carried: dict[str, Any]) -> None:
-        seconds = {category: max(0.0, float(carried["seconds"].get(category.value, 0.0))) for category in Category}
+    def _carry(self, carried: JsonFields) -> None:
+        """Raises JsonShapeError if it is no ledger."""
+        before = mapping(carried, "seconds")
+        seconds = {category: max(0.0, optional(number, before, category.value) or 0.0) for category in Category}
         self._carried_s = sum(seconds.values())
         trained_s, lost_s = seconds[Category.TRAINING], seconds[Category.LOST]
-        known = {int(step): float(after_s) for step, after_s in carried.get("trained_after_step", {}).items()}
-        lineage = Lineage(known or {0: trained_s}, carried.get("going_on_from") if known else None)
+        points = optional(mapping, carried, "trained_after_step") or {}
+        known = {int(step): number(points, step) for step in points}
+        lineage = Lineage(known or {0: trained_s}, optional(integer, carried, "going_on_from") if known else None)
         if lineage.counted_s > trained_s or lineage.undone_s > lost_s:
             lineage = Lineage({0: trained_s})  # it does not belong to these seconds
         self._lineage = lineage
@@ -110,35 +119,37 @@ class Ledger:
         return {**booked, Category.TRAINING: lineage.counted_s, Category.LOST: lost_s}
 
     def on_event(self, event: Event, now_s: float) -> None:
-        """Take an event that is known at `now_s`; its own time counts where it is plausible."""
+        """Take an event received at `now_s`; its own time is used if it is plausible."""
         self._advance(min(event.time_s, now_s))
         recovering = self._current is Category.RECOVERING
-        in_background = event.fields.get("write_seconds") is not None  # its step has said how long training stood
-        if (category := _MEASURED.get(event.kind)) is not None and not recovering and not in_background:
-            taken = self._carve(category, _number(event.fields.get("seconds")))
+        measured = None if recovering else _measured(event.body)
+        if measured is not None:
+            category, seconds = measured
+            taken = self._carve(category, seconds if isfinite(seconds) else 0.0)
             if category is Category.CHECKPOINTING:
                 self._step_checkpoint_s += taken
-        if event.kind is EventKind.DATA_PROGRESS:
-            self._switch(Category.PREPARING_DATA)
-        elif event.kind in (EventKind.CLUSTER_READY, EventKind.DATA_READY):
-            # Whichever comes last, it is the workers that are waited for then.
-            self._switch(Category.STARTING_WORKERS)
-        elif event.kind is EventKind.WORKER_PHASE:
-            # Every phase of a recovery is the recovery's. Its first step ends it, or the export if no step is left.
-            phase = _PHASES.get(str(event.fields.get("phase")), Category.OTHER)
-            if not recovering or phase is Category.EXPORTING:
-                self._switch(phase)
-        elif event.kind is EventKind.STATE_CHANGED:
-            self._enter(str(event.fields.get("state")))
-        elif event.kind is EventKind.WORKER_FAILED and self._current is Category.TRAINING:
-            self._close(Category.LOST)
-            self._switch(Category.OTHER)
-        elif event.kind is EventKind.CHECKPOINT_RESTORED and "step" in event.fields:
-            self._lineage.go_on_from(int(_number(event.fields["step"])))
-        elif event.kind is EventKind.RECOVERY_STARTED and "from_step" in event.fields:
-            self._lineage.go_on_from(int(_number(event.fields["from_step"])))
+        match event.body:
+            case DataProgress():
+                self._switch(Category.PREPARING_DATA)
+            case ClusterReady() | DataReady():
+                # Whichever comes last, it is the workers that are waited for then.
+                self._switch(Category.STARTING_WORKERS)
+            case WorkerPhase() as entered:
+                # Every phase of a recovery is the recovery's. Its first step ends it, or the export if no step is left.
+                phase = _PHASES.get(entered.phase, Category.OTHER)
+                if not recovering or phase is Category.EXPORTING:
+                    self._switch(phase)
+            case StateChanged(state):
+                self._enter(state)
+            case WorkerFailed() if self._current is Category.TRAINING:
+                self._close(Category.LOST)
+                self._switch(Category.OTHER)
+            case CheckpointRestored() as restored:
+                self._lineage.go_on_from(restored.step)
+            case RecoveryStarted() as recovery:
+                self._lineage.go_on_from(recovery.from_step)
 
-    def _enter(self, state: str) -> None:
+    def _enter(self, state: RunState) -> None:
         """The run's state has changed; `running` says nothing that the phases do not say better."""
         if state in (RunState.FAILED, RunState.RECOVERING) and self._current is Category.TRAINING:
             self._close(Category.LOST)
@@ -164,7 +175,7 @@ class Ledger:
         self._close(Category.OTHER)
         self._step_checkpoint_s = 0.0
 
-    def to_json(self, now_s: float) -> dict[str, Any]:
+    def to_json(self, now_s: float) -> JsonObject:
         """The ledger as of `now_s`; what lies open is shown under what the run is doing."""
         self._advance(now_s)
         seconds = self.seconds
@@ -213,7 +224,7 @@ class LedgerRecorder:
         carried = read_json(self._path)
         try:
             self.ledger = Ledger(clock(), carried)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except ValueError:
             self.ledger = Ledger(clock())
         self._written_s = 0.0
         self._failed = False
@@ -221,15 +232,14 @@ class LedgerRecorder:
     def on_event(self, event: Event) -> None:
         with self._lock:
             self.ledger.on_event(event, self._clock())
-        state_changed = event.kind is EventKind.STATE_CHANGED
-        self._write(force=state_changed)
+        self._write(force=isinstance(event.body, StateChanged))
 
     def on_step(self, report: StepReport) -> None:
         with self._lock:
             self.ledger.on_step(report, self._clock())
         self._write(force=False)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> JsonObject:
         """The ledger now, as in `ledger.json`."""
         with self._lock:
             return self.ledger.to_json(self._clock())
@@ -251,5 +261,22 @@ class LedgerRecorder:
                 print(f"warning: cannot write {self._path}: {error.strerror}", file=sys.stderr)
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else 0.0
+def _measured(body: EventBody) -> tuple[Category, float] | None:
+    """What an event says to have taken how many seconds, when that is over; None if it does not."""
+    match body:
+        case ClusterReady():
+            return Category.STARTING_CLUSTER, body.seconds
+        case DataReady():
+            return Category.PREPARING_DATA, body.seconds
+        case EvalFinished():
+            return Category.EVALUATING, body.seconds
+        case CheckpointSaved() if body.write_seconds is not None:
+            return None  # written in the background: its step has reported how long training was paused
+        case CheckpointSaved() | CheckpointFailed():
+            return Category.CHECKPOINTING, body.seconds
+        case CheckpointRestored():
+            return Category.RESTORING, body.seconds
+        case ModelExported():
+            return Category.EXPORTING, body.seconds
+        case _:
+            return None

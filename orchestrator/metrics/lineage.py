@@ -8,10 +8,10 @@ KEPT_POINTS = 256
 
 
 class Lineage:
-    """Seconds of training after each step, along the steps as they count.
+    """Seconds of training after each step, along the steps that count.
 
-    A step that is made again supersedes the one before of its number, and all after that. Going back to a step alone
-    supersedes nothing for good: until the next step is made, training may yet go on from a later one.
+    A repeated step supersedes the earlier record of its number and all later ones. Going back to a step does not
+    supersede anything yet: until the next step, training may still continue from a later one.
     """
 
     def __init__(self, points: Mapping[int, float] | None = None, position: int | None = None) -> None:
@@ -24,9 +24,9 @@ class Lineage:
                 self._steps.append(step)
                 self._seconds.append(max(seconds, self._seconds[-1]))
         self.position = self._steps[-1] if position is None else position
-        """The step that training goes on from."""
+        """The step from which training continues."""
         self.superseded_s = 0.0
-        """Of steps that were made again."""
+        """Of repeated steps."""
 
     @property
     def counted_s(self) -> float:
@@ -35,7 +35,7 @@ class Lineage:
 
     @property
     def undone_s(self) -> float:
-        """Of the steps beyond the position: for nothing, unless training goes on from one of them after all."""
+        """Of the steps after the position: wasted unless training continues from one of them."""
         return self._seconds[-1] - self.counted_s
 
     @property
@@ -55,7 +55,7 @@ class Lineage:
         return seconds + share * (self._seconds[right] - seconds)
 
     def go_on_from(self, step: int) -> None:
-        """Training goes on from a step, made before or, unknown here, later."""
+        """Training continues from a step, one that was made before or an unknown later one."""
         self.position = max(0, step)
 
     def add(self, step: int, seconds: float) -> None:

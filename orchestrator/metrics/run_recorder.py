@@ -4,13 +4,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, WorkerLog
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.jsonl import JsonlWriter
-
-NOT_RECORDED = frozenset({EventKind.DATA_PROGRESS, EventKind.WORKER_LOG})
-"""Kinds that are too many, and too small, for `events.jsonl`."""
 
 LOG_LIMIT_BYTES = 64 * 1024 * 1024
 """A rank's log is moved to `rank-N.log.1` at this size: a run keeps at most twice this for each rank."""
@@ -35,11 +33,11 @@ class RunRecorder:
     def on_event(self, event: Event) -> None:
         """Append the event; worker output goes to the rank's log instead."""
         try:
-            if event.kind is EventKind.WORKER_LOG:
-                self._log(int(event.fields["rank"]), str(event.fields["line"]))
-            elif event.kind not in NOT_RECORDED:
-                self._events.append({"time_s": event.time_s, "kind": event.kind.value, **event.fields})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            if isinstance(event.body, WorkerLog):
+                self._log(event.body.rank, event.body.line)
+            elif event.body.ON_DISK:
+                self._events.append(encode_event(event))
+        except (OSError, ValueError, TypeError) as error:
             self._complain(error)
 
     def on_step(self, report: StepReport) -> None:

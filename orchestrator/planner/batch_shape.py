@@ -24,7 +24,7 @@ class BatchShape:
 def shape_batch(global_batch: int, world_size: int, micro_batch: int | None) -> BatchShape:
     """Cut `global_batch` samples over `world_size` ranks; `micro_batch` None means a rank's whole share at once.
 
-    Raises ValueError where there are more workers than samples: a rank without a sample would idle for ever.
+    Raises ValueError if there are more workers than samples: a rank without a sample would idle for ever.
     """
     if global_batch < world_size:
         raise ValueError(f"a global batch of {global_batch} cannot feed {world_size} workers")
@@ -37,7 +37,7 @@ def shape_batch(global_batch: int, world_size: int, micro_batch: int | None) -> 
 def total_steps(train: TrainSpec, train_samples: int, sequence_length: int) -> int:
     """Optimizer steps of a run: `train.steps`, or enough for `train.tokens` or `train.epochs`, rounded up.
 
-    Raises ValueError where none of the three is set.
+    Raises ValueError if none of the three is set.
     """
     if train.steps is not None:
         return train.steps

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.events import DevicePlanned
 from orchestrator.planner.device_memory import (
     Assumptions,
     DeviceNeed,
@@ -19,16 +20,16 @@ SHOWN_PARTS = 6
 MOST_TIMES_WORKERS = 64
 
 
-def planned_fields(need: DeviceNeed, micro_batch: int, room: DeviceRoom) -> dict[str, object]:
-    """Fields of the event `device.planned`."""
-    return {
-        "micro_batch": micro_batch,
-        "need_bytes": need.total_bytes(micro_batch),
-        "parts": need.parts(micro_batch),
-        "free_bytes": room.free_bytes,
-        "total_bytes": room.total_bytes,
-        "device": room.name,
-    }
+def device_planned(need: DeviceNeed, micro_batch: int, room: DeviceRoom) -> DevicePlanned:
+    """The event of a plan for workers on GPUs of which the smallest has `room`."""
+    return DevicePlanned(
+        micro_batch=micro_batch,
+        need_bytes=need.total_bytes(micro_batch),
+        parts=need.parts(micro_batch),
+        free_bytes=room.free_bytes,
+        total_bytes=room.total_bytes,
+        device=room.name,
+    )
 
 
 def parts_text(parts: dict[str, int]) -> str:
@@ -47,16 +48,16 @@ def gib(size_bytes: int) -> str:
 def check_fit(
     spec: JobSpec, shape: ModelShape, workers: int, room: DeviceRoom, assumed: Assumptions | None = None
 ) -> str | None:
-    """A warning where one sample at a time is not expected to fit; None where it is.
+    """A warning if one sample at a time is not expected to fit; None if it is.
 
-    Raises ClusterError where the weights, gradients and optimizer state alone, which are known to the byte, are more
-    than the GPU has.
+    Raises ClusterError if the weights, gradients and optimizer state alone, which are known to the byte, are more than
+    the GPU has.
     """
     need = device_need(spec, shape, workers, assumed)
     if need.total_bytes(1) <= plannable_bytes(room):
         return None
     hint = f"what would help: {'; '.join(remedies(spec, shape, workers, room, assumed)) or 'a smaller model'}"
-    has = f"{gib(room.total_bytes)}" + (f", {gib(room.foreign_bytes)} of it taken" if room.is_shared else "")
+    has = f"{gib(room.total_bytes)}" + (f", {gib(room.foreign_bytes)} of it in use" if room.is_shared else "")
     text = (
         f"training needs about {gib(need.total_bytes(1))} on each GPU with one sample at a time, and the smallest has "
         f"{has}: {parts_text(need.parts(1))}"
@@ -83,7 +84,7 @@ def remedies(
     usable_bytes = plannable_bytes(room)
     found = []
     if room.is_shared:
-        found.append(f"ending what holds {gib(room.foreign_bytes)} on the GPU (`nvidia-smi` names it)")
+        found.append(f"ending the processes that hold {gib(room.foreign_bytes)} on the GPU (`nvidia-smi` lists them)")
     for text, changed in _changes(spec):
         need_bytes = device_need(changed, shape, workers, assumed).total_bytes(1)
         if need_bytes <= usable_bytes:

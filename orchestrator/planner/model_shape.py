@@ -1,9 +1,8 @@
 """The sizes of a model that memory depends on, from the fields of a Hugging Face config. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 
 
@@ -23,7 +22,7 @@ class ModelShape:
     key_value_width: int = 0
     """Key-value heads times their size; 0: `query_width`."""
     architecture: str = ""
-    """Hugging Face's `model_type`; empty where it is not known."""
+    """Hugging Face's `model_type`; empty if it is not known."""
 
     @property
     def feed_forward_width(self) -> int:
@@ -63,7 +62,7 @@ class Defaults:
     key_value_heads: int | None = None
     head_size: int | None = None
     inner_times: int = 4
-    """Widths of the feed-forward layers in terms of `width`, where `inner` is None."""
+    """Widths of the feed-forward layers in terms of `width`, if `inner` is None."""
     tied: bool | None = None
     """Whether the embeddings are the head's weights too; None: unless the feed-forward layers are gated."""
 
@@ -81,13 +80,13 @@ ARCHITECTURES = {
 }
 
 
-def model_shape(config: Mapping[str, Any], vocab_size: int) -> ModelShape:
+def model_shape(config: JsonFields, vocab_size: int) -> ModelShape:
     """Shape from a Hugging Face config's fields. What is missing has the default of the architecture in `model_type`,
     or GPT-2 small's without one.
 
-    Parameters: embeddings V h (twice where they are not tied), and per layer attention h (2 q + 2 k), with q and k the
-    widths of queries and keys, and a feed-forward of two matrices h x i, or three where it is gated (Llama's kind,
-    known by its name, or else its key-value heads or `hidden_act: silu`). Biases, norms and positions are left out.
+    Parameters: embeddings V h (twice if they are not tied), and per layer attention h (2 q + 2 k), with q and k the
+    widths of queries and keys, and a feed-forward of two matrices h x i, or three if it is gated (Llama's kind, known
+    by its name, or else its key-value heads or `hidden_act: silu`). Biases, norms and positions are left out.
     """
     architecture = str(config.get("model_type") or "")
     default = ARCHITECTURES.get(architecture, ARCHITECTURES["gpt2"])
@@ -108,14 +107,14 @@ def model_shape(config: Mapping[str, Any], vocab_size: int) -> ModelShape:
     return ModelShape(parameters, layers, width, heads, vocab_size, inner, query, key_value, architecture)
 
 
-def known_config(spec: JobSpec, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def known_config(spec: JobSpec, found: JsonFields | None) -> JsonObject:
     """The model's config as far as it is known without loading a library. `found`: of the pretrained model's
     config.json, if it is here; the spec's own fields win."""
-    named = {"model_type": spec.model.architecture} if spec.model.architecture is not None else {}
+    named: JsonObject = {"model_type": spec.model.architecture} if spec.model.architecture is not None else {}
     return {**(found or {}), **named, **spec.model.config}
 
 
-def known_vocab_size(spec: JobSpec, config: Mapping[str, Any]) -> int | None:
+def known_vocab_size(spec: JobSpec, config: JsonFields) -> int | None:
     """Tokens of the vocabulary, if they are known before the tokenizer is loaded or trained."""
     if spec.tokenizer.train is not None:
         return spec.tokenizer.train.vocab_size
@@ -123,7 +122,7 @@ def known_vocab_size(spec: JobSpec, config: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:
+def _first(config: JsonFields, names: tuple[str, ...], default: int) -> int:
     for name in names:
         value = config.get(name)
         if isinstance(value, int) and not isinstance(value, bool):

@@ -6,19 +6,13 @@ arguments: nothing here was measured on the machine that a job runs on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.domain.policy.cadence import steps_between
+from orchestrator.domain.events import SnapshotsPlanned
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.spec.job import JobSpec
-
-STATE_BYTES = 12
-"""Per parameter: an fp32 master and two fp32 moments."""
-SLOTS = 2
-FLOPS_PER_PARAMETER = 6
-"""Of a token: forward and backward (Kaplan et al., arXiv:2001.08361, section 2.1), attention left out."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +40,21 @@ class SnapshotCosts:
     state_bytes: int
     """Of one worker."""
     stall_s: float
-    """That training stands still for it."""
+    """Seconds that training is paused for it."""
     node_bytes: int
     """Host memory that the fullest node's own workers take for it."""
     copied_node_bytes: int
     """The same with the copies that it keeps for others."""
     recovery_bytes: int
-    """The same while a recovery goes on: the old gang's and the new gang's."""
+    """The same during a recovery: the old gang's and the new gang's."""
     sent_bytes: int
-    """What the fullest node sends to others; 0 where no copies are kept."""
+    """What the fullest node sends to others; 0 if no copies are kept."""
     sent_s: float
 
     def interval_s(self, budget: float) -> float:
         """Seconds from one snapshot to the next if they may take that share of the time; never less than the copies
         need to arrive."""
         return max(self.stall_s / budget, self.sent_s)
-
-    def interval_steps(self, step_s: float, budget: float) -> int:
-        """The same in steps."""
-        return max(steps_between(self.stall_s, step_s, budget), math.ceil(self.sent_s / step_s))
 
 
 @dataclass(frozen=True)
@@ -74,19 +64,19 @@ class NodeLossCost:
     repeated_s: float
     """Training since the newest snapshot whose copies had arrived."""
     repeated_steps: int | None
-    """The same in steps; None where a step's time is not known."""
+    """The same in steps; None if a step's time is not known."""
     read_s: float
     """Until the survivors have the state again."""
     copied_s: float
-    """Until it has as many copies again; training goes on meanwhile."""
+    """Until all copies exist again; training continues meanwhile."""
 
 
 def snapshot_costs(parameters: int, workers_by_node: Sequence[int], replicas: int, speeds: Speeds) -> SnapshotCosts:
-    """What a snapshot takes where workers lie on nodes like that."""
+    """The cost of a snapshot with workers placed on nodes like that."""
     workers, nodes = sum(workers_by_node), len(workers_by_node)
     copies = min(replicas, nodes - 1)
     fullest = max(workers_by_node)
-    state_bytes = STATE_BYTES * -(-parameters // workers)
+    state_bytes = STATE_BYTES_PER_PARAMETER * -(-parameters // workers)
     node_bytes = SLOTS * state_bytes * fullest
     sent_bytes = state_bytes * fullest * copies
     return SnapshotCosts(
@@ -108,17 +98,17 @@ def node_loss(
     interval_s: float,
     step_s: float | None = None,
 ) -> NodeLossCost | None:
-    """What losing a node costs with a snapshot every `interval_s`; None where no copies are kept, and it costs all
-    since the last checkpoint.
+    """What losing a node costs with a snapshot every `interval_s`; None if no copies are kept, and it costs all since
+    the last checkpoint.
 
-    At worst the node is lost just before the copies of the newest snapshot have arrived: what was trained since the one
-    before is made again. Every survivor reads its part of the new partition, most of it from other nodes.
+    At worst the node is lost just before the copies of the newest snapshot have arrived: everything trained since the
+    previous one is repeated. Every survivor reads its part of the new partition, most of it from other nodes.
     """
     nodes = len(workers_by_node)
     if costs.sent_bytes == 0:
         return None
     repeated_s = interval_s + costs.sent_s
-    left_bytes = STATE_BYTES * parameters / (nodes - 1)
+    left_bytes = STATE_BYTES_PER_PARAMETER * parameters / (nodes - 1)
     steps = None if step_s is None else max(1, math.ceil(repeated_s / step_s))
     return NodeLossCost(
         repeated_s=repeated_s,
@@ -128,48 +118,41 @@ def node_loss(
     )
 
 
-def step_estimate_s(parameters: int, tokens: int, workers: int, flops_per_s: float) -> float:
-    """Seconds of an optimizer step of that many tokens, at a speed of one worker."""
-    return FLOPS_PER_PARAMETER * parameters * tokens / (workers * flops_per_s)
-
-
-def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> dict[str, float | None]:
-    """Fields of the event `snapshots.planned`, for workers that lie on nodes like that."""
+def snapshots_planned(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> SnapshotsPlanned:
+    """What copies to memory are expected to cost, for workers that are placed on nodes like that."""
     speeds = PINNED if spec.resources.gpus_per_worker else HOST
     checkpoint = spec.checkpoint
     costs = snapshot_costs(shape.parameters, workers_by_node, checkpoint.replicas, speeds)
     interval_s = costs.interval_s(checkpoint.overhead_budget)
     loss = node_loss(costs, shape.parameters, workers_by_node, speeds, interval_s)
     by_time = loss is not None and checkpoint.memory_interval_steps is None
-    return {
-        "state_bytes": costs.state_bytes,
-        "stall_s": costs.stall_s,
-        "interval_s": interval_s,
-        "interval_steps": checkpoint.memory_interval_steps,
-        "sent_bytes": costs.sent_bytes,
-        "sent_s": costs.sent_s,
-        "repeated_s": loss.repeated_s if loss is not None and by_time else None,
-        "read_s": loss.read_s if loss is not None else None,
-        "copied_s": loss.copied_s if loss is not None else None,
-        "copy_bytes_per_s": speeds.copy_bytes_per_s,
-        "link_bytes_per_s": speeds.link_bytes_per_s,
-    }
+    return SnapshotsPlanned(
+        state_bytes=costs.state_bytes,
+        stall_s=costs.stall_s,
+        interval_s=interval_s,
+        interval_steps=checkpoint.memory_interval_steps,
+        sent_bytes=costs.sent_bytes,
+        sent_s=costs.sent_s,
+        repeated_s=loss.repeated_s if loss is not None and by_time else None,
+        read_s=loss.read_s if loss is not None else None,
+        copied_s=loss.copied_s if loss is not None else None,
+        copy_bytes_per_s=speeds.copy_bytes_per_s,
+        link_bytes_per_s=speeds.link_bytes_per_s,
+    )
 
 
-def measured_loss(planned: Mapping[str, Any], step_s: float) -> dict[str, float] | None:
-    """What losing a node costs, with a step's measured time; None where no copies are kept. `planned`: fields of
-    `snapshots.planned`.
+def measured_loss(planned: SnapshotsPlanned, step_s: float) -> dict[str, float] | None:
+    """What losing a node costs, with a step's measured time; None if no copies are kept.
 
     A snapshot is taken at a step's end at the earliest, and its copies are sent while the next steps are made.
     """
-    if planned.get("read_s") is None or step_s <= 0:
+    if planned.read_s is None or planned.copied_s is None or step_s <= 0:
         return None
-    sent_s, interval_s = float(planned["sent_s"]), float(planned["interval_s"])
-    interval = int(planned["interval_steps"] or max(1, math.ceil(interval_s / step_s)))
-    steps = interval + math.ceil(sent_s / step_s)
+    interval = planned.interval_steps or max(1, math.ceil(planned.interval_s / step_s))
+    steps = interval + math.ceil(planned.sent_s / step_s)
     return {
         "repeated_steps": steps,
         "repeated_s": steps * step_s,
-        "read_s": float(planned["read_s"]),
-        "copied_s": float(planned["copied_s"]),
+        "read_s": planned.read_s,
+        "copied_s": planned.copied_s,
     }

@@ -1,12 +1,11 @@
-"""What workers are to do in a gang of a given size: the one place where shapes and limits become a plan. Pure."""
+"""Plans the work of a gang of a given size: the only place that turns shapes and limits into a plan. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import TrainPlan
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.batch_shape import shape_batch, total_steps
 from orchestrator.planner.device_fit import auto_micro_batch
 from orchestrator.planner.device_memory import Assumptions, device_need
@@ -30,7 +29,7 @@ class PlanLimits:
     """What a worker has room for."""
 
     memory_bytes: int | None
-    """Of the host, of one worker that trains on CPUs; None where it is not known: `train.micro_batch: auto` takes the
+    """Of the host, of one worker that trains on CPUs; None if it is not known: `train.micro_batch: auto` takes the
     whole share then."""
     micro_batch: int
     """The largest micro batch, whatever the spec says."""
@@ -41,11 +40,11 @@ class PlanLimits:
 
 
 def train_plan(
-    spec: JobSpec, run_dir: str, data: DataFacts, config: Mapping[str, Any], workers: int, limits: PlanLimits
+    spec: JobSpec, run_dir: str, data: DataFacts, config: JsonFields, workers: int, limits: PlanLimits
 ) -> TrainPlan:
     """The plan of a gang of `workers`, from the beginning; `config`: the model's, as far as it is known.
 
-    Raises UsageError where there are more workers than samples in a global batch.
+    Raises UsageError if there are more workers than samples in a global batch.
     """
     train = spec.train
     try:

@@ -1,25 +1,24 @@
-"""How much memory the vaults need, and whether it is there. Pure arithmetic over a job spec.
+"""How much memory the vaults need, and whether the nodes have it. Pure arithmetic over a job spec.
 
 A worker's state is fp32 masters and two moments, P parameters over W workers: 12 P / W bytes at every stage (at stage 0
-each rank keeps a slice). A vault holds it in a cell of two slots, so that one is whole while the other is written:
+each rank keeps a slice). A vault holds it in a cell of two slots, so that one is complete while the other is written:
 24 P / W bytes, and some KiB of small state a slot. A node's vault holds the cells of its own workers and the copies of
-its peers' cells: with k copies on other nodes, evenly dealt out, (1 + k) times its own workers' cells. In a recovery
-the cells of the old gang stay until the new gang's are whole: for that moment the node holds both, the new ones of one
-node fewer where one was lost.
+its peers' cells: with k copies on other nodes, evenly dealt out, (1 + k) times its own workers' cells; if copies go to
+other failure domains and those differ in size, some nodes keep more than k. During a recovery the cells of the old gang
+stay until the new gang's are complete: the node then holds both, the new ones on one node fewer if one was lost.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.events import VaultsPlanned
 from orchestrator.planner.host_memory import PROCESS_BYTES, memory_need
 from orchestrator.planner.model_shape import ModelShape
+from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.planner.zero_memory import zero_memory
 from orchestrator.spec.job import JobSpec
 
-STATE_BYTES = 12
-"""Per parameter: an fp32 master and two fp32 moments."""
-SLOTS = 2
 SMALL_STATE_BYTES = 44 << 10
 """Of a slot: random states, counters, and the room left for them to grow. Measured, of GPT-2 with few parameters."""
 
@@ -35,19 +34,19 @@ class VaultNeed:
     node_bytes: int
     """Most that one node's vault takes."""
     recovery_bytes: int
-    """Most that one node's vault takes while a recovery goes on."""
-    total_bytes: int
-    """All vaults together."""
+    """Most that one node's vault takes during a recovery."""
 
-    def to_json(self) -> dict[str, int]:
-        """Fields of the event `vaults.planned`."""
-        value = asdict(self)
-        del value["total_bytes"]
-        return value
+    @property
+    def planned(self) -> VaultsPlanned:
+        """The event that reports it."""
+        return VaultsPlanned(self.cell_bytes, self.copies, self.node_bytes, self.recovery_bytes)
 
 
-def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int]) -> VaultNeed | None:
-    """The formula of this module's docstring for workers that lie on nodes like that; None where nothing is kept."""
+def vault_need(
+    spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int], most_copies: int | None = None
+) -> VaultNeed | None:
+    """The formula of this module's docstring for workers on nodes like that; None if nothing is kept. `most_copies`:
+    how many copies of other nodes' cells one node keeps at most; None: evenly."""
     if not spec.checkpoint.memory:
         return None
     workers, nodes = sum(workers_by_node), len(workers_by_node)
@@ -55,7 +54,7 @@ def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int])
     cell_bytes = _cell_bytes(shape, workers)
     # Whose copies a node keeps depends on the peers that are chosen: at worst those of the fullest others.
     fullest = sorted(workers_by_node, reverse=True)
-    node_bytes = cell_bytes * sum(fullest[: copies + 1])
+    node_bytes = cell_bytes * sum(fullest[: max(copies, most_copies or 0) + 1])
     left = max(1, nodes - 1)  # nodes, and at least as many workers
     after_bytes = _cell_bytes(shape, left) * (1 + min(spec.checkpoint.replicas, left - 1))
     return VaultNeed(
@@ -63,16 +62,15 @@ def vault_need(spec: JobSpec, shape: ModelShape, workers_by_node: Sequence[int])
         copies=copies,
         node_bytes=node_bytes,
         recovery_bytes=node_bytes + max(node_bytes, after_bytes),
-        total_bytes=cell_bytes * workers * (1 + copies),
     )
 
 
 def _cell_bytes(shape: ModelShape, workers: int) -> int:
-    return SLOTS * (STATE_BYTES * -(-shape.parameters // workers) + SMALL_STATE_BYTES)
+    return SLOTS * (STATE_BYTES_PER_PARAMETER * -(-shape.parameters // workers) + SMALL_STATE_BYTES)
 
 
 def spread_evenly(workers: int, nodes: int) -> tuple[int, ...]:
-    """Workers by node where nothing better is known; nodes without any are left out."""
+    """Workers by node if nothing better is known; nodes without any are left out."""
     return tuple(count for index in range(nodes) if (count := (workers + nodes - 1 - index) // nodes))
 
 
@@ -85,10 +83,10 @@ def least_worker_bytes(spec: JobSpec, shape: ModelShape, workers: int) -> int:
 
 
 def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> str | None:
-    """A warning where a recovery may not find room on the fullest node; None where all fits.
+    """A warning if a recovery may not find room on the fullest node; None if all fits.
 
-    `node_memory_bytes` is what the node can give, `workers_bytes` what its workers take of that. Raises ClusterError
-    where what is to be kept does not fit beside them at all.
+    `node_memory_bytes`: memory of the node, `workers_bytes`: the part that its workers use. Raises ClusterError if the
+    state does not fit into the rest.
     """
     room_bytes = node_memory_bytes - workers_bytes
     what = f"state and {need.copies} cop{'y' if need.copies == 1 else 'ies'}" if need.copies else "state"
@@ -96,15 +94,14 @@ def check_room(need: VaultNeed, node_memory_bytes: int, workers_bytes: int) -> s
         lower = "checkpoint.replicas: 0 keeps no copies for peers, " if need.copies else ""
         raise ClusterError(
             f"a node has no room to keep training state in memory: {what} take {_mib(need.node_bytes)} there, "
-            f"{_mib(room_bytes)} of its {_mib(node_memory_bytes)} are left beside the workers",
-            hint=f"{lower}checkpoint.memory: false keeps none at all (recoveries then go back to the last checkpoint); "
-            "or use more nodes",
+            f"{_mib(room_bytes)} of its {_mib(node_memory_bytes)} are left by the workers",
+            hint=f"{lower}checkpoint.memory: false turns it off (recoveries then use the last checkpoint); or "
+            "use more nodes",
         )
     if need.recovery_bytes > room_bytes:
         return (
-            f"training state in memory takes {_mib(need.node_bytes)} on a node and {_mib(need.recovery_bytes)} while a "
-            f"recovery goes on, {_mib(room_bytes)} are left beside the workers: after a recovery some of it may not "
-            "be kept"
+            f"training state in memory takes {_mib(need.node_bytes)} on a node and {_mib(need.recovery_bytes)} during "
+            f"a recovery, but the workers leave only {_mib(room_bytes)}: after a recovery some of it may not be kept"
         )
     return None
 

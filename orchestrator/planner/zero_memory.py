@@ -5,10 +5,9 @@ Each formula follows the class that DeepSpeed takes for a stage and a precision
 weight, R elements of `reduce_bucket_size`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from orchestrator.json_values import JsonFields
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 
@@ -42,7 +41,7 @@ class ZeroSettings:
     """Of a gradient's value while it is reduced; None: as many as a weight has (`engine.communication_data_type`)."""
 
     @classmethod
-    def of(cls, passed: Mapping[str, Any]) -> "ZeroSettings":
+    def of(cls, passed: JsonFields) -> "ZeroSettings":
         """From `zero.deepspeed` of a job."""
         found = passed.get("zero_optimization")
         zero = found if isinstance(found, dict) else {}
@@ -66,7 +65,7 @@ class ZeroMemory:
     gradients_bytes: int
     """`parameter.grad`, in the precision of training, from the first backward pass on."""
     accumulators_bytes: int
-    """Where gradients of the micro steps are added up, if that is not `parameter.grad`."""
+    """The buffer in which gradients of the micro steps are added up, if that is not `parameter.grad`."""
     optimizer_bytes: int
     """fp32 masters and moments."""
     moments_bytes: int
@@ -139,7 +138,7 @@ class _Inputs:
 
 def _reduced_alone(inputs: _Inputs, dtype_bytes: int) -> int:
     """`engine.allreduce_no_retain`: a bucket takes gradients until it has more than 500 M elements, is copied into one
-    tensor (`flatten`), and that once more where it is sent in another precision."""
+    tensor (`flatten`), and that once more if it is sent in another precision."""
     elements = min(inputs.parameters, STAGE_0_BUCKET_ELEMENTS + inputs.largest)
     converted = inputs.communication if inputs.communication != dtype_bytes else 0
     return (dtype_bytes + converted) * elements
@@ -209,7 +208,7 @@ def _bf16_optimizer(inputs: _Inputs) -> ZeroMemory:
 def _stage_1_and_2(inputs: _Inputs, stage: int, accumulated: int, offload: bool) -> ZeroMemory:
     """`runtime/zero/stage_1_and_2.py`. Masters are copies in fp32 too. `setup_buckets` allocates a whole
     `reduce_bucket_size`, twice with `overlap_comm`, however small the model is; `allreduce_bucket` copies it once
-    (`flatten`), and once more where it is sent in another precision. The norm is computed in double precision, of one
+    (`flatten`), and once more if it is sent in another precision. The norm is computed in double precision, of one
     parameter at a time (`get_grad_norm_direct`)."""
     p, share, value, settings = inputs.parameters, inputs.share, inputs.value, inputs.settings
     # `use_grad_accum_attribute`: stage 1 whose gradients are added up in another precision than weights have.
@@ -278,7 +277,7 @@ def _stage_3(
     )
 
 
-def _elements(zero: Mapping[str, Any], name: str, default: int) -> int:
+def _elements(zero: JsonFields, name: str, default: int) -> int:
     """DeepSpeed takes `5e8` too, and `auto` is none of its own."""
     value = zero.get(name, default)
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else default

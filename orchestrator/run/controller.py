@@ -1,410 +1,303 @@
-"""A run's training: from its first gang to its end, through lost workers, numeric faults and changes of size."""
+"""The run controller: from connecting to a cluster to the final state, through failures, numeric faults and changes of
+size. It decides with the pure policies of `domain.policy`, and asks a `WorkerGroup` to act."""
 
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from orchestrator.atomic_files import read_json
-from orchestrator.checkpoint.format.exported import clear_unfinished, export_problem
-from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
-from orchestrator.checkpoint.storage.storage import open_storage
+from orchestrator.checkpoint.format.exported import clear_unfinished
 from orchestrator.data.prepare import PreparedData, cache_directory
-from orchestrator.domain.errors import CheckpointError, UsageError
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
-from orchestrator.domain.fault_plan import NodeAddress
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    Event,
+    FaultInjected,
+    GangResized,
+    GangWaiting,
+    ModelExported,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    TrainingPlanned,
+    WarningIssued,
+    WorkerPhase,
+)
+from orchestrator.domain.generation import GenerationOutcome, Shortage, WorkerFailure
 from orchestrator.domain.policy.failure_budget import Budget, RunFailure, Verdict, judge
-from orchestrator.domain.policy.numeric import Injection, NumericFault, Refusal
-from orchestrator.domain.policy.replay import FP32_TOLERANCE, LOW_PRECISION_TOLERANCE, StepRecord
-from orchestrator.domain.run_layout import RunLayout
-from orchestrator.domain.session import PeerState, ShardPlace, TrainPlan, TrainResult
+from orchestrator.domain.policy.numeric import NumericFault, Refusal
+from orchestrator.domain.session import TrainPlan
 from orchestrator.domain.step_report import StepReport
 from orchestrator.planner.batch_shape import total_steps
 from orchestrator.planner.gpu_fit import GpuFit
-from orchestrator.planner.model_shape import known_config, model_shape
+from orchestrator.planner.model_shape import model_shape
 from orchestrator.planner.train_plan import DataFacts, PlanLimits, train_plan
+from orchestrator.run.ending import Ended, after_last_step, gave_up, stopped
+from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.memory_checkpoints import MemoryCheckpoints
-from orchestrator.spec.job import JobSpec
-from orchestrator.spec.spec_errors import SpecError
-from orchestrator.store.checkpoint_places import checkpoint_places
-from orchestrator.store.recorded_progress import read_progress
-from orchestrator.store.resume_check import Resumption
-from orchestrator.store.rollback import Rollback, answer_fault, resume_point
-from orchestrator.store.run_store import RunStore
+from orchestrator.run.restore_points import RestorePoint, RestorePoints
+from orchestrator.run.run_context import RunContext
+from orchestrator.run.run_progress import RunProgress
+from orchestrator.run.state_machine import RunStateMachine
+from orchestrator.store.rollback import Rollback, answer_fault
 from orchestrator.store.skip_file import read_skips
 
-INTERRUPTED = 130
-KEPT_RECORDS = 256
-Ended = tuple[RunState, str | None, int]
-"""Final state, its reason, exit code."""
-
 
 @dataclass(frozen=True)
-class Origin:
-    """What training goes on from: peers' memory, a checkpoint, or neither: the beginning."""
+class Prepared:
+    """All that training needs besides a plan."""
 
-    step: int = 0
-    peers: PeerState | None = None
-    checkpoint: str | None = None
-    """Directory or URL."""
-
-    @property
-    def source(self) -> str:
-        """For events: vaults, storage or beginning."""
-        return "vaults" if self.peers is not None else "storage" if self.checkpoint is not None else "beginning"
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """From a lost worker to the first step after it."""
-
-    incident: int
-    detected_s: float
-    steps_recomputed: int
+    entry: str
+    """The workers' entry point."""
+    data: PreparedData
+    workers: int
+    """Of the first generation."""
+    origin: RestorePoint
+    """What storage has, or the beginning."""
+    adopted_at_step: int | None = None
+    """Vaults of an earlier driver were adopted; the last step on record then. None: there were none."""
 
 
-@dataclass
-class Run:
-    """One run under way: its places, its observers, and how far it is."""
+class Preparation(Protocol):
+    """What happens before training."""
 
-    spec: JobSpec
-    job_dir: Path
-    layout: RunLayout
-    store: RunStore
-    stop: threading.Event
-    observers: list[Observer] = field(default_factory=list)
-    step: int = 0
-    """The last step finished."""
-    saved_step: int = 0
-    """Of the newest checkpoint."""
-    incidents_before: int = 0
-    """Pages that drivers before this one wrote."""
-    recovery: Recovery | None = None
-    """The one under way."""
-    records: dict[int, StepRecord] = field(default_factory=dict)
-    """What the last steps gave, where restores are verified."""
-    injections: tuple[Injection, ...] = ()
-    """Those that have not come to pass."""
-    nodes: tuple[NodeAddress, ...] = ()
-    """Where a local cluster's nodes are; empty: all on loopback."""
-    blame: Callable[[UsageError], UsageError | SpecError] = lambda error: error
-    """Adds to an error about `model.pretrained` where the job file says it."""
-    resumption: Resumption | None = None
-    """How it goes on; None: it begins."""
-    lease: int = 0
-    """Token of this driver's lease."""
+    def open(self, points: RestorePoints) -> None:
+        """Before anything is started: look for checkpoints, report the run. Raises CheckpointError."""
 
-    def __post_init__(self) -> None:
-        self.keeping = MemoryCheckpoints(self.layout, self.emit, lambda: self.saved_step or None, self.recorded_step)
-        self.fitting = GpuFit(self.spec, self.emit)
+    def run(self, group: WorkerGroup, fit: GpuFit) -> Prepared | None:
+        """Connect, adopt, start workers, prepare data. None: stopped meanwhile. Raises ConvoyError."""
 
-    def emit(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        """Tell the observers."""
-        tell(self.observers, kind, fields)
-
-    def enter(self, state: RunState, reason: str | None = None) -> None:
-        """Change the state, on disk first."""
-        self.store.set_state(self.layout, state, reason)
-        self.emit(EventKind.STATE_CHANGED, {"state": state.value, "reason": reason})
-
-    def recorded_step(self) -> int:
-        """The last step that is written down."""
-        return read_progress(self.layout).step
-
-    def remember(self, report: StepReport) -> None:
-        """Keep what a step gave, where restores are verified."""
-        if self.spec.checkpoint.verify_restore:
-            tolerance = FP32_TOLERANCE if self.spec.train.precision == "fp32" else LOW_PRECISION_TOLERANCE
-            self.records[report.step] = StepRecord(report.step, report.loss, report.grad_norm, tolerance)
-            while len(self.records) > KEPT_RECORDS:
-                del self.records[next(iter(self.records))]
-
-    def model_config(self) -> dict[str, Any]:
-        """The model's config as far as it is known without loading a library."""
-        pretrained = self.spec.model.pretrained
-        found = read_json(self.job_dir / pretrained / "config.json") if pretrained is not None else None
-        return known_config(self.spec, found)
-
-    def newest_checkpoint(self, below: int | None = None) -> Origin:
-        """The newest checkpoint that will do, with an event for each that will not; the beginning where there is none.
-        `below`: of a step before this one.
-
-        Raises CheckpointError where there are some and none will do, or storage does not answer.
-        """
-        spec = self.spec
-        found = resume_point(self.layout, spec.checkpoint.storage, spec.train.global_batch, self.emit, below)
-        if found is None:
-            return Origin()
-        self.saved_step = found.step
-        return Origin(found.step, None, found.place)
-
-
-def tell(observers: Sequence[Observer], kind: EventKind, fields: dict[str, Any]) -> None:
-    """Give an event to every observer."""
-    event = Event(kind, time.time(), fields)
-    for observer in observers:
-        observer.on_event(event)
-
-
-def stopped() -> Ended:
-    """It ended because somebody asked for that."""
-    return RunState.STOPPED, "stopped on request", INTERRUPTED
+    def record(self, data: PreparedData, step: int) -> None:
+        """Training is about to continue after `step` with this data."""
 
 
 class RunController:
-    """Trains, through as many failures as the budget allows, until the end or until there is no going on."""
+    """Drives one run. It is an observer of the workers' events and steps; everything else is for one thread."""
 
-    def __init__(self, run: Run, driver: Any, entry: str, data: PreparedData, recorded: int) -> None:
-        """`driver`: a `GangDriver` whose workers have been started; `entry`: what they run; `recorded`: the last step
-        that is written down."""
-        self._run, self._driver, self._entry, self._data = run, driver, entry, data
-        spec = run.spec
-        self._budget = Budget(spec.recovery.max_failures, spec.recovery.max_without_progress)
+    def __init__(
+        self,
+        run: RunContext,
+        group: WorkerGroup,
+        progress: RunProgress,
+        states: RunStateMachine,
+        memory: MemoryCheckpoints,
+    ) -> None:
+        self._run, self._group = run, group
+        self._progress, self._states, self._memory = progress, states, memory
+        self._points = RestorePoints(run, progress, group.survey)
+        self._fit = GpuFit(run.spec, run.emit)
+        recovery = run.spec.recovery
+        self._budget = Budget(recovery.max_failures, recovery.max_without_progress)
         self._failures: list[RunFailure] = []
-        self._rolled_back = 0
-        self._furthest = recorded
-        self._micro_batch = spec.train.global_batch
-        self._total_steps = total_steps(spec.train, data.manifest.train_samples, spec.data.sequence_length)
-        self._below: int | None = None
-        """A checkpoint of this step was not what had been saved: older ones are gone on from."""
-        self._superseded: PeerState | None = None
-        """A state that training went back to: what the vaults hold of its gang beyond it must not be used."""
+        self._micro_batch = run.spec.train.global_batch
+        """The largest that training may use: out of memory halves it."""
+        self._total_steps = 0
 
-    def carry(self, workers: int, origin: Origin) -> Ended:
-        """Train with `workers`, from `origin`."""
-        run = self._run
-        readable = (str(self._data.directory), str(cache_directory(run.spec, run.store.home)))
+    def drive(self, preparation: Preparation) -> Ended:
+        """Prepare, train, and release the group. Raises what `preparation` and the group raise."""
+        preparation.open(self._points)
+        self._states.begin()
+        ended: Ended | None = None
+        try:
+            prepared = preparation.run(self._group, self._fit)
+            ended = stopped() if prepared is None else self._train(prepared, preparation)
+            return ended
+        finally:
+            self._memory.end(self._group, succeeded=ended is not None and ended.state is RunState.SUCCEEDED)
+            self._group.close()
+
+    def on_event(self, event: Event) -> None:
+        """Take an event of the workers."""
+        progress = self._progress
+        match event.body:
+            case CheckpointSaved() as saved:
+                progress.checkpoint_saved(saved.step)
+            case FaultInjected() as injected:
+                progress.injected(injected.fault, injected.step, injected.rank)
+            case TrainingPlanned() as plan:
+                progress.world_size = plan.world_size
+            case ModelExported():
+                self._recovered(progress.step, progress.world_size, event.time_s)  # no step was left
+            case WorkerPhase(phase="train"):
+                if self._states.state in (RunState.STARTING, RunState.RECOVERING):
+                    self._states.enter(RunState.RUNNING)
+
+    def on_step(self, report: StepReport) -> None:
+        """Take the report of a step."""
+        self._progress.take_step(report)
+        self._recovered(report.step, report.world_size, report.time_s)
+
+    def _recovered(self, step: int, world_size: int, time_s: float) -> None:
+        recovery = self._progress.end_recovery()
+        if recovery is not None:
+            finished = RecoveryFinished(
+                incident=recovery.incident,
+                step=step,
+                world_size=world_size,
+                seconds=time_s - recovery.detected_s,
+                steps_recomputed=recovery.steps_recomputed,
+            )
+            self._run.emit(finished)
+
+    def _train(self, prepared: Prepared, preparation: Preparation) -> Ended:
+        run, data = self._run, prepared.data
+        self._states.enter(RunState.STARTING)
+        self._total_steps = total_steps(run.spec.train, data.manifest.train_samples, run.spec.data.sequence_length)
+        origin = self._first_origin(prepared)
+        preparation.record(data, origin.step)
+        return self._generations(prepared, origin)
+
+    def _first_origin(self, prepared: Prepared) -> RestorePoint:
+        progress, origin = self._progress, prepared.origin
+        if prepared.adopted_at_step is None:
+            progress.furthest = origin.step
+        else:
+            progress.furthest = prepared.adopted_at_step
+            origin = self._newest()
+            progress.step = origin.step
+        return origin
+
+    def _generations(self, prepared: Prepared, origin: RestorePoint) -> Ended:
+        """One generation of workers after the other, until the end."""
+        run, progress, data, workers = self._run, self._progress, prepared.data, prepared.workers
+        readable = (str(data.directory), str(cache_directory(run.spec, run.store.home)))
         while True:
-            plan = self._plan(workers, origin)
-            outcome = self._driver.train(self._entry, plan, readable, run.observers)
+            plan = self._plan(data, workers, origin)
+            outcome = self._group.train(prepared.entry, plan, readable, run.bus)
             if outcome is None or run.stop.is_set():
-                return self._judge(outcome, plan)
-            self._furthest = max(self._furthest, run.step, outcome.step)
-            if outcome.regroup:
-                origin = self.newest()
-            elif outcome.failure is None:
-                return self._judge(outcome, plan)
-            else:
-                answer = self._after_failure(outcome, plan)
-                if not isinstance(answer, Origin):
-                    return answer
-                origin = answer
-            found, waited = self._reform()
-            if found is None:
+                return self._ended(outcome, plan)
+            progress.generation_ended(outcome.step)
+            if outcome.failure is None and not outcome.regroup:
+                return self._ended(outcome, plan)
+            answer = self._newest() if outcome.failure is None else self._answer(outcome, outcome.failure, plan)
+            if isinstance(answer, Ended):
+                return answer
+            formed = self._reform()
+            if formed is None:
                 return stopped()
-            if waited:
-                origin = self.newest()  # what the vaults hold may be another by now
+            size, waited = formed
+            origin = self._newest() if waited else answer  # the vaults may hold another state after a wait
             if outcome.regroup:
-                run.emit(EventKind.RESIZED, {"step": outcome.step, "before": workers, "world_size": found})
-            workers = found
+                run.emit(GangResized(outcome.step, workers, size))
+            workers = size
 
-    def _reform(self) -> tuple[int | None, bool]:
-        """How many workers the next gang has (None where stopped), and whether they had to be waited for."""
-        run, began_s, waited = self._run, time.time(), False
+    def _newest(self) -> RestorePoint:
+        return self._points.newest(self._total_steps)
 
-        def waits(wait: Any) -> None:
-            nonlocal waited
-            if wait is None:
-                run.enter(
-                    RunState.STARTING if run.recovery is None else RunState.RECOVERING, "enough workers are there"
-                )
-                return
-            waited = True
-            fields = {"have": wait.have, "need": wait.need, "since_s": began_s, "step": run.step}
-            run.enter(RunState.WAITING, f"{wait.have} of at least {wait.need} workers there, the others need nodes")
-            run.emit(EventKind.WAITING, fields)
-
-        return self._driver.reform(waits), waited
-
-    def _plan(self, workers: int, origin: Origin) -> TrainPlan:
-        run, data = self._run, self._data
+    def _plan(self, data: PreparedData, workers: int, origin: RestorePoint) -> TrainPlan:
+        run, group, progress = self._run, self._group, self._progress
         facts = DataFacts(str(data.directory.absolute()), data.manifest.train_samples, data.manifest.vocab_size)
         config = run.model_config()
         clear_unfinished(run.layout)
         shape = model_shape(config, facts.vocab_size)
-        kept_bytes, room = run.keeping.plan(self._driver, shape), self._driver.device_room()
-        run.fitting.check(workers, room, shape)
-        limits = PlanLimits(self._driver.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch, room)
+        kept_bytes, room = self._memory.plan(group, shape), group.device_room()
+        self._fit.check(workers, room, shape)
+        limits = PlanLimits(group.memory_per_worker_bytes(workers) - kept_bytes, self._micro_batch, room)
         plan = train_plan(run.spec, str(run.layout.root), facts, config, workers, limits)
-        run.fitting.tell(workers, room, shape, plan.micro_batch)
+        self._fit.tell(workers, room, shape, plan.micro_batch)
         return replace(
             plan,
-            lease=run.lease,
+            lease=run.lease.token,
             resume_from=origin.checkpoint,
             peer_state=origin.peers,
             skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
-            injections=run.injections,
-            expected=run.records.get(origin.step + 1) if origin.step else None,
+            injections=progress.injections,
+            expected=progress.records.get(origin.step + 1) if origin.step else None,
         )
 
-    def newest(self) -> Origin:
-        """The vaults' newest whole step, or the newest whole checkpoint where that is newer.
+    def _reform(self) -> tuple[int, bool] | None:
+        """How many workers the next generation has, and whether it had to wait for them; None if stopped."""
+        run, progress, began_s, waited = self._run, self._progress, self._run.clock.unix_s(), False
 
-        The report of a step may be lost with whoever was to pass it on: it is made again then, for the record, where
-        an earlier state is there to do so.
-        """
-        states = [each for each in self._in_memory() if each.step >= self._run.saved_step]
-        on_record = [each for each in states if each.step <= self._furthest]
-        # What is to be verified needs a step that was made after it.
-        verifiable = [each for each in on_record if each.step + 1 in self._run.records]
-        whole = next(iter(verifiable or on_record or states), None)
-        if whole is None:
-            return self._run.newest_checkpoint(self._below)
-        if whole.step >= self._total_steps:
-            # Nothing is left to train, and the export is made from a checkpoint, if there is one.
-            return self._stored(whole.step) or whole
-        return whole
+        def waits(shortage: Shortage | None) -> None:
+            nonlocal waited
+            if shortage is None:
+                state = RunState.STARTING if progress.recovery is None else RunState.RECOVERING
+                self._states.enter(state, "enough workers are available")
+                return
+            waited = True
+            have, need = shortage.have, shortage.need
+            self._states.enter(
+                RunState.WAITING, f"waiting for nodes: {have} of {need} required worker{_s(need)} available"
+            )
+            run.emit(GangWaiting(have, need, began_s, progress.step))
 
-    def _stored(self, step: int) -> Origin | None:
-        """The checkpoint of a step, checked; None when there is none that will do, or storage does not answer.
+        size = self._group.reform(waits)
+        return None if size is None else (size, waited)
 
-        Storage is asked: the word that it was saved may be lost with the worker that saved it.
-        """
-        run = self._run
-        try:
-            places = checkpoint_places(run.layout, run.spec.checkpoint.storage)
-            if all(each.step != step for place in places for each in list_checkpoints(open_storage(place))):
-                return None
-            found = run.newest_checkpoint(self._below)
-        except CheckpointError:
-            return None
-        return found if found.step == step else None
-
-    def _in_memory(self) -> list[Origin]:
-        """What the vaults hold whole, newest first."""
-        found = []
-        for whole in self._driver.survey():
-            shards = tuple(ShardPlace(rank, vaults) for rank, vaults in enumerate(whole.places))
-            state = PeerState(whole.generation, whole.step, shards)
-            if not _is_superseded(state, self._superseded):
-                found.append(Origin(whole.step, state))
-        return found
-
-    def _after_failure(self, outcome: Any, plan: TrainPlan) -> Origin | Ended:
-        """What to go on from; or the end, where the budget, the spec or the failure itself says so."""
-        run, answer = self._run, self._answer(outcome.numeric_fault)
-        if isinstance(answer, Refusal):
-            run.step = self._furthest
-            return RunState.FAILED, f"{answer.reason}\nhint: {answer.hint}", 1
-        if answer is not None:
-            self._rolled_back += 1
-            return self._recover(outcome.failure, answer)
-        lost_nobody, out_of_memory = outcome.lost_nobody, outcome.out_of_memory
-        # A process that runs out of memory may not live to tell that it was made to.
-        run.injections = tuple(i for i in run.injections if i.kind != "oom" or i.step > self._furthest + 1)
-        if outcome.restore_mismatch:
-            lost_nobody = False
-            self._distrust(plan, outcome.failure.message)
-        before_samples = outcome.before_samples
+    def _answer(self, outcome: GenerationOutcome, failure: WorkerFailure, plan: TrainPlan) -> RestorePoint | Ended:
+        """From where training continues after a failure; or the end, if the budget, the spec or the failure itself
+        says so."""
+        progress, fault = self._progress, failure.details.numeric_fault
+        if fault is not None:
+            return self._answer_fault(failure, fault)
+        # A process that runs out of memory may not live to report that this was arranged.
+        progress.drop_injections_through(progress.furthest + 1, "oom")
+        if failure.details.restore_mismatch:
+            self._points.distrust(plan.peer_state, plan.resume_from, failure.message)
         self._failures.append(
-            RunFailure(time.monotonic(), self._furthest, lost_nobody, out_of_memory, plan.micro_batch, before_samples)
+            RunFailure(
+                self._run.clock.monotonic_s(),
+                progress.furthest,
+                failure.lost_nobody and not failure.details.restore_mismatch,
+                failure.is_out_of_memory,
+                plan.micro_batch,
+                failure.details.before_samples,
+            )
         )
         verdict = judge(self._failures, self._budget)
         if not verdict.recover:
-            return _give_up(self._judge(outcome, plan), verdict)
-        if (smaller := verdict.micro_batch) is not None:
-            self._micro_batch = smaller
-            what = f"micro batches of {smaller} at most instead of {plan.micro_batch}, same global batch"
-            run.emit(EventKind.WARNING, {"message": f"out of memory: {what}"})
-        return self._recover(outcome.failure, None)
+            return gave_up(self._ended(outcome, plan), verdict)
+        self._shrink_micro_batch(verdict, plan)
+        self._enter_recovery(failure)
+        return self._begin_recovery(failure, self._newest(), None)
 
-    def _distrust(self, plan: TrainPlan, reason: str) -> None:
-        """The state that the plan went on from is not what was saved: one tier down, or an older checkpoint."""
-        run, peers = self._run, plan.peer_state
-        if peers is not None:
-            newest = max((each.peers.generation for each in self._in_memory() if each.peers is not None), default=0)
-            self._superseded = PeerState(max(newest, peers.generation), -1, ())
-        else:
-            self._below = run.saved_step
-        place = "vaults" if peers is not None else plan.resume_from
-        run.emit(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
+    def _answer_fault(self, failure: WorkerFailure, fault: NumericFault) -> RestorePoint | Ended:
+        """What the spec says about a numeric fault, done and reported."""
+        run, progress = self._run, self._progress
+        progress.drop_injections_through(fault.step)
+        in_memory = [state.step for state in self._points.in_memory()]
+        answer = answer_fault(run.layout, fault, run.spec, in_memory, run.clock.unix_s(), run.emit)
+        if isinstance(answer, Refusal):
+            progress.step = progress.furthest
+            return Ended(RunState.FAILED, f"{answer.reason}\nhint: {answer.hint}", 1)
+        self._enter_recovery(failure)
+        return self._begin_recovery(failure, self._points.roll_back(answer), answer)
 
-    def _answer(self, fault: NumericFault | None) -> Rollback | Refusal | None:
-        """What the spec says to a numeric fault, done and told; None where that is not what happened."""
-        run = self._run
-        if fault is None:
-            return None
-        run.injections = tuple(each for each in run.injections if each.step > fault.step)
-        in_memory = [origin.step for origin in self._in_memory()]
-        return answer_fault(run.layout, fault, run.spec, in_memory, time.time(), run.emit)
+    def _shrink_micro_batch(self, verdict: Verdict, plan: TrainPlan) -> None:
+        if verdict.micro_batch is None:
+            return
+        self._micro_batch = verdict.micro_batch
+        what = f"micro batches of at most {verdict.micro_batch} instead of {plan.micro_batch}, same global batch"
+        self._run.emit(WarningIssued(f"out of memory: {what}"))
 
-    def _recover(self, failure: Any, rollback: Rollback | None) -> Origin:
-        """Say what is going to happen; what to go on from.
+    def _enter_recovery(self, failure: WorkerFailure) -> None:
+        self._states.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
 
-        A failure in the middle of a recovery prolongs it: what it costs counts from the first one's detection.
-        """
-        run = self._run
-        detected_s = time.time() - (time.monotonic() - failure.seen_s)
-        if run.recovery is not None:
-            detected_s = run.recovery.detected_s
-        run.enter(RunState.RECOVERING, f"worker of rank {failure.rank} failed: {failure.message}")
-        origin = self.newest() if rollback is None else self._rolled_back_to(rollback)
-        run.step = origin.step
-        incident = run.incidents_before + len(self._failures) + self._rolled_back
-        run.recovery = Recovery(incident, detected_s, max(0, self._furthest - origin.step))
+    def _begin_recovery(self, failure: WorkerFailure, origin: RestorePoint, rollback: Rollback | None) -> RestorePoint:
+        clock, progress = self._run.clock, self._progress
+        step = progress.furthest
+        recovery = progress.begin_recovery(origin.step, clock.unix_s() - (clock.monotonic_s() - failure.seen_s))
         fault = rollback.skip.fault if rollback is not None else None
-        fields = {
-            "incident": incident,
-            "rank": failure.rank if fault is None or fault.rank is None else fault.rank,
-            "cause": failure.message if fault is None else fault.text,
-            "detected_s": detected_s,
-            "step": self._furthest,
-            "from_step": origin.step,
-            "source": origin.source,
-            "checkpoint": origin.checkpoint,
-            "skipped": [rollback.skip.first, rollback.skip.count] if rollback is not None else None,
-        }
-        run.emit(EventKind.RECOVERY_STARTED, fields)
+        started = RecoveryStarted(
+            incident=recovery.incident,
+            rank=failure.rank if fault is None or fault.rank is None else fault.rank,
+            cause=failure.message if fault is None else fault.text,
+            detected_s=recovery.detected_s,
+            step=step,
+            from_step=origin.step,
+            source=origin.source,
+            checkpoint=origin.checkpoint,
+            skipped=(rollback.skip.first, rollback.skip.count) if rollback is not None else None,
+        )
+        self._run.emit(started)
         return origin
 
-    def _rolled_back_to(self, rollback: Rollback) -> Origin:
-        """Of the steps after it, no state may be used any more."""
-        states = self._in_memory()
-        origin = Origin(rollback.from_step, None, rollback.checkpoint)
-        if rollback.in_memory:
-            origin = next(state for state in states if state.step == rollback.from_step)
-        generation = max((state.peers.generation for state in states if state.peers is not None), default=0)
-        self._superseded = PeerState(generation, rollback.from_step, ())
-        run = self._run
-        run.saved_step = min(run.saved_step, rollback.from_step)
-        run.records = {step: record for step, record in run.records.items() if step <= rollback.from_step}
-        return origin
-
-    def _judge(self, outcome: Any, plan: TrainPlan) -> Ended:
-        run = self._run
+    def _ended(self, outcome: GenerationOutcome | None, plan: TrainPlan) -> Ended:
+        """The end of the run after its last generation."""
         if outcome is None:
             return stopped()
-        run.step = max(run.step, outcome.step)
-        if outcome.failure is not None:
-            failure = outcome.failure
-            reason = f"worker of rank {failure.rank} failed: {failure.message}"
-            return RunState.FAILED, f"{reason}\nhint: {failure.hint}" if failure.hint else reason, 1
-        if outcome.stopped or not all(result.finished for result in outcome.results):
-            return stopped()
-        problem = _missing(run, outcome.results, plan)
-        if problem is not None:
-            return RunState.FAILED, f"{problem}\nhint: convoy run --resume {run.layout.run_id}", 1
-        return RunState.SUCCEEDED, None, 0
+        progress = self._progress
+        progress.step = max(progress.step, outcome.step)
+        return after_last_step(self._run.layout, outcome, plan.export)
 
 
-def _is_superseded(state: PeerState, back_to: PeerState | None) -> bool:
-    return back_to is not None and state.generation <= back_to.generation and state.step > back_to.step
-
-
-def _missing(run: Run, results: Sequence[TrainResult], plan: TrainPlan) -> str | None:
-    """What a run that has made all its steps still owes; None when it has kept everything it was to keep."""
-    step = max((result.step for result in results), default=0)
-    unsaved = next((result.unsaved for result in results if result.unsaved is not None), None)
-    if unsaved is not None:
-        return f"all steps are made, but the state of the last one, {step}, could not be saved: {unsaved}"
-    problem = export_problem(run.layout.export, step) if plan.export else None
-    return f"all steps are made, but the model is not exported: {problem}" if problem is not None else None
-
-
-def _give_up(judged: Ended, verdict: Verdict) -> Ended:
-    state, reason, exit_code = judged
-    if verdict.reason is not None:
-        reason = f"{verdict.reason}; the last: {reason}\nhint: {verdict.hint}"
-    return state, reason, exit_code
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -6,10 +6,9 @@ from threading import Event as Flag
 
 from orchestrator.checkpoint.storage.storage import Storage, StorageLimits, is_url, open_storage
 from orchestrator.domain.errors import LeaseLostError, UsageError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.events import Emit, Event, Observer, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.run.controller import tell
 from orchestrator.store.lease.bucket_record import BucketRecord, refresh
 from orchestrator.store.lease.lease_challenge import Challenge, Opening
 from orchestrator.store.lease.lease_places import LeaseBucket, LeaseDirectory, LeasePlace
@@ -56,9 +55,7 @@ def lease_of_new_run(layout: RunLayout, choice: LeaseChoice, stop: Flag) -> RunL
     return _taken(layout, [LeaseDirectory(layout.root)], Opening(0), choice, stop)
 
 
-def settle(
-    layout: RunLayout, storage: str | None, choice: LeaseChoice, observers: Sequence[Observer], stop: Flag
-) -> Opening:
+def settle(layout: RunLayout, storage: str | None, choice: LeaseChoice, emit: Emit, stop: Flag) -> Opening:
     """Wait until the run may be taken over. If its newest driver was elsewhere, bring what that one has recorded.
 
     Raises UsageError if somebody drives it, StorageError if its bucket does not answer, KeyboardInterrupt for a stop.
@@ -66,9 +63,7 @@ def settle(
     places = _places(layout, storage)
     challenge = Challenge(layout, places, wait=stop.wait)
     try:
-        opening = challenge.settle(
-            choice.take_over, lambda message: tell(observers, EventKind.WARNING, {"message": message})
-        )
+        opening = challenge.settle(choice.take_over, lambda message: emit(WarningIssued(message)))
         if len(places) > 1 and LeaseDirectory(layout.root).highest() < opening.token:
             refresh(layout, _bucket(layout, storage, StorageLimits()))
     except OSError as error:

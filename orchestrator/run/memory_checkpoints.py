@@ -1,55 +1,56 @@
-"""What a run keeps in the memory of its nodes: planned, surveyed, adopted, left behind, and told."""
+"""The life of the state that a run keeps in the memory of its nodes: planned, surveyed, adopted, left for a resume."""
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import Emit, VaultsAdopted, VaultsKept, VaultsPlanned, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.durability_recorder import DurabilityRecorder
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.snapshot_costs import snapshots_planned
-
-if TYPE_CHECKING:
-    from orchestrator.gang.driver import GangDriver
-
-Emit = Callable[[EventKind, dict[str, Any]], None]
+from orchestrator.run.group_protocol import WorkerGroup
+from orchestrator.spec.job import JobSpec
 
 
 class MemoryCheckpoints:
     """One driver's dealings with the vaults of its run, beside training itself."""
 
     def __init__(
-        self, layout: RunLayout, emit: Emit, stored_step: Callable[[], int | None], recorded: Callable[[], int]
+        self,
+        spec: JobSpec,
+        layout: RunLayout,
+        emit: Emit,
+        stored_step: Callable[[], int | None],
+        recorded: Callable[[], int],
     ) -> None:
-        """`emit` tells the run's observers; `stored_step`: of the newest checkpoint, None where there is none;
-        `recorded`: the last step that is written down."""
+        """`stored_step`: of the newest checkpoint, None if there is none; `recorded`: the last step on record."""
+        self._spec = spec
         self._recorded = recorded
         self._emit, self._stored_step = emit, stored_step
-        self._told: dict[str, int] | None = None
+        self._told: VaultsPlanned | None = None
         self._warned = False
         self.recorder = DurabilityRecorder(layout, stored_step)
         """Observer that keeps `durability.json`."""
 
-    def begin(self, driver: "GangDriver", resumed: bool, record: Callable[[StepReport], None]) -> bool:
+    def begin(self, group: WorkerGroup, resumed: bool, record: Callable[[StepReport], None]) -> bool:
         """Adopt what a driver before this one has left, where the run is `resumed`, and have the vaults surveyed from
         now on; whether vaults were adopted.
 
         Its workers went on until they were ended: `record` gets the steps that it did not live to write down. Raises
         ClusterError.
         """
-        adopted = driver.adopt() if resumed else None
+        adopted = group.adopt() if resumed else None
         if adopted is not None:
             recorded = self._recorded()
-            for report in driver.reports_after(recorded):
+            for report in group.reports_after(recorded):
                 record(report)
                 recorded = report.step
-            step = next((whole.step for whole in driver.survey() if whole.step <= recorded), None)
-            self._emit(EventKind.VAULTS_ADOPTED, {"step": step, **vars(adopted)})
-        self.recorder.memory_kept_s = driver.memory_kept_s
-        driver.survey_vaults(self.recorder.take)
+            step = next((whole.step for whole in group.survey() if whole.step <= recorded), None)
+            self._emit(VaultsAdopted(step, adopted.vaults, adopted.workers_ended, adopted.seconds))
+        self.recorder.memory_kept_s = group.memory_kept_s
+        group.survey_vaults(self.recorder.take)
         return adopted is not None
 
     def tell_missing(self, step: int) -> None:
@@ -58,37 +59,36 @@ class MemoryCheckpoints:
         if step > recorded:
             what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
             message = (
-                f"the records of {what} were lost with the driver before this one: they were trained, and count, but "
+                f"the records of {what} were lost with the driver that was killed: their training counts, but "
                 "`convoy data verify` cannot prove their data"
             )
-            self._emit(EventKind.WARNING, {"message": message})
+            self._emit(WarningIssued(message))
 
-    def plan(self, driver: "GangDriver", shape: ModelShape) -> int:
+    def plan(self, group: WorkerGroup, shape: ModelShape) -> int:
         """Say what the vaults will take; bytes a worker whose memory nobody has set must leave them.
 
         Raises ClusterError where it does not fit, before the first step; later that is a warning: training goes on.
         """
         try:
-            need, warning = driver.plan_vaults(shape)
+            need, warning = group.plan_vaults(shape)
         except ClusterError as error:
             if self._told is None:
                 raise
             need, warning = None, f"{error.message}; hint: {error.hint}"
         if warning is not None and not self._warned:
             self._warned = True
-            self._emit(EventKind.WARNING, {"message": warning})
+            self._emit(WarningIssued(warning))
         if need is None:
             return 0
-        if need.to_json() != self._told:
-            self._told = need.to_json()
-            self._emit(EventKind.VAULTS_PLANNED, self._told)
-            self._emit(EventKind.SNAPSHOTS_PLANNED, snapshots_planned(driver.spec, shape, driver.workers_by_node))
-        return 0 if driver.request.bundle.get("memory") else need.cell_bytes * (1 + need.copies)
+        if need.planned != self._told:
+            self._told = need.planned
+            self._emit(need.planned)
+            self._emit(snapshots_planned(self._spec, shape, group.workers_by_node))
+        return 0 if group.reserves_memory else need.cell_bytes * (1 + need.copies)
 
-    def end(self, driver: "GangDriver", succeeded: bool) -> None:
+    def end(self, group: WorkerGroup, succeeded: bool) -> None:
         """The run is over. Where it did not succeed and the vaults know more than storage, they stay for a resume."""
-        left = None if succeeded else driver.leave_vaults(self._stored_step() or 0)
+        left = None if succeeded else group.leave_vaults(self._stored_step() or 0)
         if left is not None:
-            fields = {"step": left.step, "vaults": left.vaults, "until_s": time.time() + left.kept_s}
-            self._emit(EventKind.VAULTS_KEPT, fields)
+            self._emit(VaultsKept(left.step, left.vaults, time.time() + left.kept_s))
         self.recorder.end(kept=left is not None)

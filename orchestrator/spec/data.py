@@ -31,20 +31,20 @@ class SourceSpec(SpecModel):
     """Read the hub dataset as a stream instead of downloading it whole."""
 
     format: Literal["auto", "text", "lines", "jsonl", "csv", "parquet"] = "auto"
-    """`text`: a file is one document. `lines`: a line is one document. `auto` goes by the file's ending
-    (`.jsonl`, `.csv`, `.tsv`, `.parquet`, a trailing `.gz` allowed where it is text; anything else is `text`)."""
+    """`text`: a file is one document. `lines`: a line is one document. `auto`: by the file name extension
+    (`.jsonl`, `.csv`, `.tsv`, `.parquet`, a trailing `.gz` is allowed for text formats; anything else is `text`)."""
 
     field: str = "text"
     """Column or key that holds the text, for JSONL, CSV, Parquet and hub datasets. `column:0` is the first column
     of a CSV or TSV file whose first row is not a header."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Share of this source in the mix, relative to the other weights. Give all sources one, or none:
-    without weights every sample of every source is used once an epoch."""
+    """Share of this source in the mix, relative to the other weights. Give a weight to all sources or to
+    none: without weights every sample of every source is used once per epoch."""
 
 
 class ValidationSpec(SpecModel):
-    """What is held back. `fraction` of the documents of every source, or sources of its own."""
+    """What is held back: `fraction` of the documents of every source, or separate `sources`."""
 
     fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of documents held back, chosen by a seeded hash of the document's place in the corpus."""
@@ -74,10 +74,10 @@ class DataSpec(SpecModel):
 
     bad_records: Literal["skip", "error"] = "skip"
     """A record that cannot be read (broken JSON, a missing field, text that is not UTF-8): `skip` counts it,
-    reports the count and the first place; `error` stops the job there."""
+    reports the count and the first location; `error` stops the job there."""
 
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """With `bad_records: skip`, more than this share of unreadable records stops the job all the same."""
+    """With `bad_records: skip`, more than this share of unreadable records stops the job."""
 
     cache_dir: str | None = None
     """Where token shards are cached. Default: `$CONVOY_HOME/cache`."""

@@ -13,7 +13,7 @@ from orchestrator.spec.train import TrainSpec, ZeroSpec
 
 
 class MetricsSpec(SpecModel):
-    """Where metrics are served while the run lasts."""
+    """Where metrics are served during the run."""
 
     host: str = "127.0.0.1"
     """Address the Prometheus endpoint binds to."""
@@ -23,17 +23,17 @@ class MetricsSpec(SpecModel):
 
 
 class GenerateSpec(SpecModel):
-    """A sample printed when training ends, to see what was learned."""
+    """A sample of generated text, printed when training ends."""
 
     prompt: str = ""
-    """Text to go on from. Empty: no sample. The sample is made on the CPU after the export; if it cannot be made, the
+    """Text to continue. Empty: no sample. The sample is made on the CPU after the export; if it cannot be made, the
     run succeeds with a warning."""
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens to generate."""
 
     temperature: float = Field(default=0.8, ge=0)
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
 
 
 class JobSpec(SpecModel):
@@ -43,7 +43,7 @@ class JobSpec(SpecModel):
     """Short name: lower-case letters, digits and dashes. It begins the run id."""
 
     task: Literal["pretrain"] = "pretrain"
-    """What is learned. `pretrain`: next-token prediction, or masked tokens where the model is BERT."""
+    """The training task. `pretrain`: next-token prediction, or masked tokens if the model is BERT."""
 
     model: ModelSpec
     """The model."""
@@ -58,7 +58,7 @@ class JobSpec(SpecModel):
     """The optimisation."""
 
     zero: ZeroSpec = Field(default_factory=ZeroSpec)
-    """How state is sharded."""
+    """How training state is sharded."""
 
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
     """What it runs on."""
@@ -67,7 +67,7 @@ class JobSpec(SpecModel):
     """When state is saved."""
 
     recovery: RecoverySpec = Field(default_factory=RecoverySpec)
-    """What happens when a worker or its node is lost, or a loss is no number."""
+    """What happens when a worker or its node is lost, or when a loss is not a finite number."""
 
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
     """Which Ray cluster."""

@@ -1,4 +1,4 @@
-"""`model` and `tokenizer`: what is trained, and how text becomes token ids."""
+"""`model` and `tokenizer`: the model to train, and how text becomes token ids."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ class ModelSpec(SpecModel):
     positions come from the tokenizer and `data.sequence_length`. Dropout is 0 unless set here."""
 
     pretrained: str | None = None
-    """Path of a Hugging Face model directory, relative to the job file, or a hub id such as `gpt2`. Its weights have to
+    """Path of a Hugging Face model directory, relative to the job file, or a hub id such as `gpt2`. Its weights must
     be exactly those of the model that its config.json describes. Excludes `architecture`."""
 
     revision: str | None = None
@@ -46,7 +46,7 @@ class TokenizerTrainSpec(SpecModel):
 
 
 class TokenizerSpec(SpecModel):
-    """Exactly one of `pretrained` and `train`; with neither, `model.pretrained` brings its own."""
+    """Exactly one of `pretrained` and `train`; with neither, the one of `model.pretrained` is used."""
 
     pretrained: str | None = None
     """Path of a tokenizer directory or `tokenizer.json`, or a hub id."""

@@ -11,7 +11,7 @@ _QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*")
 def parse_bytes(text: str | int) -> int:
     """Bytes in `4GiB`, `500MB` or a plain number: powers of 1024 with the `i`, of 1000 without.
 
-    Raises ValueError where it is no such quantity, or less than one byte.
+    Raises ValueError if it is no such quantity, or less than one byte.
     """
     if isinstance(text, int):
         amount = text

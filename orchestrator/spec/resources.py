@@ -1,10 +1,13 @@
-"""`resources`, `checkpoint` and `cluster`: what the job runs on and how it is kept."""
+"""`resources`, `checkpoint` and `cluster`: what the job runs on, and how its state is kept."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from orchestrator.spec.spec_base import SpecModel
+
+BUCKET_SCHEMES = ("s3", "gs", "az")
+"""Schemes of URLs that checkpoints can be written to."""
 
 
 class WorkersRange(SpecModel):
@@ -21,7 +24,7 @@ class ResourcesSpec(SpecModel):
     """What one worker gets, and how many there are."""
 
     workers: Annotated[int, Field(ge=1)] | WorkersRange = 1
-    """Number of workers, or `{min, max}`: as many as fit."""
+    """Number of workers, or `{min, max}`: as many as fit into the cluster."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved for a worker."""
@@ -41,21 +44,21 @@ class ResourcesSpec(SpecModel):
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the workers, on every node, e.g. `{NCCL_SOCKET_IFNAME: eth0}`. They replace those of the
     node. Workers on GPUs also get the variables of the driver's environment that begin with `NCCL_`, `TORCH_NCCL_` or
-    `PYTORCH_`; these here win. Variables that Convoy sets itself (ranks, device masks, NCCL's error handling) are
-    refused. Not for secrets: they would be kept with the run."""
+    `PYTORCH_`; these take precedence. Variables that Convoy sets itself (ranks, device masks, NCCL's error handling)
+    are refused. Not for secrets: they would be stored with the run."""
 
     placement: Literal["auto", "spread", "pack", "strict_spread", "strict_pack"] = "auto"
-    """Ray placement strategy: over many nodes or few; the strict ones refuse anything else. `auto`: `pack` for workers
-    on GPUs, which exchange gradients fastest within a node, and `spread` for workers on CPUs, where the loss of a node
-    then costs the fewest."""
+    """Ray placement strategy: over many nodes or few; the strict ones accept nothing else. `auto`: `pack` for workers
+    on GPUs, which exchange gradients fastest within a node, and `spread` for workers on CPUs, so that the loss of a
+    node costs the fewest workers."""
 
     standby: int = Field(default=0, ge=0, le=16)
-    """Spare worker processes on each node that has workers: imported, idle, without a reservation of their own. One
-    takes the place of a worker whose process is lost there, at once; a new process would need seconds to start. Each
-    takes a few hundred MB of host memory, and none of a GPU's: it uses a GPU only when it takes over a worker's."""
+    """Spare worker processes on each node that has workers: imported, idle, without a reservation of their own. If
+    a worker's process on the node is lost, one of them takes its place at once; a new process would need seconds to
+    start. Each takes a few hundred MB of host memory, and no GPU memory: it uses a GPU only when it takes over one."""
 
     placement_timeout_s: float = Field(default=60, gt=0)
-    """How long to wait for the placement before giving up with what is missing."""
+    """Seconds to wait for the placement. Then the run ends with a message that says what is missing."""
 
     @property
     def strategy(self) -> str:
@@ -67,47 +70,51 @@ class CheckpointSpec(SpecModel):
     """Where training state is kept: in the memory of the nodes and their peers, and as checkpoints on storage."""
 
     replicas: int = Field(default=1, ge=0)
-    """Other nodes that keep a copy of each worker's state in memory, so that the loss of a node costs a step or two.
-    With fewer nodes than that, as many as there are. Never on the same node."""
+    """Number of other nodes that keep a copy of each worker's state in memory, so that the loss of a node costs a step
+    or two. With fewer nodes, as many as there are. A copy is never on the same node."""
+
+    failure_domain: str | None = Field(default=None, min_length=1)
+    """Node label whose value names what fails together. Copies go to nodes with another value, if there are any.
+    Default: `rack`, or `zone` if the nodes do not differ in `rack`. `ray start --labels="rack=r7"` sets a label."""
 
     memory: bool = True
-    """Keep state in memory at all: twice what a worker's share of masters and moments takes, and as much for each copy
-    kept for a peer."""
+    """Keep state in memory. It takes twice the size of a worker's share of masters and moments, and the same again for
+    each copy kept for a peer."""
 
     memory_interval_steps: int | None = Field(default=None, ge=1)
-    """Copy state to memory every so many steps. Default: as often as `overhead_budget` allows."""
+    """Copy state to memory every this many steps. Default: as often as `overhead_budget` allows."""
 
     overhead_budget: float = Field(default=0.02, gt=0, le=1)
-    """Share of step time that keeping state may take where no interval is given."""
+    """Share of the step time that copies to memory may take if no interval is given."""
 
     interval_steps: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
-    """Write a checkpoint every so many steps. `auto`: as often as loses the least, by what writing one costs and how
-    often workers have failed (Young and Daly's interval; every two minutes at first). `never`: at the end only."""
+    """Write a checkpoint every this many steps. `auto`: the interval of Young and Daly that loses the least time, from
+    the cost of a checkpoint and the failures so far; every two minutes at first. `never`: only at the end."""
 
     verify_restore: bool = False
-    """After a restore make a step that was made and recorded before once more, and compare its loss and gradient norm
-    with the record; where they differ, go on from an older state, of storage in the end. Costs a step."""
+    """After a restore, repeat a recorded step and compare its loss and gradient norm with the record. If they differ,
+    the run continues from an older state, in the end from storage. Costs a step."""
 
     at_end: bool = True
-    """Write one after the last step."""
+    """Write a checkpoint after the last step."""
 
     keep_last: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept."""
 
     keep_every: int | None = Field(default=None, ge=1)
-    """Checkpoints of steps that are multiples of this are kept too, for good."""
+    """Checkpoints of steps that are multiples of this are kept too, permanently."""
 
     keep_best: int | None = Field(default=None, ge=1)
-    """So many of the lowest loss are kept too: validation loss where it is measured at checkpoints, else training
-    loss."""
+    """This many with the lowest loss are kept too: by validation loss if it is measured at checkpoints, else by
+    training loss."""
 
     storage: str | None = None
     """Absolute directory that all nodes share, or URL (`s3://`, `gs://`, `az://bucket/path`), that checkpoints are
-    written to, each run in a folder of its own. Credentials come from the environment. Default: the run's directory."""
+    written to, each run in its own folder. Credentials come from the environment. Default: the run's directory."""
 
 
 class ClusterSpec(SpecModel):
-    """A Ray cluster started for this run (`nodes`), or one that is there (`address`)."""
+    """A Ray cluster started for this run (`nodes`), or a running one (`address`)."""
 
     nodes: int | None = Field(default=None, ge=1, le=64)
     """Start a local cluster of this many nodes (raylets) on this machine. Default 1 without `address`."""

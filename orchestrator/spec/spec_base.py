@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 class SpecModel(BaseModel):
     """Frozen, unknown keys forbidden; the docstring under a field is its reference text.
 
-    `docstrings.field_docs` reads those texts where they are wanted (JSON Schema, reference). Pydantic's own
+    `docstrings.field_docs` reads those texts when they are needed (JSON Schema, reference). Pydantic's own
     `use_attribute_docstrings` would parse the source at every start of every command.
     """
 

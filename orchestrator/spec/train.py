@@ -31,7 +31,7 @@ class OptimizerSpec(SpecModel):
 
 
 class TrainSpec(SpecModel):
-    """How long, how much at once, and how fast."""
+    """How long training lasts, the batch sizes and the learning rate."""
 
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps to train. Exactly one of `steps`, `tokens` and `epochs`."""
@@ -43,10 +43,10 @@ class TrainSpec(SpecModel):
     """Passes over the training samples, rounded up to a whole step."""
 
     global_batch: int = Field(ge=1)
-    """Samples per optimizer step over all workers. It stays the same whatever the number of workers."""
+    """Samples per optimizer step over all workers. It does not depend on the number of workers."""
 
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Samples a worker puts through the model at once; the rest is gradient accumulation.
+    """Samples that a worker computes at once; the rest is gradient accumulation.
     `auto`: the largest that the planner expects to fit in memory."""
 
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
@@ -56,7 +56,7 @@ class TrainSpec(SpecModel):
     """Peak learning rate."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning rate after warm-up: falls to `min_lr_ratio` x `lr` at the last step, or stays."""
+    """Learning rate after warm-up: falls to `min_lr_ratio` x `lr` at the last step, or remains constant."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
@@ -71,17 +71,17 @@ class TrainSpec(SpecModel):
     """Seed of weights, data order and dropout."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of forward and backward; masters and moments are fp32. fp16 needs a GPU. On GPUs bf16 is several times
-    faster than fp32."""
+    """Precision of the forward and backward pass; masters and moments are fp32. fp16 needs a GPU. On GPUs bf16 is
+    several times faster than fp32."""
 
     tf32: bool = True
     """On GPUs, compute matrix products of `precision: fp32` in TF32: several times faster, with 10 bits of mantissa
-    instead of 23. `false`: full fp32. Without effect on CPUs and in other precisions."""
+    instead of 23. `false`: full fp32. No effect on CPUs and in other precisions."""
 
     deterministic: bool = False
-    """Use deterministic kernels only, so that on GPUs too the same job gives the same numbers bit by bit on the same
-    number of GPUs of the same kind with the same software, also if it is continued from a checkpoint. Slower. An
-    operation that has no such kernel ends the run. CPUs compute deterministically without it."""
+    """Use deterministic kernels only, so that on GPUs the same job gives bit-identical numbers on the same number of
+    GPUs of the same kind with the same software, also when it continues from a checkpoint. Slower. An operation that
+    has no such kernel ends the run. CPUs compute deterministically without it."""
 
     compile: Literal["off", "blocks"] = "off"
     """`blocks`: compile the repeated blocks of the model with torch's compiler. The first step takes up to a minute
@@ -91,19 +91,19 @@ class TrainSpec(SpecModel):
     """Keep only the inputs of the model's blocks, and recompute a block's activations in its backward pass."""
 
     loss_chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
-    """Compute the loss from the last hidden states so many tokens at a time, so that the logits of all tokens are never
-    in memory together. `off`: all tokens of a micro batch at once. `auto`: in chunks of 256 MiB of fp32 logits if the
-    micro batch's logits are larger than that. The losses are the same up to rounding."""
+    """Compute the loss from the last hidden states this many tokens at a time, so that the logits of all tokens are
+    never in memory together. `off`: all tokens of a micro batch at once. `auto`: in chunks of 256 MiB of fp32 logits if
+    the micro batch's logits are larger than that. The losses are the same up to rounding."""
 
     eval_interval_steps: int | None = Field(default=None, ge=1)
-    """Measure validation loss every so many steps. Default: before the first and after the last step only."""
+    """Measure the validation loss every this many steps. Default: before the first and after the last step only."""
 
     mlm_probability: float = Field(default=0.15, gt=0, lt=1)
     """Share of tokens masked when the model is a masked language model (BERT)."""
 
 
 class OffloadSpec(SpecModel):
-    """Where a part of the state lives instead of the device."""
+    """Where a part of the state is kept instead of on the device."""
 
     device: Literal["none", "cpu"] = "none"
     """`cpu`: host memory. DeepSpeed's `nvme` is not supported: state on a disk can be neither saved nor restored."""
@@ -113,14 +113,14 @@ class ZeroSpec(SpecModel):
     """ZeRO (Rajbhandari et al., arXiv:1910.02054): how training state is sharded over the workers."""
 
     stage: int = Field(default=1, ge=0, le=3)
-    """0: nothing. 1: optimizer state. 2: and gradients. 3: and parameters."""
+    """What is sharded. 0: nothing. 1: optimizer state. 2: also gradients. 3: also parameters."""
 
     offload_optimizer: OffloadSpec = Field(default_factory=OffloadSpec)
-    """Where optimizer state lives. Stages 1 to 3. With `cpu`, a worker that has a GPU updates the parameters with its
+    """Where optimizer state is kept. Stages 1 to 3. With `cpu`, a worker that has a GPU updates the parameters with its
     share of the host's cores, whatever `resources.cpus_per_worker` is, unless `OMP_NUM_THREADS` is set."""
 
     offload_params: OffloadSpec = Field(default_factory=OffloadSpec)
-    """Where parameters live. Stage 3."""
+    """Where parameters are kept. Stage 3."""
 
     deepspeed: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed through to DeepSpeed's config. A key that the spec itself decides is an error."""

@@ -7,15 +7,15 @@ from orchestrator.spec.loading.load import load_job
 
 
 def checkpoint_storage(layout: RunLayout) -> Storage:
-    """The storage of a run's checkpoints. Contacts nobody. Raises UsageError where its spec cannot be read, or there
+    """The storage of a run's checkpoints. Makes no connection. Raises UsageError if its spec cannot be read, or there
     are no credentials for its bucket."""
     storage = load_job(layout.spec).spec.checkpoint.storage if layout.spec.is_file() else None
     return open_storage(layout.checkpoint_place(storage))
 
 
 def checkpoint_places(layout: RunLayout, storage: str | None) -> list[str]:
-    """Where checkpoints of a run may lie, directories or URLs: where its spec puts them (`checkpoint.storage`), and the
-    run's directory, which has that of the last step when its storage failed then."""
+    """The places of a run's checkpoints, directories or URLs: that of its spec (`checkpoint.storage`), and the run's
+    directory, which has the checkpoint of the last step if storage failed then."""
     place = layout.checkpoint_place(storage)
     aside = [str(layout.checkpoints)] if storage is not None and layout.checkpoints.is_dir() else []
     return [place, *aside]

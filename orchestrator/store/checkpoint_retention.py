@@ -3,17 +3,17 @@
 from orchestrator.checkpoint.storage.checkpoint_catalog import retain
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.storage.storage import StorageError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, Event
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.spec.resources import CheckpointSpec
 
 
 class Retention:
-    """Observer that removes old checkpoints when a new one is there.
+    """Observer that removes old checkpoints when a new one has been saved.
 
-    Workers that share the driver's files do it too; where they do not, nobody else could. A storage of its own is
-    theirs alone: they reach it, and the driver is not to wait for it.
+    Workers that share the driver's files do it too; if they do not share them, only the driver can. In a separate
+    storage only the workers do it, so that the driver does not wait for it.
     """
 
     def __init__(self, layout: RunLayout, spec: CheckpointSpec) -> None:
@@ -24,16 +24,16 @@ class Retention:
 
     def on_event(self, event: Event) -> None:
         """A checkpoint was saved: it is complete, so older ones may go. A disk that fails is left to the next one."""
-        if event.kind is EventKind.CHECKPOINT_STARTED:
-            self._writing.add(int(event.fields["step"]))
-        elif event.kind in (EventKind.CHECKPOINT_SAVED, EventKind.CHECKPOINT_FAILED):
-            self._writing.discard(int(event.fields["step"]))
-        if event.kind is not EventKind.CHECKPOINT_SAVED or self._spec.storage is not None:
+        body = event.body
+        if isinstance(body, CheckpointStarted):
+            self._writing.add(body.step)
+        elif isinstance(body, CheckpointSaved | CheckpointFailed):
+            self._writing.discard(body.step)
+        if not isinstance(body, CheckpointSaved) or self._spec.storage is not None:
             return
         try:
-            step = int(event.fields["step"])
             rule = Rule(self._spec.keep_last, self._spec.keep_every, self._spec.keep_best)
-            retain(self._layout.checkpoints, rule, trusted=(step,), writing=self._writing)
+            retain(self._layout.checkpoints, rule, trusted=(body.step,), writing=self._writing)
         except StorageError:
             return
 

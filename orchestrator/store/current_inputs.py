@@ -9,8 +9,9 @@ import orchestrator
 from orchestrator.atomic_files import read_json
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.data.sources import globs, hub
-from orchestrator.data.sources.contents import DIGEST_HEX, read_weights, unread
-from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, settings_of
+from orchestrator.data.sources.contents import read_weights, unread
+from orchestrator.domain.fingerprints import DIGEST_HEX, CodePrint, FileContent, ModelPrint, settings_of
+from orchestrator.json_values import JsonObject
 from orchestrator.planner.model_shape import model_shape
 from orchestrator.spec.job import JobSpec
 
@@ -33,7 +34,7 @@ def local_path(name: str | None, job_dir: Path) -> Path | None:
     return Path(name).absolute() if Path(name).exists() else None
 
 
-def settings_now(spec: JobSpec, job_dir: Path) -> dict[str, object]:
+def settings_now(spec: JobSpec, job_dir: Path) -> JsonObject:
     """See `settings_of`."""
     names = [name for name in (spec.model.pretrained, spec.tokenizer.pretrained) if name is not None]
     return settings_of(spec, [name for name in names if local_path(name, job_dir) is not None])
@@ -73,7 +74,7 @@ def model_now(spec: JobSpec, job_dir: Path, vocab_size: int, known: Sequence[Fil
 
 
 def model_commit(spec: JobSpec, job_dir: Path) -> str | None:
-    """The commit that a model of the Hub is at now; None if it is none of the Hub, or nobody knows."""
+    """The present commit of a model of the Hub; None if it is not of the Hub, or unknown."""
     name = spec.model.pretrained
     if name is None or local_path(name, job_dir) is not None:
         return None
@@ -88,8 +89,8 @@ def embedding_rows(spec: JobSpec, job_dir: Path) -> int | None:
 
 
 def data_identity(manifest: DataManifest, tokens_digest: str | None) -> str:
-    """Equal for prepared data that gives the same training samples in the same order, whatever its key in the cache.
-    Where the digest of the tokens is not known, the key."""
+    """Equal for prepared data that gives the same training samples in the same order, whatever its key in the cache. If
+    the digest of the tokens is unknown, the key."""
     if tokens_digest is None:
         return manifest.fingerprint
     order = (manifest.sequence_length, manifest.packing, manifest.seed, manifest.eos_id, manifest.pad_id)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.data.prepare import cache_directory
@@ -11,6 +10,7 @@ from orchestrator.data.samples.data_verify import DataPart, Mismatch, Proof, ver
 from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.errors import DataError, UsageError
 from orchestrator.domain.events import RunState
+from orchestrator.json_values import JsonFields, integer, text
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.fingerprint_file import FingerprintEntry, find_prepared, prepared_place, read_history
 from orchestrator.store.run_history import read_steps
@@ -19,7 +19,7 @@ from orchestrator.store.skip_file import read_skips
 
 
 def prove(record: RunRecord) -> Proof:
-    """Replay what the run recorded, each part against the data that it had. Raises UsageError or DataError where it
+    """Replay what the run recorded, each part against the data that it had. Raises UsageError or DataError if it
     has not what a proof needs."""
     layout = record.layout
     facts = read_json(layout.data)
@@ -29,7 +29,7 @@ def prove(record: RunRecord) -> Proof:
     history, skips = read_history(layout), read_skips(layout)
     cache_dir = cache_directory(spec, layout.root.parent)
     # The spec may have been edited since; a run's batch never changes.
-    batch = int(history[0].settings["train.global_batch"]) if history else spec.train.global_batch
+    batch = integer(history[0].settings, "train.global_batch") if history else spec.train.global_batch
     parts = _parts(history, cache_dir)
     if len(parts) > 1:
         proof = verify_parts(read_steps(layout.steps), parts, batch, skips)
@@ -41,9 +41,9 @@ def prove(record: RunRecord) -> Proof:
     return proof
 
 
-def _whole(record: RunRecord, facts: dict[str, Any], cache_dir: Path, batch: int) -> Proof:
+def _whole(record: RunRecord, facts: JsonFields, cache_dir: Path, batch: int) -> Proof:
     """Of a run that had the same data from beginning to end."""
-    place, layout, recorded = Path(facts["directory"]), record.layout, facts.get("fingerprint")
+    place, layout, recorded = Path(text(facts, "directory")), record.layout, facts.get("fingerprint")
     directory = prepared_place(place, str(recorded), cache_dir) or place
     dataset = TokenDataset.open(directory)
     proof = verify_run(read_steps(layout.steps), dataset, batch, read_skips(layout))

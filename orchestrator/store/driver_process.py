@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from orchestrator.host_identity import boot_id
+from orchestrator.json_values import JsonObject
+
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
@@ -32,7 +34,7 @@ class DriverProcess:
         return cls(
             pid=pid,
             host=socket.gethostname(),
-            boot_id=_boot_id(),
+            boot_id=boot_id(),
             start_ticks=_start_ticks(pid) or 0,
             pid_namespace=_pid_namespace(),
         )
@@ -51,13 +53,13 @@ class DriverProcess:
         return self.start_ticks in (0, ticks)
 
     def _is_visible(self) -> bool:
-        if not self.boot_id or self.boot_id != _boot_id():
+        if not self.boot_id or self.boot_id != boot_id():
             return False
         if self.pid_namespace:
             return self.pid_namespace == _pid_namespace()
         return self.host == socket.gethostname()  # written by an older version
 
-    def to_json(self) -> dict[str, str | int]:
+    def to_json(self) -> JsonObject:
         """The fields as JSON values."""
         return asdict(self)
 
@@ -76,13 +78,6 @@ class DriverProcess:
             )
         except (KeyError, TypeError, ValueError):
             return None
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _pid_namespace() -> str:

@@ -29,10 +29,10 @@ def record(
     now_s: float,
 ) -> None:
     """Write the run's tokenizer, `contents.jsonl` and `fingerprints.json`. `spec`: as the user has it; `resumption`:
-    None for a new run; `from_step`: that training goes on from.
+    None for a new run; `from_step`: the step after which training continues.
 
-    Changes that were accepted make a new entry; without any, only where the prepared data lies is brought up to date.
-    Raises OSError, and DataError if the model's files cannot be read.
+    Accepted changes make a new entry; without any, only the place of the prepared data is updated. Raises OSError, and
+    DataError if the model's files cannot be read.
     """
     history = resumption.history if resumption is not None else ()
     directory = data.directory.absolute()
@@ -78,9 +78,9 @@ def require_same(data: PreparedData, last: PreparedPrint, accepted: bool) -> Non
     changes are `accepted`: another version of a library may tokenise in another way."""
     if not accepted and data_identity(data.manifest, data.tokens_digest) != last.identity:
         raise UsageError(
-            f"the run's data had to be prepared again, and came out different: {data.manifest.fingerprint} is not "
+            f"the run's data had to be prepared again, and the result differs: {data.manifest.fingerprint} is not "
             f"{last.fingerprint}",
-            hint="put the cache of prepared data back, or begin a new run",
+            hint="restore the cache of prepared data, or start a new run",
         )
 
 

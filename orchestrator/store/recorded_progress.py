@@ -1,9 +1,10 @@
 """How far a run has come, read from the ends of its files."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from orchestrator.atomic_files import read_json
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EvalFinished, TrainingPlanned
 from orchestrator.domain.lease import token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.jsonl import last_object
@@ -32,10 +33,11 @@ def read_progress(layout: RunLayout) -> RecordedProgress:
     total_steps: int | None = None
     validation_loss: float | None = None
     for event in read_events(layout.events):
-        if event.kind is EventKind.PLAN:
-            total_steps = _integer(event.fields.get("total_steps")) or total_steps
-        elif event.kind is EventKind.EVAL:
-            validation_loss = _float(event.fields.get("loss"))
+        match event.body:
+            case TrainingPlanned() as plan:
+                total_steps = plan.total_steps
+            case EvalFinished() as evaluation:
+                validation_loss = evaluation.loss if isfinite(evaluation.loss) else None
     last = last_object(layout.steps, token_in(read_json(layout.state) or {})) or {}
     return RecordedProgress(
         step=_integer(last.get("step")) or 0,

@@ -1,9 +1,9 @@
-"""Before a run goes on: is what is there now what it was trained with? Nothing is started, written or removed here."""
+"""Before a resume: compares the present inputs with those that the run was trained with. Starts, writes and removes
+nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
@@ -29,6 +29,7 @@ from orchestrator.domain.fingerprints import (
     told,
 )
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.spec.job import JobSpec
 from orchestrator.store.current_inputs import code_now, embedding_rows, local_path, model_now, settings_now
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint, find_prepared, read_history
@@ -43,13 +44,13 @@ class ChangedError(UsageError):
         self.changes = tuple(changes)
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"changes": [change.to_json() for change in self.changes]}
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a run goes on. Without `history` there is nothing to hold it to: it begins as a new one does."""
+    """How a run is resumed. Without `history` there is nothing to compare: it begins like a new one."""
 
     history: tuple[FingerprintEntry, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -80,10 +81,11 @@ class _Question:
 
 
 def examine(layout: RunLayout, spec: JobSpec, job_dir: Path, cache_dir: Path, accept: bool, watch: Watch) -> Resumption:
-    """Compare, and decide with what the run goes on. `accept`: with what has changed, as far as that is possible.
+    """Compare the inputs, and decide with which ones the run continues. `accept`: with the changed ones, if that is
+    possible.
 
-    Files that were touched since are read; `watch` is told of that. Raises ChangedError if there are changes that are
-    not accepted or cannot be, UsageError or DataError if there is no data to go on with.
+    Files that were touched since are read; `watch` is called with the progress. Raises ChangedError if there are
+    changes that are not accepted or cannot be, UsageError or DataError if there is no data to continue with.
     """
     asked = _Question(layout, spec, job_dir, cache_dir, accept, watch)
     if not _trained(layout, spec):
@@ -125,7 +127,7 @@ def _compared(asked: _Question, history: tuple[FingerprintEntry, ...]) -> Resump
         _readable(asked)
     if gone and not new_data:
         where = ", ".join(gone)
-        warnings.append(f"there is no file left of {where}: the run goes on with its prepared data in {directory}")
+        warnings.append(f"all files of {where} are gone: the run continues with its prepared data in {directory}")
     return Resumption(
         history,
         tuple(changes),
@@ -143,13 +145,13 @@ def _damage(last: FingerprintEntry, directory: Path | None) -> str:
     if directory is None:
         return f"{last.data.directory} is gone"
     if tokenizer_digest(directory / TOKENIZER_DIRECTORY) != last.tokenizer.digest:
-        return f"{directory / TOKENIZER_DIRECTORY} is not the run's tokenizer any more"
+        return f"{directory / TOKENIZER_DIRECTORY} is no longer the run's tokenizer"
     return integrity.problem(directory, last.data.fingerprint, last.data.files) or ""
 
 
 def _gone(name: str, damage: str) -> tuple[str, str]:
     """What is missing of a source, and why the run cannot do without it."""
-    why = f"prepared data cannot stand in for them: {damage}" if damage else "they are needed to prepare the data again"
+    why = f"the prepared data cannot replace them: {damage}" if damage else "they are needed to prepare the data again"
     return f"all files of {name} are gone", f"{why}; put them back"
 
 
@@ -167,17 +169,17 @@ def _refuse(asked: _Question, changes: Sequence[Change]) -> None:
     what = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     verb = "have" if len(parts) > 1 else "has"
     lines = f"the {what} of run {run_id} {verb} changed since it was trained:\n{told(changes)}"
-    hint = "put back what was changed, or start a new run; nothing of this run was touched"
+    hint = "restore what was changed, or start a new run; this run was left unchanged"
     if not blocked:
         hint = (
-            f"put back what was changed; or go on with what is there now: convoy run --resume {run_id} "
-            "--accept-changes (recorded, and `convoy data verify` gives a warning); or start a new run"
+            f"restore what was changed; or continue with the changed inputs: convoy run --resume {run_id} "
+            "--accept-changes (recorded, and `convoy data verify` prints a warning); or start a new run"
         )
     raise ChangedError(lines, hint, changes)
 
 
 def _readable(asked: _Question) -> None:
-    """Data will be made again: what is missing is said now. Raises UsageError."""
+    """Check that the data can be prepared again. Raises UsageError that says what is missing."""
     try:
         scan(asked.spec.data, asked.job_dir)
     except DataError as error:
@@ -195,11 +197,11 @@ def _own_tokenizer(layout: RunLayout, prepared: Path | None, digest: str) -> Job
 def _tokenizer(
     asked: _Question, last: FingerprintEntry, own: JobTokenizer | None
 ) -> tuple[list[Change], JobTokenizer | None, str | None]:
-    """Changes of the tokenizer, the one to go on with, and a warning. One that the run trained, or that came from the
-    Hub under the same id, is the run's own and cannot change."""
+    """Changes of the tokenizer, the tokenizer to continue with, and a warning. One that the run trained, or that came
+    from the Hub under the same id, is the run's own and cannot change."""
     spec, name = asked.spec, asked.spec.tokenizer.pretrained or asked.spec.model.pretrained
     if spec.tokenizer.train is not None or name is None:
-        lost = Change("tokenizer", "no copy of the run's own tokenizer is left", f"put {asked.layout.tokenizer} back")
+        lost = Change("tokenizer", "the run's own copy of its tokenizer is gone", f"put {asked.layout.tokenizer} back")
         return ([] if own is not None else [lost]), own, None
     path = local_path(name, asked.job_dir)
     if own is not None and (path is None or not path.exists()):
@@ -207,13 +209,13 @@ def _tokenizer(
         if spec.tokenizer.pretrained == on_hub:  # the same id; or none, and it is the model's: that is compared itself
             return [], own, None
         if on_hub is None:
-            return [], own, f"the tokenizer {name} is gone: the run goes on with its own copy"
+            return [], own, f"the tokenizer {name} is gone: the run continues with its own copy"
     try:
         found = pretrained_tokenizer(spec, asked.job_dir)
     except DataError as error:
         return [Change("tokenizer", error.message, "it cannot be read")], own, None
     if own is None or found is None:
-        return [], found, f"no copy of the run's own tokenizer is left: {name} cannot be compared with it"
+        return [], found, f"the run's own copy of its tokenizer is gone: {name} cannot be compared with it"
     # Both are read by the same version of the library, so that another version is no change by itself.
     before, now = TokenizerPrint(own.key, own.vocab_size), TokenizerPrint(found.key, found.vocab_size)
     changes = compare_tokenizers(
@@ -233,18 +235,18 @@ def _without_record(asked: _Question) -> Resumption:
     to be what it was trained on."""
     run_id, facts = asked.layout.run_id, read_json(asked.layout.data) or {}
     warning = (
-        f"the run {run_id} was begun by a version of Convoy that kept no fingerprints: whether data, tokenizer, model "
-        "or code have changed since cannot be said; they are recorded from now on"
+        f"the run {run_id} was started by a version of Convoy that recorded no fingerprints: changes of data, "
+        "tokenizer, model and code since then cannot be detected; they are recorded from now on"
     )
     directory = _prepared_of(facts, asked.cache_dir)
     if directory is None:
-        lost = "its prepared data is not whole any more and is made again: if texts have changed, it is other data"
+        lost = "its prepared data is incomplete and is prepared again: if texts have changed, it is different data"
         return Resumption(warnings=(warning, lost), kept=Kept(check_cache=True), trained=True)
     there = present(asked.spec.data, asked.job_dir)
     return Resumption(warnings=(warning,), prepared=directory, contents=look(there, (), asked.watch), trained=True)
 
 
-def _prepared_of(facts: Mapping[str, Any], cache_dir: Path) -> Path | None:
+def _prepared_of(facts: JsonFields, cache_dir: Path) -> Path | None:
     """The prepared data that `data.json` names, if it is whole; its files are read for that."""
     place, fingerprint = facts.get("directory"), facts.get("fingerprint")
     if not isinstance(place, str) or not isinstance(fingerprint, str):

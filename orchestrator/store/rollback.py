@@ -1,8 +1,8 @@
-"""Which checkpoint a run goes on from: the newest one, or after a numeric fault an older one, without some samples."""
+"""Which checkpoint a run continues from: the newest one, or after a numeric fault an older one, without some
+samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest
 from orchestrator.checkpoint.storage.checkpoint_catalog import (
@@ -14,7 +14,7 @@ from orchestrator.checkpoint.storage.checkpoint_catalog import (
 )
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_storage
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointRejected, Emit, WarningIssued
 from orchestrator.domain.policy.numeric import (
     HINT_DIVERGED,
     NumericFault,
@@ -29,24 +29,21 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.store.checkpoint_places import checkpoint_places
 from orchestrator.store.skip_file import order_of, read_skips, write_skips
 
-Tell = Callable[[EventKind, dict[str, Any]], None]
-"""Takes an event's kind and fields."""
-
 HINT_STOPPED = (
-    "its last checkpoint is kept, but the same samples give the same fault: start anew with a lower train.lr or a "
+    "its last checkpoint is kept, but the same samples give the same fault: start a new run with a lower train.lr or a "
     "longer train.warmup_steps, or with recovery.on_nan: rollback_and_skip"
 )
 
 
 def resume_point(
-    layout: RunLayout, storage: str | None, batch: int, tell: Tell, below: int | None = None
+    layout: RunLayout, storage: str | None, batch: int, emit: Emit, below: int | None = None
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint of a run that is whole and has seen nothing that the run leaves out; None where there is
-    no checkpoint at all, or none whose writing came to an end. `storage`: `checkpoint.storage` of the spec; `batch`:
-    samples of a global batch; `below`: of a step before this one.
+    """The newest checkpoint of a run that is complete and has seen no sample that the run leaves out; None if there is
+    no finished checkpoint. `storage`: `checkpoint.storage` of the spec; `batch`: samples of a global batch; `below`: of
+    a step before this one.
 
-    Each newer one is told of. Raises CheckpointError where there are checkpoints and none will do, StorageError where
-    storage does not answer: to begin anew is not what was asked for then.
+    Each newer one is reported. Raises CheckpointError if there are checkpoints and none is usable, StorageError if
+    storage does not answer: starting from the beginning would be wrong then.
     """
     order = order_of(batch, read_skips(layout))
     rejected: list[str] = []
@@ -59,22 +56,22 @@ def resume_point(
 
     def reject(place: str, reason: str) -> None:
         rejected.append(f"{place.rpartition('/')[2]}: {reason}")
-        tell(EventKind.CHECKPOINT_REJECTED, {"path": place, "reason": reason})
+        emit(CheckpointRejected(place, reason))
 
     places = [open_storage(place) for place in checkpoint_places(layout, storage)]
     whole = [found for place in places if (found := newest_valid(place, reject, objection)) is not None]
     found = max(whole, key=lambda each: each.step, default=None)
     if found is None and any(entry.finished for place in places for entry in list_checkpoints(place)):
         raise CheckpointError(
-            f"run {layout.run_id} has no whole checkpoint: {'; '.join(rejected)}",
-            hint="start it anew with `convoy run`, or put a copy of a checkpoint back",
+            f"run {layout.run_id} has no complete checkpoint: {'; '.join(rejected)}",
+            hint="start a new run with `convoy run`, or restore a copy of a checkpoint",
         )
     return found
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Where to go on from, and without what."""
+    """The state to continue from, and the samples to leave out."""
 
     checkpoint: str | None
     """Directory or URL. None: the state in memory, or from the beginning."""
@@ -85,11 +82,11 @@ class Rollback:
 
 
 def answer_fault(
-    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, emit: Emit
 ) -> Rollback | Refusal:
-    """Do what `recovery.on_nan` says to a numeric fault, and tell of it. Forming the gang again is the caller's.
+    """React to a numeric fault as `recovery.on_nan` says, and report it. The caller forms the gang again.
 
-    `in_memory`: steps whose state the peers' memory holds.
+    `in_memory`: steps whose state is in the vaults.
     """
     action = "give_up"
     answer: Rollback | Refusal
@@ -97,42 +94,42 @@ def answer_fault(
         action, answer = "stop", Refusal(fault.text, HINT_STOPPED)
     else:
         try:
-            answer = roll_back(layout, fault, spec, in_memory, now_s, tell)
+            answer = roll_back(layout, fault, spec, in_memory, now_s, emit)
         except (OSError, StorageError) as error:
             reason = f"{fault.text}, and the rollback cannot be recorded: {error}"
-            answer = Refusal(reason, f"make {layout.root} writable, or make room on its disk")
+            answer = Refusal(reason, f"make {layout.root} writable, or free space on its disk")
     skip = None
     if isinstance(answer, Rollback):
         action, skip = "rollback", answer.skip
-    tell(EventKind.NUMERIC_FAULT, fault.event_fields(action, skip))
+    emit(fault.event(action, skip))
     if skip is not None:
         again = f"from step {skip.from_step}" if skip.from_step else "from the beginning"
         left_out = f"without samples [{skip.first}, {skip.end}) of the order"
-        tell(EventKind.WARNING, {"message": f"{fault.text}: rolled back, going on {again} {left_out}"})
+        emit(WarningIssued(f"{fault.text}: rolled back, continuing {again} {left_out}"))
     return answer
 
 
 def roll_back(
-    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, tell: Tell
+    layout: RunLayout, fault: NumericFault, spec: JobSpec, in_memory: Sequence[int], now_s: float, emit: Emit
 ) -> Rollback | Refusal:
-    """Decide where a run goes back to after `fault`, remove newer checkpoints and record what is left out; or say why
-    it must not. Damaged checkpoints are told of. Raises OSError, StorageError.
+    """Decide which state to return to after `fault`, remove newer checkpoints and record the samples to leave out; or
+    return why the run must not roll back. Damaged checkpoints are reported. Raises OSError, StorageError.
 
-    The newer checkpoints go first: where the driver is killed in between, the same fault comes once more and is
-    decided on again.
+    Newer checkpoints are removed first: if the driver is killed in between, the same fault occurs again and is decided
+    again.
     """
     before = read_skips(layout)
     refusal = refuse(fault, before, spec.recovery.max_rollbacks)
     if refusal is not None:
         return refusal
     storage = open_storage(layout.checkpoint_place(spec.checkpoint.storage))
-    found = _state(storage, fault, before, in_memory, tell)
+    found = _state(storage, fault, before, in_memory, emit)
     if found is None:
         again = bool(before) and layout.checkpoint(before[-1].from_step).is_dir()
-        older = " older than the one gone back to already" if again else ""
+        older = " older than the one already restored" if again else ""
         return Refusal(
-            f"{fault.text}, and there is no good checkpoint{older} from before it",
-            f"{HINT_DIVERGED}; a larger checkpoint.keep_last gives it more to go back to",
+            f"{fault.text}, and there is no good checkpoint{older} from before the fault",
+            f"{HINT_DIVERGED}; a larger checkpoint.keep_last leaves more checkpoints to go back to",
         )
     checkpoint, from_step = found
     start = order_of(fault.count, before).end_position(from_step)
@@ -147,11 +144,11 @@ def roll_back(
 
 
 def _state(
-    storage: Storage, fault: NumericFault, before: tuple[Skip, ...], in_memory: Sequence[int], tell: Tell
+    storage: Storage, fault: NumericFault, before: tuple[Skip, ...], in_memory: Sequence[int], emit: Emit
 ) -> tuple[str | None, int] | None:
     """The checkpoint chosen, read whole, and its step; None in its place: in memory, or the beginning (step 0).
 
-    None where there is no good one. What the peers' memory holds is of this very run and order: it needs no look.
+    None if there is no good one. What the peers' memory holds is of this very run and order: it needs no look.
     """
     order = order_of(fault.count, before)
     entries = list_checkpoints(storage)
@@ -170,7 +167,7 @@ def _state(
         except CheckpointError as error:
             if silent(error):
                 raise
-            tell(EventKind.CHECKPOINT_REJECTED, {"path": whole.pop(step).place, "reason": error.message})
+            emit(CheckpointRejected(whole.pop(step).place, error.message))
             continue
         return whole[step].place, step
     return None

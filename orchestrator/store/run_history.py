@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event
+from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.jsonl import read_jsonl
 
@@ -30,10 +31,9 @@ def current_steps(path: Path) -> list[StepReport]:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Every event of an `events.jsonl`; kinds this version does not know are skipped."""
-    known = {kind.value: kind for kind in EventKind}
+    """Every event of an `events.jsonl`. What this version cannot read is an `UnknownEvent`; lines that are no events
+    are left out."""
     for value in read_jsonl(path):
-        kind = known.get(str(value.pop("kind", None)))
-        time_s = value.pop("time_s", None)
-        if kind is not None and isinstance(time_s, int | float):
-            yield Event(kind=kind, time_s=float(time_s), fields=value)
+        event = decode_event(value)
+        if event is not None:
+            yield event

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import locked, read_json, write_json
 from orchestrator.domain.errors import LeaseLostError, UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.lease import LEASE, next_token, token_in
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.run_states import FINAL_STATES
+from orchestrator.json_values import JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
-FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 LOST = "lost"
 """Shown for a run whose state says it is going on while its driver is gone."""
 
@@ -79,7 +79,7 @@ class RunRecord:
     def validation_loss(self) -> float | None:
         return self.progress.validation_loss
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """What `convoy runs --json` prints for this run."""
         return {
             "id": self.id,
@@ -169,7 +169,7 @@ class RunStore:
                 value["driver"] = DriverProcess.current().to_json()
             write_json(layout.state, value)
 
-    def _read_own(self, layout: RunLayout) -> dict[str, Any]:
+    def _read_own(self, layout: RunLayout) -> JsonObject:
         """`run.json` as it is, to be replaced. Raises LeaseLostError if a later driver has written it."""
         value = read_json(layout.state) or {}
         own = self._tokens.get(layout.run_id)
@@ -204,7 +204,7 @@ class RunStore:
         if not heads:
             raise UsageError(
                 f"there is no run {query!r}: no runs under {self.home.absolute()}",
-                hint="start one with `convoy run JOB.yaml`, or point CONVOY_HOME (or --home) at where runs are",
+                hint="start one with `convoy run JOB.yaml`, or set CONVOY_HOME (or --home) to where runs are kept",
             )
         if query == "last":
             matching = list(heads[:1])
@@ -283,7 +283,7 @@ def _is_silent(layout: RunLayout, now_s: float) -> bool:
     return now_s - renewed_s > SILENT_S
 
 
-def _state(state: RunState, reason: str | None, now_s: float) -> dict[str, Any]:
+def _state(state: RunState, reason: str | None, now_s: float) -> JsonObject:
     return {"state": state.value, "reason": reason, "updated_s": now_s}
 
 

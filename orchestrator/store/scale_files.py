@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.events import ScaleState
 from orchestrator.domain.run_layout import RunLayout
-from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest, ScaleState
+from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.run_store import RunRecord, read_record
 
@@ -31,13 +32,13 @@ class ScaleFiles:
             return None
         self._seen = request.id
         if dict(request.driver) != self._self:
-            message = "it was meant for a driver of this run that is gone; ask again"
+            message = "the request was addressed to a previous driver of this run; send it again"
             self.answer(ScaleAnswer(request.id, request.workers, ScaleState.REFUSED, message))
             return None
         return request
 
     def answer(self, answer: ScaleAnswer) -> None:
-        """Write it where whoever asked looks. A disk that fails now does not end a run: nobody gets an answer."""
+        """Write the answer for the requester. If the disk fails, the run continues without an answer."""
         value = answer.to_json()
         standing = self.standing() if answer.state is ScaleState.REFUSED else answer.workers
         try:
@@ -52,11 +53,12 @@ class ScaleFiles:
 
 
 def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
-    """Leave a request for the driver of a run. Raises UsageError where nobody drives it, or it cannot be left."""
+    """Write a request for the driver of a run. Raises UsageError if the run has no active driver or the file cannot be
+    written."""
     if not record.active or record.driver is None:
         raise UsageError(
-            f"run {record.id} is {record.status}: nobody drives it",
-            hint=f"convoy run --resume {record.id}" if record.lost else "only a run that is under way can be scaled",
+            f"run {record.id} is {record.status} and has no active driver",
+            hint=f"convoy run --resume {record.id}" if record.lost else "only an active run can be scaled",
         )
     request = ScaleRequest(secrets.token_hex(6), workers, by, time.time(), record.driver.to_json(), force)
     try:
@@ -67,9 +69,9 @@ def ask(record: RunRecord, workers: int, by: str, force: bool) -> ScaleRequest:
 
 
 def answers(record: RunRecord, request: ScaleRequest, timeout_s: float) -> Iterator[ScaleAnswer]:
-    """What the driver says to a request as it says it, at most `timeout_s` long; the last word ends it sooner.
+    """The driver's answers to a request as they arrive, for at most `timeout_s`; the final answer ends it sooner.
 
-    Raises ConvoyError where the run ends before, or somebody else's request takes this one's place.
+    Raises ConvoyError if the run ends before, or another request supersedes this one.
     """
     deadline = time.monotonic() + timeout_s
     told: ScaleAnswer | None = None
@@ -83,7 +85,7 @@ def answers(record: RunRecord, request: ScaleRequest, timeout_s: float) -> Itera
                 return
         other = ScaleRequest.from_json(read_json(record.layout.scale_request))
         if other is not None and other.id != request.id:
-            raise ConvoyError(f"{other.by} has asked for {other.workers} workers meanwhile: that is what counts")
+            raise ConvoyError(f"superseded: {other.by} has requested {other.workers} workers since then")
         if now is None or not now.active:
             raise ConvoyError(
                 f"run {record.id} has ended: {now.status if now is not None else 'its directory is gone'}"

@@ -1,4 +1,4 @@
-"""Samples of a rank, ready before they are needed: one background thread builds the micro batches of coming steps."""
+"""Prepares the samples of a rank in advance: a background thread builds the micro batches of coming steps."""
 
 import contextlib
 import queue
@@ -22,7 +22,7 @@ class StepBatch:
     first_position: int
     """Position of the step's first sample in the global order, all ranks' samples together."""
     micro_batches: tuple[Batch, ...]
-    """`accumulation` of them; the last ones are empty where the rank's share is used up."""
+    """`accumulation` of them; the last ones are empty if the rank's share is used up."""
     digest: int
     """Order-free digest of this rank's samples."""
 
@@ -76,7 +76,7 @@ class Feed:
         begins: Iterable[tuple[int, int]],
         pin: bool,
     ) -> None:
-        """`begins`: the optimizer steps to build, counted from 1, each with the position where its batch begins."""
+        """`begins`: the optimizer steps to build, counted from 1, each with the position of its first sample."""
         self._dataset, self._task, self._shape, self._rank = dataset, task, shape, rank
         self._begins, self._pin = begins, pin
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=DEPTH)

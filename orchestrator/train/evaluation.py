@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from orchestrator.domain.events import EvalFinished
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.train.models.tasks import Batch
 from orchestrator.train.train_context import TrainContext
@@ -21,20 +22,14 @@ class Evaluation:
     targets: int
     seconds: float
 
-    def fields(self, step: int) -> dict[str, float | int | None]:
-        """The fields of an EVAL event. Perplexity is None where it is too large for a double."""
+    def event(self, step: int) -> EvalFinished:
+        """The event that reports it. Perplexity is None if it is too large for a double."""
         perplexity = math.exp(self.loss) if self.loss < 700 else None
-        return {
-            "step": step,
-            "loss": self.loss,
-            "perplexity": perplexity,
-            "tokens": self.targets,
-            "seconds": self.seconds,
-        }
+        return EvalFinished(step, self.loss, perplexity, self.targets, self.seconds)
 
 
 def evaluate(context: TrainContext, step: int) -> Evaluation | None:
-    """Measure, after `step`; None where the data has no validation samples. Collective. Leaves the model in training
+    """Measure, after `step`; None if the data has no validation samples. Collective. Leaves the model in training
     mode."""
     validation = context.spec.data.validation
     samples = context.dataset.manifest.validation_samples

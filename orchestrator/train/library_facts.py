@@ -7,23 +7,24 @@ import contextlib
 import json
 import os
 import sys
-from typing import Any
 
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, CUDA, DeviceProblem, decide_device, explain_error
+from orchestrator.json_values import JsonObject
 
 
-def engine_facts() -> dict[str, Any]:
+def engine_facts() -> JsonObject:
     """Imports the engine. Keys: torch, threads, cuda (version, devices, why, hint), deepspeed, transformers,
     accelerator, ops.
 
     A library that does not import has its error under `errors` instead. `why` and `hint`: why torch can use no GPU; of
     each device, why that one cannot be used.
     """
-    facts: dict[str, Any] = {"errors": {}}
+    errors: dict[str, str] = {}
+    facts: JsonObject = {"errors": errors}
     try:
         import torch
     except Exception as error:  # noqa: BLE001  # a broken installation raises whatever it likes
-        facts["errors"]["torch"] = f"{type(error).__name__}: {error}"
+        errors["torch"] = f"{type(error).__name__}: {error}"
         return facts
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "gloo": torch.distributed.is_available()}
     devices, problem = _cuda_devices()
@@ -37,13 +38,13 @@ def engine_facts() -> dict[str, Any]:
         facts["accelerator"] = get_accelerator().device_name()
         facts["ops"] = _operators()
     except Exception as error:  # noqa: BLE001
-        facts["errors"]["deepspeed"] = f"{type(error).__name__}: {error}"
+        errors["deepspeed"] = f"{type(error).__name__}: {error}"
     try:
         import transformers
 
         facts["transformers"] = transformers.__version__
     except Exception as error:  # noqa: BLE001
-        facts["errors"]["transformers"] = f"{type(error).__name__}: {error}"
+        errors["transformers"] = f"{type(error).__name__}: {error}"
     return facts
 
 
@@ -51,7 +52,7 @@ def _words(problem: DeviceProblem | None) -> dict[str, str | None]:
     return {"why": problem.why, "hint": problem.hint} if problem is not None else {"why": None, "hint": None}
 
 
-def _cuda_devices() -> tuple[list[dict[str, Any]], DeviceProblem | None]:
+def _cuda_devices() -> tuple[list[JsonObject], DeviceProblem | None]:
     """Every GPU that torch sees, each tried; or why it sees none."""
     import torch
 
@@ -60,7 +61,7 @@ def _cuda_devices() -> tuple[list[dict[str, Any]], DeviceProblem | None]:
     decided = decide_device(1, own_mask(), 0, find_gpus())
     if isinstance(decided, DeviceProblem):
         return [], decided
-    found = []
+    found: list[JsonObject] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         peers = [

@@ -2,15 +2,13 @@
 
 import math
 from collections import deque
-from typing import Any
 
 import torch
 
 from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import FaultInjected, FaultKind, WarningIssued
 from orchestrator.domain.policy.numeric import (
-    FaultKind,
     Injection,
     NumericFault,
     SpikeBound,
@@ -18,6 +16,7 @@ from orchestrator.domain.policy.numeric import (
     TrainingDivergedError,
     find_fault,
 )
+from orchestrator.json_values import JsonObject, integer_rows, numbers, optional
 from orchestrator.train.snapshot.checkpointing import SaveProgress
 from orchestrator.train.step_reporting import StepOutcome
 from orchestrator.train.train_context import TrainContext
@@ -38,8 +37,8 @@ class NumericGuard:
         self._context = context
         self._skips = [[first, end - first] for first, end in order.left_out]
         self._bound = SpikeBound(spike.deviations, spike.window) if spike is not None else None
-        kept = start.extra.get(LOSSES, []) if self._bound is not None else []
-        self._losses: deque[float] = deque(kept, maxlen=spike.window if spike is not None else 0)
+        kept = optional(numbers, start.extra, LOSSES) if self._bound is not None else None
+        self._losses: deque[float] = deque(kept or (), maxlen=spike.window if spike is not None else 0)
         mine = [each for each in context.plan.injections if each.rank == context.session.rank]
         self._injections = [each for each in mine if each.kind != "oom"]  # see `scarcity`
 
@@ -64,7 +63,7 @@ class NumericGuard:
             self._losses.append(outcome.loss)
 
     def disturbed(self, step: int, micro_step: int, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, turned into another number where a drill wants that of this rank at this step."""
+        """The loss, changed if a drill injects a fault into this rank at this step."""
         for injection in self._injections:
             if injection.step == step:
                 if micro_step == 0:
@@ -72,9 +71,9 @@ class NumericGuard:
                 loss = loss * injection.factor
         return loss
 
-    def extra(self) -> dict[str, Any]:
-        """What has to be known again where training goes on from here: JSON values, for `SaveProgress.extra`."""
-        kept: dict[str, Any] = {}
+    def extra(self) -> JsonObject:
+        """What a later restore needs: JSON values, for `SaveProgress.extra`."""
+        kept: JsonObject = {}
         if self._skips:
             kept[SKIPS] = self._skips
         if self._bound is not None:
@@ -82,31 +81,32 @@ class NumericGuard:
         return kept
 
     def _tell(self, fault: NumericFault) -> None:
-        self._context.session.report_event(EventKind.NUMERIC_FAULT, fault.event_fields("continue"))
-        done = "training goes on" if fault.kind is FaultKind.SPIKE else "the update was left out, training goes on"
-        self._context.session.report_event(EventKind.WARNING, {"message": f"{fault.text}: {done}"})
+        self._context.session.report_event(fault.event("continue"))
+        done = "training continues" if fault.kind is FaultKind.SPIKE else "the update was left out, training continues"
+        self._context.session.report_event(WarningIssued(f"{fault.text}: {done}"))
 
     def _own_up(self, injection: Injection) -> None:
-        fields = {"fault": injection.kind, "step": injection.step, "rank": injection.rank}
-        self._context.session.report_event(EventKind.FAULT_INJECTED, fields)
+        self._context.session.report_event(FaultInjected(injection.kind, injection.step, injection.rank))
 
 
 def order_from(context: TrainContext, start: SaveProgress) -> BatchOrder:
     """The order of the batches, without what the plan leaves out and what the restored state knew to be left out.
 
-    Raises CheckpointError where that state has seen samples that are left out.
+    Raises CheckpointError if that state has seen samples that are left out.
     """
-    known = [(int(first), int(count)) for first, count in start.extra.get(SKIPS, [])]
+    known = [(first, count) for first, count in optional(integer_rows, start.extra, SKIPS) or ()]
     try:
         order = BatchOrder.of(context.global_batch, [*context.plan.skips, *known])
     except ValueError as error:
         raise CheckpointError(
-            f"what is left out was decided at another train.global_batch: {error}", hint="keep the batch it had then"
+            f"the skipped samples were recorded with another train.global_batch: {error}",
+            hint="keep the global batch that the run had then",
         ) from error
     if order.left_out and not order.follows(start.step, start.position):
         raise CheckpointError(
-            f"the state of step {start.step} goes on at position {start.position} of the samples, the run's order at "
-            f"{order.first_position(start.step + 1)}: it was saved before samples were left out, and saw them",
-            hint="go on from an older checkpoint",
+            f"the state of step {start.step} continues at position {start.position} of the samples, but the run's "
+            f"order at {order.first_position(start.step + 1)}: it was saved before samples were left out, and has "
+            "seen them",
+            hint="resume from an older checkpoint",
         )
     return order

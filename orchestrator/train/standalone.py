@@ -10,22 +10,24 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.atomic_files import read_json, replace_directory
 from orchestrator.domain.device import device_environment
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.errors import CheckpointError, ConvoyError, UsageError
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.domain.errors import CheckpointError, ConvoyError, NotPublishedError, UsageError
+from orchestrator.domain.events import DataProgress, Event, EventBody
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, TrainPlan
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
+from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.gpu_fit import GpuFit
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ ROOM_TIMEOUT_S = 180.0
 
 
 class StandaloneSession:
-    """A `Session` whose ranks share a file system and, where there are several, torchrun's store.
+    """A `Session` whose ranks share a file system and, with several ranks, torchrun's store.
 
     `stop` is set from outside (a signal handler): the worker stops at the next step boundary.
     """
@@ -48,7 +50,7 @@ class StandaloneSession:
     def __init__(self, rank: int, world_size: int, local_rank: int, store: "Store | None") -> None:
         self._rank, self._world_size, self._local_rank = rank, world_size, local_rank
         self._store = store
-        self.observers: list[Observer] = []
+        self.bus = EventBus()
         self.stop = threading.Event()
 
     @property
@@ -69,41 +71,38 @@ class StandaloneSession:
         return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
     def report_step(self, report: StepReport) -> None:
-        for observer in self.observers:
-            observer.on_step(report)
+        self.bus.publish(report)
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in self.observers:
-            observer.on_event(event)
+    def report_event(self, body: EventBody) -> None:
+        self.bus.emit(body)
 
     def beat(self, step: int, phase: Phase) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def progress(self) -> None:
-        """Nobody watches."""
+        """No-op: there is no driver."""
 
     def leave(self) -> Leave:
         return Leave.STOP if self.stop.is_set() else Leave.NO
 
     def save_asked(self) -> bool:
-        """Nobody asks."""
+        """No-op: there is no driver."""
         return False
 
     @property
     def vault(self) -> None:
-        """Nobody keeps state for us: there is no driver."""
+        """None: there is no driver and no vault."""
         return None
 
     def on_interrupt(self, unblock: Callable[[], None] | None) -> None:
-        """torchrun ends all processes where one ends."""
+        """No-op: torchrun ends all processes if one ends."""
 
     def count_collectives(self, count: Callable[[], CollectiveCounts | None] | None) -> None:
-        """Nobody asks."""
+        """No-op: there is no driver."""
 
     @property
     def interrupted(self) -> bool:
-        """Nobody interrupts."""
+        """Always false: there is no driver."""
         return False
 
     def publish(self, key: str, value: str) -> None:
@@ -112,11 +111,11 @@ class StandaloneSession:
 
     def lookup(self, key: str, timeout_s: float) -> str:
         if self._store is None:
-            raise TimeoutError(f"nobody publishes {key}: this is the only worker")
+            raise TimeoutError(f"{key} is never published: this is the only worker")
         try:
             self._store.wait([key], timedelta(seconds=timeout_s))
         except RuntimeError as error:
-            raise TimeoutError(f"{key} was not published within {timeout_s:.0f} s") from error
+            raise NotPublishedError(f"{key} was not published within {timeout_s:.0f} s") from error
         return self._store.get(key).decode()
 
     @property
@@ -147,10 +146,10 @@ class LinePrinter:
     """Observer that prints one line a step and one an event."""
 
     def on_event(self, event: Event) -> None:
-        if event.kind is EventKind.DATA_PROGRESS:
+        if isinstance(event.body, DataProgress):
             return
-        fields = " ".join(f"{key}={value}" for key, value in event.fields.items())
-        print(f"{event.kind.value}: {fields}", flush=True)
+        fields = " ".join(f"{key}={value}" for key, value in encode_body(event.body).items())
+        print(f"{event.body.kind}: {fields}", flush=True)
 
     def on_step(self, report: StepReport) -> None:
         norm = "-" if report.grad_norm is None else f"{report.grad_norm:.3f}"
@@ -162,7 +161,7 @@ class LinePrinter:
 
 
 def session_from_environment() -> StandaloneSession:
-    """One worker, or the one that torchrun's variables describe. Raises UsageError where they are incomplete."""
+    """One worker, or the one that torchrun's variables describe. Raises UsageError if they are incomplete."""
     if "RANK" not in os.environ:
         return StandaloneSession(0, 1, 0, None)
     try:
@@ -171,7 +170,7 @@ def session_from_environment() -> StandaloneSession:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"RANK is set, but another of torchrun's variables is missing or no number: {error}",
+            f"RANK is set, but another of torchrun's variables is missing or not a number: {error}",
             hint="Start it with torchrun, or unset RANK.",
         ) from error
     from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -189,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("job", type=Path, help="job file")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="where results are written")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/standalone"), help="directory for results")
     parser.add_argument("--resume", type=Path, default=None, metavar="CHECKPOINT", help="checkpoint directory")
     parser.add_argument("--no-export", action="store_true", help="do not write a Hugging Face export at the end")
     options = parser.parse_args(arguments)
@@ -222,7 +221,7 @@ def _run(options: argparse.Namespace) -> int:
 
         room = smallest_room(session, device_room(worker_device(session, gpus)))  # before hours of tokenising
     if session.rank == 0:
-        session.observers = _observers(RunLayout(run_dir))
+        _record(session.bus, RunLayout(run_dir))
         if options.resume is None:
             _check_base(job)
     fitting = GpuFit(job.spec, session.report_event)
@@ -244,7 +243,7 @@ def smallest_room(session: StandaloneSession, own: DeviceRoom) -> DeviceRoom:
     return min(rooms, key=lambda room: room.usable_bytes)
 
 
-def _config(job: "LoadedJob") -> dict[str, Any]:
+def _config(job: "LoadedJob") -> JsonObject:
     """The model's config as far as it is known without loading a library."""
     from orchestrator.planner.model_shape import known_config
 
@@ -263,11 +262,13 @@ def _check_base(job: "LoadedJob") -> None:
         raise at_value(job, error) from error
 
 
-def _observers(layout: RunLayout) -> list[Observer]:
+def _record(bus: EventBus, layout: RunLayout) -> None:
+    """In the run's directory, and as lines on stdout."""
     from orchestrator.metrics.run_recorder import RunRecorder
 
     layout.root.mkdir(parents=True, exist_ok=True)
-    return [RunRecorder(layout), LinePrinter()]
+    bus.add("the recorder", RunRecorder(layout), essential=True)
+    bus.add("the printer", LinePrinter(), essential=True)
 
 
 def _prepared(job: "LoadedJob", session: StandaloneSession, run_dir: Path) -> Path:

@@ -1,20 +1,20 @@
-"""The step loop: data, micro steps, update, exchange, report; evaluation and checkpoints where they are due."""
+"""The step loop: data, micro steps, update, exchange, report; evaluation and checkpoints when they are due."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from orchestrator.checkpoint.storage.retention import TRAINING_LOSS, VALIDATION_LOSS, Rule
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, open_storage
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, WarningIssued
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.policy.replay import check_replay
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes
+from orchestrator.json_values import JsonObject
 from orchestrator.train.batch_feed import Feed, StepBatch
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
 from orchestrator.train.collectives.exchange import RankStep, exchange, global_sum, read_numbers
@@ -32,7 +32,7 @@ from orchestrator.train.train_context import TrainContext
 
 LAST_SAVE_PAUSE_S = 0.5
 LAST_SAVE_PAUSES = (2, 8, 30)
-"""So many pauses between attempts to save the last step: without it the run has no result."""
+"""Pauses between attempts to save the last step: without it the run has no result."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class LoopResult:
     step: int
     finished: bool
     loss: float | None
-    """Training loss of the last step made here; None where there was none left to make."""
+    """Training loss of the last step made here; None if there was none left to make."""
     evaluation: Evaluation | None
-    """Of the last step, where the run has validation data."""
+    """Of the last step, if the run has validation data."""
     checkpoint: str | None
     """Path or URL of the newest checkpoint written here, as the driver sees it."""
     regroup: bool = False
-    """Left for the gang to be formed anew; the state of `step` is kept."""
+    """Left so that the gang can be formed again; the state of `step` is kept."""
     unsaved: str | None = None
     """Why there is no checkpoint of the plan's last step, which was to have one."""
 
@@ -67,7 +67,7 @@ class TrainLoop:
         self._scarcity = OomInjection(context)
         self._protection = SnapshotPolicy(context, self._order, self._watch.extra)
         self._targets_ahead: int | None = None
-        """Targets of the coming step's global batch, if the ranks told each other in the last one."""
+        """Targets of the coming step's global batch, if the last exchange contained them."""
         self._checkpoint: str | None = None
         self._evaluation: Evaluation | None = None
         self._unsaved: str | None = None
@@ -179,8 +179,8 @@ class TrainLoop:
         return outcome
 
     def _global_targets(self, batch: StepBatch) -> int:
-        """Targets of all ranks in this step. Collective if the last exchange did not tell: in a generation's first
-        step, and after one in which some rank did not have its next batch yet."""
+        """Targets of all ranks in this step. Collective if the last exchange did not contain it: in a generation's
+        first step, and after one in which some rank did not have its next batch yet."""
         if self._targets_ahead is not None:
             return self._targets_ahead
         self._context.session.beat(batch.step, Phase.EXCHANGE)
@@ -227,7 +227,7 @@ class TrainLoop:
         evaluation = evaluate(self._context, step)
         self._evaluation = evaluation
         if evaluation is not None and self._context.session.rank == 0:
-            self._context.session.report_event(EventKind.EVAL, evaluation.fields(step))
+            self._context.session.report_event(evaluation.event(step))
 
     @property
     def _saves_last(self) -> bool:
@@ -242,7 +242,7 @@ class TrainLoop:
         return on_interval or at_end or outcome.leave in (Leave.PARK, Leave.STOP)
 
     def _save(self, outcome: StepOutcome, evaluated: bool) -> float:
-        """Write a checkpoint; the seconds it took. Collective. Storage that fails is reported and got over."""
+        """Write a checkpoint; the seconds it took. Collective. Failing storage is reported, and training continues."""
         context = self._context
         started = time.perf_counter()
         validation = self._evaluation.loss if evaluated and self._evaluation is not None else None
@@ -258,8 +258,7 @@ class TrainLoop:
         return time.perf_counter() - started
 
     def _save_restored(self) -> None:
-        """A state was restored after which there is nothing to train: see to it that it has a checkpoint, as it does
-        when it came from one. Collective."""
+        """The restored state is that of the last step: save it as a checkpoint, unless it came from one. Collective."""
         context, start = self._context, self._start
         if not self._saves_last or context.plan.resume_from is not None:
             return
@@ -271,8 +270,8 @@ class TrainLoop:
         self._save_at_last(SaveProgress(start.step, start.position, extra))
 
     def _save_at_last(self, progress: SaveProgress) -> bool:
-        """Write the checkpoint that nothing comes after, with patience, and if need be into the run's directory;
-        whether it is written. Collective."""
+        """Write the last checkpoint with retries, if necessary into the run's directory; return whether it is written.
+        Collective."""
         session = self._context.session
         for pauses in (*LAST_SAVE_PAUSES, 0):
             if self._try_to_save(progress, self._storage):
@@ -284,7 +283,7 @@ class TrainLoop:
             return False
         if session.rank == 0:
             message = f"storage {self._place} fails: the checkpoint of step {progress.step} is in the run's directory"
-            session.report_event(EventKind.WARNING, {"message": message})
+            session.report_event(WarningIssued(message))
         return True
 
     def _try_to_save(self, progress: SaveProgress, storage: Storage | None) -> bool:
@@ -309,35 +308,34 @@ class TrainLoop:
             return False
         self._checkpoint, self._unsaved = saved.path, None
         if context.session.rank == 0:
-            fields = {
-                "step": progress.step,
-                "path": saved.path,
-                "bytes": saved.size_bytes,
-                "seconds": saved.seconds,
-                "write_seconds": None,
-                "world_size": context.session.world_size,
-                "stage": context.spec.zero.stage,
-            }
-            context.session.report_event(EventKind.CHECKPOINT_SAVED, fields)
+            event = CheckpointSaved(
+                step=progress.step,
+                path=saved.path,
+                bytes=saved.size_bytes,
+                seconds=saved.seconds,
+                world_size=context.session.world_size,
+                stage=context.spec.zero.stage,
+            )
+            context.session.report_event(event)
         return True
 
-    def _store(self, outcome: StepOutcome, extra: dict[str, Any], started: float) -> bool:
+    def _store(self, outcome: StepOutcome, extra: JsonObject, started: float) -> bool:
         """Leave the writing to the vaults; whether they do. Collective."""
         context = self._context
         if not self._protection.store(outcome, self._place, extra):
             return False
         if context.session.rank == 0:
-            fields = {
-                "step": outcome.step,
-                "place": self._place,
-                "world_size": context.session.world_size,
-                "stage": context.spec.zero.stage,
-                "seconds": time.perf_counter() - started,
-            }
-            context.session.report_event(EventKind.CHECKPOINT_STARTED, fields)
+            event = CheckpointStarted(
+                step=outcome.step,
+                place=self._place,
+                world_size=context.session.world_size,
+                stage=context.spec.zero.stage,
+                seconds=time.perf_counter() - started,
+            )
+            context.session.report_event(event)
         return True
 
     def _report_failure(self, step: int, place: str, error: StorageError, seconds: float) -> None:
         if self._context.session.rank == 0:
-            fields = {"step": step, "place": place, "reason": error.message, "fault": error.fault.value}
-            self._context.session.report_event(EventKind.CHECKPOINT_FAILED, {**fields, "seconds": seconds})
+            event = CheckpointFailed(step, place, error.message, error.fault.value, seconds)
+            self._context.session.report_event(event)

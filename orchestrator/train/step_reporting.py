@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from orchestrator.data.samples.dataset import DIGEST_MODULUS
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
-from orchestrator.train.collectives.exchange import DIGEST_MODULUS, RankStep
+from orchestrator.train.collectives.exchange import RankStep
 from orchestrator.train.models.flops import flops_per_token, peak_flops, utilisation
 from orchestrator.train.train_context import TrainContext
 

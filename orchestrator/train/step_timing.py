@@ -1,4 +1,4 @@
-"""Seconds by phase: wall clock on a CPU, CUDA events on a GPU, where the host runs ahead of the device."""
+"""Seconds by phase: wall clock on a CPU, CUDA events on a GPU, because the host runs ahead of the device."""
 
 import time
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """What the parts of the training loop share: one value, built once by the worker."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -10,6 +9,7 @@ from orchestrator.domain.errors import PeerLostError
 from orchestrator.domain.session import Session, TrainPlan
 from orchestrator.planner.batch_shape import BatchShape
 from orchestrator.spec.job import JobSpec
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.models.flops import ModelSize
 from orchestrator.train.models.tasks import Task
 
@@ -23,8 +23,7 @@ class TrainContext:
     spec: JobSpec
     dataset: TokenDataset
     task: Task
-    engine: Any
-    """The `DeepSpeedEngine`."""
+    engine: Engine
     device: torch.device
     size: ModelSize
 

@@ -1,4 +1,4 @@
-"""A worker's life: import, rendezvous, build, restore, train, export. The entry point that `gang` names by string."""
+"""The entry point of a worker, which `gang` names by string: import, rendezvous, build, restore, train, export."""
 
 import gc
 import json
@@ -7,18 +7,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
 from orchestrator.domain.device import CPU, CUDA, deterministic_environment
-from orchestrator.domain.engine_errors import find_cause
-from orchestrator.domain.errors import PeerLostError, UsageError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.errors import PeerLostError, UsageError, cause_of_error
+from orchestrator.domain.events import CheckpointRestored, TrainingPlanned, WarningIssued, WorkerPhase, WorkerStarted
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Session, TrainPlan, TrainResult
+from orchestrator.json_values import JsonObject, optional, text
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from orchestrator.data.data_manifest import DataManifest
+    from orchestrator.train.models.linear_loss import ChunkedHead
+    from orchestrator.train.models.tasks import Task
     from orchestrator.train.snapshot.checkpointing import SaveProgress
     from orchestrator.train.train_context import TrainContext
 
@@ -75,30 +81,24 @@ def run_worker(session: Session, plan: TrainPlan) -> TrainResult:
 
 @contextmanager
 def blamed_on_peers(session: Session) -> Iterator[None]:
-    """Context in which an error after an interruption is no error of this worker: numbers of a collective that was
-    aborted are garbage, and whoever reads them may raise anything. Only a device that is lost says so itself.
-    """
+    """Context in which an error after an interruption is no error of this worker: results of an aborted collective are
+    garbage, and code that reads them may raise anything. Only errors of a lost device are kept."""
     try:
         yield
     except Exception as error:
-        cause = find_cause(f"{type(error).__name__}: {error}")
+        cause = cause_of_error(error)
         if not session.interrupted or isinstance(error, PeerLostError) or (cause is not None and cause.ends_process):
             raise
-        raise PeerLostError(f"left the collective, as the driver wanted: {type(error).__name__}: {error}") from error
+        raise PeerLostError(f"left the collective on request of the driver: {type(error).__name__}: {error}") from error
 
 
-def _tell_started(session: Session, device: Any, seconds: float) -> None:
-    fields = {
-        "rank": session.rank,
-        "node": session.node_ip,
-        "pid": os.getpid(),
-        "device": _device_name(device),
-        "seconds": seconds,
-    }
-    session.report_event(EventKind.WORKER_STARTED, fields)
+def _tell_started(session: Session, device: "torch.device", seconds: float) -> None:
+    session.report_event(
+        WorkerStarted(session.rank, session.node_ip, os.getpid(), _device_name(device), seconds),
+    )
 
 
-def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "TrainContext":
+def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: "torch.device") -> "TrainContext":
     from orchestrator.data.samples.dataset import TokenDataset
     from orchestrator.train.collectives.collective_timer import ticking_collectives
     from orchestrator.train.engine.build_memory import no_samples_yet, shape_of, shape_of_config, tell_room
@@ -120,15 +120,14 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     task = _task(spec, dataset.manifest, model, _chunked_head(spec, plan, model))
     if session.rank == 0:
         session.report_event(
-            EventKind.PLAN,
-            {
-                "world_size": session.world_size,
-                "shares": list(plan.shares),
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "total_steps": plan.total_steps,
-                "parameters": size.parameters,
-            },
+            TrainingPlanned(
+                world_size=session.world_size,
+                shares=plan.shares,
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                total_steps=plan.total_steps,
+                parameters=size.parameters,
+            )
         )
     session.beat(0, Phase.BUILD)
     sized = partial(shape_of, model, size.parameters)
@@ -137,7 +136,7 @@ def _build(session: Session, plan: TrainPlan, spec: JobSpec, device: Any) -> "Tr
     return TrainContext(session, plan, spec, dataset, task, engine, device, size)
 
 
-def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
+def _chunked_head(spec: JobSpec, plan: TrainPlan, model: "PreTrainedModel") -> "ChunkedHead | None":
     """The model's head, if the loss is to be computed in chunks. Raises UsageError if the model cannot do that."""
     from orchestrator.domain.loss_chunks import loss_chunk_tokens
     from orchestrator.train.models.linear_loss import install_chunked_head
@@ -151,13 +150,13 @@ def _chunked_head(spec: JobSpec, plan: TrainPlan, model: Any) -> Any:
     head = install_chunked_head(model, chunk_tokens, IGNORE)
     if head is None and wanted != "auto":
         raise UsageError(
-            f"train.loss_chunk_tokens: {wanted} does not go with this model: its logits are more than one linear layer",
+            f"train.loss_chunk_tokens: {wanted} does not fit this model: its logits are more than one linear layer",
             hint="Set it to auto or off.",
         )
     return head
 
 
-def _task(spec: JobSpec, manifest: Any, model: Any, head: Any) -> Any:
+def _task(spec: JobSpec, manifest: "DataManifest", model: "PreTrainedModel", head: "ChunkedHead | None") -> "Task":
     from orchestrator.train.models.architectures import objective_of
     from orchestrator.train.models.tasks import CausalLM, MaskedLM
 
@@ -201,7 +200,7 @@ def _train(context: "TrainContext") -> TrainResult:
             try_longest(context)
         _phase(session, Phase.TRAIN)
         result = TrainLoop(context, start).run()
-    facts = {
+    facts: JsonObject = {
         "loss": result.loss,
         "validation_loss": result.evaluation.loss if result.evaluation is not None else None,
         "parameters": context.size.parameters,
@@ -217,7 +216,7 @@ def _warn_of_precision(context: "TrainContext") -> None:
 
     message = slow_precision(context.spec, torch.cuda.get_device_capability(context.device))
     if message is not None:
-        context.session.report_event(EventKind.WARNING, {"message": message})
+        context.session.report_event(WarningIssued(message))
 
 
 def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResult) -> None:
@@ -229,11 +228,12 @@ def _export(session: Session, plan: TrainPlan, spec: JobSpec, result: TrainResul
         gc.collect()  # the engine is part of cycles, and whoever destroyed it still had a reference
         return_free_memory()
         _phase(session, Phase.EXPORT, result.step)
-        export_run(session, plan, spec, result.facts["checkpoint"] or plan.resume_from, result.step)
+        checkpoint = optional(text, result.facts, "checkpoint") or plan.resume_from
+        export_run(session, plan, spec, checkpoint, result.step)
 
 
 def _restore(context: "TrainContext") -> "SaveProgress":
-    """Put the state that the plan names into the engine. Collective."""
+    """Restore the state that the plan names. Collective."""
     from orchestrator.train.snapshot.checkpointing import load_checkpoint, load_peer_state
 
     session, plan, started = context.session, context.plan, time.perf_counter()
@@ -244,14 +244,13 @@ def _restore(context: "TrainContext") -> "SaveProgress":
         progress, source = load_checkpoint(context.engine, session, plan.resume_from), plan.resume_from
     if session.rank == 0:
         session.report_event(
-            EventKind.CHECKPOINT_RESTORED,
-            {
-                "step": progress.step,
-                "path": source,
-                "seconds": time.perf_counter() - started,
-                "saved_world_size": progress.saved_world_size,
-                "world_size": session.world_size,
-            },
+            CheckpointRestored(
+                step=progress.step,
+                path=source,
+                seconds=time.perf_counter() - started,
+                saved_world_size=progress.saved_world_size,
+                world_size=session.world_size,
+            )
         )
     return progress
 
@@ -259,7 +258,7 @@ def _restore(context: "TrainContext") -> "SaveProgress":
 def _phase(session: Session, phase: Phase, step: int = 0) -> None:
     session.beat(step, phase)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": phase.value})
+        session.report_event(WorkerPhase(0, phase.value))
 
 
 def _set_threads(spec: JobSpec) -> None:
@@ -272,7 +271,7 @@ def _set_threads(spec: JobSpec) -> None:
     torch.set_num_threads(compute_threads(cpus, os.environ))
 
 
-def _set_offload_threads(spec: JobSpec, device: Any) -> None:
+def _set_offload_threads(spec: JobSpec, device: "torch.device") -> None:
     """More of them if the optimizer runs on the host while the model trains on a GPU. Collective."""
     if device.type == CPU or spec.zero.offload_optimizer.device == "none":
         return
@@ -285,7 +284,7 @@ def _set_offload_threads(spec: JobSpec, device: Any) -> None:
 
 
 def _import_model(spec: JobSpec, device: str) -> None:
-    """Import what is needed, here and only here, so that the phases mean what they say."""
+    """Import what is needed only here, so that the phases are accurate."""
     from orchestrator.train.engine.engine import import_deepspeed
     from orchestrator.train.models.architectures import ARCHITECTURES
 
@@ -294,7 +293,7 @@ def _import_model(spec: JobSpec, device: str) -> None:
         ARCHITECTURES[spec.model.architecture].model_type()
 
 
-def _device_name(device: Any) -> str:
+def _device_name(device: "torch.device") -> str:
     if device.type == "cpu":
         return "cpu"
     import torch

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from orchestrator.domain.errors import WeightsError
+from orchestrator.json_values import JsonFields
 from orchestrator.spec.model import Architecture
 from orchestrator.weights.name_prefixes import known_wrapper
 from orchestrator.weights.safetensors_header import (
@@ -28,7 +29,6 @@ CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CANDIDATES = (SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX)
-ADAPTER = "adapter_config.json"
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _FOREIGN: tuple[tuple[str, str, str], ...] = (
@@ -49,10 +49,10 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Base:
-    """A model directory whose files are there and, as far as can be told without loading them, whole."""
+    """A model directory whose files exist and are complete, as far as that shows without loading them."""
 
     directory: Path
-    config: Mapping[str, Any]
+    config: JsonFields
     files: tuple[str, ...]
     """Relative to the directory, in the order in which they are loaded."""
     tensors: Mapping[str, Tensor]
@@ -86,7 +86,7 @@ def inspect(directory: Path) -> Base:
     return Base(directory, config, files, tensors, tuple(opaque))
 
 
-def read_config(directory: Path) -> Mapping[str, Any]:
+def read_config(directory: Path) -> JsonFields:
     """The `config.json` of a model directory. Raises WeightsError if it cannot be used."""
     return _config(directory, _listing(directory))
 
@@ -103,7 +103,7 @@ def _listing(directory: Path) -> set[str]:
         raise WeightsError(f"{directory} cannot be read: {error.strerror or error}") from error
 
 
-def _config(directory: Path, names: set[str]) -> Mapping[str, Any]:
+def _config(directory: Path, names: set[str]) -> JsonFields:
     if CONFIG not in names:
         what, hint = _instead(directory, names)
         raise WeightsError(f"{directory} has no {CONFIG}{what}", hint)
@@ -125,7 +125,7 @@ def _config(directory: Path, names: set[str]) -> Mapping[str, Any]:
     return config
 
 
-def _files(directory: Path, names: set[str], config: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, str]]:
+def _files(directory: Path, names: set[str], config: JsonFields) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """Files to load, and for each tensor that an index lists, the file it should be in."""
     adapters = sorted(name for name in names if name.startswith("adapter_model."))
     explicit = config.get("transformers_weights")  # a file name that transformers prefers to the usual ones
@@ -151,16 +151,18 @@ def weight_map(index: Path) -> Mapping[str, str]:
         listed = read_text_json(index).get("weight_map")
     except Damaged as error:
         raise WeightsError(f"{index} {error.why}", error.hint) from error
-    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+    found = listed if isinstance(listed, dict) else {}
+    files = {name: file for name, file in found.items() if isinstance(file, str)}
+    if not files or len(files) < len(found):
         raise WeightsError(f"{index} has no weight_map from tensors to files", AGAIN_HINT)
-    for file in listed.values():
+    for file in files.values():
         if Path(file).is_absolute() or ".." in Path(file).parts or not file.endswith((".safetensors", ".bin")):
             raise WeightsError(f"{index} names {file!r}, expected a .safetensors or .bin file beside it")
-    return listed
+    return files
 
 
 def _instead(directory: Path, names: set[str]) -> tuple[str, str | None]:
-    """What is there instead of weights, to go on a sentence with, and what to do about it."""
+    """What the directory has instead of weights, as the end of a sentence, and what to do about it."""
     shards = sorted(name for name in names if _SHARD.fullmatch(name))
     if shards and CONFIG in names:
         return f". It has shards ({few(shards)}), but not their index", "download or copy the index too"
@@ -178,7 +180,7 @@ def _instead(directory: Path, names: set[str]) -> tuple[str, str | None]:
 def _merge(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
     for name, tensor in more.items():
         if name in tensors:
-            raise Damaged(f"holds {name}, which {tensors[name].file} holds too", "remove the files of the other save")
+            raise Damaged(f"contains {name}, as does {tensors[name].file}", "remove the files of the other save")
         tensors[name] = tensor
 
 

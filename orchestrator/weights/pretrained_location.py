@@ -1,4 +1,4 @@
-"""Where `model.pretrained` is. Paths are relative to the job file, as those of data and tokenizers are."""
+"""The location of `model.pretrained`. Paths are relative to the job file, as those of data and tokenizers are."""
 
 import os
 from pathlib import Path
@@ -46,9 +46,9 @@ def anchored(spec: JobSpec, job_dir: Path) -> JobSpec:
 
 
 def check_files(job: LoadedJob, must_exist: bool = True) -> None:
-    """Check as much of a local pretrained model as its files and headers tell, in milliseconds.
+    """Check a local pretrained model by its files and headers, in milliseconds.
 
-    `must_exist=False`: a path where nothing is may exist on another machine. Raises SpecError at `model.pretrained`.
+    `must_exist=False`: a missing path may exist on another machine. Raises SpecError at `model.pretrained`.
     """
     try:
         directory = local_directory(job.spec, job.path.parent)

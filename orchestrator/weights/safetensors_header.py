@@ -10,8 +10,8 @@ import os
 import stat
 import zipfile
 from pathlib import Path
-from typing import Any
 
+from orchestrator.json_values import JsonObject, JsonShapeError, JsonValue, integers, text
 from orchestrator.weights.tensor_match import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
@@ -52,14 +52,14 @@ def read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
             if size < 8 + length:
                 raise Damaged(f"is cut short: it ends within its header ({size} of at least {8 + length} bytes)")
             file.seek(8)
-            text = file.read(length)
+            header = file.read(length)
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror or error}", "check its permissions and the disk") from error
-    return _tensors(_parsed(text), size - 8 - length, name)
+    return _tensors(_parsed(header), size - 8 - length, name)
 
 
 def check_torch_file(path: Path) -> None:
-    """Tell, without unpickling anything, whether this can be a whole file of torch.save. Raises Damaged."""
+    """Check without unpickling whether this can be a complete file of torch.save. Raises Damaged."""
     size = regular_size(path)
     try:
         with path.open("rb") as file:
@@ -74,7 +74,7 @@ def check_torch_file(path: Path) -> None:
         raise Damaged(f"cannot be read: {error.strerror or error}", "check its permissions and the disk") from error
 
 
-def read_text_json(path: Path) -> dict[str, Any]:
+def read_text_json(path: Path) -> JsonObject:
     """A JSON object from a small file. Raises Damaged."""
     size = regular_size(path)
     if size > MAX_HEADER_BYTES:
@@ -86,7 +86,7 @@ def read_text_json(path: Path) -> dict[str, Any]:
     if raw.startswith(LFS_MAGIC):
         raise Damaged("is a git-LFS pointer, not the file itself", LFS_HINT)
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value: JsonValue = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         page = raw.lstrip()[:1] == b"<"
         raise Damaged("is a web page" if page else f"is not JSON: {str(error)[:120]}") from error
@@ -133,8 +133,8 @@ def refuse_other_content(start: bytes, size: int) -> None:
 GGUF_HINT = "GGUF is for inference; give the directory with the original safetensors files of the model"
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parsed(header: bytes) -> JsonObject:
+    def unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
         value = dict(pairs)
         if len(value) != len(pairs):
             names = [name for name, _ in pairs]
@@ -143,7 +143,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        value: JsonValue = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Damaged("is broken: its header is not JSON") from error
     if not isinstance(value, dict):
@@ -151,16 +151,18 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return value
 
 
-def _tensors(header: dict[str, Any], data_bytes: int, file: str) -> dict[str, Tensor]:
+def _tensors(header: JsonObject, data_bytes: int, file: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-            begin, end = (int(offset) for offset in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(entry, dict):
+                raise JsonShapeError("no description of a tensor")
+            dtype, shape = text(entry, "dtype"), tuple(integers(entry, "shape"))
+            begin, end = integers(entry, "data_offsets")
+        except ValueError as error:
             raise Damaged(f"is broken: its header describes {name!r} wrongly") from error
         bits = _BITS.get(dtype)
         if min(shape, default=0) < 0 or begin < 0 or (bits and (end - begin) * 8 != math.prod(shape) * bits):

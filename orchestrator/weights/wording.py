@@ -74,7 +74,7 @@ def _hint(wanted: Wanted, found: Comparison) -> str:
     if found.misshaped and not (found.missing or found.unexpected):
         rows = all(each.found[1:] == each.wanted[1:] for each in found.misshaped)
         if rows and any("emb" in each.name or "wte" in each.name for each in found.misshaped):
-            return "the vocabulary was resized: `vocab_size` in config.json has to be the number of rows"
+            return "the vocabulary was resized: `vocab_size` in config.json must be the number of rows"
         return "config.json is of another size of the model: take config and weights from the same place"
     if found.unexpected and not (found.missing or found.misshaped):
         return "the model has no place for these: remove them, or take the config.json that belongs to the weights"

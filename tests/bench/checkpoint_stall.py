@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointStarted
 from orchestrator.domain.step_report import StepReport
 from tests.bench.checkpoint_peers import checkpoint_stall
 from tests.bench.course import MODEL_110M, Course, train
@@ -32,7 +32,7 @@ class StallCourse(Course):
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
-        if len(self.of(EventKind.CHECKPOINT_STARTED)) >= CHECKPOINTS and report.step % EVERY_STEPS == EVERY_STEPS - 1:
+        if len(self.of(CheckpointStarted)) >= CHECKPOINTS and report.step % EVERY_STEPS == EVERY_STEPS - 1:
             self.over.set()
 
 
@@ -53,7 +53,7 @@ def stalls(scratch: Path, model: dict[str, int] | None = None) -> list[float]:
             train={"steps": 1_000_000, "global_batch": BATCH, "lr": 1e-4, "schedule": "constant"},
             checkpoint={"interval_steps": EVERY_STEPS, "at_end": False},
         )
-    return [float(fields["seconds"]) for fields in course.of(EventKind.CHECKPOINT_STARTED)]
+    return [float(fields["seconds"]) for fields in course.of(CheckpointStarted)]
 
 
 def peer_stalls(scratch: Path) -> dict[str, float]:

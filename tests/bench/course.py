@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    DataProgress,
+    Event,
+    GangResized,
+    RecoveryFinished,
+    RecoveryStarted,
+    WorkerLog,
+    WorkerPhase,
+    WorkerStarted,
+)
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
@@ -75,11 +85,11 @@ class Course(Recording):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind in (EventKind.RECOVERY_STARTED, EventKind.RESIZED):
+        if isinstance(event.body, RecoveryStarted | GangResized):
             self.pids.clear()
             self.steps_since_change = 0
-        elif event.kind is EventKind.WORKER_STARTED:
-            self.pids[int(event.fields["rank"])] = int(event.fields["pid"])
+        elif isinstance(event.body, WorkerStarted):
+            self.pids[int(event.body.rank)] = int(event.body.pid)
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
@@ -97,8 +107,8 @@ class Course(Recording):
 
     def last_words(self) -> str:
         """Of the run, for an error."""
-        kinds = (EventKind.WORKER_LOG, EventKind.DATA_PROGRESS)
-        told = [f"{event.kind} {event.fields}" for event in self.events if event.kind not in kinds]
+        kinds = (WorkerLog, DataProgress)
+        told = [f"{event.body}" for event in self.events if not isinstance(event.body, kinds)]
         return f"step {self.steps[-1].step if self.steps else 0}\n" + "\n".join(line[:300] for line in told[-12:])
 
 
@@ -142,11 +152,11 @@ class Struck:
 
 def parts_of(struck_s: float, events: Sequence[Event], first_step: StepReport) -> Parts:
     """From the events since the fault and the first step after it."""
-    phases = {e.fields["phase"]: e.time_s for e in events if e.kind is EventKind.WORKER_PHASE}
-    started = next(event for event in events if event.kind is EventKind.RECOVERY_STARTED)
+    phases = {e.body.phase: e.time_s for e in events if isinstance(e.body, WorkerPhase)}
+    started = next(event for event in events if isinstance(event.body, RecoveryStarted))
     marks = [
         struck_s,
-        float(started.fields["detected_s"]),
+        float(started.body.detected_s),
         started.time_s,
         phases["rendezvous"],
         phases["build"],
@@ -172,7 +182,7 @@ class Striker(Course):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        self._recovered = self._recovered or event.kind is EventKind.RECOVERED
+        self._recovered = self._recovered or isinstance(event.body, RecoveryFinished)
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
@@ -189,8 +199,8 @@ class Striker(Course):
         fault, self._fault = self._fault, None
         assert fault is not None
         events = self.events[self._from_event :]
-        started = next(event.fields for event in events if event.kind is EventKind.RECOVERY_STARTED)
-        finished = next(event.fields for event in events if event.kind is EventKind.RECOVERED)
+        started = next(encode_body(event.body) for event in events if isinstance(event.body, RecoveryStarted))
+        finished = next(encode_body(event.body) for event in events if isinstance(event.body, RecoveryFinished))
         parts = parts_of(self._struck_s, events, report)
         self.struck.append(
             Struck(fault, parts, int(finished["steps_recomputed"]), str(started["source"]), report.world_size)

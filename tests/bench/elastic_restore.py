@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointRestored, Event, GangResized, TrainingPlanned, WorkerPhase
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_110M, Course, train
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
@@ -52,7 +53,7 @@ class GrowCourse(Course):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RESIZED:
+        if isinstance(event.body, GangResized):
             threading.Thread(target=self._sample, name="memory", daemon=True).start()
 
     def on_step(self, report: StepReport) -> None:
@@ -66,11 +67,9 @@ class GrowCourse(Course):
 
     def restored(self) -> Restored:
         """Raises StopIteration where nothing was restored."""
-        fields = next(event.fields for event in self.events if event.kind is EventKind.CHECKPOINT_RESTORED)
-        plan = [event.fields for event in self.events if event.kind is EventKind.PLAN][-1]
-        phases = [
-            e for e in self.events if e.kind is EventKind.WORKER_PHASE and e.fields["phase"] in ("restore", "train")
-        ]
+        fields = next(encode_body(event.body) for event in self.events if isinstance(event.body, CheckpointRestored))
+        plan = [encode_body(event.body) for event in self.events if isinstance(event.body, TrainingPlanned)][-1]
+        phases = [e for e in self.events if isinstance(e.body, WorkerPhase) and e.body.phase in ("restore", "train")]
         begin_s, end_s = phases[-2].time_s, phases[-1].time_s
         within = [sample for at_s, sample in self.samples if begin_s <= at_s <= end_s]
         growth = [max(sample.get(pid, 0) for sample in within) - within[0][pid] for pid in within[0]] if within else [0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, RecoveryFinished
 from orchestrator.domain.step_report import StepReport
 from tests.bench.course import Course, send, train
 from tests.bench.elastic_restore import own_bytes
@@ -49,7 +49,7 @@ class Survivor(Course):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RECOVERED:
+        if isinstance(event.body, RecoveryFinished):
             self._recoveries += 1
             self._waits = False
 

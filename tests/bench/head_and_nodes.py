@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.gang.agent.worker_actor import worker_environment
 from tests.bench.measure import environment
 from tests.bench.peer_processes import end_processes, with_environment
@@ -78,13 +78,13 @@ def head_and_nodes(nodes: int, cpus: float = 1.0, memory_bytes: int = NODE_BYTES
 
 def main(nodes: int, cpus: float, memory_bytes: float) -> None:
     """Hold a cluster until stdin ends."""
-    cluster = start_local(1, {"CPU": 0.0}, env=worker_environment(cpus, 0, os.environ))
-    cluster._offered = {"CPU": cpus, "memory": memory_bytes}
+    cluster = LocalCluster(1, {"CPU": 0.0}, env=worker_environment(cpus, 0, os.environ)).start()
+    offered = {"CPU": cpus, "memory": memory_bytes}
     for _ in range(nodes):
-        cluster.add_node()
+        cluster.add_node(offered)
     print(cluster.address, flush=True)
     for _ in sys.stdin:
-        cluster.add_node()
+        cluster.add_node(offered)
         print("added", flush=True)
     cluster.close()
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, RecoveryStarted
 from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_4M, Course, node_of, send, spread, train
 from tests.bench.head_and_nodes import HeadAndNodes, head_and_nodes
@@ -50,7 +50,7 @@ class Joiner(Course):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RECOVERY_STARTED:
+        if isinstance(event.body, RecoveryStarted):
             self._asked = False
 
     def on_step(self, report: StepReport) -> None:

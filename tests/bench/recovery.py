@@ -95,7 +95,7 @@ def rows(stage: int, struck: Sequence[Struck], peers: Peers) -> list[Row]:
     most = max(each.steps_recomputed for each in struck)
     sources = ", ".join(sorted({each.source for each in struck}))
     name = f"steps recomputed after any of {len(struck)} losses, ZeRO-{stage}"
-    return [*found, Row(name, str(most), "", None, "<= 1", most <= 1, f"went on from: {sources}")]
+    return [*found, Row(name, str(most), "", None, "<= 1", most <= 1, f"continued from: {sources}")]
 
 
 def measure(scratch: Path, peers: Peers) -> list[Row]:

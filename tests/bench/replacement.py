@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, RecoveryFinished
 from orchestrator.domain.step_report import StepReport
 from tests.bench.course import MODEL_4M, Course, spread, train
 from tests.bench.measure import Row
@@ -32,8 +32,8 @@ class Replaced(Course):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RECOVERED and self._struck_s is not None:
-            say(f"{event.fields['world_size']} workers go on after {time.time() - self._struck_s:.2f} s")
+        if isinstance(event.body, RecoveryFinished) and self._struck_s is not None:
+            say(f"{event.body.world_size} workers go on after {time.time() - self._struck_s:.2f} s")
 
     def on_step(self, report: StepReport) -> None:
         shrunk = bool(self.steps) and self.steps[-1].world_size < WORKERS

@@ -13,12 +13,13 @@ from typing import Any
 
 from orchestrator.checkpoint.format.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued, WorkerPhase
 from orchestrator.domain.lease import GENERATIONS_PER_TOKEN
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
+from tests.events import body
 
 HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
@@ -78,11 +79,11 @@ def ring(session: Session, plan: TrainPlan) -> TrainResult:
     libc.puts(f"C line of rank {session.rank}".encode())
     libc.fflush(None)
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
         for step in range(1, 4):
             session.report_step(a_step(step, session.world_size))
     facts: dict[str, Any] = {"total": total, "local_rank": session.local_rank, "seconds": seconds}
-    session.report_event(EventKind.WARNING, {"message": f"facts {session.rank} {total} {session.local_rank}"})
+    session.report_event(body(WarningIssued, message=f"facts {session.rank} {total} {session.local_rank}"))
     if session.rank == 0:
         pretend_to_export(session, plan, 3)
     return TrainResult(3, True, facts=facts)
@@ -125,11 +126,38 @@ def die_on_last(session: Session, plan: TrainPlan) -> TrainResult:
     return TrainResult(0, True)
 
 
+def scripted(session: Session, plan: TrainPlan) -> TrainResult:
+    """Do what `script.json` in the run's directory says for this generation: report steps, then end in some way."""
+    generations = json.loads((Path(plan.run_dir) / "script.json").read_text())
+    does = generations[getattr(session, "generation", 1) - 1]
+    last = int(does["steps"])
+    if session.rank == 0:
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
+        for step in range(int(does.get("first", 1)), last + 1):
+            session.report_step(a_step(step, session.world_size))
+    ends = does["ends"]
+    if ends in ("regroup", "stopped"):
+        wanted = Leave.REGROUP if ends == "regroup" else Leave.STOP
+        while session.leave() is not wanted:
+            time.sleep(0.02)
+        return TrainResult(last, False, ends == "regroup")
+    if ends in ("killed", "raised"):
+        if session.rank == 1:
+            time.sleep(0.7)  # the steps are delivered
+            if ends == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("on purpose")
+        session.lookup("never", 60.0)
+    if session.rank == 0:
+        pretend_to_export(session, plan, last)
+    return TrainResult(last, True)
+
+
 def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
     """Report steps until a stop is asked for."""
     step = 0
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
     while session.leave() is not Leave.STOP:
         step += 1
         if session.rank == 0:
@@ -141,7 +169,7 @@ def until_stopped(session: Session, plan: TrainPlan) -> TrainResult:
 def never_stops(session: Session, plan: TrainPlan) -> TrainResult:
     """Deaf: in native code that holds the interpreter's lock."""
     if session.rank == 0:
-        session.report_event(EventKind.WORKER_PHASE, {"rank": 0, "phase": "train"})
+        session.report_event(body(WorkerPhase, rank=0, phase="train"))
         session.report_step(a_step(1, session.world_size))
         session.report_step(a_step(2, session.world_size))
         time.sleep(0.5)

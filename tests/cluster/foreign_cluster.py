@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +67,7 @@ def main(nodes: int, cpus: float) -> None:
 
     from orchestrator.clusters.ray.draining import drain
 
-    cluster = start_local(nodes, {"CPU": cpus, "memory": 2e9})
+    cluster = LocalCluster(nodes, {"CPU": cpus, "memory": 2e9}).start()
 
     def node_id(index: int) -> str:
         command = " ".join(map(str, cluster.processes[index + 1].args))

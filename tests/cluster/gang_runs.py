@@ -17,11 +17,13 @@ import yaml
 
 from orchestrator.data.samples.data_verify import final_lineage, verify_run
 from orchestrator.data.samples.dataset import TokenDataset
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, EventBody, WarningIssued, WorkerLog, WorkerStarted
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.run_history import read_steps
+from tests.events import BROKEN_OBSERVERS
 
 ENTRIES = "tests.cluster.entries"
 
@@ -34,16 +36,18 @@ class Recording:
         self.stopped_s = 0.0
         self.events: list[Event] = []
         self.steps: list[StepReport] = []
-        self._safe: tuple[EventKind, Path] | None = None
+        self._safe: tuple[type[EventBody], Path] | None = None
 
-    def safe_after(self, kind: EventKind, home: Path) -> None:
+    def safe_after(self, kind: type[EventBody], home: Path) -> None:
         """From the first event of a kind on, a training that is held (`entries.HeldSession`) takes no longer than it
         needs: what it was held for has happened."""
         self._safe = (kind, home / "safe")
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
-        if self._safe is not None and event.kind is self._safe[0]:
+        if isinstance(event.body, WarningIssued) and "failed and may be incomplete" in event.body.message:
+            BROKEN_OBSERVERS.append(event.body.message)
+        if self._safe is not None and isinstance(event.body, self._safe[0]):
             self._safe[1].touch()
 
     def on_step(self, report: StepReport) -> None:
@@ -52,11 +56,11 @@ class Recording:
             self.stopped_s = time.monotonic()
             self.stop.set()
 
-    def of(self, kind: EventKind) -> list[dict[str, Any]]:
-        return [event.fields for event in self.events if event.kind is kind]
+    def of(self, kind: type[EventBody]) -> list[dict[str, Any]]:
+        return [encode_body(event.body) for event in self.events if isinstance(event.body, kind)]
 
     def lines(self, rank: int) -> list[str]:
-        return [fields["line"] for fields in self.of(EventKind.WORKER_LOG) if fields["rank"] == rank]
+        return [fields["line"] for fields in self.of(WorkerLog) if fields["rank"] == rank]
 
 
 class Strike(Recording):
@@ -70,8 +74,8 @@ class Strike(Recording):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED and event.fields["rank"] == self.rank:
-            self.pid = event.fields["pid"]
+        if isinstance(event.body, WorkerStarted) and event.body.rank == self.rank:
+            self.pid = event.body.pid
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from orchestrator.domain.policy.hang import Phase
 from tests.cluster.train_processes import FileSession
 
@@ -60,9 +60,17 @@ def _caller() -> FrameType | None:
     return None
 
 
+@dataclass(frozen=True)
+class WaitsFound(EventBody):
+    """Of the tests: what was found in each step."""
+
+    KIND = "test.waits"
+    waits: dict[int, list[str]]
+
+
 @dataclass
 class CountingSession(FileSession):
-    """Reports after the last step what was found in each, as the event PLAN of rank 0 with the field `waits`."""
+    """Reports after the last step what was found in each, as the event `WaitsFound` of rank 0."""
 
     waits: dict[int, list[str]] = field(default_factory=dict)
     mode: Any = None
@@ -79,4 +87,4 @@ class CountingSession(FileSession):
         elif phase is Phase.FINISH:
             self.mode.__exit__(None, None, None)
             self.mode = None
-            self.report_event(EventKind.PLAN, {"waits": self.waits})
+            self.report_event(WaitsFound(self.waits))

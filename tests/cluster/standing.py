@@ -14,10 +14,10 @@ from typing import Any
 CONVOY = str(Path(sys.executable).with_name("convoy"))
 HOLD = """
 import sys, time
-from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.gang.agent.worker_actor import worker_environment
 import os
-cluster = start_local(int(sys.argv[1]), {"CPU": 1.0, "memory": 2e9}, env=worker_environment(1, 0, os.environ))
+cluster = LocalCluster(int(sys.argv[1]), {"CPU": 1.0, "memory": 2e9}, env=worker_environment(1, 0, os.environ)).start()
 print(cluster.address, flush=True)
 time.sleep(600)
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.tokens.tokenizer import load
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import ChangesAccepted, RunState
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import resume_run, run_job
 from orchestrator.spec.loading.load import load_job
@@ -55,7 +55,7 @@ def test_changed_texts_are_refused_then_accepted_with_the_same_tokenizer(tmp_pat
 
     second = resume_run(first.run_dir, home, [seen], threading.Event(), accept_changes=True)
     assert (second.reason, second.state) == (None, RunState.SUCCEEDED)
-    (accepted,) = seen.of(EventKind.CHANGES_ACCEPTED)
+    (accepted,) = seen.of(ChangesAccepted)
     assert accepted["step"] == seen.steps[0].step - 1 >= 5
     assert load(first.run_dir / "export", "exported").text.key == own.text.key
     proof = prove(RunStore(home).read(first.run_id))

@@ -18,7 +18,7 @@ from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEn
 from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.format.reader import CheckpointReader
-from orchestrator.checkpoint.format.shard import Interval
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, newest_valid, retain, verify_checkpoint
 from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
 from orchestrator.checkpoint.storage.retention import Rule
@@ -32,7 +32,7 @@ from orchestrator.checkpoint.storage.storage import (
 )
 from orchestrator.cli.commands.checkpoint_command import checkpoint
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import CheckpointFailed, CheckpointRestored, CheckpointSaved, Event, RunState
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.shard_damage import corrupt_newest
 from orchestrator.run.launcher import resume_run, run_job
@@ -76,8 +76,11 @@ def weights(rank: int, step: int) -> Any:
 
 
 def shard(storage: Storage, step: int, rank: int, rate: float | None = None) -> ShardEntry:
+    """`rate`: bytes a second, at most."""
+    pause_s = 0.0 if rate is None else CHUNK_BYTES / rate
+    content = weights(rank, step).data
     interval = Interval("w", Kind.MASTER, Range(rank * ELEMENTS, (rank + 1) * ELEMENTS), 0, "float32")
-    return write_shard(storage, f"step-{step:08d}", rank, [interval], weights(rank, step).data, {}, rate)
+    return write_shard(storage, f"step-{step:08d}", rank, [interval], content, {}, tick=lambda: time.sleep(pause_s))
 
 
 def write(storage: Storage, step: int, loss: float | None = None) -> None:
@@ -344,7 +347,7 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
     job, seen = load_job(write_job(tmp_path, **changes)), Cutting(link, 4, 6)
     outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    failed = seen.of(EventKind.CHECKPOINT_FAILED)
+    failed = seen.of(CheckpointFailed)
     assert [(fields["step"], fields["fault"]) for fields in failed] == [(6, "unreachable")]
     assert failed[0]["place"] == f"{place}/{outcome.run_id}"
     assert not (outcome.run_dir / "checkpoints").exists()
@@ -353,7 +356,7 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
     storage = open_storage(f"{place}/{outcome.run_id}")
     assert [found.step for found in list_checkpoints(storage)] == [9, 3]
     listed = CliRunner().invoke(checkpoint, ["verify", outcome.run_id, "--home", str(tmp_path / "runs")])
-    assert (listed.exit_code, listed.output.count("whole")) == (0, 2), listed.output
+    assert (listed.exit_code, listed.output.count("complete")) == (0, 2), listed.output
     pruned = CliRunner().invoke(
         checkpoint, ["prune", outcome.run_id, "--keep-last", "1", "--home", str(tmp_path / "runs")]
     )
@@ -366,7 +369,7 @@ def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
     again = Recording()
     resumed = resume_run(outcome.run_dir, tmp_path / "runs", [again], threading.Event())
     assert (resumed.state, resumed.step) == (RunState.SUCCEEDED, 11)
-    restored = again.of(EventKind.CHECKPOINT_RESTORED)
+    restored = again.of(CheckpointRestored)
     assert [fields["path"] for fields in restored] == [f"{place}/{outcome.run_id}/step-00000009"]
     assert [report.step for report in again.steps] == [10, 11]
 
@@ -382,7 +385,7 @@ class RoomAtLast(Recording):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.CHECKPOINT_FAILED and event.fields["step"] == 3 and self.left is None:
+        if isinstance(event.body, CheckpointFailed) and event.body.step == 3 and self.left is None:
             self.left = list(self.disk.glob("*/*/*"))
             subprocess.run(["mount", "-o", "remount,size=64m", str(self.disk)], check=True)
 
@@ -399,12 +402,12 @@ def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Pa
         job = load_job(write_job(tmp_path, **changes))
         outcome = run_job(job, tmp_path / "runs", [seen], threading.Event())
         assert (outcome.state, outcome.step) == (RunState.SUCCEEDED, 3)
-        failed = seen.of(EventKind.CHECKPOINT_FAILED)
+        failed = seen.of(CheckpointFailed)
         assert [(fields["step"], fields["fault"]) for fields in failed] == [(2, "full"), (3, "full")]
         assert "No space left on device" in failed[0]["reason"]
         assert seen.left == [], "nothing of what failed takes up room"
         # The last step is saved at the next attempt: an export is made from it.
-        assert [fields["step"] for fields in seen.of(EventKind.CHECKPOINT_SAVED)] == [3]
+        assert [fields["step"] for fields in seen.of(CheckpointSaved)] == [3]
         assert export_problem(outcome.run_dir / "export", 3) is None
     finally:
         subprocess.run(["umount", str(disk)], check=True)

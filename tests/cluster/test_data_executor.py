@@ -77,7 +77,7 @@ def test_an_exception_arrives_at_its_item_and_ends_the_pool(others: set[psutil.P
 
 
 def test_a_process_that_dies_is_an_error_not_a_hang(others: set[psutil.Process]) -> None:
-    with pytest.raises(DataError, match="died without a word"):
+    with pytest.raises(DataError, match="died without an error"):
         list(LocalExecutor(2).map(die_at_seven, range(100)))
     assert not children() - others
 

@@ -39,7 +39,7 @@ def job(source: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def prepared(spec: dict[str, Any], directory: Path) -> PreparedData:
     valid = JobSpec.model_validate(spec)
-    return prepare(valid, directory, directory / "cache", LocalExecutor(0), lambda kind, fields: None)
+    return prepare(valid, directory, directory / "cache", LocalExecutor(0), lambda body: None)
 
 
 def tokens_of(found: PreparedData, name: str = "s0.train") -> list[int]:
@@ -104,7 +104,7 @@ from orchestrator.spec.job import JobSpec
 
 spec = JobSpec.model_validate(json.loads(sys.argv[1]))
 try:
-    found = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None)
+    found = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda body: None)
     print(json.dumps({"manifest": found.manifest.to_json(), "cached": found.cached, "directory": str(found.directory)}))
 except DataError as error:
     print(json.dumps({"message": error.message, "hint": error.hint}))
@@ -157,7 +157,7 @@ def test_a_hub_dataset_and_a_run_that_resumes_without_the_hub(tmp_path: Path, st
         first = ask(tmp_path, spec, endpoint)
         unknown = ask(tmp_path, job({"hub": "someone/else"}), endpoint)
     assert first["manifest"]["documents"] == 200, first
-    assert "does not give the dataset 'someone/else'" in unknown["message"]
+    assert "refuses the dataset 'someone/else'" in unknown["message"]
     again = ask(tmp_path, spec, NOBODY)
     assert again["cached"]
     assert again["manifest"] == first["manifest"]

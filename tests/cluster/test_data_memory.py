@@ -26,7 +26,7 @@ def main():
         "data": {"sources": [{"files": [name], "format": form}], "sequence_length": 64, "packing": packing == "yes"},
         "train": {"steps": 1, "global_batch": 1, "lr": 1e-3},
     })
-    manifest = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda kind, fields: None).manifest
+    manifest = prepare(spec, Path("."), Path("cache"), LocalExecutor(0), lambda body: None).manifest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak_bytes": peak, "tokens": manifest.train_tokens}))
 

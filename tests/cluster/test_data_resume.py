@@ -19,12 +19,13 @@ import json, os, sys
 from pathlib import Path
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.spec.job import JobSpec
 
 def main():
     spec = JobSpec.model_validate(json.loads(Path("spec.json").read_text()))
-    def say(kind, fields):
-        print(json.dumps({"kind": kind, **fields}), flush=True)
+    def say(body):
+        print(json.dumps({"kind": body.kind, **encode_body(body)}), flush=True)
     prepared = prepare(spec, Path("."), Path(sys.argv[1]), LocalExecutor(int(sys.argv[2])), say)
     print(json.dumps({"kind": "done", "directory": str(prepared.directory)}), flush=True)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.clusters.ray.cluster import start_local
-from orchestrator.domain.events import EventKind
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
+from orchestrator.domain.events import ClusterReady, DataProgress
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.run.launcher import run_job
 from orchestrator.spec.loading.load import load_job
@@ -73,8 +73,8 @@ def test_a_promised_gpu_that_does_not_work_ends_the_run_with_the_reason(
     assert "resources.gpus_per_worker is 1, but the worker cannot use a GPU: on " in outcome.reason
     assert "127.0.0.1, process " in outcome.reason
     assert "\nhint: " in outcome.reason
-    assert seen.of(EventKind.CLUSTER_READY)[0]["gpus"] == 1
-    assert not seen.of(EventKind.DATA_PROGRESS)
+    assert seen.of(ClusterReady)[0]["gpus"] == 1
+    assert not seen.of(DataProgress)
     assert not (tmp_path / "runs" / "cache").exists()
 
 
@@ -85,10 +85,10 @@ def test_workers_see_the_gpus_of_the_mask_that_ray_gave_them_or_none() -> None:
     from orchestrator.gang.group.worker_group import _actor_class
 
     env = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "DS_ACCELERATOR": "cuda"}
-    cluster = start_local(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env)
+    cluster = LocalCluster(1, {"CPU": 2.0, "memory": 2e9}, gpus=("GPU-a", "MIG-b"), env=env).start()
     try:
         actors = [
-            _actor_class().options(num_cpus=0, num_gpus=gpus).remote(worker_environment(1, gpus, {}), True)
+            _actor_class().options(num_cpus=0, num_gpus=gpus).remote(worker_environment(1, gpus, {}), True, True)
             for gpus in (0, 1, 1)
         ]
         answers = ray.get([actor.check_device.remote("tests.cluster.entries:own_masks") for actor in actors])

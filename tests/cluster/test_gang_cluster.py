@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.clusters.ray.cluster import start_local, sweep_stale
-from orchestrator.clusters.ray.joining import connect
+from orchestrator.clusters.ray.joined_cluster import JoinedCluster
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
+from orchestrator.clusters.ray.local.local_files import sweep_stale
 from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import ClusterReady, RunState, WarningIssued
 from orchestrator.gang.file_transfer import TRANSPORT_VARIABLE
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 
@@ -26,8 +27,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_directory"
 
 HOLD_A_CLUSTER = """
 import sys, time
-from orchestrator.clusters.ray.cluster import start_local
-cluster = start_local(2, {"CPU": 1.0, "memory": 2e9})
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
+cluster = LocalCluster(2, {"CPU": 1.0, "memory": 2e9}).start()
 import ray
 @ray.remote(num_cpus=1)
 class Idle:
@@ -60,7 +61,7 @@ def foreign_cluster() -> Iterator[str]:
 
 def test_only_loopback_is_listened_on() -> None:
     before = {process.pid for process in descendants(os.getpid())}
-    cluster = start_local(2, {"CPU": 1.0, "memory": 2e9})
+    cluster = LocalCluster(2, {"CPU": 1.0, "memory": 2e9}).start()
     try:
         import ray
 
@@ -94,7 +95,7 @@ def _connections(pid: int) -> list[psutil._ntuples.pconn]:
 def test_signal_handlers_survive() -> None:
     seen = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: seen.set())
-    cluster = start_local(1, {"CPU": 1.0, "memory": 2e9})
+    cluster = LocalCluster(1, {"CPU": 1.0, "memory": 2e9}).start()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         assert seen.wait(5.0)
@@ -128,8 +129,8 @@ def test_directories_of_killed_drivers_are_swept(tmp_path: Path) -> None:
 def test_a_run_on_a_cluster_that_is_there(foreign_cluster: str, tmp_path: Path) -> None:
     outcome, seen = run(tmp_path, "ring", cluster={"address": foreign_cluster})
     assert outcome.state is RunState.SUCCEEDED
-    assert seen.of(EventKind.CLUSTER_READY)[0]["address"] == foreign_cluster
-    cluster = connect(foreign_cluster)
+    assert seen.of(ClusterReady)[0]["address"] == foreign_cluster
+    cluster = JoinedCluster(foreign_cluster).start()
     try:
         deadline = time.monotonic() + 5.0
         while sum(node.free["CPU"] for node in cluster.nodes()) < 2 and time.monotonic() < deadline:
@@ -177,7 +178,7 @@ def test_a_busy_cluster_is_waited_for_then_named(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert outcome.reason.startswith("after 2 s the cluster cannot hold 2 workers of 1 CPU")
     assert "0 CPUs free of 1 CPU" in outcome.reason
-    assert "(2 once what else runs there has ended)" in outcome.reason
+    assert "(2 after other work there has ended)" in outcome.reason
 
 
 def test_an_elastic_job_takes_what_there_is(tmp_path: Path) -> None:
@@ -185,14 +186,14 @@ def test_an_elastic_job_takes_what_there_is(tmp_path: Path) -> None:
         tmp_path, "ring", resources={"workers": {"min": 1, "max": 4}}, cluster={"nodes": 1, "cpus_per_node": 2}
     )
     assert outcome.state is RunState.SUCCEEDED
-    assert len([f for f in seen.of(EventKind.WARNING) if f["message"].startswith("facts")]) == 2
+    assert len([f for f in seen.of(WarningIssued) if f["message"].startswith("facts")]) == 2
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nonsense"])
 def test_no_cluster_at_an_address(address: str) -> None:
     started = time.monotonic()
     with pytest.raises(ClusterError, match=address.split(":")[0]) as caught:
-        connect(address)
+        JoinedCluster(address).start()
     assert caught.value.hint
     assert time.monotonic() - started < 15.0
 
@@ -202,5 +203,5 @@ def test_something_else_at_an_address() -> None:
         port = server.getsockname()[1]
         started = time.monotonic()
         with pytest.raises(ClusterError, match="does not answer as a Ray GCS"):
-            connect(f"127.0.0.1:{port}")
+            JoinedCluster(f"127.0.0.1:{port}").start()
         assert time.monotonic() - started < 15.0

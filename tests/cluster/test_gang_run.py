@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import ClusterReady, DataReady, RunState, StateChanged, WarningIssued, WorkerFailed
 from tests.cluster.gang_runs import all_pids, left_in_shared_memory, ray_processes, run, shared_memory, state_of
 from tests.selection import every_day
 
@@ -17,15 +17,15 @@ def test_two_nodes_run_an_entry_point(tmp_path: Path, temporary_directory: Path)
     outcome, seen = run(tmp_path, "ring")
     assert (outcome.state, outcome.exit_code, outcome.reason, outcome.step) == (RunState.SUCCEEDED, 0, None, 3)
     assert [report.step for report in seen.steps] == [1, 2, 3]
-    facts = sorted(fields["message"] for fields in seen.of(EventKind.WARNING) if fields["message"].startswith("facts"))
+    facts = sorted(fields["message"] for fields in seen.of(WarningIssued) if fields["message"].startswith("facts"))
     assert [fact.split()[:3] for fact in facts] == [["facts", "0", "11"], ["facts", "1", "11"]]
     for rank in (0, 1):
         assert f"python line of rank {rank}" in seen.lines(rank)
         assert f"C line of rank {rank}" in seen.lines(rank)
-    states = [fields["state"] for fields in seen.of(EventKind.STATE_CHANGED)]
+    states = [fields["state"] for fields in seen.of(StateChanged)]
     assert states == ["preparing", "starting", "running", "succeeded"]
-    assert seen.of(EventKind.CLUSTER_READY)[0]["nodes"] == 2
-    assert seen.of(EventKind.DATA_READY)
+    assert seen.of(ClusterReady)[0]["nodes"] == 2
+    assert seen.of(DataReady)
     assert state_of(outcome)["state"] == "succeeded"
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
@@ -39,7 +39,7 @@ def test_exception_arrives_whole_with_its_rank(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert "rank 1" in outcome.reason
     assert "NotPicklable: unusual failure" in outcome.reason
-    (failed,) = seen.of(EventKind.WORKER_FAILED)
+    (failed,) = seen.of(WorkerFailed)
     assert failed["rank"] == 1
     assert "raise_from_here" in failed["traceback"]
     assert "raise NotPicklable(value, 2)" in failed["traceback"]

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.checkpoint.format.checkpoint_manifest import read_manifest
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import NumericFaultFound, WarningIssued
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.session import TrainPlan
 from orchestrator.spec.job import JobSpec
@@ -64,10 +64,10 @@ def test_continue_leaves_the_update_out(stage: int, precision: str, train: Train
     tolerance = 1e-6 if precision == "fp32" else 1e-2
     assert [*outcome.losses[:2], *outcome.losses[3:]] == pytest.approx(without.losses, rel=tolerance)
     assert outcome.grad_norms[2] is None
-    (fault,) = [fields for kind, fields in outcome.events if kind is EventKind.NUMERIC_FAULT]
+    (fault,) = [fields for kind, fields in outcome.events if kind is NumericFaultFound]
     assert (fault["fault"], fault["step"], fault["rank"], fault["action"]) == ("loss_not_finite", 3, 1, "continue")
     assert [r.first_position for r in outcome.steps] == [0, 12, 24, 36, 48, 60], "the batch counts as used"
-    (warning,) = [fields for kind, fields in outcome.events if kind is EventKind.WARNING]
+    (warning,) = [fields for kind, fields in outcome.events if kind is WarningIssued]
     assert "the update was left out" in warning["message"]
 
 
@@ -95,7 +95,7 @@ def test_a_spike_is_found_and_its_history_is_resumed(train: Train, tmp_path: Pat
     with pytest.raises(GangFailedError, match="a spike, at step 9 on rank 1"):
         train("resumed", recovery, plan, resume=str(saved), **arguments)
     told = train("told", {**recovery, "on_nan": "continue"}, {"injections": (Injection("spike", 9, 0),)}, **arguments)
-    (fault,) = [fields for kind, fields in told.events if kind is EventKind.NUMERIC_FAULT]
+    (fault,) = [fields for kind, fields in told.events if kind is NumericFaultFound]
     assert (fault["fault"], fault["step"]) == ("loss_spike", 9)
     assert len(told.losses) == 10
 
@@ -113,5 +113,5 @@ def test_skips_travel_with_the_state(train: Train, tmp_path: Path) -> None:
     rest = train("rest", {}, resume=str(checkpoints / "step-00000006"), steps=8, stage=1)
     assert [r.first_position for r in rest.steps] == begins[6:]
     assert rest.losses == whole.losses[6:]
-    with pytest.raises(GangFailedError, match="it was saved before samples were left out, and saw them"):
+    with pytest.raises(GangFailedError, match="it was saved before samples were left out, and has seen them"):
         train("wrong", {}, {"skips": ((12, 12),)}, resume=str(checkpoints / "step-00000003"), steps=8, stage=1)

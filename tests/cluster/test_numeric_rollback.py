@@ -10,7 +10,7 @@ import pytest
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.format.checkpoint_manifest import read_manifest
 from orchestrator.data.samples.data_verify import Proof
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import FaultInjected, NumericFaultFound, RecoveryFinished, RecoveryStarted, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import FaultKind, Injection, NumericFault, Skip
 from orchestrator.domain.run_layout import RunLayout
@@ -71,13 +71,13 @@ def test_a_loss_that_is_no_number_is_rolled_back_from(tmp_path: Path, train_proc
     recording = Recording()
     outcome = train(tmp_path, recording, Arranged(injections=(Injection("nan", 8, 1),)))
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    assert len(recording.of(EventKind.FAULT_INJECTED)) == 1
-    (fault,) = recording.of(EventKind.NUMERIC_FAULT)
+    assert len(recording.of(FaultInjected)) == 1
+    (fault,) = recording.of(NumericFaultFound)
     assert (fault["fault"], fault["step"], fault["rank"], fault["action"]) == ("loss_not_finite", 8, 1, "rollback")
-    (started,) = recording.of(EventKind.RECOVERY_STARTED)
+    (started,) = recording.of(RecoveryStarted)
     assert (started["step"], started["skipped"]) == (7, [84, 12])
     assert 5 <= started["from_step"] <= 7  # the vaults may hold a newer state than storage
-    assert recording.of(EventKind.RECOVERED)[0]["steps_recomputed"] == 7 - started["from_step"]
+    assert recording.of(RecoveryFinished)[0]["steps_recomputed"] == 7 - started["from_step"]
     assert losses(outcome) == losses_without(outcome, train_processes, tmp_path, ((84, 12),))
     proof = proof_of(outcome)
     assert (proof.ok, proof.samples, proof.skipped_samples, proof.end_position) == (True, 192, 12, 204)
@@ -96,7 +96,7 @@ def test_a_spike_takes_the_batch_before_it_along(tmp_path: Path, train_processes
     injections = (Injection("spike", 12, 0),)
     outcome = train(tmp_path, recording, Arranged(injections=injections), loss_spike={"window": 8})
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (fault,) = recording.of(EventKind.NUMERIC_FAULT)
+    (fault,) = recording.of(NumericFaultFound)
     assert (fault["fault"], fault["step"], fault["rank"], fault["from_step"]) == ("loss_spike", 12, 0, 10)
     assert losses(outcome) == losses_without(outcome, train_processes, tmp_path, ((120, 24),))
     proof = proof_of(outcome)
@@ -124,7 +124,7 @@ def test_stop_ends_the_run_with_what_was_good(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert outcome.reason.startswith("the loss is nan at step 10 on rank 0 (samples [108, 120) of the order)\nhint: ")
     assert "recovery.on_nan: rollback_and_skip" in outcome.reason
-    assert recording.of(EventKind.NUMERIC_FAULT)[0]["action"] == "stop"
+    assert recording.of(NumericFaultFound)[0]["action"] == "stop"
     assert [path.name for path in RunLayout(outcome.run_dir).checkpoints.iterdir()] == ["step-00000005"]
     assert not RunLayout(outcome.run_dir).skips.exists()
     assert proof_of(outcome).ok
@@ -140,8 +140,8 @@ def test_it_gives_up_where_it_does_not_help(tmp_path: Path) -> None:
     assert outcome.reason is not None
     assert "step 9 on rank 1" in outcome.reason
     assert "rolled back once within 1000 steps (recovery.max_rollbacks is 1)" in outcome.reason
-    assert "hint: the training itself diverges: a lower train.lr" in outcome.reason
-    assert [fields["action"] for fields in recording.of(EventKind.NUMERIC_FAULT)] == ["give_up"]
+    assert "hint: training itself diverges: start a new run with a lower train.lr" in outcome.reason
+    assert [fields["action"] for fields in recording.of(NumericFaultFound)] == ["give_up"]
     assert RunLayout(outcome.run_dir).checkpoint(5).is_dir()
     assert proof_of(outcome).skips[0].fault is not None
     assert proof_of(outcome).ok

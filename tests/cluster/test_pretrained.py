@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import ClusterReady, DataProgress, RunState
 from orchestrator.run.launcher import run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.spec.spec_errors import SpecError
@@ -46,8 +46,8 @@ def test_a_missing_layer_ends_the_run_before_data_is_tokenised(tmp_path: Path) -
     assert reason.startswith(f"{job}:{line}:15: `model.pretrained`: the weights in {tmp_path / 'base'}")
     assert "missing: model.layers.1.self_attn.q_proj.weight" in reason
     assert "\n  hint: " in reason
-    assert seen.of(EventKind.CLUSTER_READY)
-    assert seen.of(EventKind.DATA_PROGRESS) == []
+    assert seen.of(ClusterReady)
+    assert seen.of(DataProgress) == []
     assert not (tmp_path / "runs" / "cache").exists()
     assert ray_processes(pids) == []
 

@@ -24,14 +24,14 @@ for module in (*ENGINE_MODULES, "transformers.models.gpt2.modeling_gpt2"):
     import_module(module)
 imported = set(sys.modules)
 from orchestrator.train.engine import warmup
-getattr(rehearsal, "stage_{stage}")()
+getattr(warmup, "stage_{stage}")()
 import torch.distributed as dist
 assert not dist.is_initialized()
 assert "deepspeed" in sys.modules
 late = [name for name in sys.modules.keys() - imported if name.startswith("deepspeed")]
 assert late == [], late  # the first engine finds imported what it needs
 assert "torch._inductor.compile_fx" not in sys.modules  # torch's compiler: a fifth of a worker's start
-getattr(rehearsal, "stage_{other}")()
+getattr(warmup, "stage_{other}")()
 assert not dist.is_initialized()
 print("rehearsed")
 """

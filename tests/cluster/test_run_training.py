@@ -11,7 +11,7 @@ from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.data.samples.data_verify import verify_run
 from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import RunCreated, RunState
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.file_transfer import TRANSPORT_VARIABLE
 from orchestrator.run.launcher import RunOutcome, resume_run, run_job
@@ -71,7 +71,7 @@ def test_stopped_then_resumed_with_another_number_of_workers(tmp_path: Path) -> 
     assert (second.reason, second.state, second.run_id) == (None, RunState.SUCCEEDED, first.run_id)
     assert seen.steps[0].step == saved + 1
     assert seen.steps[-1].step == 60
-    assert seen.of(EventKind.RUN_CREATED)[0]["resumed_from_step"] == saved
+    assert seen.of(RunCreated)[0]["resumed_from_step"] == saved
     directory = Path(json.loads((second.run_dir / "data.json").read_text())["directory"])
     assert verify_run(steps_on_disk(second), TokenDataset.open(directory), 4).ok
     with pytest.raises(UsageError, match="has succeeded"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WorkerPhase
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import GangFailedError, Outcome, TrainProcesses, train_plan
 from tests.selection import every_day
@@ -168,5 +168,5 @@ def test_reports_are_complete(train: Callable[..., Outcome]) -> None:
             assert 0 < rank.memory.rss_bytes <= rank.memory.peak_rss_bytes
             assert rank.memory.allocated_bytes is None
     assert outcome.steps[-1].epoch > outcome.steps[0].epoch > 0
-    phases_seen = [fields["phase"] for kind, fields in outcome.events if kind is EventKind.WORKER_PHASE]
+    phases_seen = [fields["phase"] for kind, fields in outcome.events if kind is WorkerPhase]
     assert phases_seen == ["import", "rendezvous", "build", "train"]

@@ -14,7 +14,7 @@ from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.checkpoint.memory.vault import Vault
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, verify_checkpoint
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, EventBody, ModelExported, WarningIssued
 from orchestrator.domain.session import Leave, PeerState, ShardPlace, TrainPlan, VaultAccess
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import Outcome, TrainProcesses, train_plan
@@ -54,7 +54,7 @@ def restored(plan: TrainPlan, vault: Vault, step: int) -> TrainPlan:
     return replace(plan, peer_state=PeerState(1, step, shards))
 
 
-def of(outcome: Outcome, kind: EventKind) -> list[dict[str, Any]]:
+def of(outcome: Outcome, kind: type[EventBody]) -> list[dict[str, Any]]:
     return [fields for found, fields in outcome.events if found is kind]
 
 
@@ -79,24 +79,24 @@ def test_a_last_step_that_lies_in_memory_alone_is_saved_and_exported(
     first = train_processes.run(plan, 2, vaults=access(vault, 1))
     assert [result.step for result in first.results] == [STEPS, STEPS]
     assert all(result.finished and result.unsaved for result in first.results)
-    assert (of(first, EventKind.EXPORTED), of(first, EventKind.CHECKPOINT_SAVED)) == ([], [])
-    assert len(of(first, EventKind.CHECKPOINT_FAILED)) == 4
+    assert (of(first, ModelExported), of(first, CheckpointSaved)) == ([], [])
+    assert len(of(first, CheckpointFailed)) == 4
     assert held_steps(vault) == {1: STEPS}
 
     in_the_way.unlink()
     second = train_processes.run(restored(plan, vault, STEPS), 2, vaults=access(vault, 2))
     assert [(result.step, result.finished, result.unsaved) for result in second.results] == [(STEPS, True, None)] * 2
     assert second.steps == []
-    (saved,) = of(second, EventKind.CHECKPOINT_SAVED)
+    (saved,) = of(second, CheckpointSaved)
     assert saved["step"] == STEPS
     manifest = verify_checkpoint(Path(saved["path"]))
     assert (manifest.step, manifest.extra["validation_loss"]) == (STEPS, second.evaluations[STEPS])
     assert export_problem(tmp_path / "run" / "export", STEPS) is None
 
     third = train_processes.run(replace(plan, resume_from=saved["path"]), 2)
-    assert (third.steps, of(third, EventKind.CHECKPOINT_SAVED)) == ([], [])
+    assert (third.steps, of(third, CheckpointSaved)) == ([], [])
     for run in (second, third):
-        (exported,) = of(run, EventKind.EXPORTED)
+        (exported,) = of(run, ModelExported)
         assert exported["engines"] == 0  # its memory is the export's by then
     assert [entry.step for entry in list_checkpoints(tmp_path / "run" / "checkpoints")] == [STEPS]
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_asked_for_at_the_end_is_made_without_an_export_too(
         assert time.monotonic() < deadline, held_steps(vault)
     second = train_processes.run(restored(plan, vault, STEPS), 2, vaults=access(vault, 2))
     assert second.steps == []
-    assert [fields["step"] for fields in of(second, EventKind.CHECKPOINT_SAVED)] == [STEPS]
+    assert [fields["step"] for fields in of(second, CheckpointSaved)] == [STEPS]
     assert not (tmp_path / "run" / "export").exists()
 
 
@@ -130,9 +130,9 @@ def test_where_storage_fails_at_the_last_step_the_runs_directory_takes_it(
     spec = make_spec(steps=3, stage=1, checkpoint={"storage": str(storage), "memory": False})
     outcome = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "run", 2, export=True), 2)
     assert [result.unsaved for result in outcome.results] == [None, None]
-    assert [fields["place"] for fields in of(outcome, EventKind.CHECKPOINT_FAILED)] == [f"{storage}/run"] * 4
-    (saved,) = of(outcome, EventKind.CHECKPOINT_SAVED)
+    assert [fields["place"] for fields in of(outcome, CheckpointFailed)] == [f"{storage}/run"] * 4
+    (saved,) = of(outcome, CheckpointSaved)
     assert saved["path"] == str(tmp_path / "run" / "checkpoints" / "step-00000003")
-    (warning,) = of(outcome, EventKind.WARNING)
+    (warning,) = of(outcome, WarningIssued)
     assert "is in the run's directory" in warning["message"]
     assert export_problem(tmp_path / "run" / "export", 3) is None

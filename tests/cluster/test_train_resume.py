@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint.memory.vault import Vault
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointSaved, ModelExported, SampleGenerated
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.spec.job import JobSpec
@@ -26,7 +26,7 @@ def test_resuming_is_bitwise(
         steps=10, global_batch=10, stage=stage, checkpoint={"interval_steps": 4}, config={"resid_pdrop": 0.1}
     )
     whole = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "whole", 2), 2)
-    saved = [fields for kind, fields in whole.events if kind is EventKind.CHECKPOINT_SAVED]
+    saved = [fields for kind, fields in whole.events if kind is CheckpointSaved]
     assert [fields["step"] for fields in saved] == [4, 8, 10]
     # Two are kept, so the one of step 4 is gone.
     assert not Path(saved[0]["path"]).exists()
@@ -51,7 +51,7 @@ def test_resuming_at_another_size_follows_the_curve(
 ) -> None:
     spec = make_spec(steps=10, stage=2, checkpoint={"interval_steps": 5})
     whole = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "whole", 3), 3)
-    path = next(fields["path"] for kind, fields in whole.events if kind is EventKind.CHECKPOINT_SAVED)
+    path = next(fields["path"] for kind, fields in whole.events if kind is CheckpointSaved)
     other = make_spec(steps=10, stage=3, checkpoint={"at_end": False})
     rest = train_processes.run(train_plan(other, prepared_lines, tmp_path / "rest", 2, resume_from=path), 2)
     assert rest.losses == pytest.approx(whole.losses[5:], rel=1e-5)
@@ -67,7 +67,7 @@ def test_a_stop_ends_every_rank_after_the_same_step(
     assert [result.step for result in cut.results] == [5, 5]
     assert not any(result.finished for result in cut.results)
     assert cut.losses == whole.losses[:5]
-    path = next(fields["path"] for kind, fields in cut.events if kind is EventKind.CHECKPOINT_SAVED)
+    path = next(fields["path"] for kind, fields in cut.events if kind is CheckpointSaved)
     rest = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "rest", 2, resume_from=path), 2)
     assert rest.losses == whole.losses[5:]
     assert all(result.finished for result in rest.results)
@@ -86,7 +86,7 @@ def test_a_rank_without_a_vault_does_not_leave_the_others_waiting_for_it(
     finally:
         vault.close()
     assert [(result.step, result.regroup) for result in cut.results] == [(5, True)] * 2
-    (saved,) = [fields for kind, fields in cut.events if kind is EventKind.CHECKPOINT_SAVED]
+    (saved,) = [fields for kind, fields in cut.events if kind is CheckpointSaved]
     assert saved["step"] == 5
 
 
@@ -99,5 +99,5 @@ def test_an_export_and_a_sample_end_the_run(
     outcome = train_processes.run(train_plan(spec, prepared_lines, tmp_path / "run", 2, export=True), 2)
     events = dict(outcome.events)
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
-    assert events[EventKind.EXPORTED]["path"] == str(tmp_path / "run" / "export")
-    assert events[EventKind.SAMPLE]["text"]
+    assert events[ModelExported]["path"] == str(tmp_path / "run" / "export")
+    assert events[SampleGenerated]["text"]

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import EventKind
 from orchestrator.spec.job import JobSpec
-from tests.cluster.host_waits import CountingSession
+from tests.cluster.host_waits import CountingSession, WaitsFound
 from tests.cluster.train_processes import FileSession, Outcome, TrainProcesses, train_plan
 from tests.selection import every_day
 
@@ -59,17 +58,23 @@ def test_a_loss_in_chunks_changes_nothing(architecture: str, stage: int, precisi
 WAITS = every_day(product(STAGES, ["fp32", "bf16"]), (1, "bf16"), (3, "bf16"))
 
 
+def waits_of(outcome: Outcome) -> dict[int, list[str]]:
+    """What was found, by step."""
+    (waits,) = [fields["waits"] for kind, fields in outcome.events if kind is WaitsFound]
+    return {int(step): found for step, found in waits.items()}
+
+
 @pytest.mark.parametrize(("stage", "precision"), WAITS)
 def test_the_host_waits_twice_a_step(stage: int, precision: str, train: Train) -> None:
     """For the loss and the norm, and for what the ranks exchange; the first step also for the number of targets."""
     outcome = train(stage=stage, precision=precision, steps=5, micro_batch=2, session=CountingSession)
-    (waits,) = [fields["waits"] for kind, fields in outcome.events if kind is EventKind.PLAN and "waits" in fields]
+    waits = waits_of(outcome)
     assert sorted(waits) == [1, 2, 3, 4, 5]
     assert len(waits[1]) == 4, waits[1]
     for step in range(2, 6):
         assert [wait.partition(":")[0] for wait in waits[step]] == ["exchange.py"] * 2, waits[step]
     alone = train(workers=1, stage=stage, precision=precision, steps=3, session=CountingSession)
-    (waits,) = [fields["waits"] for kind, fields in alone.events if kind is EventKind.PLAN and "waits" in fields]
+    waits = waits_of(alone)
     assert [len(found) for found in waits.values()] == [1, 1, 1], waits
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.clusters.ray.cluster import start_local
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.domain.events import Event
 from orchestrator.gang.vaults import vault_care
 from orchestrator.gang.vaults.vault_care import VaultCare
@@ -22,8 +22,8 @@ PATIENCE_S = 60.0
 
 @pytest.fixture
 def vaults() -> Iterator[VaultClients]:
-    cluster = start_local(1, {"CPU": 1.0, "memory": 2e9})
-    made = VaultClients(local=True, run_id="of-a-test", kept_s=60.0)
+    cluster = LocalCluster(1, {"CPU": 1.0, "memory": 2e9}).start()
+    made = VaultClients(cluster, "of-a-test", kept_s=60.0, failure_domain=None)
     try:
         node_ids = [node.node_id for node in cluster.nodes()]
         made.start(node_ids)
@@ -73,7 +73,7 @@ def test_a_deaf_vault_is_replaced_and_a_slow_one_is_not(vaults: VaultClients, mo
         look()
         assert time.monotonic() < deadline, told
     (event,) = told
-    assert f"(process {before.pid}) has taken no connections for over 2 s" in event.fields["message"]
+    assert f"(process {before.pid}) has accepted no connections for over 2 s" in event.body.message
     after = vaults.access(node_id, 1)
     assert after is not None
     assert after.pid != before.pid
@@ -95,7 +95,7 @@ def test_a_vault_that_did_not_confirm_its_peers_is_told_again(vaults: VaultClien
     vaults._ask = recording  # type: ignore[method-assign]
     process = psutil.Process(access.pid)
     process.suspend()
-    vaults.assign(1, [node_id], {}, replicas=1)
+    vaults.assign(1, [node_id], replicas=1)
     vaults.tell_again()
     process.resume()
     deadline = time.monotonic() + PATIENCE_S

@@ -23,13 +23,14 @@ from typing import Any
 
 from orchestrator.atomic_files import replace_directory
 from orchestrator.domain.device import device_environment
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EvalFinished, EventBody, ModelExported
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess
 from orchestrator.domain.step_report import StepReport
 from orchestrator.planner.batch_shape import shape_batch
 from orchestrator.spec.job import JobSpec
 from tests.cluster.forked import PRELOADED, cpu_forkserver
+from tests.events import recorded
 
 START_TIMEOUT_S = 180.0
 CASE_TIMEOUT_S = 60.0
@@ -51,7 +52,7 @@ class FileSession:
     node_ip: str = "127.0.0.1"
     asked: int = 0
     steps: list[StepReport] = field(default_factory=list)
-    events: list[tuple[EventKind, dict[str, Any]]] = field(default_factory=list)
+    events: list[tuple[type[EventBody], dict[str, Any]]] = field(default_factory=list)
     beats: list[tuple[int, Phase]] = field(default_factory=list)
     parts: "Counter[Phase]" = field(default_factory=Counter)
     """Of long operations, by the phase in which they were reported."""
@@ -59,8 +60,9 @@ class FileSession:
     def report_step(self, report: StepReport) -> None:
         self.steps.append(report)
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        if kind is EventKind.EXPORTED:
+    def report_event(self, body: EventBody) -> None:
+        kind, fields = recorded(body)
+        if kind is ModelExported:
             fields = {**fields, "engines": _engines()}
         self.events.append((kind, fields))
 
@@ -131,7 +133,7 @@ class Outcome:
     """What a gang did."""
 
     steps: list[StepReport]
-    events: list[tuple[EventKind, dict[str, Any]]]
+    events: list[tuple[type[EventBody], dict[str, Any]]]
     results: list[TrainResult]
     beats: list[list[tuple[int, Phase]]]
     """By rank."""
@@ -149,7 +151,7 @@ class Outcome:
     @property
     def evaluations(self) -> dict[int, float]:
         """Validation loss by step."""
-        return {fields["step"]: fields["loss"] for kind, fields in self.events if kind is EventKind.EVAL}
+        return {fields["step"]: fields["loss"] for kind, fields in self.events if kind is EvalFinished}
 
 
 class GangFailedError(RuntimeError):

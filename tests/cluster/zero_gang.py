@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.storage.retention import Rule
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from tests.cluster.forked import cpu_forkserver
+from tests.events import recorded
 
 GROUP_TIMEOUT = timedelta(seconds=20)
 GLOBAL_BATCH = 12
@@ -132,10 +133,10 @@ class LocalSession:
     shares_files = True
 
     def __init__(self) -> None:
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.events: list[tuple[type[EventBody], dict[str, Any]]] = []
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.events.append((kind, fields))
+    def report_event(self, body: EventBody) -> None:
+        self.events.append(recorded(body))
 
     def progress(self) -> None:
         """Nobody watches."""

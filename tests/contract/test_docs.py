@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from orchestrator.cli.main import cli
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EVENT_TYPES
 from orchestrator.domain.policy.scorecard import DrillFault
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.fields import models_of
@@ -164,7 +164,7 @@ def test_jobs_are_valid(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_fields_of_the_job_exist(document: Path) -> None:
-    events = {kind.value for kind in EventKind}
+    events = {body_type.KIND for body_type in EVENT_TYPES}
     for span in CODE.findall(prose_of(document)):
         path = span.partition(":")[0].removesuffix("[]").split(".")
         if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", ".".join(path)) or path[0] not in JobSpec.model_fields:

@@ -15,7 +15,7 @@ PLAIN = {
     "data/executor.py": "waits for the parent's end, and does nothing else",
     "drill/bucket_proxy.py": "one connection: its end is the connection's, which the other side sees",
     "drill/process_faults.py": "the brake on a worker: whatever ends it, the worker is let go",
-    "clusters/ray/joining.py": "one question, given up after a while",
+    "clusters/ray/joined_cluster.py": "one question, given up after a while",
     "gang/vaults/vault_actor.py": "ends the process; if that fails the process ends all the same",
     "metrics/exporter.py": "the standard library's server loop, which survives errors",
     "train/batch_feed.py": "what it raises is raised in the training thread",

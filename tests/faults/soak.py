@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from orchestrator.clusters.ray.node_processes import descendants
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Event, GangResized, RecoveryFinished, RecoveryStarted
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.policy.scorecard import DrillFault, Scorecard, strike_steps
@@ -98,9 +98,9 @@ class Soaker(Injector):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.RECOVERY_STARTED:
-            say(f"{event.time_s:.0f} fault {len(self.tally.results)}: {event.fields['cause'][:100]}")
-        if event.kind in (EventKind.RECOVERED, EventKind.RESIZED):
+        if isinstance(event.body, RecoveryStarted):
+            say(f"{event.time_s:.0f} fault {len(self.tally.results)}: {event.body.cause[:100]}")
+        if isinstance(event.body, RecoveryFinished | GangResized):
             self._replace()
 
     def _replace(self) -> None:
@@ -155,7 +155,7 @@ def soak(directory: Path, times: int, seed: int, limit_s: float) -> Scorecard:
 def text(card: Scorecard, seconds: float) -> str:
     """By fault: how many, and what they cost."""
     lines = [
-        "| fault | times | detected | next step, median (worst) | steps made again, at most |",
+        "| fault | times | detected | next step, median (worst) | steps recomputed, at most |",
         "|---|---|---|---|---|",
     ]
     for fault, times in sorted(Counter(result.fault for result in card.faults).items()):
@@ -172,9 +172,10 @@ def text(card: Scorecard, seconds: float) -> str:
         [
             *lines,
             "",
-            f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} got over, in {seconds / 60:.0f} "
-            f"minutes; finished: {'yes' if card.finished else f'no: {card.reason}'}; data exactly once: "
-            f"{'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left out and recorded; "
+            f"{card.planned} faults planned, {len(card.faults)} injected, {recovered} recovered from, in "
+            f"{seconds / 60:.0f} minutes; finished: {'yes' if card.finished else f'no: {card.reason}'}; "
+            f"data exactly once: {'proved' if card.data_exact else 'NOT PROVED'}, {card.samples_left_out} samples left "
+            f"out and recorded; "
             f"largest loss difference {difference} (allowed {card.tolerance:g}). "
             f"{'SURVIVED' if card.survived else 'DID NOT SURVIVE'}",
         ]

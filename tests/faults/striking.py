@@ -12,8 +12,17 @@ from typing import Any, Self
 import psutil
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.clusters.ray.node_processes import descendants, is_head, raylet_of
+from orchestrator.domain.events import (
+    EVENT_TYPES,
+    DataProgress,
+    Event,
+    EventBody,
+    RunCreated,
+    RunState,
+    WorkerLog,
+    WorkerStarted,
+)
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.drill.process_faults import send
 from orchestrator.run.launcher import RunOutcome, run_job
@@ -55,11 +64,11 @@ class Striker(Recording):
         self.struck = 0
         self.checkpoints = Path()
         self._pauses, self._hit = pauses, hit
-        self._at: tuple[EventKind, int] | None = None
+        self._at: tuple[type[EventBody], int] | None = None
         self._next: tuple[Point, int, int] | None = None
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
-        self._seen: dict[EventKind, threading.Event] = {kind: threading.Event() for kind in EventKind}
+        self._seen: dict[type[EventBody], threading.Event] = {kind: threading.Event() for kind in EVENT_TYPES}
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +88,7 @@ class Striker(Recording):
         rank: int,
         first: str | None = None,
         hold: bool = True,
-        until: EventKind | None = None,
+        until: type[EventBody] | None = None,
     ) -> None:
         """Strike at a point; where `first` names a fault, that one, which does not count. `until`: the process that
         stands still there goes on only after an event."""
@@ -91,23 +100,23 @@ class Striker(Recording):
         """After the first fault, strike at another point."""
         self._next = (point, step, rank)
 
-    def strike_at(self, kind: EventKind, rank: int) -> None:
+    def strike_at(self, kind: type[EventBody], rank: int) -> None:
         """Strike when the first event of a kind is told, in the driver's own thread."""
         self._at = (kind, rank)
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED:
-            self.pids[int(event.fields["rank"])] = int(event.fields["pid"])
-        self._seen[event.kind].set()
-        if self._at is not None and event.kind is self._at[0]:
+        if isinstance(event.body, WorkerStarted):
+            self.pids[int(event.body.rank)] = int(event.body.pid)
+        self._seen[type(event.body)].set()
+        if self._at is not None and isinstance(event.body, self._at[0]):
             rank, self._at = self._at[1], None
             self._strike(rank)
 
     def raylet(self, rank: int) -> psutil.Process:
         """Of a rank's node, which must not be the one that holds the cluster's own state."""
         found = raylet_of(self.pids[rank])
-        assert "--head" not in found.cmdline()
+        assert not is_head(found)
         return found
 
     def vaults(self) -> list[psutil.Process]:
@@ -117,8 +126,9 @@ class Striker(Recording):
 
     def story(self) -> str:
         """What happened, for a test that fails."""
-        quiet = (EventKind.WORKER_LOG, EventKind.DATA_PROGRESS)
-        return "\n".join(f"{e.time_s:.2f} {e.kind} {e.fields}" for e in self.events if e.kind not in quiet)[-6000:]
+        quiet = (WorkerLog, DataProgress)
+        told = [each for each in self.events if not isinstance(each.body, quiet)]
+        return "\n".join(f"{each.time_s:.2f} {each.body}" for each in told)[-6000:]
 
     def _start(self, what: Callable[..., None], *arguments: Any) -> None:
         def guarded() -> None:
@@ -130,7 +140,7 @@ class Striker(Recording):
         self._threads.append(threading.Thread(target=guarded, daemon=True))
         self._threads[-1].start()
 
-    def _at_point(self, rank: int, first: str | None, until: EventKind | None) -> None:
+    def _at_point(self, rank: int, first: str | None, until: type[EventBody] | None) -> None:
         assert self._pauses is not None
         self._await(lambda: self._pauses.reached is not None, "nobody came to the point")  # type: ignore[union-attr]
         if first is not None:
@@ -197,8 +207,8 @@ def train(directory: Path, striker: Striker, arranged: Arranged | None = None, *
     seen = striker.on_event
 
     def note(event: Event) -> None:
-        if event.kind is EventKind.RUN_CREATED:
-            striker.checkpoints = runs / str(event.fields["run_id"]) / "checkpoints"
+        if isinstance(event.body, RunCreated):
+            striker.checkpoints = runs / str(event.body.run_id) / "checkpoints"
         seen(event)
 
     striker.on_event = note  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.format.exported import export_problem
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import ModelExported, RecoveryFinished, RecoveryStarted
 from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
 from tests.faults.striking import STEPS, Striker, curve, train
 
@@ -41,12 +41,12 @@ def test_the_model_is_exported_all_the_same(tmp_path: Path, monkeypatch: pytest.
         outcome = train(tmp_path / "run", striker)
     assert striker.struck == 1, striker.story()
     curve(outcome)  # succeeded, and each step was made once
-    (started,) = striker.of(EventKind.RECOVERY_STARTED)
+    (started,) = striker.of(RecoveryStarted)
     assert (started["step"], started["from_step"]) == (STEPS, STEPS), striker.story()
     assert started["source"] == "storage"  # the checkpoint that the export is made from
-    (recovered,) = striker.of(EventKind.RECOVERED)
+    (recovered,) = striker.of(RecoveryFinished)
     assert (recovered["step"], recovered["steps_recomputed"]) == (STEPS, 0)
-    (exported,) = striker.of(EventKind.EXPORTED)
+    (exported,) = striker.of(ModelExported)
     assert exported["path"] == str(outcome.run_dir / "export")
     assert export_problem(outcome.run_dir / "export", STEPS) is None
     assert [path.name for path in outcome.run_dir.glob(".export*")] == []

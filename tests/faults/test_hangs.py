@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import Event, RecoveryFinished, RecoveryStarted, RunState, WorkerHung, WorkerStarted
 from orchestrator.gang.vaults.vault_clients import VaultClients
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
@@ -61,7 +61,7 @@ HELD = f"{ENTRIES}:train_held"
 
 
 def train(directory: Path, recording: Recording, entry: str = TRAIN_ENTRY, **changes: Any) -> RunOutcome:
-    recording.safe_after(EventKind.RECOVERED, directory / "runs")
+    recording.safe_after(RecoveryFinished, directory / "runs")
     job = load_job(write_job(directory, **{**JOB, **changes}))
     return run_job(job, directory / "runs", [recording], threading.Event(), entry)
 
@@ -89,14 +89,14 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path, undisturbed: li
     outcome = train(tmp_path, struck, HELD, recovery={"hang_timeout_s": 5})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
     assert curve(outcome, BATCH) == undisturbed
-    (hung,) = struck.of(EventKind.WORKER_HUNG)
+    (hung,) = struck.of(WorkerHung)
     assert hung["rank"] == 1
     assert "stopped" in hung["reason"]
     assert hung["stacks"] == "incidents/incident-001-stacks"
     assert hung["seconds"] < 9
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert (started["rank"], started["source"]) == (1, "vaults")
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
     assert "orchestrator/train/step_loop.py" in stacks(outcome, 0)  # said by itself
     assert "orchestrator/train/step_loop.py" in stacks(outcome, 1)  # read out of its memory
@@ -124,8 +124,8 @@ def test_a_worker_that_stands_still_during_a_recovery_prolongs_it(tmp_path: Path
     outcome = train(tmp_path, struck, HELD)
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 2)
     assert curve(outcome, BATCH) == undisturbed
-    assert [fields["rank"] for fields in struck.of(EventKind.WORKER_HUNG)] == [1]
-    assert [fields["source"] for fields in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "vaults"]
+    assert [fields["rank"] for fields in struck.of(WorkerHung)] == [1]
+    assert [fields["source"] for fields in struck.of(RecoveryStarted)] == ["vaults", "vaults"]
     assert (outcome.run_dir / "incidents" / "incident-002-stacks" / "rank-1.txt").exists()
 
 
@@ -134,9 +134,9 @@ def test_a_thread_that_never_comes_back_is_named_by_its_stack(tmp_path: Path, un
     outcome = train(tmp_path, recording, f"{ENTRIES}:hang_in_python")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     assert curve(outcome, BATCH) == undisturbed
-    (hung,) = recording.of(EventKind.WORKER_HUNG)
+    (hung,) = recording.of(WorkerHung)
     assert (hung["rank"], hung["step"], hung["phase"]) == (1, 12, "optimizer")
-    assert "in no collective, the others wait in exchange of step 12" in hung["reason"]
+    assert "in no collective, while the others wait in exchange of step 12" in hung["reason"]
     assert "a_lock_nobody_gives_back" in hung["stack"]
     assert "a_lock_nobody_gives_back" in stacks(outcome, 1)
     assert "a_lock_nobody_gives_back" not in stacks(outcome, 0)
@@ -149,12 +149,12 @@ def test_where_all_stand_still_all_are_replaced(tmp_path: Path, undisturbed: lis
     outcome = train(tmp_path, recording, f"{ENTRIES}:everybody_hangs")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     assert curve(outcome, BATCH) == undisturbed
-    (hung,) = recording.of(EventKind.WORKER_HUNG)
+    (hung,) = recording.of(WorkerHung)
     assert (hung["rank"], hung["step"], hung["phase"]) == (None, 12, "forward")
     assert all("a_lock_nobody_gives_back" in stacks(outcome, rank) for rank in range(2))
-    pids = [fields["pid"] for fields in recording.of(EventKind.WORKER_STARTED)]
+    pids = [fields["pid"] for fields in recording.of(WorkerStarted)]
     assert len(set(pids)) == 4
-    (started,) = recording.of(EventKind.RECOVERY_STARTED)
+    (started,) = recording.of(RecoveryStarted)
     assert (started["source"], started["from_step"]) == ("vaults", 11)
 
 

@@ -20,7 +20,7 @@ from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints,
 from orchestrator.checkpoint.storage.durable import commit
 from orchestrator.checkpoint.storage.storage import open_storage
 from orchestrator.domain.errors import CheckpointError
-from orchestrator.domain.events import RunState
+from orchestrator.domain.events import RunState, StateChanged
 from orchestrator.domain.lease import Lease
 from orchestrator.store.data_proof import prove
 from orchestrator.store.lease.lease_places import LeaseBucket, LeaseDirectory, LeaseEntry, LeasePlace
@@ -187,9 +187,9 @@ def test_a_driver_that_is_stopped_and_continues_after_another_took_over_adds_not
     assert prove(last).ok
     events = list(read_events(layout.events))
     taken_over_s = adopted["time_s"]
-    assert [event.kind.value for event in events].count("run.created") == 2
-    assert [event.fields.get("state") for event in events if event.kind.value == "run.state"][-1] == "succeeded"
-    assert "worker.failed" not in [event.kind.value for event in events if event.time_s > taken_over_s]
+    assert [event.body.kind for event in events].count("run.created") == 2
+    assert [event.body.state for event in events if isinstance(event.body, StateChanged)][-1] == "succeeded"
+    assert "worker.failed" not in [event.body.kind for event in events if event.time_s > taken_over_s]
     saved = {
         each.step: verify_checkpoint(each.place).lease for each in list_checkpoints(open_storage(layout.checkpoints))
     }

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    FaultInjected,
+    NumericFaultFound,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    WorkerHung,
+)
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.policy.numeric import Injection, Skip
 from tests.cluster.gang_runs import all_pids, own_temporary_directory, shared_memory
@@ -123,7 +131,7 @@ def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed:
     with Striker(pauses, lambda striker, rank: strike(fault, striker, rank)) as striker:
         if phase == "waiting":
             striker.plan(Point.STEP, STRIKE_STEP, victim, first="kill-worker")
-            striker.strike_at(EventKind.RECOVERY_STARTED, 1 if on_node else 0)
+            striker.strike_at(RecoveryStarted, 1 if on_node else 0)
         elif phase == "restore":
             striker.plan(Point.STEP, STRIKE_STEP, victim, first="kill-worker")
             striker.then(Point.RESTORE, 0, 1 if on_node else 0)
@@ -135,18 +143,18 @@ def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed:
     if {step.world_size for step in striker.steps} != {2}:
         expected = pytest.approx(undisturbed, rel=1e-5)
     assert curve(outcome) == expected
-    incidents = len(striker.of(EventKind.RECOVERY_STARTED))
+    incidents = len(striker.of(RecoveryStarted))
     # Who is lost before the others have noticed the first loss is got over together with it.
     assert incidents == 1 if phase not in ("waiting", "restore") else incidents in (1, 2), striker.story()
-    assert len(striker.of(EventKind.WORKER_HUNG)) == (fault == "hang-rank"), striker.story()
-    assert bool(striker.of(EventKind.CHECKPOINT_REJECTED)) == (fault == "corrupt-shard"), striker.story()
+    assert len(striker.of(WorkerHung)) == (fault == "hang-rank"), striker.story()
+    assert bool(striker.of(CheckpointRejected)) == (fault == "corrupt-shard"), striker.story()
 
 
 def numeric(phase: str, directory: Path, pauses: Pauses, without_batch: list[float]) -> None:
     """A loss that is no number, in the step after the one whose state is just being copied or written."""
     with Striker(pauses, lambda striker, rank: None) as striker:
         if phase in ("replication", "durable"):
-            striker.plan(Point(phase), NAN_STEP - 1, 1, hold=False, until=EventKind.RECOVERY_STARTED)
+            striker.plan(Point(phase), NAN_STEP - 1, 1, hold=False, until=RecoveryStarted)
         elif phase == "restore":
             striker.plan(Point.BEGIN, NAN_STEP, 1, first="kill-worker")
         # The worker that is killed does not come to its loss: only the one that takes its place does.
@@ -154,12 +162,12 @@ def numeric(phase: str, directory: Path, pauses: Pauses, without_batch: list[flo
         outcome = train(directory, striker, Arranged(injections=(Injection("nan", NAN_STEP, rank),)))
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None), striker.story()
     assert curve(outcome) == without_batch
-    assert len(striker.of(EventKind.FAULT_INJECTED)) == 1
-    assert len(striker.of(EventKind.NUMERIC_FAULT)) == 1
-    started = striker.of(EventKind.RECOVERY_STARTED)
+    assert len(striker.of(FaultInjected)) == 1
+    assert len(striker.of(NumericFaultFound)) == 1
+    started = striker.of(RecoveryStarted)
     assert len(started) == (2 if phase == "restore" else 1), striker.story()
     if phase == "restore":  # no step was made between the two
-        assert len(striker.of(EventKind.RECOVERED)) == 1, striker.story()
+        assert len(striker.of(RecoveryFinished)) == 1, striker.story()
 
 
 def killed_driver(phase: str, directory: Path, pauses: Pauses, undisturbed: list[float]) -> None:

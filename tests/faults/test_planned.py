@@ -14,10 +14,24 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, is_head, node_id_of, raylet_of
 from orchestrator.data.samples.data_verify import verify_run
 from orchestrator.data.samples.dataset import TokenDataset
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    ClusterReady,
+    Event,
+    EventBody,
+    GangResized,
+    GangWaiting,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    ScaleAnswered,
+    WorkerStarted,
+)
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
@@ -76,14 +90,14 @@ class Watcher(Recording):
         self.runs, self.then = runs, then
         self.pids: dict[int, int] = {}
         self.safe = threading.Event()
-        self.on: dict[EventKind, Callable[[dict[str, Any]], None]] = {}
+        self.on: dict[type[EventBody], Callable[[dict[str, Any]], None]] = {}
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED:
-            self.pids[event.fields["rank"]] = event.fields["pid"]
-        if event.kind in self.on:
-            self.on[event.kind](event.fields)
+        if isinstance(event.body, WorkerStarted):
+            self.pids[event.body.rank] = event.body.pid
+        if type(event.body) in self.on:
+            self.on[type(event.body)](encode_body(event.body))
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
@@ -101,11 +115,11 @@ class Watcher(Recording):
 
     def rank_elsewhere(self) -> int:
         """A rank that is not on the head node."""
-        return next(rank for rank in self.pids if "--head" not in self.raylet(rank).cmdline())
+        return next(rank for rank in self.pids if not is_head(self.raylet(rank)))
 
     @property
     def address(self) -> str:
-        return str(self.of(EventKind.CLUSTER_READY)[0]["address"])
+        return str(self.of(ClusterReady)[0]["address"])
 
     @property
     def sizes(self) -> list[int]:
@@ -149,12 +163,8 @@ def drain(address: str, node_id: str, notice_s: float) -> None:
     announce(address, node_id, notice_s, "a test")
 
 
-def node_id_of(raylet: psutil.Process) -> str:
-    return next(word for word in raylet.cmdline() if word.startswith("--node_id=")).partition("=")[2]
-
-
 def free_cpus() -> float:
-    from orchestrator.clusters.ray.cluster import live_nodes
+    from orchestrator.clusters.ray.live_nodes import live_nodes
 
     return sum(node.free["CPU"] for node in live_nodes())
 
@@ -177,14 +187,14 @@ def test_a_run_is_scaled_up_and_down_by_a_command(tmp_path: Path, undisturbed: l
         while fields["workers"] == 1 and fields["state"] == "done" and time.monotonic() < deadline and freed != [2.0]:
             freed[:] = [free_cpus()]
 
-    watcher.on[EventKind.SCALE] = look
+    watcher.on[ScaleAnswered] = look
     asking = threading.Thread(target=ask)
     asking.start()
     outcome = start(tmp_path, watcher, resources={"workers": 2})
     asking.join()
     nothing_lost(outcome, undisturbed)
     assert watcher.sizes == [2, 3, 1]
-    assert watcher.of(EventKind.RECOVERY_STARTED) == []
+    assert watcher.of(RecoveryStarted) == []
     up, down, wrong = said
     first = {size: next(step.step for step in watcher.steps if step.world_size == size) for size in (3, 1)}
     assert (up.returncode, up.stderr) == (0, "")
@@ -193,7 +203,7 @@ def test_a_run_is_scaled_up_and_down_by_a_command(tmp_path: Path, undisturbed: l
     assert f"1 worker from step {first[1]} on" in down.stdout
     assert wrong.returncode == 2
     assert freed == [2.0]  # what those had who left is there for others
-    assert "asked for   1 workers (convoy scale)" in convoy(tmp_path, "show", "gang").stdout
+    assert "requested   1 workers (convoy scale)" in convoy(tmp_path, "show", "gang").stdout
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
 
@@ -210,17 +220,17 @@ def test_workers_leave_a_node_before_it_goes(tmp_path: Path, undisturbed: list[f
 
     watcher = Watcher(tmp_path / "runs", announce)
     # The node ends as soon as nothing of ours is left there; what is left of it is killed all the same.
-    watcher.on[EventKind.RESIZED] = lambda _: threading.Timer(0.5, kill_all, doomed).start()
+    watcher.on[GangResized] = lambda _: threading.Timer(0.5, kill_all, doomed).start()
     outcome = start(tmp_path, watcher, zero={"stage": 3})
     nothing_lost(outcome, undisturbed)
-    (draining,) = watcher.of(EventKind.NODE_DRAINING)
+    (draining,) = watcher.of(NodeDraining)
     assert draining["node"]
     assert len(draining["ranks"]) == 1
     assert 50 < draining["notice_s"] <= 60
-    (resized,) = watcher.of(EventKind.RESIZED)
+    (resized,) = watcher.of(GangResized)
     assert (resized["before"], resized["world_size"]) == (3, 2)
     assert watcher.sizes == [3, 2]
-    assert watcher.of(EventKind.RECOVERY_STARTED) == []
+    assert watcher.of(RecoveryStarted) == []
     assert ray_processes(pids) == []
 
 
@@ -243,12 +253,12 @@ def test_a_doomed_worker_that_dies_before_the_boundary_is_an_ordinary_loss(
         drain(watcher.address, node_id_of(watcher.raylet(rank)), 60.0)
 
     watcher = Watcher(tmp_path / "runs", announce)
-    watcher.on[EventKind.NODE_DRAINING] = lambda _: kill_worker(victim[0])
+    watcher.on[NodeDraining] = lambda _: kill_worker(victim[0])
     outcome = start(tmp_path, watcher)
     nothing_lost(outcome, undisturbed, made_again=2)
-    (started,) = watcher.of(EventKind.RECOVERY_STARTED)
+    (started,) = watcher.of(RecoveryStarted)
     assert started["source"] == "vaults"
-    (finished,) = watcher.of(EventKind.RECOVERED)
+    (finished,) = watcher.of(RecoveryFinished)
     assert finished["world_size"] == 2  # nobody is started on that node again
     assert finished["steps_recomputed"] <= 1
     assert watcher.sizes == [3, 2]
@@ -269,17 +279,17 @@ def test_below_the_minimum_it_waits_and_a_new_node_lets_it_go_on(
         foreign.add()
 
     watcher = Watcher(tmp_path / "runs", announce)
-    watcher.on[EventKind.WAITING] = help_it
+    watcher.on[GangWaiting] = help_it
     outcome = start(tmp_path, watcher, resources={"workers": 2}, cluster={"address": foreign.address})
     nothing_lost(outcome, undisturbed)
-    (waiting,) = watcher.of(EventKind.WAITING)
+    (waiting,) = watcher.of(GangWaiting)
     assert (waiting["have"], waiting["need"]) == (1, 2)
-    assert waiting["step"] == watcher.of(EventKind.RESIZED)[-1]["step"]
+    assert waiting["step"] == watcher.of(GangResized)[-1]["step"]
     assert "waiting" in seen[0]
     # Nor does it lie on one node's memory alone.
-    assert waiting["step"] in [saved["step"] for saved in watcher.of(EventKind.CHECKPOINT_SAVED)]
+    assert waiting["step"] in [saved["step"] for saved in watcher.of(CheckpointSaved)]
     assert watcher.sizes == [2]
-    assert watcher.of(EventKind.RECOVERY_STARTED) == []
+    assert watcher.of(RecoveryStarted) == []
     assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["waiting"] > 0
 
 
@@ -292,7 +302,7 @@ def test_waiting_can_be_stopped(tmp_path: Path, foreign: ForeignCluster) -> None
         since_s[0] = time.monotonic()
         stop.set()
 
-    watcher.on[EventKind.WAITING] = end
+    watcher.on[GangWaiting] = end
     outcome = start(tmp_path, watcher, stop, resources={"workers": 2}, cluster={"address": foreign.address})
     assert (outcome.state, outcome.exit_code) == (RunState.STOPPED, 130)
     assert time.monotonic() - since_s[0] < 5.0
@@ -310,4 +320,4 @@ def test_waiting_has_an_end_where_the_job_says_so(tmp_path: Path, foreign: Forei
     )
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert "waited 7 s for 2 workers" in (outcome.reason or "")
-    assert len(watcher.of(EventKind.WAITING)) == 1
+    assert len(watcher.of(GangWaiting)) == 1

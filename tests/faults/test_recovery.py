@@ -1,17 +1,31 @@
 """Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
 
+import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.util.placement_group import placement_group_table
 
-from orchestrator.clusters.ray.node_processes import raylet_of
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    EventBody,
+    GangResized,
+    ModelExported,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    WarningIssued,
+    WorkerStarted,
+)
+from orchestrator.domain.fault_plan import Arranged, NodeAddress
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.process_faults import send
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
@@ -22,6 +36,7 @@ from tests.cluster.gang_runs import (
     Strike,
     StrikeWhenProtected,
     all_pids,
+    command_of,
     curve,
     kill_worker,
     left_in_shared_memory,
@@ -52,7 +67,7 @@ def train(
     directory: Path,
     recording: Recording,
     entry: str = TRAIN_ENTRY,
-    safe_after: EventKind = EventKind.RECOVERED,
+    safe_after: type[EventBody] = RecoveryFinished,
     **changes: Any,
 ) -> RunOutcome:
     recording.safe_after(safe_after, directory / "runs")
@@ -97,7 +112,7 @@ def test_want_of_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     assert (second.state, second.reason) == (RunState.SUCCEEDED, None)
     assert starved.steps[0].micro_batch < BATCH * 4
     assert starved.steps[0].micro_batch * starved.steps[0].accumulation >= BATCH * 4
-    assert any("out of memory" in fields["message"] for fields in starved.of(EventKind.WARNING))
+    assert any("out of memory" in fields["message"] for fields in starved.of(WarningIssued))
     losses = [step.loss for step in starved.steps[-3:]]
     assert losses == pytest.approx([step.loss for step in undisturbed.steps], rel=1e-5)
 
@@ -110,17 +125,17 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
     outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint={"memory_interval_steps": 1})
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
     assert curve(outcome, BATCH) == undisturbed(30)
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert (started["rank"], started["source"]) == (1, "vaults")
     assert started["from_step"] >= started["step"] - 2
     assert "SIGKILL" in started["cause"]
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert (finished["step"], finished["world_size"]) == (started["from_step"] + 1, 2)
     assert finished["steps_recomputed"] == started["step"] - started["from_step"]
-    survivor, *others = [fields["pid"] for fields in struck.of(EventKind.WORKER_STARTED) if fields["rank"] == 0]
+    survivor, *others = [fields["pid"] for fields in struck.of(WorkerStarted) if fields["rank"] == 0]
     assert others == [survivor]  # the same process went on
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
-    assert "training goes on" in page
+    assert "training continues" in page
     assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["recovering"] > 0
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
@@ -134,14 +149,14 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(
         tmp_path,
         struck,
         PACED,
-        EventKind.RESIZED,
+        GangResized,
         train={**JOB["train"], "steps": 80},
         resources={"workers": {"min": 1, "max": 3}},
         cluster={"nodes": 3},
     )
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
-    assert struck.of(EventKind.RECOVERED)[0]["world_size"] == 2
-    (resized,) = struck.of(EventKind.RESIZED)
+    assert struck.of(RecoveryFinished)[0]["world_size"] == 2
+    (resized,) = struck.of(GangResized)
     assert (resized["before"], resized["world_size"]) == (2, 3)
     sizes = [step.world_size for step in struck.steps]
     assert sizes[0] == 3
@@ -157,7 +172,7 @@ class LooksAtPlaces(StrikeWhenProtected):
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
-        if self.of(EventKind.RECOVERED) and report.step == 20:
+        if self.of(RecoveryFinished) and report.step == 20:
             self.places = [str(place["state"]) for place in placement_group_table().values()]
 
 
@@ -168,7 +183,7 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
         tmp_path,
         struck,
         PACED,
-        EventKind.EXPORTED,  # Ray takes a while to notice that the node has gone
+        ModelExported,  # Ray takes a while to notice that the node has gone
         train=THIRTY,
         zero={"stage": 3},
         resources={"workers": {"min": 1, "max": 3}},
@@ -177,9 +192,9 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
     )
     assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
     assert struck.steps[0].world_size == 3
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert started["source"] == "vaults"
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
     assert finished["steps_recomputed"] <= 1
     # Ray's head would look for room for the lost node's place without a pause.
@@ -187,6 +202,40 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
     assert "RESCHEDULING" not in struck.places
     assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
     assert ray_processes(pids) == []
+
+
+RACKS = ("a", "a", "b", "b")
+
+
+def kill_rack(_: int) -> None:
+    """Both nodes of the rack that the head is not in, with every process of them, at once."""
+    raylets = [each for each in descendants(os.getpid()) if '--labels={"rack": "b"}' in command_of(each)]
+    assert len(raylets) == 2
+    for process in [*raylets, *(child for raylet in raylets for child in descendants(raylet.pid))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_a_rack_of_two_nodes_is_lost_and_training_continues_from_memory(
+    tmp_path: Path, undisturbed: Callable[[int], list[float]]
+) -> None:
+    struck = StrikeWhenProtected(7, 0, kill_rack)
+    struck.safe_after(RecoveryFinished, tmp_path / "runs")
+    changes: dict[str, Any] = {
+        "train": THIRTY,
+        "resources": {"workers": {"min": 1, "max": 4}},
+        "cluster": {"nodes": 4, "cpus_per_node": 1},
+        "checkpoint": {"memory_interval_steps": 1, "interval_steps": "never"},
+    }
+    arranged = Arranged(nodes=tuple(NodeAddress("127.0.0.1", "lo", None, {"rack": rack}) for rack in RACKS))
+    job = load_job(write_job(tmp_path, **{**JOB, **changes}))
+    outcome = run_job(job, tmp_path / "runs", [struck], threading.Event(), PACED, arranged)
+    assert (outcome.state, outcome.reason, struck.struck) == (RunState.SUCCEEDED, None, 1)
+    (started,) = struck.of(RecoveryStarted)
+    assert started["source"] == "vaults"
+    assert started["from_step"] >= started["step"] - 1
+    assert [struck.steps[0].world_size, struck.steps[-1].world_size] == [4, 2]
+    assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
 
 
 VERIFIED = {"interval_steps": 5, "memory_interval_steps": 1, "verify_restore": True}
@@ -198,9 +247,9 @@ def test_a_restore_that_is_verified_makes_a_step_again(
     struck = StrikeWhenProtected(13, 1, kill_worker)
     outcome = train(tmp_path, struck, PACED, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["steps_recomputed"] >= 1
-    assert struck.of(EventKind.CHECKPOINT_REJECTED) == []
+    assert struck.of(CheckpointRejected) == []
     assert curve(outcome, BATCH) == undisturbed(30)
 
 
@@ -211,10 +260,10 @@ def test_a_restore_that_is_not_what_was_saved_falls_back_to_storage(
     entry = f"{ENTRIES}:restores_something_else"
     outcome = train(tmp_path, struck, entry, train=THIRTY, checkpoint=VERIFIED)
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (rejected,) = struck.of(EventKind.CHECKPOINT_REJECTED)
+    (rejected,) = struck.of(CheckpointRejected)
     assert rejected["path"] == "vaults"
     assert "is not what was saved" in rejected["reason"]
-    assert [started["source"] for started in struck.of(EventKind.RECOVERY_STARTED)] == ["vaults", "storage"]
+    assert [started["source"] for started in struck.of(RecoveryStarted)] == ["vaults", "storage"]
     assert curve(outcome, BATCH) == undisturbed(30)
 
 
@@ -236,9 +285,9 @@ def test_a_spare_process_takes_the_place_at_once(tmp_path: Path, undisturbed: Ca
         checkpoint={"memory_interval_steps": 1},
     )
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (finished,) = struck.of(EventKind.RECOVERED)
+    (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
-    replacement = struck.of(EventKind.WORKER_STARTED)[-2:]
+    replacement = struck.of(WorkerStarted)[-2:]
     assert {fields["pid"] for fields in replacement} <= before  # none was started for it
     assert curve(outcome, BATCH) == undisturbed(80)
 
@@ -247,7 +296,7 @@ def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
     struck = Strike(7, 1, kill_worker)
     outcome = train(tmp_path, struck, PACED, checkpoint={"interval_steps": 5, "memory": False})
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (started,) = struck.of(EventKind.RECOVERY_STARTED)
+    (started,) = struck.of(RecoveryStarted)
     assert (started["from_step"], started["source"]) == (5, "storage")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import CheckpointSaved, CheckpointStarted, RunState, WarningIssued
 from orchestrator.domain.policy import hang
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.process_activity import BLOCKED_S, BlockedThreads, look_at
@@ -63,8 +63,8 @@ def test_a_checkpoint_on_a_slow_disk_is_no_hang(
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     kinds = [json.loads(line)["kind"] for line in (outcome.run_dir / "events.jsonl").read_text().splitlines()]
     assert LOSSES.isdisjoint(kinds)
-    assert [fields["step"] for fields in recording.of(EventKind.CHECKPOINT_STARTED)] == [10]
-    saved = {fields["step"]: fields for fields in recording.of(EventKind.CHECKPOINT_SAVED)}
+    assert [fields["step"] for fields in recording.of(CheckpointStarted)] == [10]
+    saved = {fields["step"]: fields for fields in recording.of(CheckpointSaved)}
     assert saved[12]["write_seconds"] is None
     assert saved[12]["seconds"] > 2 * BOUND_S
     assert saved[10]["seconds"] < BOUND_S
@@ -110,7 +110,7 @@ def test_token_files_on_a_disk_that_does_not_answer_for_a_while_cost_nobody(
     assert recording.longest_s > 3 * BOUND_S
     kinds = [json.loads(line)["kind"] for line in (outcome.run_dir / "events.jsonl").read_text().splitlines()]
     assert LOSSES.isdisjoint(kinds)
-    warnings = [fields["message"] for fields in recording.of(EventKind.WARNING)]
+    warnings = [fields["message"] for fields in recording.of(WarningIssued)]
     assert any("does not answer" in message for message in warnings), warnings
 
 

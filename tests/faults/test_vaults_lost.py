@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    Event,
+    GangResized,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    WarningIssued,
+    WorkerStarted,
+)
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
@@ -62,8 +70,8 @@ class Watching(Recording):
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        if event.kind is EventKind.WORKER_STARTED:
-            self.pids[int(event.fields["rank"])] = int(event.fields["pid"])
+        if isinstance(event.body, WorkerStarted):
+            self.pids[int(event.body.rank)] = int(event.body.pid)
 
     def vault(self, rank: int) -> psutil.Process:
         """Of a rank's node."""
@@ -72,7 +80,7 @@ class Watching(Recording):
         return vault
 
     def warnings(self) -> list[str]:
-        return [fields["message"] for fields in self.of(EventKind.WARNING)]
+        return [fields["message"] for fields in self.of(WarningIssued)]
 
 
 class OneAfterTheOther(Watching):
@@ -114,16 +122,16 @@ class OneAfterTheOther(Watching):
 def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undisturbed: list[float]) -> None:
     pids, shm = all_pids(), shared_memory()
     seen = OneAfterTheOther()
-    seen.safe_after(EventKind.RECOVERED, tmp_path / "runs")
+    seen.safe_after(RecoveryFinished, tmp_path / "runs")
     outcome = train(tmp_path, seen, f"{ENTRIES}:train_held")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
-    (told,) = [warning for warning in seen.named if "has ended while its node lives" in warning]
+    (told,) = [warning for warning in seen.named if "has ended although its node is up" in warning]
     assert f"(process {seen.killed})" in told
-    (started,) = seen.of(EventKind.RECOVERY_STARTED)  # of the worker alone: the vault's end interrupted nobody
+    (started,) = seen.of(RecoveryStarted)  # of the worker alone: the vault's end interrupted nobody
     assert started["rank"] == 1
     assert started["source"] == "vaults"
     assert started["step"] - started["from_step"] <= 1
-    assert seen.of(EventKind.RESIZED) == []
+    assert seen.of(GangResized) == []
     assert curve(outcome, BATCH) == undisturbed
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
@@ -154,7 +162,7 @@ def test_the_worker_beside_it_is_not_given_up(tmp_path: Path, undisturbed: list[
     outcome = train(tmp_path, seen, f"{ENTRIES}:train_held")
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     assert seen.struck
-    (started,) = seen.of(EventKind.RECOVERY_STARTED)
+    (started,) = seen.of(RecoveryStarted)
     assert (started["rank"], started["source"]) == (1, "vaults")
     assert seen.pids[0] == seen.survivor  # the same process went on
     assert seen.steps[-1].protected_step is not None

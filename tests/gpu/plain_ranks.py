@@ -38,7 +38,7 @@ class PlainWorker(WorkerActor):
 
     def __init__(self, env: dict[str, str], gpus: tuple[str, ...], output: Path) -> None:
         self._shown, self._output = gpus, output
-        super().__init__(env, fate_share=True)
+        super().__init__(env, fate_share=True, one_host=True)
 
     def assigned_gpus(self) -> tuple[str, ...]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._shown)

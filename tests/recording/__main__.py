@@ -1,7 +1,8 @@
 """`python -m tests.recording [picture] [outputs]`: record what the documents show, from real runs.
 
-`picture` trains, kills a node for real, and draws what the terminals showed to `docs/node-killed.svg`; the commands in
-the picture are those that run. What was captured is kept in `runs/recording.json`: `--render FILE` draws it again.
+`picture` trains, kills a node for real, and draws what the terminals showed to `docs/pictures/node-killed.svg`; the
+commands in the picture are those that run. What was captured is kept in `runs/recording.json`: `--render FILE` draws it
+again.
 `outputs` runs the commands in `docs/getting-started.md` and replaces their output.
 """
 
@@ -16,15 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.clusters.ray.node_processes import descendants, raylet_of
+from orchestrator.clusters.ray.node_processes import descendants, is_head, raylet_of
 from orchestrator.domain.run_layout import RunLayout
-from orchestrator.drill.process_faults import is_head
 from tests.recording.capture import Command, Recorder
 from tests.recording.outputs import DOCUMENT, ROOT, refresh, shell
 from tests.recording.svg import render
 from tests.recording.timeline import Output, Pane, frames, segments
 
-PICTURE = ROOT / "docs" / "node-killed.svg"
+PICTURE = ROOT / "docs" / "pictures" / "node-killed.svg"
 TITLE = "A node is killed while a model trains on four nodes; the other three go on"
 PARTS = ("picture", "outputs")
 RUN, SHELL = 0, 1

@@ -10,7 +10,19 @@ import pytest
 
 from orchestrator.checkpoint.storage.storage import LocalStorage
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    EventBody,
+    FaultInjected,
+    GangResized,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    TrainingPlanned,
+    WorkerSlow,
+)
 from orchestrator.domain.policy.scorecard import DrillFault, FaultResult
 from orchestrator.drill.drill_course import drill
 from orchestrator.drill.drill_plan import (
@@ -29,6 +41,7 @@ from orchestrator.drill.shard_damage import corrupt_newest
 from orchestrator.spec.loading.load import LoadedJob, load_job
 from tests.cluster.entries import a_step
 from tests.cluster.gang_runs import write_job
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 
@@ -78,7 +91,7 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
     recovery: dict[str, Any], times: int, tmp_path: Path
 ) -> None:
     job = a_job(tmp_path, recovery=recovery)
-    with pytest.raises(UsageError, match="more than the job would get over") as raised:
+    with pytest.raises(UsageError, match="more than the job recovers from") as raised:
         drill(job, tmp_path / "runs", DrillFault.NAN, times, 0, [], threading.Event(), print)
     assert raised.value.hint == f"--set recovery.on_nan=rollback_and_skip --set recovery.max_rollbacks={times}"
     assert not (tmp_path / "runs").exists()
@@ -88,8 +101,8 @@ def test_more_numeric_faults_than_the_job_gets_over_are_refused_at_once(
     ("fault", "job", "machine", "said"),
     [
         (DrillFault.PARTITION, {}, replace(ABLE, no_network="Operation not permitted"), "Operation not permitted"),
-        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
-        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has but one"),
+        (DrillFault.PARTITION, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
+        (DrillFault.KILL_NODE, {"cluster": {"nodes": 1}}, ABLE, "has only one"),
         (DrillFault.SLOW_RANK, {"train": {"steps": 79, "global_batch": 8, "lr": 1e-3}}, ABLE, "79 are too few"),
         (DrillFault.DISK_FULL, {}, ABLE, "interval_steps is auto"),
         (
@@ -124,7 +137,7 @@ def test_what_is_not_permitted_is_refused_before_the_undisturbed_run(
         (DrillFault.OOM, 4, SEEN, "cannot be halved 4 times"),
         (DrillFault.SLOW_RANK, 4, replace(SEEN, steps=50), "too few"),
         (DrillFault.DISK_FULL, 10, SEEN, "two checkpoints after each"),
-        (DrillFault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "more than half of what is free"),
+        (DrillFault.DISK_FULL, 1, replace(SEEN, checkpoint_bytes=1 << 30), "over half of the free memory"),
     ],
 )
 def test_what_the_undisturbed_run_shows_is_held_against_it(
@@ -150,10 +163,10 @@ class Score:
 
     def __init__(self) -> None:
         self.tally = DrillTally()
-        self.tell(EventKind.PLAN, 0, world_size=3)
+        self.tell(TrainingPlanned, 0, world_size=3)
 
-    def tell(self, kind: EventKind, time_s: float, **fields: Any) -> None:
-        self.tally.on_event(Event(kind, time_s, fields))
+    def tell(self, kind: type[EventBody], time_s: float, **fields: Any) -> None:
+        self.tally.on_event(event(kind, time_s, **fields))
 
     def step(self, step: int, time_s: float = 0.0, world_size: int = 3) -> None:
         self.tally.on_step(replace(a_step(step, world_size), time_s=time_s))
@@ -168,9 +181,9 @@ def test_a_lost_node_is_known_and_over_with_the_recovery() -> None:
     score.step(7)
     score.tally.struck(DrillFault.PARTITION, 7, 1, 100.0)
     assert (score.tally.open, score.tally.known) == (DrillFault.PARTITION, False)
-    score.tell(EventKind.RECOVERY_STARTED, 104, detected_s=103.5)
+    score.tell(RecoveryStarted, 104, detected_s=103.5)
     assert score.tally.known
-    score.tell(EventKind.RECOVERED, 106, steps_recomputed=1, world_size=2)
+    score.tell(RecoveryFinished, 106, steps_recomputed=1, world_size=2)
     assert score.tally.open is None
     assert score.result == FaultResult("partition", 7, 1, 3.5, 6.0, 1, 3, 2)
 
@@ -180,15 +193,15 @@ def test_failing_storage_is_over_when_a_checkpoint_is_saved_again(fault: DrillFa
     score = Score()
     score.step(7)
     score.tally.struck(fault, 7, None, 100.0)
-    score.tell(EventKind.CHECKPOINT_SAVED, 100.1, step=6)  # it was under way
+    score.tell(CheckpointSaved, 100.1, step=6)  # it was under way
     score.step(8, 101)
     assert (score.tally.open, score.tally.known) == (fault, False)
-    score.tell(EventKind.CHECKPOINT_FAILED, 101.5, step=7, fault="other")  # for another reason
+    score.tell(CheckpointFailed, 101.5, step=7, fault="other")  # for another reason
     assert not score.tally.known
-    score.tell(EventKind.CHECKPOINT_FAILED, 102, step=8, fault=SAYS[fault])
+    score.tell(CheckpointFailed, 102, step=8, fault=SAYS[fault])
     score.step(9, 103)
     assert score.tally.known
-    score.tell(EventKind.CHECKPOINT_SAVED, 104, step=10)
+    score.tell(CheckpointSaved, 104, step=10)
     assert score.result == FaultResult(fault.value, 7, None, 2.0, 4.0, 0, 3, 3)
 
 
@@ -198,13 +211,13 @@ def test_a_lost_driver_is_known_and_over_with_another_one() -> None:
     score.tally.struck(DrillFault.KILL_DRIVER, 7, None, 100.0)
     score.step(8, 100.1)  # it had said so
     assert not score.tally.known
-    score.tell(EventKind.RUN_CREATED, 103, resumed_from_step=5)
+    score.tell(RunCreated, 103, resumed_from_step=5)
     score.step(6, 109, world_size=2)
     assert score.result == FaultResult("kill-driver", 7, None, 3.0, 9.0, 3, 3, 2)
     score = Score()
     score.step(7)
     score.tally.struck(DrillFault.KILL_DRIVER, 7, None, 100.0)
-    score.tell(EventKind.RUN_CREATED, 103, resumed_from_step=None)
+    score.tell(RunCreated, 103, resumed_from_step=None)
     score.step(1, 109)
     assert score.result.steps_recomputed == 7
 
@@ -213,10 +226,10 @@ def test_a_drained_node_is_over_with_the_first_step_without_it() -> None:
     score = Score()
     score.step(7)
     score.tally.struck(DrillFault.DRAIN_NODE, 7, 2, 100.0)
-    score.tell(EventKind.NODE_DRAINING, 101)
+    score.tell(NodeDraining, 101)
     score.step(8, 102)
     assert score.tally.open is not None
-    score.tell(EventKind.RESIZED, 103)
+    score.tell(GangResized, 103)
     score.step(9, 104, world_size=2)
     assert score.result == FaultResult("drain-node", 7, 2, 1.0, 4.0, 0, 3, 2)
 
@@ -224,18 +237,18 @@ def test_a_drained_node_is_over_with_the_first_step_without_it() -> None:
 def test_a_slow_worker_is_over_when_it_is_named() -> None:
     score = Score()
     score.tally.struck(DrillFault.SLOW_RANK, 7, 2, 100.0)
-    score.tell(EventKind.WORKER_SLOW, 101, rank=1, slow=True)
+    score.tell(WorkerSlow, 101, rank=1, slow=True)
     assert not score.tally.known
-    score.tell(EventKind.WORKER_SLOW, 102, rank=2, slow=True)
+    score.tell(WorkerSlow, 102, rank=2, slow=True)
     score.step(8, 103)
     assert score.result == FaultResult("slow-rank", 7, 2, 2.0, 3.0, 0, 3, 3)
 
 
 def test_what_a_worker_did_to_itself_opens_the_fault() -> None:
     score = Score()
-    score.tell(EventKind.FAULT_INJECTED, 100, fault="oom", step=8, rank=1)
-    score.tell(EventKind.RECOVERY_STARTED, 101, detected_s=100.5)
-    score.tell(EventKind.RECOVERED, 102, steps_recomputed=0, world_size=3)
+    score.tell(FaultInjected, 100, fault="oom", step=8, rank=1)
+    score.tell(RecoveryStarted, 101, detected_s=100.5)
+    score.tell(RecoveryFinished, 102, steps_recomputed=0, world_size=3)
     assert score.result == FaultResult("oom", 7, 1, 0.5, 2.0, 0, 3, 3)
 
 

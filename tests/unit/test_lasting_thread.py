@@ -14,12 +14,13 @@ import pytest
 from orchestrator.checkpoint.memory.vault import Vault
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.surveyor import Surveyor, VaultContact
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, Event
 from orchestrator.drill.bucket_proxy import Link
 from orchestrator.gang.agent.output_capture import OutputCapture
 from orchestrator.gang.vaults import checkpoint_committer
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
 from orchestrator.lasting_thread import FIRST_PAUSE_S, LONGEST_PAUSE_S, LastingThread, longer
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 TOKEN = "a token of these tests"
@@ -115,21 +116,20 @@ def test_surveys_go_on_when_one_cannot_be_taken_or_makes_no_sense(monkeypatch: p
 def test_a_save_that_ends_in_an_error_of_any_kind_has_failed_and_the_next_is_seen_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fields = {"place": "/runs/a/checkpoints", "world_size": 2, "stage": 1, "seconds": 0.1}
 
     def see_through(_: CheckpointCommitter, save: checkpoint_committer._PendingCommit) -> Event:
         if save.step == 8:
             raise KeyError("entry")
-        return Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": save.step})
+        return event(CheckpointSaved, 0.0, step=save.step)
 
     monkeypatch.setattr(CheckpointCommitter, "_see_through", see_through)
-    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)
-    saves.begin(1, {**fields, "step": 8})
-    saves.begin(1, {**fields, "step": 16})
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None))
+    for step in (8, 16):
+        saves.begin(1, CheckpointStarted(step, "/runs/a/checkpoints", 2, 1, 0.1))
     failed, saved = saves.end(10.0)
-    assert (failed.kind, failed.fields["step"]) == (EventKind.CHECKPOINT_FAILED, 8)
-    assert "KeyError" in failed.fields["reason"]
-    assert (saved.kind, saved.fields["step"]) == (EventKind.CHECKPOINT_SAVED, 16)
+    assert (type(failed.body), failed.body.step) == (CheckpointFailed, 8)
+    assert "KeyError" in failed.body.reason
+    assert (type(saved.body), saved.body.step) == (CheckpointSaved, 16)
 
 
 def test_a_drill_s_link_forwards_after_a_connection_that_could_not_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_the_picture_of_the_readme_stands_alone() -> None:
     root = assert_stands_alone(svg)
     text = "\n".join(element.text or "" for element in root.iter(f"{SVG}text")).replace("\u00a0", " ")
     assert len(svg.encode()) < MOST_BYTES
-    assert "docs/node-killed.svg" in (PICTURE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "docs/pictures/node-killed.svg" in (PICTURE.parents[2] / "README.md").read_text(encoding="utf-8")
     assert "kill -9" in text
     assert "recovered in" in text
     assert "PROVED" in text

@@ -1,13 +1,17 @@
 """Element types of shard files, by name. bfloat16, which numpy lacks, is kept as its 16 bits."""
 
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.domain.errors import CheckpointError
 
-STORAGE: dict[str, np.dtype[Any]] = {
+Elements: TypeAlias = "NDArray[np.generic[object]]"
+"""An array of any element type."""
+ElementType: TypeAlias = "np.dtype[np.generic[object]]"
+
+STORAGE: dict[str, ElementType] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -21,8 +25,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }
 
 
-def storage_dtype(name: str) -> np.dtype[Any]:
-    """How elements of type `name` lie in a file. Raises CheckpointError for a type the format does not know."""
+def storage_dtype(name: str) -> ElementType:
+    """How elements of type `name` are stored in a file. Raises CheckpointError for a type the format does not know."""
     try:
         return STORAGE[name]
     except KeyError:
@@ -31,16 +35,16 @@ def storage_dtype(name: str) -> np.dtype[Any]:
         ) from None
 
 
-def widen_bfloat16(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
+def widen_bfloat16(raw: Elements) -> NDArray[np.float32]:
     """bfloat16 bits as float32. Exact: bfloat16 is the upper half of a float32."""
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
-def decode(raw: NDArray[Any], dtype: str, out: NDArray[Any]) -> None:
-    """Copy stored elements into `out`, converting between floating types where they differ.
+def decode(raw: Elements, dtype: str, out: Elements) -> None:
+    """Copy stored elements into `out`, converting between floating types if they differ.
 
-    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError where a conversion would
-    not make sense, e.g. integers into floats.
+    `out` of uint16 takes the bits of a bfloat16 as they are. Raises CheckpointError if a conversion would not make
+    sense, e.g. integers into floats.
     """
     if raw.dtype == out.dtype:
         out[:] = raw

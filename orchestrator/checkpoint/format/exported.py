@@ -3,16 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.run_layout import EXPORT_IN_WORK, RunLayout
+from orchestrator.json_values import JsonFields, integer, mapping, optional, parse_object
 
 PROVENANCE = "convoy.json"
-"""Says of an export which step it was made from and which files belong to it; transformers ignores it."""
+"""Records which step an export was made from and which files belong to it; transformers ignores it."""
 
 
-def provenance(directory: Path, facts: dict[str, Any]) -> str:
-    """The text of `PROVENANCE` for an export whose other files lie in `directory`: `facts`, which name the `step`, and
+def provenance(directory: Path, facts: JsonFields) -> str:
+    """The text of `PROVENANCE` for an export whose other files are in `directory`: `facts`, which name the `step`, and
     the size in bytes of each file."""
     files = {
         str(path.relative_to(directory)): path.stat().st_size
@@ -23,13 +23,13 @@ def provenance(directory: Path, facts: dict[str, Any]) -> str:
 
 
 def exported_step(directory: Path) -> int | None:
-    """The step that a whole export was made from; None when `directory` holds none."""
+    """The step of a complete export; None if `directory` contains none."""
     step, problem = _read(directory)
     return step if problem is None else None
 
 
 def export_problem(directory: Path, step: int) -> str | None:
-    """Why `directory` does not hold a whole export of `step`; None when it does."""
+    """Why `directory` does not contain a complete export of `step`; None if it does."""
     found, problem = _read(directory)
     if problem is None and found != step:
         return f"the export in {directory} is of step {found}, not {step}"
@@ -46,11 +46,11 @@ def _read(directory: Path) -> tuple[int | None, str | None]:
     if not directory.is_dir():
         return None, f"there is no export in {directory}"
     try:
-        facts = json.loads((directory / PROVENANCE).read_text(encoding="utf-8"))
-        step, files = int(facts["step"]), dict(facts.get("files") or {})
+        facts = parse_object((directory / PROVENANCE).read_bytes())
+        step, files = integer(facts, "step"), optional(mapping, facts, "files") or {}
     except OSError as error:
-        return None, f"{directory} holds no export: {PROVENANCE}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, f"{directory} contains no export: {PROVENANCE}: {error.strerror}"
+    except ValueError:
         return None, f"{directory / PROVENANCE} is damaged"
     for name, size_bytes in files.items():
         try:

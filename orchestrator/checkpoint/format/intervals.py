@@ -42,7 +42,7 @@ class Range:
 
 
 def intersect(a: Range, b: Range) -> Range | None:
-    """What both ranges hold; None where that is nothing."""
+    """What both ranges hold; None if that is nothing."""
     start, end = max(a.start, b.start), min(a.end, b.end)
     return Range(start, end) if start < end else None
 

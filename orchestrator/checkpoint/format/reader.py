@@ -1,4 +1,4 @@
-"""Read any range of any tensor out of a checkpoint, whoever wrote it and however it was sharded."""
+"""Read any range of any tensor of a checkpoint, regardless of how it was sharded."""
 
 import contextlib
 from collections import defaultdict
@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEntry, read_manifest
-from orchestrator.checkpoint.format.dtypes import decode, storage_dtype
+from orchestrator.checkpoint.format.dtypes import Elements, decode, storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range, intersect, missing
 from orchestrator.checkpoint.format.shard import Interval, ShardFile, ShardIndex, digest
 from orchestrator.checkpoint.storage.ranged import ChunkCache, RangedShard
@@ -25,7 +24,7 @@ _CONVERT_ELEMENTS = 1 << 20  # elements converted at once where the types differ
 
 
 class ShardSource(Protocol):
-    """The bytes of one rank's shard, wherever they lie."""
+    """The bytes of one rank's shard, in any place."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` (bytes) from byte `offset`. Raises CheckpointError."""
@@ -43,7 +42,7 @@ class IntervalReader:
     def __init__(
         self, manifest: Manifest, indexes: Sequence[ShardIndex], open_shard: Callable[[int], ShardSource], place: str
     ) -> None:
-        """`open_shard` gives the bytes of `indexes[number]`, when they are first asked for; `place` is for messages."""
+        """`open_shard` opens the bytes of `indexes[number]` when they are first needed; `place` is for messages."""
         self.manifest = manifest
         self.place = place
         self.bytes_read = 0
@@ -73,14 +72,14 @@ class IntervalReader:
         self._shards.clear()
 
     def rng(self, rank: int) -> dict[str, str]:
-        """Generator state that `rank` saved; empty where there was no such rank."""
+        """Generator state that `rank` saved; empty if there was no such rank."""
         return next((index.rng for index in self._indexes if index.rank == rank), {})
 
     def has(self, name: str, kind: Kind) -> bool:
         """Whether anything of the tensor was saved."""
         return (name, kind) in self._intervals
 
-    def read(self, name: str, kind: Kind, start: int, end: int, out: "NDArray[Any]") -> None:
+    def read(self, name: str, kind: Kind, start: int, end: int, out: Elements) -> None:
         """Fill `out` (1-D, `end - start` elements) with elements [start, end) of a tensor.
 
         Floating types are converted; bfloat16 goes into uint16 as it is, into floats by value. Raises
@@ -108,7 +107,7 @@ class IntervalReader:
                 if gaps:
                     raise CheckpointError(f"{self.place} lacks {kind} of {name}: elements {gaps[0]}")
 
-    def _read_part(self, interval: Interval, shard: int, part: Range, out: "NDArray[Any]") -> None:
+    def _read_part(self, interval: Interval, shard: int, part: Range, out: Elements) -> None:
         item = storage_dtype(interval.dtype)
         offset = interval.offset + (part.start - interval.range.start) * item.itemsize
         source = self._shard(shard)
@@ -131,7 +130,7 @@ class IntervalReader:
 class CheckpointReader(IntervalReader):
     """An open checkpoint: a directory or URL, or a name in a storage.
 
-    Raises CheckpointError where the manifest or an index is missing, damaged or contradicts the other, StorageError
+    Raises CheckpointError if the manifest or an index is missing, damaged or contradicts the other, StorageError
     where storage does not answer.
     """
 
@@ -145,7 +144,7 @@ class CheckpointReader(IntervalReader):
         super().__init__(manifest, indexes, self._open_file, f"checkpoint {self._storage.place(self._name)}")
 
     def verify(self) -> None:
-        """Check everything: that each tensor is whole, and every chunk of every shard. Raises CheckpointError."""
+        """Check that each tensor is complete, and every chunk of every shard. Raises CheckpointError."""
         self.require_whole()
         if isinstance(self._storage, LocalStorage):
             for number in range(len(self._indexes)):
@@ -172,7 +171,5 @@ class CheckpointReader(IntervalReader):
             raise CheckpointError(f"{entry.index} is corrupt: it is not the index the manifest names")
         index = ShardIndex.from_bytes(data, entry.index)
         if index.size_bytes != entry.size_bytes:
-            raise CheckpointError(
-                f"{entry.index} speaks of {index.size_bytes} bytes, the manifest of {entry.size_bytes}"
-            )
+            raise CheckpointError(f"{entry.index} gives {index.size_bytes} bytes, the manifest {entry.size_bytes}")
         return index

@@ -14,12 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from orchestrator.checkpoint.format.dtypes import storage_dtype
+from orchestrator.checkpoint.format.dtypes import Elements, storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError
@@ -49,6 +47,11 @@ class Interval:
         return len(self.range) * storage_dtype(self.dtype).itemsize
 
 
+def shard_stem(rank: int, tag: str = "") -> str:
+    """The name of a rank's shard (`.bin`) and its index (`.json`), without the ending. `tag`: of the attempt."""
+    return f"shard-{rank:05d}{tag}"
+
+
 @dataclass(frozen=True)
 class ShardPiece:
     """Something to write: elements [start, start + len(data)) of tensor `name`."""
@@ -57,7 +60,7 @@ class ShardPiece:
     kind: Kind
     start: int
     dtype: str
-    data: "NDArray[Any]"
+    data: Elements
     """1-D, contiguous, of the type's storage dtype (bfloat16 as uint16)."""
 
 
@@ -87,7 +90,7 @@ class ShardIndex:
         return json.dumps(body, separators=(",", ":")).encode()
 
     def chunk_extent(self, chunk: int, file: str) -> Range:
-        """The bytes of a chunk. Raises CheckpointError naming `file` where it has none of that number."""
+        """The bytes of a chunk. Raises CheckpointError, with the name of the file, if it has no such chunk."""
         start = chunk * self.chunk_bytes
         if chunk >= len(self.chunks):
             raise CheckpointError(f"{file}: byte {start} lies beyond the file's {self.size_bytes}")
@@ -134,7 +137,7 @@ class ShardIndex:
 
 
 def lay_out(parts: Iterable[tuple[str, Kind, Range, str]]) -> list[Interval]:
-    """Where the parts (name, kind, elements, dtype) lie in a shard, one after the other, elements aligned."""
+    """Lay out parts (name, kind, elements, dtype) in a shard, one after the other, with aligned elements."""
     intervals: list[Interval] = []
     offset = 0
     for name, kind, extent, dtype in parts:
@@ -170,7 +173,7 @@ class ShardWriter:
             self._abandon()
 
     def write(self, piece: ShardPiece) -> None:
-        """Append one piece. Raises OSError, e.g. where the disk is full."""
+        """Append one piece. Raises OSError, e.g. if the disk is full."""
         item = storage_dtype(piece.dtype)
         if piece.data.dtype != item or piece.data.ndim != 1:
             raise ValueError(f"{piece.name}: expected 1-D {item}, got {piece.data.ndim}-D {piece.data.dtype}")
@@ -241,7 +244,7 @@ class ShardFile:
         os.close(self._descriptor)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError where a chunk fails its checksum."""
+        """Fill `out` (bytes) from byte `offset`. Raises CheckpointError if a chunk fails its checksum."""
         done = 0
         while done < len(out):
             chunk, skip = divmod(offset + done, self._index.chunk_bytes)

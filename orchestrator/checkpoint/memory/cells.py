@@ -1,13 +1,13 @@
-"""Shared memory for one rank's state: two slots, so that a whole one is there while the other is written.
+"""Shared memory for one rank's state: two slots, so that one is always complete while the other is written.
 
-The memory is a memfd: it has no name in /dev/shm, is not bound by that mount's size (64 MiB in a container), and is
-gone with the last process that holds it, whatever way that ends. Another process of the same user maps it through
+The memory is a memfd: it has no name in /dev/shm, is not limited by that mount's size (64 MiB in a container), and is
+freed with the last process that holds it, however that ends. Another process of the same user maps it through
 `/proc/<pid>/fd/<n>`.
 
-Layout: a page with six int64 (magic, newest step whose copies lie where they should, step of slot 0, of slot 1; -1
-where there is none; a number that no other cell has; microseconds of CPU that its vault has spent on copies), then the
-slots. A slot: length of the small state (int64), the small state (JSON), and,
-from a page boundary on, the payload. A slot's step is written last, and taken back first.
+Layout: a page with six int64 (magic, newest step whose replicas have arrived, step of slot 0, of slot 1, -1 if there is
+none; a unique number; microseconds of CPU that its vault has spent on copies), then the slots. A slot: length of the
+small state (int64), the small state (JSON), and, from a page boundary on, the payload. A slot's step is written last
+and cleared first.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
+from orchestrator.planner.state_size import SLOTS
+
 PAGE = 4096
-SLOTS = 2
 NONE = -1
 _MAGIC = 0x434F4E564F59
 _INT = struct.Struct("<q")
@@ -68,7 +69,7 @@ class Cell:
 
     @classmethod
     def create(cls, size: CellSize, name: str, writes: bool = True) -> Self:
-        """New memory, all of it taken now. `writes`: see the constructor. Raises OSError where there is none."""
+        """Allocate new memory, all of it now. `writes`: see the constructor. Raises OSError if there is none."""
         descriptor = os.memfd_create(f"convoy-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(descriptor, size.total_bytes)
@@ -85,8 +86,8 @@ class Cell:
 
     @classmethod
     def attach(cls, path: str, size: CellSize, writes: bool = True) -> Self:
-        """Memory that another process made; `writes`: see the constructor. Raises OSError where it cannot be reached,
-        ValueError where it is other."""
+        """Memory that another process made; `writes`: see the constructor. Raises OSError if it cannot be reached,
+        ValueError if it is not this cell."""
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(descriptor).st_size != size.total_bytes:
@@ -97,7 +98,7 @@ class Cell:
             raise
         if cell._get(0) != _MAGIC:
             cell.close()
-            raise ValueError(f"{path} is no cell")
+            raise ValueError(f"{path} is not a cell")
         return cell
 
     @property
@@ -107,7 +108,7 @@ class Cell:
 
     @property
     def serial(self) -> int:
-        """Tells it from every other cell."""
+        """A number that no other cell has."""
         return self._get(_SERIAL)
 
     @property
@@ -121,7 +122,7 @@ class Cell:
 
     @property
     def replicated_step(self) -> int:
-        """The newest step whose copies lie in all vaults they should lie in; -1 where there is none yet."""
+        """The newest step whose replicas are in all vaults that should have them; -1 if there is none yet."""
         return self._get(_REPLICATED)
 
     @replicated_step.setter
@@ -129,7 +130,7 @@ class Cell:
         self._put(_REPLICATED, step)
 
     def step(self, slot: int) -> int:
-        """The step whose state the slot holds, whole; -1 where it holds none."""
+        """The step whose complete state is in the slot; -1 if there is none."""
         return self._get(_STEPS + slot * _INT.size)
 
     def slot_of(self, step: int) -> int | None:
@@ -146,9 +147,10 @@ class Cell:
         return self.payload(slot)
 
     def finish(self, slot: int, step: int, state: bytes) -> None:
-        """Say that the slot holds `step`, whole. Raises ValueError where the small state is too large."""
+        """Mark that the slot contains the complete state of `step`. Raises ValueError if the small state is too
+        large."""
         if len(state) > self.size.state_bytes:
-            raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were set aside")
+            raise ValueError(f"the small state has {len(state)} bytes, {self.size.state_bytes} were reserved")
         start = self._start(slot)
         self._put(start, len(state))
         self._view[start + _INT.size : start + _INT.size + len(state)] = state
@@ -160,7 +162,7 @@ class Cell:
         return self._view[first : first + self.size.payload_bytes]
 
     def payload_position(self, slot: int) -> int:
-        """Where the payload begins in the file that `descriptor` names."""
+        """Offset of the payload in the file of `descriptor`."""
         return self._start(slot) + self.size.payload_offset
 
     def state(self, slot: int) -> bytes:
@@ -189,7 +191,7 @@ class Cell:
 
 
 def address_of(memory: memoryview) -> int:
-    """Where writable memory lies in this process."""
+    """Address of writable memory in this process."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 

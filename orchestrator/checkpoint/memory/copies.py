@@ -1,4 +1,4 @@
-"""How a vault's states come to its peers: over the network, or, on one machine, by letting them hold the memory too.
+"""How a vault's states get to its peers: over the network, or on one machine by sharing the memory with them.
 
 For one thread of a vault that replicates.
 """
@@ -7,9 +7,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from orchestrator.checkpoint.memory import stripes
+from orchestrator.checkpoint.memory.frames import (
+    CopyRequest,
+    ReportRequest,
+    ShareRequest,
+    TicketAnswer,
+    TicketFields,
+    WholeRequest,
+    decode,
+)
 from orchestrator.checkpoint.memory.held import CellKey, Held
 from orchestrator.checkpoint.memory.stripes import Stripes
 from orchestrator.checkpoint.memory.wire import Channel, RefusedError, WireError
@@ -46,21 +54,21 @@ class Copies:
         self._stripes = Stripes(lambda peer: Channel.connect(peer, token, PEER_TIMEOUT_S), spent.counting)
         self._channels: dict[str, Channel] = {}
         self._told: set[tuple[str, CellKey]] = set()
-        """Who has the index of what."""
+        """Which peers have the index of which cell."""
         self._holders: dict[tuple[str, CellKey], int] = {}
-        """Who holds which memory of ours."""
+        """Which peers hold which memory of this vault."""
         self._apart: set[str] = set()
-        """Peers that could not get hold of memory of ours, whatever their address says."""
+        """Peers that could not map this vault's memory although their address is local."""
         self.last_problem = ""
         """Why a copy did not arrive, the last time one did not."""
 
     def forget(self, keys: list[CellKey]) -> None:
-        """These cells are gone. May be called from any thread: who has to be told once more for that is told."""
+        """Forget cells that were freed. May be called from any thread."""
         self._told = {(peer, key) for peer, key in list(self._told) if key not in keys}
         self._holders = {each: serial for each, serial in list(self._holders.items()) if each[1] not in keys}
 
     def bring(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """See to it that a peer holds a step, and has said so; whether it has."""
+        """Make a peer hold a step and confirm it; return whether it has."""
         if self._shares and peer not in self._apart and _host(peer) == _host(self._address):
             shared = self._share(peer, key, held, step)
             if shared is not None:
@@ -68,15 +76,16 @@ class Copies:
         return self._copy(peer, key, held, step)
 
     def _share(self, peer: str, key: CellKey, held: Held, step: int) -> bool | None:
-        """Let a peer of this host hold the memory; None where it cannot, and needs a copy.
+        """Let a peer on this host share the memory; None if it cannot and needs a copy.
 
-        It holds it as long as its process lives, which its end of the connection tells: nobody has to be woken up."""
+        The peer holds it as long as its process lives; the connection shows when it ends.
+        """
         if self._holders.get((peer, key)) == held.cell.serial:
             gone = self._channel(peer).hung_up
-            return self._failed(peer, key, step, WireError("it is gone")) if gone else True
+            return self._failed(peer, key, step, WireError("it is no longer available")) if gone else True
         index = b"" if (peer, key) in self._told else held.index
         size = held.cell.size
-        header = {
+        header: ShareRequest = {
             "do": "share", "generation": key.generation, "rank": key.rank, "world_size": held.world_size, "step": step,
             "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "index_bytes": len(index),
             "pid": os.getpid(), "descriptor": held.cell.descriptor, "serial": held.cell.serial,
@@ -95,7 +104,7 @@ class Copies:
         return True
 
     def _copy(self, peer: str, key: CellKey, held: Held, step: int) -> bool:
-        """Send a slot to a peer's vault and wait for its word; False where that fails."""
+        """Send a slot to a peer's vault and wait for its confirmation; False if that fails."""
         slot = held.cell.slot_of(step)
         if slot is None:
             return False
@@ -103,7 +112,7 @@ class Copies:
             channel = self._channel(peer)
             state, size = held.cell.state(slot), held.cell.size
             index = b"" if (peer, key) in self._told else held.index
-            header: dict[str, Any] = {
+            header: CopyRequest = {
                 "do": "copy", "generation": key.generation, "rank": key.rank, "world_size": held.world_size,
                 "slot": slot, "step": step, "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes,
                 "state_bytes": len(state), "index_bytes": len(index),
@@ -114,9 +123,10 @@ class Copies:
                 channel.answer()
             else:
                 answer, _ = channel.ask({**header, "striped": True}, index + state)
-                of = {"generation": key.generation, "rank": key.rank, "ticket": answer["ticket"]}
+                ticket = decode(TicketAnswer, answer)["ticket"]
+                of = TicketFields(generation=key.generation, rank=key.rank, ticket=ticket)
                 self._stripes.send(peer, of, held.cell.descriptor, position, size.payload_bytes)
-                channel.ask({"do": "whole", **of})
+                channel.ask(WholeRequest(**of, do="whole"))
         except OSError as error:
             return self._failed(peer, key, step, error)
         self._told.add((peer, key))
@@ -129,7 +139,7 @@ class Copies:
         return False
 
     def report(self, peer: str, key: CellKey, step: int, data: bytes) -> None:
-        frame = {"do": "report", "generation": key.generation, "rank": key.rank, "step": step, "copy": True}
+        frame = ReportRequest(do="report", generation=key.generation, rank=key.rank, step=step, copy=True)
         try:
             self._channel(peer).send(frame, data)
         except OSError as error:

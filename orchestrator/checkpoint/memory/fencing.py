@@ -1,7 +1,7 @@
-"""That nobody writes any more: processes that hold a vault's shared memory are found, and ended.
+"""Fencing of old writers: finds and ends processes that have a vault's shared memory mapped.
 
-A worker writes its cell without asking. Whoever takes a run over must know that the workers of the gang before it can
-not, also where their node's raylet or the network says nothing about them.
+A worker writes its cell without a request. A driver that takes over a run must be sure that the workers of the previous
+gang no longer do, even if their node's raylet or the network does not report on them.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ def maps(pid: int, descriptor: int) -> bool:
 
 
 def end_writers(writers: Collection[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """SIGKILL those (pid, descriptor) that have the descriptor's file mapped; pids that are gone, pids that are left.
+    """SIGKILL those (pid, descriptor) that have the descriptor's file mapped; returns the pids that ended and the pids
+    that are left.
 
-    Waits `WAIT_S` at most for them to go.
+    Waits at most `WAIT_S` for their end.
     """
     killed: list[tuple[int, int]] = []
     for pid, descriptor in writers:

@@ -14,7 +14,7 @@ class FreedError(OSError):
 
 @dataclass(frozen=True)
 class CellKey:
-    """Whose state: a rank of one generation of the gang."""
+    """Key of a state: a rank of one generation."""
 
     generation: int
     rank: int
@@ -34,17 +34,17 @@ class Held:
     writer: int = 0
     """Pid of that worker."""
     shared: bool = False
-    """Not a copy: the memory that the peer's own worker writes, on this very host."""
+    """Not a copy, but the memory that the peer's own worker writes, on this host."""
     _users: int = field(default=0, init=False)
     _freed: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @contextmanager
     def in_use(self) -> Iterator[Cell]:
-        """The cell, whose memory and descriptor stay as they are within. Raises FreedError when it was freed before."""
+        """Context with the cell, which is not freed inside. Raises FreedError if it was freed before."""
         with self._lock:
             if self._freed:
-                raise FreedError("its memory has been given back")
+                raise FreedError("its memory has been freed")
             self._users += 1
         try:
             yield self.cell
@@ -56,7 +56,7 @@ class Held:
                 self.cell.close()
 
     def free(self) -> None:
-        """Give the memory back, as soon as nobody uses it. Idempotent."""
+        """Free the memory as soon as it is not in use. Idempotent."""
         with self._lock:
             now = not self._freed and not self._users
             self._freed = True

@@ -1,7 +1,7 @@
-"""On which NUMA node memory is taken: that of the GPU whose state it is to hold, on machines with several.
+"""Allocates memory on the NUMA node of the GPU whose state it will hold, on machines with several nodes.
 
-Without it all cells lie on the node of the processor on which the vault happens to run, and copies of the other
-sockets' GPUs cross the link between the sockets.
+Otherwise all cells are on the node of the processor on which the vault happens to run, and copies of the other sockets'
+GPUs cross the link between the sockets.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _Mask = ctypes.c_ulong * (_NODES // (8 * ctypes.sizeof(ctypes.c_ulong)))
 
 
 def node_of(pci_address: str, system: Path = SYSTEM) -> int | None:
-    """NUMA node of a device, such as `0000:dc:00.0`; None if the machine has but one node, or does not say."""
+    """NUMA node of a device, such as `0000:dc:00.0`; None if the machine has only one node, or does not report it."""
     try:
         online = (system / "devices/system/node/online").read_text().strip()
         node = int((system / "bus/pci/devices" / pci_address.lower() / "numa_node").read_text())
@@ -33,8 +33,8 @@ def node_of(pci_address: str, system: Path = SYSTEM) -> int | None:
 
 @contextmanager
 def preferring(node: int | None) -> Iterator[None]:
-    """Memory that this thread takes within, a memfd's too, lies on a node if there is room. Does nothing for None,
-    on other processors, and if the process was started with a policy of its own (`numactl`)."""
+    """Context in which this thread allocates memory, a memfd's included, on a node if there is room. Does nothing for
+    None, on other processors, and if the process was started with a policy of its own (`numactl`)."""
     before = None if node is None or not 0 <= node < _NODES else thread_policy()
     if before is None or node is None or before[0] not in _FREE:
         yield
@@ -50,7 +50,7 @@ def preferring(node: int | None) -> Iterator[None]:
 
 
 def thread_policy() -> tuple[int, "ctypes.Array[ctypes.c_ulong]"] | None:
-    """Mode and nodes of this thread's memory policy; None where the kernel has none."""
+    """Mode and nodes of this thread's memory policy; None if the kernel has none."""
     calls = _CALLS.get(platform.machine())
     mode, mask = ctypes.c_int(), _Mask()
     if calls is None:

@@ -1,24 +1,35 @@
-"""Read a state that lies in vaults: this host's through shared memory, others' over the network."""
+"""Read a state from vaults: from this host's through shared memory, from others over the network."""
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
-from orchestrator.checkpoint.format.checkpoint_manifest import GroupEntry, Manifest, TensorEntry
-from orchestrator.checkpoint.format.intervals import Kind
+from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, TensorEntry
 from orchestrator.checkpoint.format.reader import IntervalReader, ShardSource
 from orchestrator.checkpoint.format.shard import ShardIndex
 from orchestrator.checkpoint.memory.cells import Cell, CellSize
+from orchestrator.checkpoint.memory.frames import DescribeAnswer, DescribeRequest, ReadRequest, StepFields, decode
 from orchestrator.checkpoint.memory.wire import Channel
-from orchestrator.domain.errors import CheckpointError
+from orchestrator.domain.errors import CheckpointError, PeerStateError
 from orchestrator.domain.session import PeerState, ShardPlace
 from orchestrator.domain.tick import Tick, no_tick
+from orchestrator.json_values import (
+    JsonFields,
+    JsonObject,
+    JsonValue,
+    array,
+    flag,
+    mapping,
+    parse_object,
+    text,
+    text_mapping,
+)
 
 READ_TIMEOUT_S = 20.0
 PIECE_BYTES = 16 << 20
-"""What is copied, or asked of a vault, at once."""
+"""Size of one copy, or of one request to a vault."""
 STREAMS = 4
 """Connections over which a process reads a shard: one gives 1 to 2 GB/s, a node's network up to 50, and the workers of
 a node read side by side."""
@@ -26,9 +37,9 @@ a node read side by side."""
 
 @dataclass(frozen=True)
 class SmallState:
-    """What of a rank's state is no flat: the same on all ranks, but for `rng`."""
+    """The part of a rank's state that is not in flats: the same on all ranks except for `rng`."""
 
-    manifest: dict[str, Any]
+    manifest: JsonObject
     """The fields of `Manifest` that change from step to step."""
     rng: dict[str, str]
 
@@ -36,10 +47,19 @@ class SmallState:
         """JSON."""
         return json.dumps({"manifest": self.manifest, "rng": self.rng}, separators=(",", ":")).encode()
 
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str) -> "SmallState":
+        """The reverse of `to_bytes`. Raises CheckpointError."""
+        try:
+            body = parse_object(data)
+            return cls(mapping(body, "manifest"), text_mapping(body, "rng"))
+        except ValueError as error:
+            raise CheckpointError(f"{source} is no small state: {error}") from error
+
 
 @dataclass(frozen=True)
 class CellIndex:
-    """What of a rank's state does not change within a generation."""
+    """The part of a rank's state that does not change within a generation."""
 
     shard: ShardIndex
     tensors: dict[str, TensorEntry]
@@ -58,22 +78,21 @@ class CellIndex:
     def from_bytes(cls, data: bytes, source: str) -> "CellIndex":
         """The reverse of `to_bytes`. Raises CheckpointError."""
         try:
-            body = json.loads(data)
-            tensors = {
-                name: TensorEntry(tuple(shape), dtype, Kind(kind), group)
-                for name, (shape, dtype, kind, group) in body["tensors"].items()
-            }
-            return cls(ShardIndex.from_bytes(body["shard"].encode(), source), tensors, dict(body["tied"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            body = parse_object(data)
+            tensors = {name: _tensor(array(mapping(body, "tensors"), name)) for name in mapping(body, "tensors")}
+            shard = ShardIndex.from_bytes(text(body, "shard").encode(), source)
+            return cls(shard, tensors, text_mapping(body, "tied"))
+        except ValueError as error:
             raise CheckpointError(f"{source} is no index of a state: {type(error).__name__}: {error}") from error
 
 
 class PeerReader(IntervalReader):
-    """The state of one step, out of the vaults that hold it. Raises CheckpointError if none that holds a shard can be
-    reached; if a vault is lost meanwhile, reading continues from another.
+    """The state of one step, read from the vaults that hold it. Raises CheckpointError if none that holds a shard can
+    be reached; if a vault is lost meanwhile, reading continues from another.
 
     All shards are described when it is made, and opened when they are first read: a rank reads few of them, and a
-    mapping of all shards costs page tables in every process. Memory: the indexes; payloads go where the caller says.
+    mapping of all shards costs page tables in every process. Memory: only the indexes; payloads are read into the
+    caller's buffers.
     """
 
     def __init__(
@@ -86,9 +105,9 @@ class PeerReader(IntervalReader):
             for place in state.shards:
                 described.append(descriptions.of(place))
                 tick()
-        self._rng = {place.rank: dict(of.small["rng"]) for place, of in zip(state.shards, described, strict=True)}
+        self._rng = {place.rank: of.small.rng for place, of in zip(state.shards, described, strict=True)}
         super().__init__(
-            manifest_of_state(described[0].index, [of.small["manifest"] for of in described]),
+            manifest_of_state(described[0].index, [of.small.manifest for of in described]),
             [of.index.shard for of in described],
             lambda number: described[number].open(),
             f"the peers' state of step {state.step}",
@@ -100,7 +119,7 @@ class PeerReader(IntervalReader):
 
 @dataclass(frozen=True)
 class _LocalPlace:
-    """Where this host's vault holds a payload."""
+    """Location of a payload in this host's vault."""
 
     path: str
     size: CellSize
@@ -113,9 +132,8 @@ class _Described:
     """A shard that has not been opened."""
 
     index: CellIndex
-    small: dict[str, Any]
-    key: dict[str, int]
-    """Generation, rank and step."""
+    small: SmallState
+    key: StepFields
     addresses: tuple[str, ...]
     """Vaults that hold it; the first has described it."""
     local: _LocalPlace | None
@@ -143,7 +161,7 @@ class _LocalShard:
         self._cell = Cell.attach(place.path, place.size, writes=False)
         if self._cell.serial != place.serial or self._cell.step(place.slot) != step:
             self._cell.close()
-            raise ValueError(f"step {step} is not there any more")
+            raise ValueError(f"step {step} is no longer available")
         self._payload, self._tick = self._cell.payload(place.slot), tick
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -160,8 +178,8 @@ class _LocalShard:
 class _RemoteShard:
     """A payload in vaults of other hosts, read over several connections at once. For one thread at a time."""
 
-    def __init__(self, addresses: Sequence[str], key: dict[str, int], token: str, tick: Tick) -> None:
-        """`addresses`: of vaults that hold it, to be asked in this order."""
+    def __init__(self, addresses: Sequence[str], key: StepFields, token: str, tick: Tick) -> None:
+        """`addresses`: of vaults that hold it, in the order of use."""
         self._lines = [_Line(addresses, key, token) for _ in range(STREAMS)]
         self._pool: ThreadPoolExecutor | None = None
         self._tick = tick
@@ -195,7 +213,7 @@ class _Line:
     """A connection to a vault that holds a payload; if it breaks off, one to another vault that does: nodes also go
     while they are read."""
 
-    def __init__(self, addresses: Sequence[str], key: dict[str, int], token: str) -> None:
+    def __init__(self, addresses: Sequence[str], key: StepFields, token: str) -> None:
         self._where, *self._others = addresses
         self._key, self._token = key, token
         self._channel: Channel | None = None
@@ -218,7 +236,7 @@ class _Line:
     def _read(self, offset: int, out: memoryview) -> None:
         if self._channel is None:
             self._channel = Channel.connect(self._where, self._token, READ_TIMEOUT_S)
-        _, count = self._channel.ask({"do": "read", **self._key, "offset": offset, "length": len(out)})
+        _, count = self._channel.ask(ReadRequest(**self._key, do="read", offset=offset, length=len(out)))
         if count != len(out):
             raise CheckpointError(f"the vault at {self._where} sent {count} bytes, expected {len(out)}")
         self._channel.take_into(out)
@@ -241,7 +259,7 @@ class _Descriptions:
 
     def of(self, place: ShardPlace) -> _Described:
         """The shard of a rank, as the nearest vault that can be reached describes it. Raises CheckpointError."""
-        key = {"generation": self._state.generation, "rank": place.rank, "step": self._state.step}
+        key = StepFields(generation=self._state.generation, rank=place.rank, step=self._state.step)
         last: CheckpointError | None = None
         addresses = tuple(sorted(place.vaults, key=lambda address: address != self._own))
         for number, address in enumerate(addresses):
@@ -252,15 +270,16 @@ class _Descriptions:
                 if channel is not None:
                     channel.close()
                 last = _lost(address, error)
-        raise last or CheckpointError(f"nobody holds the state of rank {place.rank}")
+        raise last or PeerStateError(f"no vault holds the state of rank {place.rank}")
 
-    def _ask(self, address: str, key: dict[str, int], addresses: tuple[str, ...]) -> _Described:
+    def _ask(self, address: str, key: StepFields, addresses: tuple[str, ...]) -> _Described:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = Channel.connect(address, self._token, READ_TIMEOUT_S)
-        answer, count = channel.ask({"do": "describe", **key})
+        header, count = channel.ask(DescribeRequest(**key, do="describe"))
         data = channel.take(count)
-        small = json.loads(data[: answer["state_bytes"]])
+        answer = decode(DescribeAnswer, header)
+        small = SmallState.from_bytes(data[: answer["state_bytes"]], f"the vault at {address}")
         index = CellIndex.from_bytes(data[answer["state_bytes"] :], f"the vault at {address}")
         local: _LocalPlace | None = None
         if address == self._own and self._pid is not None:
@@ -275,15 +294,22 @@ def descriptor_path(pid: int, descriptor: int) -> str:
     return f"/proc/{pid}/fd/{descriptor}"
 
 
-def _lost(address: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the vault at {address} cannot be reached: {error}")
+def _lost(address: str, error: Exception) -> PeerStateError:
+    return PeerStateError(f"the vault at {address} cannot be reached: {error}")
 
 
-def manifest_of_state(index: CellIndex, small: Sequence[dict[str, Any]]) -> Manifest:
-    """The manifest, without shards, of a state: `index` of rank 0, and what is small of every rank, rank 0 first."""
-    fields = {
-        **small[0],
-        "groups": tuple(GroupEntry(**group) for group in small[0]["groups"]),
-        "moments": any(body["moments"] for body in small),  # a rank whose partition is all padding may have none
-    }
-    return Manifest(tensors=index.tensors, tied=index.tied, shards=(), **fields)
+def manifest_of_state(index: CellIndex, small: Sequence[JsonFields]) -> Manifest:
+    """The manifest, without shards, of a state: `index` of rank 0, and what is small of every rank, rank 0 first.
+    Raises CheckpointError."""
+    try:
+        moments = any(flag(body, "moments") for body in small)  # a rank whose partition is all padding may have none
+        return replace(Manifest.of_state(small[0], index.tensors, index.tied), moments=moments)
+    except ValueError as error:
+        raise CheckpointError(f"the state in the vaults is damaged: {error}") from error
+
+
+def _tensor(value: Sequence[JsonValue]) -> TensorEntry:
+    """The reverse of what `CellIndex.to_bytes` writes. Raises ValueError."""
+    shape, dtype, kind, group = value
+    fields: JsonObject = {"shape": shape, "dtype": dtype, "kind": kind, "group": group}
+    return TensorEntry.from_json(fields)

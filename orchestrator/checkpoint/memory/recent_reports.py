@@ -14,7 +14,7 @@ class Reports:
         self._lock = threading.Lock()
 
     def put(self, step: int, data: bytes) -> None:
-        """Keep a report, and forget the oldest where there are too many."""
+        """Keep a report, and drop the oldest if there are too many."""
         with self._lock:
             for later in [known for known in self._reports if known >= step]:
                 del self._reports[later]
@@ -23,7 +23,7 @@ class Reports:
                 del self._reports[min(self._reports)]
 
     def after(self, step: int) -> list[bytes]:
-        """Reports of the steps `step + 1`, `step + 2` and so on, as far as there is none missing."""
+        """Reports of the steps `step + 1`, `step + 2` and so on, up to the first missing one."""
         found: list[bytes] = []
         with self._lock:
             while (data := self._reports.get(step + 1 + len(found))) is not None:

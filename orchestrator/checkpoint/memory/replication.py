@@ -1,10 +1,9 @@
-"""The part of a vault that works by itself: what its node's workers filled is copied to the peers' vaults.
+"""Replication: copies the slots that a node's workers have filled to the peers' vaults, in the background.
 
-LANES threads do it, each for some of the ranks: several cells travel at once, and one that does not arrive holds up no
-other lane. All that concerns a rank is done by its lane in the order in which it was asked for, so that a slot is
-written again only after everything that was asked for it is done. A copy that fails is tried again for as long as its
-generation is the newest: the workers take no further snapshot until it has arrived, so one that never did would leave
-them without any.
+LANES threads do it, each for some of the ranks: several cells are sent at once, and one that fails does not delay other
+lanes. All work for a rank is done by its lane in the order of the requests, so that a slot is written again only after
+all earlier work on it is done. A copy that fails is tried again for as long as its generation is the newest: the
+workers take no further snapshot until it has arrived, so one that never arrived would leave them without any.
 """
 
 import queue
@@ -14,20 +13,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
+from orchestrator.checkpoint.memory.frames import ShardAnswer
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder, ShardWriterThread
 from orchestrator.lasting_thread import LastingThread
 
 RETRY_S = 1.0
-"""From a copy that did not arrive, or has no peers to go to yet, to the next attempt."""
+"""From a copy that failed, or has no peers yet, to the next attempt."""
 LANES = 4
-"""One stream of TCP carries 1 to 2 GB/s between two processes, whatever the network; four fill most networks of 25 to
-50 Gbit/s, and more would take cores from the workers' feeds. A large cell also travels in stripes: see `stripes`."""
+"""One TCP stream carries 1 to 2 GB/s between two processes on any network; four fill most networks of 25 to 50 Gbit/s,
+and more would take cores from the workers' feeds. A large cell is also sent in stripes: see `stripes`."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A slot of a rank of this node holds a step, whole."""
+    """A slot of a rank of this node contains a complete step."""
 
     key: CellKey
     step: int
@@ -35,7 +35,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Reported:
-    """The report of a step, to be kept at the peers too."""
+    """The report of a step, to be kept by the peers too."""
 
     key: CellKey
     step: int
@@ -44,7 +44,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class _Told:
-    """It is known now where a generation's copies go, or that it has changed."""
+    """The peers of a generation have been set or changed."""
 
 
 Work = Filled | Reported | ShardOrder | _Told
@@ -83,12 +83,12 @@ class Replication:
                 lane = self._lanes[number] = _Lane(self, self._make_copies(), number)
         lane.work.put(work)
 
-    def written(self, generation: int, step: int) -> list[dict[str, object]]:
-        """What has come of the shards of a step that were ordered here."""
+    def written(self, generation: int, step: int) -> list[ShardAnswer]:
+        """The progress and results of the shards of a step that were ordered here."""
         return self._writer.answers(generation, step)
 
     def set_peers(self, generation: int, addresses: Collection[str]) -> None:
-        """Where the states of a generation are copied from now on."""
+        """Set where the states of a generation are copied from now on."""
         with self._lock:
             self._peers[generation] = tuple(addresses)
             lanes = list(self._lanes.values())
@@ -96,7 +96,7 @@ class Replication:
             lane.work.put(_Told())
 
     def forget(self, before: int, gone: list[CellKey]) -> None:
-        """Generations before one are over; `gone` are their cells."""
+        """Generations before one have ended; `gone`: their cells."""
         with self._lock:
             self._peers = {generation: to for generation, to in self._peers.items() if generation >= before}
             lanes = list(self._lanes.values())
@@ -144,7 +144,7 @@ class Replication:
 
     def _order(self, order: ShardOrder) -> None:
         held = self._find(CellKey(order.generation, order.rank))
-        reason = f"the state of step {order.step} is not in the vault any more"
+        reason = f"the state of step {order.step} is no longer in the vault"
         try:
             if held is None:
                 raise FreedError(reason)
@@ -162,7 +162,7 @@ class Replication:
 
 
 class _Lane:
-    """A thread that does what is asked for some of the ranks, in order."""
+    """A thread that does the work for some of the ranks, in order."""
 
     def __init__(self, of: Replication, copies: Copies, number: int) -> None:
         self._of, self.copies = of, copies
@@ -219,7 +219,7 @@ class _Lane:
             return True
 
     def _try_again(self) -> None:
-        """Late copies of the generation that is; those of earlier ones have nobody to wait for them."""
+        """Retry late copies of the present generation; nothing waits for those of earlier ones."""
         now_s = time.monotonic()
         for key, (step, due_s) in list(self._late.items()):
             if key.generation < self._of.newest():

@@ -1,27 +1,27 @@
-"""A large slot travels to a peer in stripes, over several connections at once.
+"""Sends a large slot to a peer in stripes, over several connections at once.
 
-The sender says what is to come (`copy`, with `striped`) and gets a ticket; it sends stripes under that ticket, and then
-says that this was all (`whole`). The receiver makes the slot hold the step when all bytes have arrived.
+The sender announces the slot (`copy`, with `striped`) and gets a ticket; it sends stripes under that ticket and then
+the end (`whole`). The receiver makes the slot hold the step when all bytes have arrived.
 """
 
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.checkpoint.memory.frames import StripeRequest, TicketFields
 from orchestrator.checkpoint.memory.held import CellKey, Held
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.lasting_thread import LastingThread
 
 STRIPE_BYTES = 64 << 20
 """A payload of two stripes or more travels in stripes; for less the two further round trips are not worth it."""
-STREAMS = 4
-"""Connections for the stripes of one slot: see `replication.LANES`. A vault has at most LANES * STREAMS of them to each
-peer, and uses them all if several large cells travel at once."""
+STRIPE_STREAMS = 4
+"""Connections for the stripes of one slot: see `replication.LANES`. A vault has at most LANES * STRIPE_STREAMS of them
+to each peer, and uses them all if several large cells travel at once."""
 ABORT_LIMIT_S = 5.0
 """From the hanging up on stripes of an attempt that has failed to the end of their reception."""
 
@@ -29,7 +29,7 @@ ABORT_LIMIT_S = 5.0
 @dataclass(frozen=True)
 class _Stripe:
     peer: str
-    frame: dict[str, Any]
+    frame: Mapping[str, object]
     descriptor: int
     position: int
     """In the file."""
@@ -49,18 +49,24 @@ class Stripes:
         self._work: queue.Queue[_Stripe | None] = queue.Queue()
         self._started = False
 
-    def send(self, peer: str, frame: dict[str, Any], descriptor: int, position: int, size_bytes: int) -> None:
+    def send(self, peer: str, frame: TicketFields, descriptor: int, position: int, size_bytes: int) -> None:
         """Send `size_bytes` of a file, from `position` on, each stripe with its `offset` and answered by the peer.
         Raises OSError if one of them failed; when it returns or raises, none is under way."""
         if not self._started:
             self._started = True
-            for number in range(STREAMS):
+            for number in range(STRIPE_STREAMS):
                 _StripeStream(self._work, self._connect, self._count_cpu, number)
         failed = threading.Event()
         stripes = []
         for offset in range(0, size_bytes, STRIPE_BYTES):
             length = min(STRIPE_BYTES, size_bytes - offset)
-            header = {**frame, "do": "stripe", "offset": offset}
+            header = StripeRequest(
+                do="stripe",
+                generation=frame["generation"],
+                rank=frame["rank"],
+                ticket=frame["ticket"],
+                offset=offset,
+            )
             stripes.append(_Stripe(peer, header, descriptor, position + offset, length, failed, Future()))
         for stripe in stripes:
             self._work.put(stripe)
@@ -72,7 +78,7 @@ class Stripes:
     def close(self) -> None:
         """End the threads, after what they are sending."""
         if self._started:
-            for _ in range(STREAMS):
+            for _ in range(STRIPE_STREAMS):
                 self._work.put(None)
 
 
@@ -152,9 +158,8 @@ class Arrivals:
     def begin(
         self, key: CellKey, held: Held, slot: int, step: int, state: bytes, changing: AbstractContextManager[None]
     ) -> int:
-        """Take the slot's step back, `changing` the cell, and give the ticket for its stripes. An earlier attempt for
-        the cell is over: what is still received of it is broken off. Raises OSError if that takes too long, and what
-        `changing` raises."""
+        """Clear the slot's step within `changing`, and return the ticket for its stripes. An earlier attempt for the
+        cell is aborted. Raises OSError if that takes too long, and what `changing` raises."""
         with self._changed:
             before = self._arrivals.pop(key, None)
             if before is not None:
@@ -203,5 +208,5 @@ class Arrivals:
     def _of(self, key: CellKey, ticket: int) -> _Arrival:
         arrival = self._arrivals.get(key)
         if arrival is None or arrival.ticket != ticket:
-            raise OSError("that copy is over: another one has been begun")
+            raise OSError("that copy has ended: another one was started")
         return arrival

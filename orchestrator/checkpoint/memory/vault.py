@@ -10,9 +10,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from orchestrator.checkpoint.memory.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.memory import frames
+from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
 from orchestrator.checkpoint.memory.fencing import end_writers
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
@@ -21,10 +21,12 @@ from orchestrator.checkpoint.memory.peers import descriptor_path
 from orchestrator.checkpoint.memory.recent_reports import Reports
 from orchestrator.checkpoint.memory.replication import Filled, Replication, Reported
 from orchestrator.checkpoint.memory.stripes import Arrivals
-from orchestrator.checkpoint.memory.vault_server import VaultServer
+from orchestrator.checkpoint.memory.vault_server import Handler, VaultServer
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder
 from orchestrator.checkpoint.memory.wire import Channel, WireError
 from orchestrator.domain.lease import first_generation, token_of
+from orchestrator.json_values import JsonObject, integer
+from orchestrator.planner.state_size import SLOTS
 
 _DRIVERS = frozenset({"ping", "peers", "inventory", "forget", "fence"})
 """What only a driver asks."""
@@ -87,46 +89,46 @@ class Vault:
 
     # Frames -------------------------------------------------------------------------------------------------------
 
-    def _handle(self, channel: Channel, frame: dict[str, Any]) -> None:
-        handlers: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+    def _handle(self, channel: Channel, frame: JsonObject) -> None:
+        handlers: dict[str, Handler] = {
             "ping": lambda channel, _: channel.send({}),
-            "create": self._on_create,
-            "filled": self._on_filled,
-            "store": self._on_store,
-            "written": self._on_written,
-            "peers": self._on_peers,
-            "copy": self._on_copy,
-            "stripe": self._on_stripe,
-            "whole": self._on_whole,
-            "share": self._on_share,
-            "inventory": self._on_inventory,
-            "describe": self._on_describe,
-            "read": self._on_read,
-            "forget": self._on_forget,
-            "fence": self._on_fence,
-            "report": self._on_report,
-            "reports": self._on_reports,
+            "create": frames.handling(frames.CreateRequest, self._on_create),
+            "filled": frames.handling(frames.FilledRequest, self._on_filled),
+            "store": frames.handling(frames.StoreRequest, self._on_store),
+            "written": frames.handling(frames.WrittenRequest, self._on_written),
+            "peers": frames.handling(frames.PeersRequest, self._on_peers),
+            "copy": frames.handling(frames.CopyRequest, self._on_copy),
+            "stripe": frames.handling(frames.StripeRequest, self._on_stripe),
+            "whole": frames.handling(frames.WholeRequest, self._on_whole),
+            "share": frames.handling(frames.ShareRequest, self._on_share),
+            "inventory": frames.handling(frames.InventoryRequest, self._on_inventory),
+            "describe": frames.handling(frames.DescribeRequest, self._on_describe),
+            "read": frames.handling(frames.ReadRequest, self._on_read),
+            "forget": frames.handling(frames.ForgetRequest, self._on_forget),
+            "fence": frames.handling(frames.FenceRequest, self._on_fence),
+            "report": frames.handling(frames.ReportRequest, self._on_report),
+            "reports": frames.handling(frames.ReportsRequest, self._on_reports),
         }
         self._ready.wait()
         what = str(frame.get("do"))
         if what in _DRIVERS:
             self.asked_s = time.monotonic()
-        self._hear_of(int(frame.get("generation", 0)))
+        self._hear_of(integer(frame, "generation") if "generation" in frame else 0)
         handler = handlers.get(what)
         if handler is None:
             raise WireError(f"unknown request {frame.get('do')!r}")
         handler(channel, frame)
 
     def _hear_of(self, generation: int) -> None:
-        """Whoever speaks for a generation has a lease. Once one with a higher token is known, nothing is taken of the
-        drivers before it, nor of their gangs."""
+        """Whoever uses a generation has a lease. Once one with a higher token is known, requests of earlier drivers and
+        of their gangs are refused."""
         if generation <= self._newest:
             return
         with self._lock:
             self._newest = max(self._newest, generation)
             self._fence = max(self._fence, first_generation(token_of(generation)))
 
-    def _on_create(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_create(self, channel: Channel, frame: frames.CreateRequest) -> None:
         """A cell for a rank of this node; answers with the descriptor to map."""
         index = channel.take(frame["bytes"])
         try:
@@ -137,12 +139,12 @@ class Vault:
             return
         channel.send({"descriptor": held.cell.descriptor})
 
-    def _on_filled(self, _: Channel, frame: dict[str, Any]) -> None:
+    def _on_filled(self, _: Channel, frame: frames.FilledRequest) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._require_current(frame)
         self._replication.put(Filled(_key(frame), int(frame["step"])))
 
-    def _on_report(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_report(self, channel: Channel, frame: frames.ReportRequest) -> None:
         """Rank 0 has finished a step; so says itself, or its vault. Not answered."""
         data = channel.take(frame["bytes"])
         self._require_current(frame)
@@ -150,22 +152,31 @@ class Vault:
         if not frame["copy"]:
             self._replication.put(Reported(_key(frame), int(frame["step"]), data))
 
-    def _on_reports(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_reports(self, channel: Channel, frame: frames.ReportsRequest) -> None:
         """Reports of the steps after one."""
         found = self._reports.after(int(frame["after"]))
         channel.send({"sizes": [len(data) for data in found]}, b"".join(found))
 
-    def _on_store(self, _: Channel, frame: dict[str, Any]) -> None:
+    def _on_store(self, _: Channel, frame: frames.StoreRequest) -> None:
         """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
         self._require_current(frame)
-        fields = {name: frame[name] for name in ("generation", "rank", "step", "place", "name", "tag", "extra")}
-        self._replication.put(ShardOrder(**fields))
+        self._replication.put(
+            ShardOrder(
+                generation=frame["generation"],
+                rank=frame["rank"],
+                step=frame["step"],
+                place=frame["place"],
+                name=frame["name"],
+                tag=frame["tag"],
+                extra=frame["extra"],
+            )
+        )
 
-    def _on_written(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_written(self, channel: Channel, frame: frames.WrittenRequest) -> None:
         """What has come of the shards of a step that were ordered here."""
         channel.send({"shards": self._replication.written(int(frame["generation"]), int(frame["step"]))})
 
-    def _on_peers(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_peers(self, channel: Channel, frame: frames.PeersRequest) -> None:
         """Where the states of a generation are to be copied."""
         try:
             self._require_current(frame)
@@ -175,7 +186,7 @@ class Vault:
         self._replication.set_peers(int(frame["generation"]), frame["addresses"])
         channel.send({})
 
-    def _on_copy(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_copy(self, channel: Channel, frame: frames.CopyRequest) -> None:
         """A peer's slot arrives: index (unless it is known), small state, and the payload, or `striped` a ticket for
         its stripes."""
         index = channel.take(frame["index_bytes"])
@@ -209,7 +220,7 @@ class Vault:
         self._spent.add(started_s)
         channel.send({})
 
-    def _on_stripe(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_stripe(self, channel: Channel, frame: frames.StripeRequest) -> None:
         """A part of a slot whose arrival was begun."""
         started_s = time.thread_time()
         try:
@@ -222,7 +233,7 @@ class Vault:
             self._spent.add(started_s)
         channel.send({})
 
-    def _on_whole(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_whole(self, channel: Channel, frame: frames.WholeRequest) -> None:
         """All stripes of a slot have been sent."""
         try:
             with self._changing(frame):
@@ -232,7 +243,7 @@ class Vault:
             return
         channel.send({})
 
-    def _on_share(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_share(self, channel: Channel, frame: frames.ShareRequest) -> None:
         """A peer of this host has filled a slot of memory that we hold, or are to hold, too."""
         index, key = channel.take(frame["index_bytes"]), _key(frame)
         held = self._cells.get(key)
@@ -245,9 +256,9 @@ class Vault:
         except (OSError, ValueError) as error:
             channel.send({"error": str(error)})
             return
-        channel.send({} if known else {"error": f"step {frame['step']} is not there any more"})
+        channel.send({} if known else {"error": f"step {frame['step']} is no longer available"})
 
-    def _on_inventory(self, channel: Channel, _: dict[str, Any]) -> None:
+    def _on_inventory(self, channel: Channel, _: frames.InventoryRequest) -> None:
         """Everything whole that lies here."""
         with self._lock:
             cells = dict(self._cells)
@@ -261,7 +272,7 @@ class Vault:
         facts = {"memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
         channel.send({"held": found, **facts})
 
-    def _on_describe(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_describe(self, channel: Channel, frame: frames.DescribeRequest) -> None:
         """The index and the small state of a slot."""
         try:
             with self._found(frame) as (held, cell, slot):
@@ -272,7 +283,7 @@ class Vault:
         except FreedError:
             channel.send({"error": "not here"})
 
-    def _on_read(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_read(self, channel: Channel, frame: frames.ReadRequest) -> None:
         """Bytes [offset, offset + length) of a slot's payload."""
         offset, length = int(frame["offset"]), int(frame["length"])
         try:
@@ -283,8 +294,8 @@ class Vault:
         except FreedError:
             channel.send({"error": "not here"})
 
-    def _on_forget(self, channel: Channel, frame: dict[str, Any]) -> None:
-        """Free the cells of generations before one. An earlier driver has none to free any more."""
+    def _on_forget(self, channel: Channel, frame: frames.ForgetRequest) -> None:
+        """Free the cells of generations before one. An earlier driver is refused."""
         before = int(frame["before"])
         try:
             self._require_current({"generation": before})
@@ -301,7 +312,7 @@ class Vault:
             held.free()
         channel.send({})
 
-    def _on_fence(self, channel: Channel, frame: dict[str, Any]) -> None:
+    def _on_fence(self, channel: Channel, frame: frames.FenceRequest) -> None:
         """Another driver takes over: what is left of the gangs before its first generation must not write any more.
 
         Answers with the pids of workers that had to be ended, and of those that could not be.
@@ -314,22 +325,22 @@ class Vault:
         channel.send({"ended": ended, "left": left})
 
     @contextlib.contextmanager
-    def _changing(self, frame: dict[str, Any]) -> Iterator[None]:
+    def _changing(self, frame: frames.GenerationFields) -> Iterator[None]:
         """A cell is changed within, briefly: the fence cannot be raised meanwhile. Raises WireError if the frame's
         generation is over."""
         with self._lock:
             self._require_current(frame)
             yield
 
-    def _require_current(self, frame: dict[str, Any]) -> None:
+    def _require_current(self, frame: frames.GenerationFields) -> None:
         if int(frame["generation"]) < self._fence:
-            raise WireError(f"generation {frame['generation']} is over: a later one has taken its place")
+            raise WireError(f"generation {frame['generation']} is over: a later one has replaced it")
 
     def _look_up(self, key: CellKey) -> Held | None:
         return self._cells.get(key)
 
     @contextlib.contextmanager
-    def _found(self, frame: dict[str, Any]) -> Iterator[tuple[Held, Cell, int]]:
+    def _found(self, frame: frames.StepFields) -> Iterator[tuple[Held, Cell, int]]:
         """What is held of a step, its cell for use within, and its slot. Raises FreedError when it is not here."""
         held = self._cells.get(_key(frame))
         if held is None:
@@ -340,13 +351,13 @@ class Vault:
                 raise FreedError("not here")
             yield held, cell, slot
 
-    def _make(self, frame: dict[str, Any], index: bytes, own: bool) -> Held:
+    def _make(self, frame: frames.CellFields, index: bytes, own: bool) -> Held:
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
         left_bytes = self._memory_left()
         if size.total_bytes > left_bytes:
             raise OSError(
                 f"no room for {'the state' if own else 'the copy'} of rank {frame['rank']}: it takes "
-                f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB can be had"
+                f"{size.total_bytes >> 20} MiB, {max(0, left_bytes) >> 20} MiB are available"
             )
         key = _key(frame)
         writer = int(frame.get("pid", 0)) if own else 0
@@ -355,16 +366,16 @@ class Vault:
         held = Held(cell, int(frame["world_size"]), index, own, writer)
         return self._hold(frame, held)
 
-    def _join(self, frame: dict[str, Any], index: bytes) -> Held:
+    def _join(self, frame: frames.ShareRequest, index: bytes) -> Held:
         """Hold memory of another vault of this host. Raises OSError, ValueError where it cannot be reached."""
         size = CellSize(int(frame["payload_bytes"]), int(frame["slot_state_bytes"]))
         cell = Cell.attach(descriptor_path(int(frame["pid"]), int(frame["descriptor"])), size, writes=False)
         if cell.serial != int(frame["serial"]) or not index:
             cell.close()
-            raise ValueError("that is another cell")
+            raise ValueError("that is a different cell")
         return self._hold(frame, Held(cell, int(frame["world_size"]), index, own=False, shared=True))
 
-    def _hold(self, frame: dict[str, Any], held: Held) -> Held:
+    def _hold(self, frame: frames.StateFields, held: Held) -> Held:
         key = _key(frame)
         try:
             with self._changing(frame):
@@ -377,5 +388,5 @@ class Vault:
         return held
 
 
-def _key(frame: dict[str, Any]) -> CellKey:
+def _key(frame: frames.StateFields) -> CellKey:
     return CellKey(int(frame["generation"]), int(frame["rank"]))

@@ -15,11 +15,11 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from orchestrator.checkpoint.memory.wire import LENGTH, MAX_HELLO_BYTES, Channel, WireError, encode
+from orchestrator.json_values import JsonObject, JsonValue
 from orchestrator.lasting_thread import LastingThread
 
 HANDSHAKE_S = 5.0
@@ -35,7 +35,7 @@ FIRST_BACKOFF_S = 0.01
 LONGEST_BACKOFF_S = 1.0
 CLOSE_S = 2.0
 
-Handler = Callable[[Channel, dict[str, Any]], None]
+Handler = Callable[[Channel, JsonObject], None]
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class _Stranger:
     deadline_s: float
     data: bytearray = field(default_factory=bytearray)
 
-    def hello(self) -> dict[str, Any] | None:
+    def hello(self) -> JsonObject | None:
         """Take what has arrived; the frame once it is whole. Raises OSError (WireError when it is no hello)."""
         while (missing := self._missing()) > 0:
             try:
@@ -57,7 +57,7 @@ class _Stranger:
             if not received:
                 raise WireError("the other side hung up")
             self.data += received
-        found = json.loads(self.data[LENGTH.size :])
+        found: JsonValue = json.loads(self.data[LENGTH.size :])
         if not isinstance(found, dict) or found.get("bytes") != 0:
             raise WireError("not a hello")
         return found
@@ -272,7 +272,7 @@ def _limits() -> tuple[int, int]:
     return min(MAX_STRANGERS, max(2, files // 8)), min(MAX_PEERS, max(4, files // 2))
 
 
-def _send_now(connection: socket.socket, header: dict[str, Any]) -> None:
+def _send_now(connection: socket.socket, header: Mapping[str, object]) -> None:
     """Send a small frame if it fits what the kernel takes at once; else not."""
     with contextlib.suppress(OSError):
         connection.setblocking(False)

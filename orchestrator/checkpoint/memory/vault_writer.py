@@ -6,7 +6,6 @@ of it is asked for (`answers`); whoever has all shards of a step makes the check
 """
 
 import contextlib
-import json
 import mmap
 import os
 import queue
@@ -15,14 +14,15 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, ShardEntry, installed_versions
-from orchestrator.checkpoint.memory.peers import CellIndex, manifest_of_state
+from orchestrator.checkpoint.memory.frames import ShardAnswer
+from orchestrator.checkpoint.memory.peers import CellIndex, SmallState, manifest_of_state
 from orchestrator.checkpoint.storage.durable import abandon, write_shard
 from orchestrator.checkpoint.storage.storage import StorageError, StorageFault, open_storage
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.tick import Tick
+from orchestrator.json_values import JsonObject, mapping
 from orchestrator.lasting_thread import LastingThread
 
 NICENESS = 10
@@ -42,7 +42,7 @@ class ShardOrder:
     name: str
     """Of the checkpoint in it."""
     tag: str
-    extra: dict[str, Any]
+    extra: JsonObject
     """What the manifest says besides what the state does."""
 
 
@@ -51,7 +51,7 @@ class ShardWriterThread:
 
     def __init__(self) -> None:
         self._orders: queue.Queue[tuple[ShardOrder, memoryview, bytes, bytes] | None] = queue.Queue()
-        self._answers: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._answers: dict[tuple[int, int, int], ShardAnswer] = {}
         self._lock = threading.Lock()
         self._nice = False
         LastingThread("vault-write", self._turn)
@@ -71,12 +71,12 @@ class ShardWriterThread:
             key = (order.generation, order.step, order.rank)
             self._answers[key] = {"rank": order.rank, "error": reason, "fault": "other"}
 
-    def answers(self, generation: int, step: int) -> list[dict[str, Any]]:
+    def answers(self, generation: int, step: int) -> list[ShardAnswer]:
         """What is known of the shards of a step that were ordered here, by rank. `pending` ones say how many `parts` of
         them are written, which changes as long as there is progress."""
         with self._lock:
             return [
-                dict(value) for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step
+                value.copy() for (of, at, _), value in sorted(self._answers.items()) if of == generation and at == step
             ]
 
     def close(self) -> None:
@@ -122,11 +122,11 @@ def _copied(payload: memoryview) -> memoryview:
     return copy
 
 
-def _write(order: ShardOrder, copy: memoryview, state: bytes, index: bytes, tick: Tick) -> dict[str, Any]:
+def _write(order: ShardOrder, copy: memoryview, state: bytes, index: bytes, tick: Tick) -> ShardAnswer:
     started_s = time.monotonic()
     try:
         described = CellIndex.from_bytes(index, "the vault")
-        small = json.loads(state)
+        small = SmallState.from_bytes(state, "the vault")
         storage = open_storage(order.place)
         try:
             entry = write_shard(
@@ -135,8 +135,7 @@ def _write(order: ShardOrder, copy: memoryview, state: bytes, index: bytes, tick
                 order.rank,
                 described.shard.intervals,
                 copy,
-                small["rng"],
-                None,
+                small.rng,
                 order.tag,
                 tick,
             )
@@ -147,21 +146,20 @@ def _write(order: ShardOrder, copy: memoryview, state: bytes, index: bytes, tick
         return {"rank": order.rank, "error": error.message, "fault": error.fault.value}
     except (ConvoyError, OSError, ValueError) as error:
         return {"rank": order.rank, "error": str(error), "fault": "other"}
-    answer = {"rank": order.rank, "entry": asdict(entry), "seconds": time.monotonic() - started_s}
-    answer["small"] = {**small["manifest"], "extra": {**small["manifest"]["extra"], **order.extra}}
+    answer: ShardAnswer = {"rank": order.rank, "entry": asdict(entry), "seconds": time.monotonic() - started_s}
+    answer["small"] = {**small.manifest, "extra": {**mapping(small.manifest, "extra"), **order.extra}}
     if order.rank == 0:
         answer["index"] = index.decode()
     return answer
 
 
-def manifest_of(answers: Collection[dict[str, Any]], now_s: float, spec_hash: str | None) -> Manifest:
+def manifest_of(answers: Collection[ShardAnswer], now_s: float) -> Manifest:
     """The manifest of a step all of whose shards are written. Raises CheckpointError where an answer is damaged."""
-    by_rank = sorted(answers, key=lambda answer: int(answer["rank"]))
-    index = CellIndex.from_bytes(str(by_rank[0]["index"]).encode(), "the vault of rank 0")
+    by_rank = sorted(answers, key=lambda answer: answer["rank"])
+    index = CellIndex.from_bytes(by_rank[0]["index"].encode(), "the vault of rank 0")
     return replace(
         manifest_of_state(index, [answer["small"] for answer in by_rank]),
-        shards=tuple(ShardEntry(**answer["entry"]) for answer in by_rank),
-        spec_hash=spec_hash,
+        shards=tuple(ShardEntry.from_json(answer["entry"]) for answer in by_rank),
         versions=installed_versions(),
         saved_at_s=now_s,
     )

@@ -1,6 +1,7 @@
-"""How vaults, workers and the driver talk: frames over TCP. A frame is a JSON object, and raw bytes where it says so.
+"""The protocol of vaults, workers and the driver: frames over TCP. A frame is a JSON object, followed by raw bytes if
+the object says so.
 
-A connection begins with the run's token (see `server`). Nothing is unpickled.
+A connection begins with the run's token (see `vault_server`). Nothing is unpickled.
 """
 
 import contextlib
@@ -9,13 +10,16 @@ import os
 import select
 import socket
 import struct
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
+
+from orchestrator.json_values import JsonObject, integer, parse_object
 
 LENGTH = struct.Struct(">I")
 """Of a frame's object, in front of it."""
 MAX_HEADER_BYTES = 64 << 20
 MAX_HELLO_BYTES = 1024
-"""The same for the frame with the token and its answer, when nobody has shown to be one of us yet."""
+"""The same for the frame with the token and its answer, before the connection is authenticated."""
 CONNECT_TIMEOUT_S = 2.0
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 5}
 
@@ -25,10 +29,10 @@ class WireError(ConnectionError):
 
 
 class RefusedError(WireError):
-    """The other side answered, and said no. The connection is as good as before."""
+    """The other side answered with a refusal. The connection can still be used."""
 
 
-def encode(header: dict[str, Any], count: int) -> bytes:
+def encode(header: Mapping[str, object], count: int) -> bytes:
     """A frame's object, with its length in front of it; `count` raw bytes follow it."""
     body = json.dumps({**header, "bytes": count}, separators=(",", ":")).encode()
     return LENGTH.pack(len(body)) + body
@@ -46,9 +50,9 @@ class Channel:
 
     @classmethod
     def connect(cls, address: str, token: str, timeout_s: float) -> Self:
-        """Connect to `host:port` and show the token; every later call waits `timeout_s` at most for the other side.
+        """Connect to `host:port` and send the token; every later call waits `timeout_s` at most for the other side.
 
-        Raises OSError (WireError where the token is refused).
+        Raises OSError (WireError if the token is refused).
         """
         host, _, port = address.rpartition(":")
         channel = cls(socket.create_connection((host, int(port)), timeout=min(timeout_s, CONNECT_TIMEOUT_S)))
@@ -61,13 +65,13 @@ class Channel:
             raise
         return channel
 
-    def send(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    def send(self, header: Mapping[str, object], payload: bytes | memoryview = b"") -> None:
         """Send a frame. Raises OSError."""
         self._socket.sendall(encode(header, len(payload)))
         if len(payload):
             self._socket.sendall(payload)
 
-    def send_file(self, header: dict[str, Any], first: bytes, descriptor: int, offset: int, count: int) -> None:
+    def send_file(self, header: Mapping[str, object], first: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send a frame whose bytes are `first` and then `count` of a file's, which do not pass through Python."""
         frame = encode(header, len(first) + count)
         timeout_s = self._socket.gettimeout()
@@ -86,17 +90,19 @@ class Channel:
             os.close(own)
             self._socket.settimeout(timeout_s)
 
-    def receive(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
-        """The next frame's object, and how many raw bytes follow; they have to be taken. Raises OSError (WireError when
-        the object has over `limit_bytes`)."""
+    def receive(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[JsonObject, int]:
+        """The next frame's object, and how many raw bytes follow; the caller must read them. Raises OSError (WireError
+        when the object has over `limit_bytes`)."""
         (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
         if length > limit_bytes:
-            raise WireError(f"a frame of {length} bytes is no frame of ours")
+            raise WireError(f"a frame of {length} bytes is not a valid frame")
         try:
-            header = json.loads(self._exactly(length))
-            return header, int(header.pop("bytes"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WireError(f"not a frame of ours: {error}") from error
+            header = parse_object(self._exactly(length))
+            count = integer(header, "bytes")
+        except ValueError as error:
+            raise WireError(f"not a valid frame: {error}") from error
+        del header["bytes"]
+        return header, count
 
     def take(self, count: int) -> bytes:
         """Raw bytes of a frame."""
@@ -111,12 +117,12 @@ class Channel:
                 raise WireError("the other side hung up")
             done += received
 
-    def ask(self, header: dict[str, Any], payload: bytes | memoryview = b"") -> tuple[dict[str, Any], int]:
-        """Send a frame and receive the answer. Raises RefusedError with the other side's words where it refuses."""
+    def ask(self, header: Mapping[str, object], payload: bytes | memoryview = b"") -> tuple[JsonObject, int]:
+        """Send a frame and receive the answer. Raises RefusedError with the other side's message if it refuses."""
         self.send(header, payload)
         return self.answer()
 
-    def answer(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+    def answer(self, limit_bytes: int = MAX_HEADER_BYTES) -> tuple[JsonObject, int]:
         """The answer to a frame sent before; see `ask` and `receive`."""
         header, count = self.receive(limit_bytes)
         if "error" in header:
@@ -125,13 +131,13 @@ class Channel:
 
     @property
     def hung_up(self) -> bool:
-        """Whether the other side has hung up, where nothing is to come from it."""
+        """Whether the other side has hung up, if nothing is expected from it."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLHUP)
         return bool(poll.poll(0))
 
     def abort(self) -> None:
-        """Hang up on whoever waits in this channel, in another thread: that raises there."""
+        """Close the channel; a wait on it in another thread raises."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import (
@@ -71,14 +71,14 @@ _WORDS: tuple[tuple[StorageFault, str], ...] = (
         r"error sending request|time[d ]*out|\b5\d\d\b|\b429\b|onnection|dns|error decoding|retries",
     ),
 )
-"""What the texts of errors without a type of their own say, the first that fits."""
+"""Faults by the text of errors that have no type; the first match counts."""
 
 
 class BucketStorage:
     """A prefix of a bucket. See `Storage`."""
 
     def __init__(self, scheme: str, bucket: str, prefix: str, limits: StorageLimits) -> None:
-        """Raises UsageError where the environment holds no credentials, or what it holds makes no sense."""
+        """Raises UsageError if the environment holds no credentials, or invalid ones."""
         require_credentials(scheme, os.environ)
         self._url = "/".join(part for part in (f"{scheme}://{bucket}", prefix) if part)
         options: ClientConfig = {
@@ -91,7 +91,7 @@ class BucketStorage:
         }
         at = prefix or None
         try:
-            self._store: Any
+            self._store: AzureStore | GCSStore | S3Store
             if scheme == "s3":
                 endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
                 # Plain HTTP to an endpoint that was asked for by that name, never as a fallback.
@@ -224,6 +224,6 @@ def _fault(error: Exception) -> StorageFault:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of what the library says, without the queries of URLs: signatures may be in there."""
+    """The first line of the library's message, without the queries of URLs, which may contain signatures."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\?[^\s>)]*", "", re.sub(r"<\?xml.*", "", lines[0])).strip(" :")[:300]

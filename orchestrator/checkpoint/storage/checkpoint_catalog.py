@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, which is the newest that can be trusted, which may go."""
+"""The checkpoints of a run: lists them, finds the newest valid one, and removes old ones."""
 
 import re
 from collections.abc import Callable, Collection
@@ -18,8 +18,8 @@ _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(tmp|old)")
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What should be a checkpoint. `problem` says why it is none, as far as a look at the manifest and the file sizes
-    tells; None where it looks whole."""
+    """A checkpoint directory. `problem`: why it is invalid, judged by the manifest and the file sizes; None if it looks
+    complete."""
 
     step: int
     place: str
@@ -35,7 +35,7 @@ class FoundCheckpoint:
 
     @property
     def path(self) -> Path:
-        """The directory, where it lies in one."""
+        """The directory, if it is in one."""
         return Path(self.place)
 
 
@@ -70,12 +70,12 @@ def _look(storage: Storage, step: int, name: str, tick: Tick) -> FoundCheckpoint
 
 
 def silent(error: CheckpointError) -> bool:
-    """Whether storage does not answer or let us in: that says nothing about the checkpoint."""
+    """Whether storage does not answer or denies access, which says nothing about the checkpoint."""
     return isinstance(error, StorageError) and error.fault in (StorageFault.UNREACHABLE, StorageFault.DENIED)
 
 
 def verify_checkpoint(place: Path | str, storage: Storage | None = None, tick: Tick = no_tick) -> Manifest:
-    """Read a checkpoint whole and check every checksum: the one at a directory or URL, or of a name in `storage`.
+    """Read a checkpoint completely and check every checksum: the one at a directory or URL, or of a name in `storage`.
     `tick`: called after each chunk.
 
     Raises CheckpointError saying what is wrong and where.
@@ -90,10 +90,11 @@ def newest_valid(
     on_rejected: Callable[[str, str], None] | None = None,
     objection: Callable[[Manifest], str | None] | None = None,
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint whose every checksum holds; None where there is none.
+    """The newest checkpoint whose every checksum holds; None if there is none.
 
-    `on_rejected` is told of each newer one that was passed over, and why. `objection` may name a reason against one
-    that is whole. Raises StorageError where storage does not answer: an older checkpoint is not the answer to that.
+    `on_rejected` is called for each newer one that was skipped, with the reason. `objection` may return a reason
+    against a complete one. Raises StorageError if storage does not answer: falling back to an older checkpoint would be
+    wrong then.
     """
     storage = _storage(where)
     for found in list_checkpoints(storage):
@@ -115,12 +116,12 @@ def retain(
     writing: Collection[int] = (),
     tick: Tick = no_tick,
 ) -> list[str]:
-    """Remove the checkpoints that `rule` does not keep, and return the places that went. `tick`: called after each file
-    removed and each chunk read.
+    """Remove the checkpoints that `rule` does not keep, and return their places. `tick`: called after each file removed
+    and each chunk read.
 
-    The newest valid one is never removed: where none of those kept is valid, the newest older one that is stays
-    too. `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished
-    ones older than the newest finished one go as well, but for the steps that somebody is still `writing`. Raises
+    The newest valid one is never removed: if none of those kept is valid, the newest valid older one is kept too.
+    `trusted` are steps known to be valid, e.g. the one just written; they are not read again. Unfinished ones older
+    than the newest finished one are removed too, except steps that are still being written (`writing`). Raises
     StorageError.
     """
     storage = _storage(where)
@@ -140,10 +141,10 @@ def _holds(entry: FoundCheckpoint, trusted: Collection[int], storage: Storage, t
 
 
 def clear_interrupted(directory: Path, tick: Tick = no_tick) -> None:
-    """Tidy up after a save that was killed. Only for whoever may write: no save may be going on.
+    """Clean up after a save that was killed. Only for a writer: no save may be in progress.
 
-    Temporary directories go; a checkpoint that was moved aside to be replaced comes back where its replacement
-    never arrived.
+    Temporary directories are removed; a checkpoint that was moved aside is restored if its replacement was never
+    finished.
     """
     if not directory.is_dir():
         return

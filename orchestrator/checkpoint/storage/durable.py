@@ -1,22 +1,19 @@
-"""Write a checkpoint into storage, shard by shard, from whatever process holds the bytes: the manifest comes last.
+"""Write a checkpoint into storage, shard by shard, from any process that has the bytes: the manifest comes last.
 
-Shards of one attempt carry its `tag`, so that a second attempt at a step does not touch the files of a first one
-that succeeded until its own manifest replaces the old.
+Shards of one attempt carry its `tag`, so that a second attempt at a step does not touch the files of a first one that
+succeeded until its own manifest replaces the old.
 """
 
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest, ShardEntry
-from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest
+from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest, shard_stem
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.tick import Tick, no_tick
 
 COMMIT_ATTEMPTS = 5
-PACE_BYTES = 1 << 20
-"""Bytes between two looks at the clock of a write whose rate is limited."""
 
 
 def write_shard(
@@ -26,16 +23,15 @@ def write_shard(
     intervals: Sequence[Interval],
     content: memoryview | Iterable[memoryview],
     rng: dict[str, str],
-    rate_limit_bytes_per_s: float | None = None,
     tag: str = "",
     tick: Tick = no_tick,
 ) -> ShardEntry:
     """Write one rank's shard and index of checkpoint `name`; the entry its manifest needs. `tick`: called after each
     chunk that storage has taken.
 
-    `content`, where it is one buffer, becomes the shard file as it is, the intervals at their offsets in it; else it
-    gives the bytes of one interval after the other. It is read once and never held as a whole. Raises StorageError;
-    what was written is then for `abandon`. Raises ValueError where content and intervals do not fit each other.
+    `content`: one buffer, which becomes the shard file with the intervals at their offsets, or an iterable of the bytes
+    of one interval after the other. It is read once and never held completely. Raises StorageError; then `abandon`
+    removes what was written. Raises ValueError if content and intervals do not fit each other.
     """
     size_bytes = max((interval.offset + interval.size_bytes for interval in intervals), default=0)
     if isinstance(content, memoryview):
@@ -44,11 +40,9 @@ def write_shard(
         size_bytes, parts = content.nbytes, iter([content.cast("B")])
     else:
         parts = _padded(intervals, content)
-    stem = f"shard-{rank:05d}{tag}"
+    stem = shard_stem(rank, tag)
     chunks: list[int] = []
     parts = _ticking(_checksummed(parts, chunks), tick)
-    if rate_limit_bytes_per_s is not None:
-        parts = paced(parts, rate_limit_bytes_per_s)
     storage.put(name, f"{stem}.bin", parts, size_bytes)
     index = ShardIndex(rank, size_bytes, CHUNK_BYTES, tuple(chunks), tuple(intervals), rng)
     described = index.to_bytes()
@@ -57,22 +51,22 @@ def write_shard(
 
 
 def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick) -> None:
-    """Make the checkpoint exist: check that every shard is there in its size, then write the manifest.
+    """Commit the checkpoint: check that every shard exists in its size, then write the manifest.
 
-    Files of earlier attempts go afterwards, as far as storage lets them. Raises CheckpointError if a shard is not
-    there, or if a later driver has saved that step (its manifest has a higher `lease`), StorageError if storage fails;
-    there is no checkpoint then, but an earlier one of that name.
+    Files of earlier attempts are removed afterwards, if storage permits it. Raises CheckpointError if a shard is
+    missing, or if a later driver has saved that step (its manifest has a higher `lease`), StorageError if storage
+    fails; then an earlier checkpoint of that name remains, if there was one.
     """
     sizes = storage.sizes(name)
     for shard in manifest.shards:
         if sizes.get(shard.file) != shard.size_bytes or shard.index not in sizes:
             found = sizes.get(shard.file)
-            what = "is not there" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
+            what = "does not exist" if found is None else f"has {found} bytes, expected {shard.size_bytes}"
             if found == shard.size_bytes:
                 what = "has no index"
             raise CheckpointError(
                 f"{storage.place(name)}/{shard.file} {what}",
-                hint="every worker has to see the same storage: a directory must be mounted on all nodes",
+                hint="every worker must see the same storage: a directory must be mounted on all nodes",
             )
     _put_manifest(storage, name, manifest, exists=MANIFEST in sizes)
     named = {MANIFEST} | {file for shard in manifest.shards for file in (shard.file, shard.index)}
@@ -113,26 +107,8 @@ def require_later(found: bytes, manifest: Manifest, where: str) -> None:
 
 def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:
     """Remove what a failed attempt wrote of one rank, as far as storage lets it."""
-    stem = f"shard-{rank:05d}{tag}"
+    stem = shard_stem(rank, tag)
     _remove_files(storage, name, [f"{stem}.bin", f"{stem}.json"])
-
-
-def paced(
-    parts: Iterable[memoryview],
-    bytes_per_s: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[memoryview]:
-    """The parts, no faster than `bytes_per_s` from the first on; time that was lost is not made up for by a burst."""
-    due_s = clock()
-    for part in parts:
-        for start in range(0, len(part), PACE_BYTES):
-            piece = part[start : start + PACE_BYTES]
-            yield piece
-            due_s = max(due_s + len(piece) / bytes_per_s, clock())
-            wait_s = due_s - clock()
-            if wait_s > 0:
-                sleep(wait_s)
 
 
 def _padded(intervals: Sequence[Interval], contents: Iterable[memoryview]) -> Iterator[memoryview]:

@@ -1,4 +1,4 @@
-"""A shard that is read by ranges, each a request to a bucket: checked by chunk, with a cache and reading ahead."""
+"""A shard that is read in ranges from a bucket: checked by chunk, with a cache and read-ahead."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from orchestrator.domain.tick import Tick, no_tick
 
 CACHE_BYTES = 64 << 20
 AHEAD_BYTES = 16 << 20
-"""What a request asks for where reads follow each other: many small reads are few requests."""
+"""Size of a request if reads follow each other, so that many small reads need few requests."""
 
 
 class ChunkCache:
@@ -22,7 +22,7 @@ class ChunkCache:
         self._lock = threading.Lock()
 
     def get(self, file: str, chunk: int) -> memoryview | None:
-        """The chunk, where it is held."""
+        """The chunk, if it is cached."""
         with self._lock:
             data = self._chunks.get((file, chunk))
             if data is not None:
@@ -30,7 +30,7 @@ class ChunkCache:
             return data
 
     def add(self, file: str, chunk: int, data: memoryview) -> None:
-        """Hold a chunk, and drop those that were not asked for for longest."""
+        """Cache a chunk, and drop the least recently used ones."""
         with self._lock:
             if (file, chunk) in self._chunks:
                 return
@@ -42,7 +42,7 @@ class ChunkCache:
 
 
 class RangedShard:
-    """One shard in a storage. Raises CheckpointError for a chunk that fails its checksum, StorageError where storage
+    """One shard in a storage. Raises CheckpointError for a chunk that fails its checksum, StorageError if storage
     does not answer. `tick`: called after each request."""
 
     def __init__(
@@ -75,8 +75,8 @@ class RangedShard:
             self._fetch(first, min(first + ahead, len(self._index.chunks)))
 
     def _chunk(self, chunk: int, last: int) -> memoryview:
-        """A checked chunk; where it has to be fetched, those up to `last` come along as far as they fit one request,
-        and further ones where the chunk before it was fetched before it."""
+        """A checked chunk. If it must be fetched, the chunks up to `last` are fetched with it as far as they fit one
+        request, and more if the previous chunk was fetched just before."""
         held = self._cache.get(self._file, chunk)
         if held is not None:
             return held

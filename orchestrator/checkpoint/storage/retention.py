@@ -1,6 +1,6 @@
-"""Which checkpoints may go. Pure."""
+"""Which checkpoints may be removed. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.format.checkpoint_manifest import Manifest
@@ -12,14 +12,14 @@ VALIDATION_LOSS = "validation_loss"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept: a checkpoint that any part of the rule names stays."""
+    """The retention rule: a checkpoint is kept if any part of the rule selects it."""
 
     keep_last: int
-    """The newest so many."""
+    """Number of the newest ones."""
     keep_every: int | None = None
-    """Those of steps that are multiples of this."""
+    """Steps that are multiples of this."""
     keep_best: int | None = None
-    """The so many with the lowest loss."""
+    """Number of those with the lowest loss."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
@@ -35,7 +35,7 @@ class Candidate:
     loss: float | None = None
     """Training loss of its step."""
     validation_loss: float | None = None
-    """Validation loss of its step, where one was measured at it."""
+    """Validation loss of its step, if it was measured there."""
 
     @classmethod
     def of(cls, step: int, manifest: Manifest | None) -> "Candidate":
@@ -48,8 +48,8 @@ class Candidate:
 def which_to_remove(candidates: Collection[Candidate], rule: Rule, valid_step: int | None) -> list[int]:
     """Steps to remove, newest first.
 
-    `valid_step` is the newest checkpoint known to hold, which is never removed. What is not finished goes where it is
-    older than the newest finished one: what is newer may be on its way.
+    `valid_step`: the newest checkpoint known to be valid, which is never removed. Unfinished ones are removed if they
+    are older than the newest finished one; newer ones may be in progress.
     """
     finished = sorted((c for c in candidates if c.finished), key=lambda c: -c.step)
     keep = {c.step for c in finished[: rule.keep_last]}
@@ -66,7 +66,7 @@ def which_to_remove(candidates: Collection[Candidate], rule: Rule, valid_step: i
 def best(candidates: Sequence[Candidate], count: int) -> list[int]:
     """Steps of the lowest loss, best first; of equal ones the newer.
 
-    By validation loss where any has one: the two losses cannot be compared, and the other ones are not ranked then.
+    By validation loss if any has one: the two losses cannot be compared, and those without are not ranked then.
     """
     measured = [(c.validation_loss, -c.step) for c in candidates if c.validation_loss is not None]
     if not measured:
@@ -74,7 +74,7 @@ def best(candidates: Sequence[Candidate], count: int) -> list[int]:
     return [-step for _, step in sorted(measured)[:count]]
 
 
-def _number(values: dict[str, object], key: str) -> float | None:
+def _number(values: Mapping[str, object], key: str) -> float | None:
     value = values.get(key)
     # NaN is what no comparison is true of.
     return float(value) if isinstance(value, int | float) and value == value else None

@@ -1,6 +1,6 @@
-"""Where checkpoints lie: a directory, or a bucket. Named files under named checkpoints, and nothing more.
+"""Storage of checkpoints: a directory or a bucket, with named files under named checkpoints.
 
-A file is there whole or not at all: directories get a temporary name, fsync and rename, buckets show an object only
+A file appears complete or not at all: directories get a temporary name, fsync and rename, buckets show an object only
 when its upload is complete. Errors are one type, with a `StorageFault` that callers can react to.
 """
 
@@ -17,19 +17,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.atomic_files import locked
+from orchestrator.atomic_files import locked, sync_path
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
+from orchestrator.spec.resources import BUCKET_SCHEMES
 
-SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 _SAFE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PROBE = "writable"
 
 
 class StorageFault(StrEnum):
-    """Why storage did not do what was asked."""
+    """Why a storage operation failed."""
 
     FULL = "full"
     """No space, or over quota."""
@@ -50,13 +50,13 @@ class StorageFault(StrEnum):
 _HINTS = {
     StorageFault.FULL: "free some space, or lower checkpoint.keep_last",
     StorageFault.UNREACHABLE: "check the network and the endpoint (AWS_ENDPOINT_URL for S3)",
-    StorageFault.DENIED: "check the credentials in the environment, and what they allow",
-    StorageFault.MISSING: "create the bucket or container first; checkpoints make everything below it",
+    StorageFault.DENIED: "check the credentials in the environment and their permissions",
+    StorageFault.MISSING: "create the bucket or container first; everything below it is created as needed",
 }
 
 
 class StorageError(CheckpointError):
-    """Storage failed: the checkpoint itself may be as good as ever, where there is one."""
+    """Storage failed; the checkpoint itself may be valid."""
 
     def __init__(self, message: str, fault: StorageFault, hint: str | None = None) -> None:
         super().__init__(message, hint or fault.hint)
@@ -70,23 +70,23 @@ class Storage(Protocol):
     """
 
     def place(self, name: str = "") -> str:
-        """The directory or URL, of a checkpoint where one is named: for people, and for `open_storage`."""
+        """The directory or URL of the storage, or of a named checkpoint: for messages and for `open_storage`."""
 
     def names(self) -> list[str]:
-        """What lies here, checkpoints or not; nothing where the place does not exist yet."""
+        """The names of everything here, checkpoints or not; empty if the place does not exist yet."""
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The finished files of a checkpoint and their bytes; empty where there is none."""
+        """The finished files of a checkpoint and their bytes; empty if there is none."""
 
     def read(self, name: str, file: str) -> bytes:
-        """A small file, whole."""
+        """The content of a small file."""
 
     def read_into(self, name: str, file: str, offset: int, out: memoryview) -> None:
         """Fill `out` (bytes) from byte `offset` on."""
 
     def put(self, name: str, file: str, parts: Iterable[bytes | memoryview], size_bytes: int) -> None:
-        """Write a file of `size_bytes`, the parts one after the other: whole and durable when this returns,
-        not there when it raises. What iterating `parts` raises comes through. Replaces a file of that name."""
+        """Write a file of `size_bytes`, the parts one after the other: complete and durable on return, absent if it
+        raises. Exceptions of iterating `parts` are passed on. Replaces a file of that name."""
 
     def read_version(self, name: str, file: str) -> tuple[bytes, str]:
         """A small file, whole, and what tells its present content from any other, for `put_if`."""
@@ -96,7 +96,7 @@ class Storage(Protocol):
         `version`; whether it was written. Of several processes that try the same at once, one succeeds."""
 
     def remove_file(self, name: str, file: str) -> None:
-        """Remove a file; nothing where there is none."""
+        """Remove a file if it exists."""
 
     def remove(self, name: str, first: str, tick: Tick = no_tick) -> None:
         """Remove a checkpoint, the file `first` before all others: cut short, what is left is no checkpoint. `tick`:
@@ -156,8 +156,8 @@ class LocalStorage:
                 with contextlib.suppress(OSError):  # the error that brought us here is on its way up
                     temporary.unlink(missing_ok=True)
                 raise
-            _sync(path.parent)
-            _sync(self.root)
+            sync_path(path.parent)
+            sync_path(self.root)
 
     def read_version(self, name: str, file: str) -> tuple[bytes, str]:
         data = self.read(name, file)
@@ -193,7 +193,7 @@ class StorageLimits:
 
     connect_s: float = 5.0
     request_s: float = 30.0
-    """One request, its body included: at 8 MiB a part, slower than 0.3 MB/s is as good as unreachable."""
+    """One request, its body included: at 8 MiB a part, less than 0.3 MB/s counts as unreachable."""
     retries: int = 5
     """Further attempts after an error that may pass."""
     retry_s: float = 45.0
@@ -206,23 +206,23 @@ def is_url(place: str) -> bool:
 
 
 def open_storage(place: str | Path, limits: StorageLimits | None = None) -> Storage:
-    """The storage at a directory or an s3://, gs:// or az:// URL. Contacts nobody.
+    """The storage at a directory or an s3://, gs:// or az:// URL. Makes no connection.
 
-    Credentials come from the environment and nowhere else. Raises UsageError for any
-    other scheme, a URL without a bucket or with credentials or options in it, and where credentials are missing.
+    Credentials come only from the environment. Raises UsageError for any other scheme, a URL without a bucket or with
+    credentials or options in it, and if credentials are missing.
     """
     match = _URL.fullmatch(str(place))
     if match is None:
         return LocalStorage(Path(place))
     scheme, rest = match[1], match[2]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://bucket/path" for name in SCHEMES)
+    if scheme not in BUCKET_SCHEMES:
+        known = ", ".join(f"{name}://bucket/path" for name in BUCKET_SCHEMES)
         raise UsageError(f"checkpoints cannot be kept at {scheme}://", hint=f"use a directory, or one of {known}")
     bucket, _, prefix = rest.partition("/")
     if not bucket or re.search(r"[?#@\s]", rest):
         raise UsageError(
-            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and no more",
-            hint=f"for example {scheme}://bucket/path; credentials belong into the environment",
+            f"a {scheme}:// URL of checkpoints needs a bucket and a path, and nothing else",
+            hint=f"for example {scheme}://bucket/path; credentials belong in the environment",
         )
     from orchestrator.checkpoint.storage.bucket import BucketStorage  # keeps the library off everybody else's path
 
@@ -239,20 +239,21 @@ def locate(place: str | Path) -> tuple[Storage, str]:
 
 
 def require_writable(storage: Storage) -> None:
-    """Write a small file and remove it: whoever trains for hours should know now. Raises StorageError."""
+    """Write a small file and remove it, so that a run does not fail only at its first checkpoint. Raises
+    StorageError."""
     storage.put(_PROBE, _PROBE, [b"ok"], 2)
     storage.remove(_PROBE, _PROBE)
 
 
 def checked(name: str) -> str:
-    """`name`, where it is a plain one: manifests name files, and a forged one must not reach out of its place."""
+    """`name` if it is a plain file name: a forged manifest must not name files outside of its directory."""
     if not _SAFE.fullmatch(name):
-        raise StorageError(f"{name!r} is no name of a checkpoint's file", StorageFault.OTHER)
+        raise StorageError(f"{name!r} is not a valid file name in a checkpoint", StorageFault.OTHER)
     return name
 
 
 def counted(parts: Iterable[bytes | memoryview], size_bytes: int, what: str) -> Iterator[bytes | memoryview]:
-    """The parts as they are; raises ValueError where they are not `size_bytes` in all."""
+    """The parts as they are; raises ValueError if they are not `size_bytes` in all."""
     done = 0
     for part in parts:
         done += len(part)
@@ -263,7 +264,7 @@ def counted(parts: Iterable[bytes | memoryview], size_bytes: int, what: str) -> 
 
 @contextlib.contextmanager
 def translated(path: str | Path, what: str) -> Iterator[None]:
-    """OSErrors of the block as StorageErrors that say which file could not be what: "read", "written"."""
+    """Context that raises OSErrors as StorageErrors with the file and the operation ("read", "written")."""
     try:
         yield
     except OSError as error:
@@ -322,19 +323,11 @@ def _created(path: Path, data: bytes) -> bool:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-    _sync(path.parent.parent)
+    sync_path(path.parent)
+    sync_path(path.parent.parent)
     return True
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
     while len(data):
         data = data[os.write(descriptor, data[: 1 << 30]) :]
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

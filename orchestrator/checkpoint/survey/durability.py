@@ -1,15 +1,15 @@
-"""What would be left of a run if a node were lost now. Pure, from what vaults and storage hold."""
+"""What would remain of a run if a node were lost now. Pure, from the contents of vaults and storage."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, whole_steps
+from orchestrator.json_values import JsonObject
 
 
 @dataclass(frozen=True)
 class VaultReport:
-    """What one node's vault answered when it was asked what it holds."""
+    """The answer of one node's vault to a survey."""
 
     node: str
     """Ray's id of the node."""
@@ -20,12 +20,12 @@ class VaultReport:
     memory_bytes: int = 0
     """Shared memory that it has taken, copies for peers included."""
     problem: str = ""
-    """Why a copy did not arrive, the last time one did not; empty where all did."""
+    """Why the last copy that failed did not arrive; empty if all arrived."""
 
 
 @dataclass(frozen=True)
 class ShardCopies:
-    """Where one rank's state lies: nodes."""
+    """The nodes that hold one rank's state."""
 
     rank: int
     own: tuple[str, ...]
@@ -46,41 +46,41 @@ class NodeLoss:
     answers: bool
     memory_bytes: int
     ranks: tuple[int, ...]
-    """Ranks whose own node it is."""
+    """Ranks that run on the node."""
     memory_step: int | None
-    """The step that could be restored from the other nodes' memory; None where none could."""
+    """The step that could be restored from the other nodes' memory; None if none could."""
     from_step: int
-    """What training would go on from: that, or storage's newest; 0 is the beginning."""
+    """The step that training would continue from: that, or the newest in storage; 0 is the beginning."""
     problem: str
 
 
 @dataclass(frozen=True)
 class Durability:
-    """How safe a run's state is at one moment. Steps are optimizer steps; None where a tier has none whole."""
+    """How safe a run's state is at one moment. Steps are optimizer steps; None if a tier has no complete one."""
 
     time_s: float
     """Unix time of the survey."""
     step: int
     """The last one finished."""
     own_step: int | None
-    """Newest step that is whole in the memory of the ranks' own nodes."""
+    """Newest step that is complete in the memory of the ranks' own nodes."""
     peers_step: int | None
-    """Newest step of which every rank's state is whole in the memory of another node."""
+    """Newest step of which every rank's state is complete in the memory of another node."""
     storage_step: int | None
-    """Newest whole checkpoint."""
+    """Newest complete checkpoint."""
     safe_step: int
-    """What training would go on from, at worst, after the loss of any one node; 0 is the beginning."""
+    """The step that training would continue from, at worst, after the loss of any one node; 0 is the beginning."""
     copies_step: int | None
     """The step that `shards` is about: of those in memory, the one with the most copies, the newest of these."""
     copies_min: int
-    """Copies of the shard that has the fewest, in memory; 0 where no step is whole."""
+    """Copies in memory of the shard that has the fewest; 0 if no step is complete."""
     shards: tuple[ShardCopies, ...]
     nodes: tuple[NodeLoss, ...]
     planned_bytes: int | None
     """Most that the vault of one node is expected to take, recoveries apart."""
     memory_kept_s: float
-    """How long the vaults keep what they have once nobody drives the run; 0: they end with the driver."""
-    node_loss: dict[str, Any] | None = None
+    """How long the vaults keep their state without a driver; 0: they end with the driver."""
+    node_loss: Mapping[str, float] | None = None
     """What the loss of a node would cost at this size: `repeated_steps`, `repeated_s`, `read_s`, `copied_s`."""
     over_s: float | None = None
     """Unix time at which the driver left; None while it drives."""
@@ -97,17 +97,20 @@ class Durability:
         """Nodes without which nothing could be restored from memory."""
         return tuple(node.node for node in self.nodes if node.memory_step is None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """`durability.json`; see `docs/files.md`."""
-        value = asdict(self)
-        for shard, found in zip(value["shards"], self.shards, strict=True):
-            shard["copies"] = found.copies
-        return {**value, "steps_at_risk": self.steps_at_risk, "unrecoverable": list(self.unrecoverable)}
+        shards = [{**asdict(shard), "copies": shard.copies} for shard in self.shards]
+        return {
+            **asdict(self),
+            "shards": shards,
+            "steps_at_risk": self.steps_at_risk,
+            "unrecoverable": list(self.unrecoverable),
+        }
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a survey of the vaults does not tell."""
+    """Facts that a survey of the vaults does not contain."""
 
     time_s: float
     step: int

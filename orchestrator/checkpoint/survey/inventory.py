@@ -1,4 +1,4 @@
-"""What the vaults hold between them, and what follows. Pure."""
+"""What the vaults hold together, and which steps can be restored from it. Pure."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Holding:
-    """One rank's state of one step, whole, in one vault."""
+    """One rank's complete state of one step in one vault."""
 
     vault: str
     """Address of the vault."""
@@ -22,7 +22,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class WholeStep:
-    """A step that every rank's state is there of."""
+    """A step whose state is complete: every rank's state is in a vault."""
 
     generation: int
     step: int
@@ -32,7 +32,7 @@ class WholeStep:
 
     @property
     def copies(self) -> int:
-        """Of the rank that has the fewest."""
+        """Copies of the rank that has the fewest."""
         return min(len(vaults) for vaults in self.places)
 
 
@@ -50,10 +50,10 @@ def whole_steps(holdings: Collection[Holding]) -> list[WholeStep]:
 
 
 def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> WholeStep | None:
-    """What to go on from: a generation goes on from where the one before ended, so the furthest generation wins.
+    """The state to continue from: a generation continues where the previous one ended, so the latest generation wins.
 
-    `recorded`: the last step whose report has arrived at the driver. A later one may be whole, its report lost with
-    whoever was to pass it on: it is made again, for the record, where an earlier one is there to do so.
+    `recorded`: the last step whose report has arrived at the driver. A later step may be complete although its report
+    was lost with the worker that sent it: it is recomputed for the record if an earlier state exists.
     """
     steps = whole_steps(holdings)
     on_record = [whole for whole in steps if recorded is None or whole.step <= recorded]
@@ -61,7 +61,8 @@ def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> 
 
 
 def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:
-    """For each vault, the step that could still be restored from memory if its node were lost; None where nothing."""
+    """For each vault, the step that could still be restored from memory if its node were lost; None if no step
+    could."""
     vaults = sorted({held.vault for held in holdings})
     left: dict[str, int | None] = {}
     for vault in vaults:
@@ -72,39 +73,107 @@ def unrecoverable_nodes(holdings: Collection[Holding]) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class NodePlace:
-    """A node as far as choosing peers goes. `labels` are the node's own, e.g. rack or zone."""
+    """A node, for the choice of peers."""
 
     name: str
-    labels: Mapping[str, str]
+    domain: str | None
+    """Nodes of one failure domain (a rack, a zone) are likely to be lost together; None: not known."""
 
 
-SPREAD_LABELS = ("ray.io/availability-zone", "ray.io/availability-region", "zone", "rack")
-"""Labels of which a peer should have another value; the more of them differ, the better."""
+MOST_COPIES = 2
+"""A node keeps at most this many times as many copies as it has copies elsewhere, so that a small domain does not have
+to hold the state of a large one."""
 
 
 def choose_peers(
     nodes: Sequence[NodePlace], replicas: int, doomed: Collection[str] = frozenset()
 ) -> dict[str, tuple[str, ...]]:
-    """For each node the nodes that keep copies of its state: never itself, other racks and zones first, evenly.
+    """For each node the nodes that keep copies of its state: never itself, other failure domains first, evenly.
 
-    `doomed` ones, which are about to go, only where there are no others: better there than nowhere.
-    The nodes are a ring; each takes, of those that differ most from it, the next ones that keep the fewest copies.
+    `doomed` nodes, which are about to go, are chosen only if there is no other. The nodes form a ring in which domains
+    alternate. Each takes the next nodes that keep the fewest copies, of domains that hold nothing of it yet.
     """
-    kept = dict.fromkeys((node.name for node in nodes), 0)
+    ring = _interleaved(nodes)
+    kept = {node.name: 0 for node in ring}
     chosen: dict[str, tuple[str, ...]] = {}
-    for position, node in enumerate(nodes):
-        others = [nodes[(position + distance) % len(nodes)] for distance in range(1, len(nodes))]
-        ranked = sorted(
-            enumerate(others),
-            key=lambda entry: (entry[1].name in doomed, -_distance(node, entry[1]), kept[entry[1].name], entry[0]),
-        )
-        chosen[node.name] = tuple(other.name for _, other in ranked[:replicas])
-        for name in chosen[node.name]:
-            kept[name] += 1
-    return chosen
+    for position, node in enumerate(ring):
+        others = [*ring[position + 1 :], *ring[:position]]
+        taken: list[NodePlace] = []
+        for _ in range(min(replicas, len(others))):
+            peer = _best_peer(node, others, taken, kept, MOST_COPIES * replicas, doomed)
+            taken.append(peer)
+            kept[peer.name] += 1
+        chosen[node.name] = tuple(peer.name for peer in taken)
+    return {node.name: chosen[node.name] for node in nodes}
 
 
-def _distance(one: NodePlace, other: NodePlace) -> int:
-    """Number of labels in which two nodes are known to differ."""
-    labels = [label for label in SPREAD_LABELS if label in one.labels and label in other.labels]
-    return sum(one.labels[label] != other.labels[label] for label in labels)
+def _interleaved(nodes: Sequence[NodePlace]) -> list[NodePlace]:
+    """In the order that they have within their domains, so that neighbours are of different ones."""
+    before: dict[str | None, int] = defaultdict(int)
+    ranked = []
+    for node in nodes:
+        ranked.append((before[node.domain], node))
+        before[node.domain] += 1
+    return [node for _, node in sorted(ranked, key=lambda entry: entry[0])]
+
+
+def _best_peer(
+    node: NodePlace,
+    others: Sequence[NodePlace],
+    taken: Sequence[NodePlace],
+    kept: Mapping[str, int],
+    most: int,
+    doomed: Collection[str],
+) -> NodePlace:
+    """The next of `others`, in their order, that is best for a copy beside those that are `taken`."""
+    used = {peer.domain for peer in taken}
+    names = {peer.name for peer in taken}
+    apart = any(other.domain not in (None, node.domain) for other in others) and node.domain is not None
+    fewest = min(kept[other.name] for other in others if other.name not in names)
+    ideal = (False, False, not apart, False, fewest)
+    best: tuple[tuple[bool, bool, bool, bool, int], NodePlace] | None = None
+    for other in others:
+        if other.name in names:
+            continue
+        known = other.domain is not None and node.domain is not None
+        same = not known or other.domain == node.domain
+        count = kept[other.name]
+        rank = (other.name in doomed, count >= most, same, known and other.domain in used, count)
+        if best is None or rank < best[0]:
+            best = rank, other
+            if rank == ideal:
+                break
+    assert best is not None  # there are more others than copies
+    return best[1]
+
+
+DEFAULT_DOMAINS = ("rack", "zone")
+"""Labels that may name a failure domain, in this order. They are made by `clusters.node_labels`."""
+
+
+def failure_domains(labels: Mapping[str, Mapping[str, str]], asked: str | None) -> dict[str, str]:
+    """The failure domain of each node that has one, from the nodes' labels by id.
+
+    The domain is the value of the label that is `asked` for, else of the first of `DEFAULT_DOMAINS`, that has at least
+    two values among these nodes. Racks of different zones are different racks, whatever their names.
+    """
+    for key in (asked,) if asked is not None else DEFAULT_DOMAINS:
+        found = {node: of_node[key] for node, of_node in labels.items() if of_node.get(key)}
+        if key == "rack":
+            found = {node: f"{labels[node].get('zone', '')}/{rack}" for node, rack in found.items()}
+        if len(set(found.values())) > 1:
+            return found
+    return {}
+
+
+def domain_warning(labels: Mapping[str, Mapping[str, str]], asked: str | None) -> str | None:
+    """Why copies cannot be spread over the failure domains that a job asks for; None if they can."""
+    if asked is None or failure_domains(labels, asked):
+        return None
+    values = {of_node[asked] for of_node in labels.values() if of_node.get(asked)}
+    if values:
+        why = f"all nodes that have the label have the value {values.pop()!r}"
+    else:
+        there = sorted({name for of_node in labels.values() for name in of_node})
+        why = f"no node has the label; the nodes have {', '.join(there) or 'none'}"
+    return f"checkpoint.failure_domain: {asked}: {why}. Copies of the state are spread over nodes only"

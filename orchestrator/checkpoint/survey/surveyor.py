@@ -1,14 +1,21 @@
-"""Ask a run's vaults what they hold, every few seconds, in threads that the driver's loop never waits for."""
+"""Surveys a run's vaults every few seconds, in threads that the driver's loop never waits for."""
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.checkpoint.memory.frames import (
+    InventoryAnswer,
+    InventoryRequest,
+    ReportsAnswer,
+    ReportsRequest,
+    decode,
+)
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import Holding
+from orchestrator.json_values import JsonObject
 from orchestrator.lasting_thread import LastingThread
 
 SURVEY_S = 2.0
@@ -27,8 +34,8 @@ class VaultContact:
     token: str = field(repr=False)
 
 
-def holdings(address: str, answer: dict[str, Any]) -> tuple[Holding, ...]:
-    """What a vault's answer to `inventory` says that it holds."""
+def holdings(address: str, answer: JsonObject) -> tuple[Holding, ...]:
+    """The holdings in a vault's answer to `inventory`."""
     return tuple(
         Holding(
             vault=address,
@@ -39,7 +46,7 @@ def holdings(address: str, answer: dict[str, Any]) -> tuple[Holding, ...]:
             own=item["own"],
             size_bytes=item["bytes"],
         )
-        for item in answer["held"]
+        for item in decode(InventoryAnswer, answer)["held"]
     )
 
 
@@ -47,12 +54,12 @@ def ask_reports(contact: VaultContact, after: int) -> list[bytes]:
     """Reports that a vault keeps of the steps after one. Raises OSError."""
     channel = Channel.connect(contact.address, contact.token, ASK_TIMEOUT_S)
     try:
-        answer, count = channel.ask({"do": "reports", "after": after})
+        answer, count = channel.ask(ReportsRequest(do="reports", after=after))
         data = channel.take(count)
     finally:
         channel.close()
     found, first = [], 0
-    for size in answer["sizes"]:
+    for size in decode(ReportsAnswer, answer)["sizes"]:
         found.append(data[first : first + size])
         first += size
     return found
@@ -67,7 +74,7 @@ class Surveyor:
         take: Callable[[Sequence[VaultReport]], None],
         interval_s: float = SURVEY_S,
     ) -> None:
-        """`contacts` says whom to ask, `take` gets the answers; both are called from another thread."""
+        """`contacts` returns the vaults to ask, `take` gets the answers; both are called from another thread."""
         self._contacts, self._take, self._interval_s = contacts, take, interval_s
         self._channels: dict[str, Channel] = {}
         self._over = threading.Event()
@@ -75,7 +82,7 @@ class Surveyor:
         self._thread = LastingThread("survey", self._go_round)
 
     def close(self) -> None:
-        """Stop; waits for the round that goes on, for `CLOSE_S` at most."""
+        """Stop; waits for the present round, at most `CLOSE_S`."""
         self._over.set()
         self._pool.shutdown(wait=self._thread.join(CLOSE_S), cancel_futures=True)
         for channel in self._channels.values():
@@ -92,22 +99,22 @@ class Surveyor:
         return True
 
     def _answer(self, contact: VaultContact) -> VaultReport:
-        """One report. What a vault says that makes no sense is its problem, not the others'."""
+        """One report. An invalid answer of a vault does not affect the others."""
         try:
             return self._ask(contact)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"its answer makes no sense: {type(error).__name__}: {error}"
+        except ValueError as error:
+            problem = f"its answer is invalid: {error}"
             return VaultReport(contact.node, contact.address, answers=False, problem=problem)
 
     def _ask(self, contact: VaultContact) -> VaultReport:
-        """One answer. A connection that was good and broke is made anew once."""
+        """One answer. A broken connection is opened again once."""
         for _ in range(2):
             channel = self._channels.pop(contact.address, None)
             fresh = channel is None
             try:
                 if channel is None:
                     channel = Channel.connect(contact.address, contact.token, ASK_TIMEOUT_S)
-                answer, _ = channel.ask({"do": "inventory"})
+                answer, _ = channel.ask(InventoryRequest(do="inventory"))
             except OSError as error:
                 if channel is not None:
                     channel.close()
@@ -115,8 +122,6 @@ class Surveyor:
                     return VaultReport(contact.node, contact.address, answers=False, problem=f"no answer: {error}")
                 continue
             self._channels[contact.address] = channel
-            held = holdings(contact.address, answer)
-            return VaultReport(
-                contact.node, contact.address, True, held, int(answer["memory_bytes"]), str(answer["problem"])
-            )
+            held, said = holdings(contact.address, answer), decode(InventoryAnswer, answer)
+            return VaultReport(contact.node, contact.address, True, held, said["memory_bytes"], said["problem"])
         return VaultReport(contact.node, contact.address, answers=False, problem="no answer")

@@ -1,4 +1,4 @@
-"""`convoy checkpoint`: what a run has saved, whether it is whole, making room, and DeepSpeed's format."""
+"""`convoy checkpoint`: list, verify, remove and convert a run's checkpoints."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def checkpoint() -> None:
 @home_option
 @json_option
 def list_(run: str, home: Path, as_json: bool) -> None:
-    """List a run's checkpoints, newest first, as far as manifests and file sizes tell.
+    """List a run's checkpoints, newest first. Only manifests and file sizes are checked.
 
     \b
     Examples:
@@ -60,14 +60,14 @@ def list_(run: str, home: Path, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: bool) -> None:
-    """Read checkpoints whole and check every checksum, and that each tensor is there in full.
+    """Read checkpoints completely: check every checksum, and that every tensor is complete.
 
     \b
     Examples:
       convoy checkpoint verify last
       convoy checkpoint verify quickstart --step 150
 
-    Exit codes: 0 all are whole; 1 one is damaged, or there is none.
+    Exit codes: 0 all are complete; 1 one is damaged, or there is none.
     """
     from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, silent, verify_checkpoint
     from orchestrator.store.checkpoint_places import checkpoint_storage
@@ -89,7 +89,7 @@ def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: 
             problem = error.message
         checked.append((entry, problem))
         if not as_json:
-            click.echo(_line(entry, problem, good="whole"))
+            click.echo(_line(entry, problem, good="complete"))
     if as_json:
         click.echo(json.dumps([{**_value(entry), "problem": problem} for entry, problem in checked], indent=2))
     elif not checked:
@@ -99,13 +99,15 @@ def verify(ctx: click.Context, run: str, step: int | None, home: Path, as_json: 
 
 @checkpoint.command()
 @run_argument
-@click.option("--keep-last", type=click.IntRange(min=1), required=True, help="How many of the newest stay.")
-@click.option("--keep-every", type=click.IntRange(min=1), metavar="STEPS", help="Multiples of so many steps stay too.")
-@click.option("--keep-best", type=click.IntRange(min=1), help="So many of the lowest loss stay too.")
+@click.option("--keep-last", type=click.IntRange(min=1), required=True, help="Keep this many of the newest.")
+@click.option(
+    "--keep-every", type=click.IntRange(min=1), metavar="STEPS", help="Also keep steps that are multiples of this."
+)
+@click.option("--keep-best", type=click.IntRange(min=1), help="Also keep this many with the lowest loss.")
 @home_option
 @json_option
 def prune(run: str, keep_last: int, keep_every: int | None, keep_best: int | None, home: Path, as_json: bool) -> None:
-    """Remove a run's old checkpoints. The newest whole one always stays.
+    """Remove a run's old checkpoints. The newest complete one is always kept.
 
     \b
     Examples:
@@ -119,7 +121,7 @@ def prune(run: str, keep_last: int, keep_every: int | None, keep_best: int | Non
     record = _read(run, home)
     if record.active:
         raise UsageError(
-            f"run {record.id} is going on, and keeps its checkpoints by its own rule",
+            f"run {record.id} is active and applies its own retention rule",
             hint="set checkpoint.keep_last, keep_every and keep_best in its job file, or stop it first",
         )
     gone = retain(checkpoint_storage(record.layout), Rule(keep_last, keep_every, keep_best))
@@ -132,21 +134,23 @@ def prune(run: str, keep_last: int, keep_every: int | None, keep_best: int | Non
 @checkpoint.command()
 @click.argument("source", metavar="RUN|DIR", shell_complete=complete_run)
 @click.option(
-    "--to-deepspeed", type=click.Path(path_type=Path), metavar="DIR", help="Write a universal checkpoint there."
+    "--to-deepspeed", type=click.Path(path_type=Path), metavar="DIR", help="Write a universal checkpoint to DIR."
 )
 @click.option(
-    "--to-convoy", type=click.Path(path_type=Path), metavar="DIR", help="Take one of DeepSpeed's; DIR/step-N."
+    "--to-convoy", type=click.Path(path_type=Path), metavar="DIR", help="Convert one of DeepSpeed's to DIR/step-N."
 )
-@click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step of a run. Default: the newest whole.")
+@click.option(
+    "--step", type=click.IntRange(min=0), help="Checkpoint of this step of a run. Default: the newest complete one."
+)
 @click.option(
     "--adam",
     type=click.Choice(["torch", "deepspeed"]),
     default="torch",
     show_default=True,
-    help="Whose Adam will load it: torch's (torch_adam: true), or DeepSpeed's FusedAdam or CPUAdam.",
+    help="The Adam that will load it: torch's (torch_adam: true), or DeepSpeed's FusedAdam or CPUAdam.",
 )
 @click.option(
-    "--position", type=click.IntRange(min=0), help="With --to-convoy: sample the next step begins with. Default: 0."
+    "--position", type=click.IntRange(min=0), help="With --to-convoy: the first sample of the next step. Default: 0."
 )
 @home_option
 @json_option
@@ -160,11 +164,11 @@ def convert(
     home: Path,
     as_json: bool,
 ) -> None:
-    """Give and take DeepSpeed's universal checkpoints.
+    """Convert to and from DeepSpeed's universal checkpoints.
 
     --to-deepspeed writes a checkpoint that a plain DeepSpeed script loads at ZeRO stage 1, 2 or 3 and any number of
     ranks: {"checkpoint": {"load_universal": true}} in its config, and engine.load_checkpoint(DIR).
-    --to-convoy takes the directory that DeepSpeed's ds_to_universal.py wrote.
+    --to-convoy reads the directory that DeepSpeed's ds_to_universal.py wrote.
 
     \b
     Examples:
@@ -174,17 +178,22 @@ def convert(
       python -m orchestrator.train.standalone job.yaml --resume taken/step-00000200
     """
     if (to_deepspeed is None) == (to_convoy is None):
-        raise UsageError("name one direction", hint="--to-deepspeed DIR gives, --to-convoy DIR takes")
+        raise UsageError(
+            "expected one of --to-deepspeed and --to-convoy",
+            hint="--to-deepspeed DIR writes DeepSpeed's format, --to-convoy DIR reads it",
+        )
     if to_deepspeed is not None:
         if position is not None:
-            raise UsageError("--position is for --to-convoy: DeepSpeed has no place for it", hint="leave it out")
+            raise UsageError("--position needs --to-convoy: DeepSpeed's format cannot store it", hint="leave it out")
         _quiet_deepspeed()
         from orchestrator.train.convert.to_deepspeed import to_deepspeed as give
 
         converted = give(_checkpoint_place(source, step, home), to_deepspeed, cast("Adam", adam))
     else:
         if step is not None:
-            raise UsageError("--step chooses among a run's checkpoints", hint="name the directory of the one to take")
+            raise UsageError(
+                "--step chooses among a run's checkpoints", hint="give the directory of the checkpoint to convert"
+            )
         _quiet_deepspeed()
         from orchestrator.train.convert.from_deepspeed import from_deepspeed as take
 
@@ -194,7 +203,7 @@ def convert(
 
 
 def _quiet_deepspeed() -> None:
-    """Import it before others do: left to itself it probes for devices and prints what it found to stdout."""
+    """Import it first: when others import it, it probes for devices and prints what it found to stdout."""
     from orchestrator.train.engine.engine import import_deepspeed
 
     import_deepspeed("cpu")
@@ -226,7 +235,7 @@ def _checkpoint_place(source: str, step: int | None, home: Path) -> str:
 
     if (Path(source) / MANIFEST).is_file():
         if step is not None:
-            raise UsageError(f"{source} is one checkpoint: there are no steps to choose from", hint="drop --step")
+            raise UsageError(f"{source} is one checkpoint: there are no steps to choose from", hint="leave --step out")
         return source
     try:
         record = _read(source, home)
@@ -235,7 +244,7 @@ def _checkpoint_place(source: str, step: int | None, home: Path) -> str:
             raise
         raise UsageError(
             f"{source} is neither a run nor a checkpoint of Convoy: it has no {MANIFEST}",
-            hint="name a run or a directory step-NNNNNNNN; --to-convoy takes DeepSpeed's",
+            hint="give a run or a directory step-NNNNNNNN; --to-convoy reads DeepSpeed's",
         ) from error
     storage = checkpoint_storage(record.layout)
     found = list_checkpoints(storage)
@@ -245,9 +254,9 @@ def _checkpoint_place(source: str, step: int | None, home: Path) -> str:
             known = ", ".join(str(entry.step) for entry in found) or "none"
             raise UsageError(f"run {record.id} has no checkpoint of step {step}", hint=f"it has: {known}")
         return named[0]
-    newest = newest_valid(storage, lambda place, why: click.echo(f"warning: passed over {place}: {why}", err=True))
+    newest = newest_valid(storage, lambda place, why: click.echo(f"warning: skipped {place}: {why}", err=True))
     if newest is None:
-        raise UsageError(f"run {record.id} has no whole checkpoint", hint="convoy checkpoint verify says why")
+        raise UsageError(f"run {record.id} has no complete checkpoint", hint="convoy checkpoint verify says why")
     return newest.place
 
 

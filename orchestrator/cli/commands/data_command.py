@@ -1,4 +1,4 @@
-"""`convoy data`: prepare a job's data ahead; prove what a run consumed."""
+"""`convoy data`: prepare a job's data ahead of time, and prove what a run consumed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Prepare data; prove what a run consumed.
+    """Prepare data, and prove what a run consumed.
 
     \b
     Examples:
@@ -37,14 +37,16 @@ def data() -> None:
     metavar="KEY=VALUE",
     help="Override a field, e.g. data.packing=false. Repeatable.",
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Processes; 0: none but this one. Default: one per CPU.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Number of processes; 0: only this one. Default: one per CPU."
+)
 @home_option
 @json_option
 def prepare(job: Path, overrides: tuple[str, ...], workers: int | None, home: Path, as_json: bool) -> None:
     """Read, tokenise and cache the data of a job, without Ray and without training.
 
-    `convoy run` does the same when it starts, and then finds the work done. A preparation that was
-    interrupted goes on where it stopped.
+    `convoy run` does the same when it starts, and uses what is already prepared. A preparation that was
+    interrupted continues where it stopped.
 
     \b
     Examples:
@@ -76,7 +78,7 @@ def _counts(manifest: "DataManifest") -> str:
         left_out = [f"{source.bad_records:,} unreadable"] if source.bad_records else []
         left_out += [f"{source.empty_documents:,} empty"] if source.empty_documents else []
         lines.append(f"  {source.name}: {kept}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
-    cut = "packed" if manifest.packing else "one document a sample"
+    cut = "packed" if manifest.packing else "one document per sample"
     lines.append(
         f"  train: {manifest.train_samples:,} samples of {manifest.sequence_length} ({cut}),"
         f" {manifest.train_tokens:,} tokens of a vocabulary of {manifest.vocab_size:,}"
@@ -98,8 +100,8 @@ def verify(ctx: click.Context, run: str, home: Path, as_json: bool) -> None:
     """Prove what a run consumed.
 
     Replays the recorded steps: computes which samples each step had to feed, reads their tokens again, and
-    compares with the digest recorded from what was fed. Then counts: each sample of each epoch exactly once.
-    A run that went on with other data (--accept-changes) is proved part by part.
+    compares them with the digest that was recorded of what was fed. Then checks that each sample of each epoch was
+    used exactly once. A run that continued with other data (--accept-changes) is proved part by part.
 
     \b
     Examples:
@@ -121,15 +123,15 @@ def _text(run: str, proof: "Proof") -> str:
     lines = [f"run {run}, data {proof.fingerprint}"]
     lines.append(f"  {proof.steps:,} steps replayed: {proof.samples:,} samples, {proof.tokens:,} tokens")
     if proof.superseded:
-        lines.append(f"  {proof.superseded:,} recorded steps were computed again after a resume, and do not count")
+        lines.append(f"  {proof.superseded:,} recorded steps were recomputed after a resume and do not count")
     for index, part in enumerate(proof.parts):
         if len(proof.parts) > 1:
             lines.append(f"  steps {part.first_step:,} to {part.last_step:,}: data {part.fingerprint}")
         lines += [f"  {_use_text(use)}" for use in proof.epochs if use.part == index]
     if proof.skips:
         lines.append(
-            f"  left out: {proof.skipped_samples:,} samples; with the {proof.samples:,} fed they are the"
-            f" {proof.end_position:,} that the order has up to there"
+            f"  left out: {proof.skipped_samples:,} samples; together with the {proof.samples:,} fed samples they are"
+            f" the {proof.end_position:,} positions up to the last step"
         )
         lines += [f"    {_skip_text(skip)}" for skip in proof.skips]
     return "\n".join([*lines, *_verdict(proof)])
@@ -140,7 +142,7 @@ def _use_text(use: "EpochUse") -> str:
     faults = f", {use.duplicates} twice" if use.duplicates else ""
     faults += f", {use.missing} missing" if use.missing else ""
     faults += f", {use.skipped:,} left out" if use.skipped else ""
-    faults += f", {use.before:,} never: their turn was before this data" if use.before else ""
+    faults += f", {use.before:,} never: their positions came before this data" if use.before else ""
     return f"{use.source}, epoch {use.epoch}: {use.used:,} of {use.of:,} samples once, {state}{faults}"
 
 
@@ -148,25 +150,25 @@ def _verdict(proof: "Proof") -> list[str]:
     """What is proved, and what is not."""
     if proof.mismatch is not None:
         others = [
-            f"steps {part.first_step:,} to {part.last_step:,}: nothing can be said: {part.problem}"
+            f"steps {part.first_step:,} to {part.last_step:,}: cannot be checked: {part.problem}"
             for part in proof.parts
             if part.problem
         ]
         return [*others, f"NOT PROVED: step {proof.mismatch.step}: {proof.mismatch.what}"]
-    aside = "" if not proof.skips else ", those left out aside,"
+    aside = "" if not proof.skips else ", except those left out,"
     if len(proof.parts) == 1:
-        return [f"PROVED: every sample of every epoch{aside} was used exactly once, with the tokens it should have"]
+        return [f"PROVED: every sample of every epoch{aside} was used exactly once, with the right tokens"]
     changed = ", ".join(f"{part.first_step:,}" for part in proof.parts[1:])
     return [
-        f"warning: the run went on with other data from step {changed} (accepted: `convoy show` says what); a text"
-        " that is in both is not known again, and may have been used in each",
-        f"PROVED PART BY PART: every step was fed the samples{aside} that lie at its positions in the order of the data"
-        " of its part, none of them twice in an epoch, with the tokens it should have",
+        f"warning: the run continued with other data from step {changed} (accepted; `convoy show` lists the changes); a"
+        " text that is in both may have been used in each part",
+        f"PROVED PART BY PART: every step was fed the samples{aside} at its positions in the order of the data of its"
+        " part, none of them twice in an epoch, with the right tokens",
     ]
 
 
 def _skip_text(skip: "Skip") -> str:
     where = f"[{skip.first:,}, {skip.end:,})"
     if skip.fault is None:
-        return f"{where}: from the start, as asked"
-    return f"{where}: {formatting.when(skip.time_s)}, {skip.fault.text}; went on from step {skip.from_step}"
+        return f"{where}: from the start, as requested"
+    return f"{where}: {formatting.when(skip.time_s)}, {skip.fault.text}; continued from step {skip.from_step}"

@@ -1,4 +1,4 @@
-"""`convoy doctor`: what this machine and cluster can do, what is missing and how to get it."""
+"""`convoy doctor`: check this machine and a cluster; report what is missing and how to get it."""
 
 import json
 import os
@@ -26,15 +26,15 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗",
 
 
 @click.command()
-@click.option("--address", metavar="HOST:PORT", help="Check this Ray cluster too.")
-@click.option("--fast", is_flag=True, help="Leave out what takes seconds: the engine, the network.")
+@click.option("--address", metavar="HOST:PORT", help="Also check this Ray cluster.")
+@click.option("--fast", is_flag=True, help="Skip the checks that take seconds: the engine and the network.")
 @home_option
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, fast: bool, home: Path, as_json: bool) -> None:
-    """What this machine and cluster can do, what is missing and how to get it.
+    """Check this machine and a cluster: report what works, what is missing and how to get it.
 
-    Exit code 1 where something is missing that training cannot do without.
+    Exit code 1 if something is missing that training needs.
 
     \b
     Examples:
@@ -101,7 +101,7 @@ def _waiting(what: str, show: bool) -> Any:
 
 
 def _run_facts(command: list[str], timeout_s: float) -> dict[str, Any]:
-    """The JSON object a module of facts prints; `{"error": ...}` where it did not."""
+    """The JSON object a module of facts prints; `{"error": ...}` if it did not."""
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
@@ -136,7 +136,7 @@ def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
         return
     yield from _gpu_checks(facts["cuda"], present)
     if "accelerator" in facts:
-        yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads a process")
+        yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads per process")
     uses = {
         "cpu_adam": "zero.offload_optimizer on the CPU",
     }
@@ -171,7 +171,7 @@ def _gpu_checks(cuda: dict[str, Any], present: int) -> Iterator[Check]:
 
 
 def _nvidia() -> Iterator[Check]:
-    """Driver and links as the driver's own tool tells them; nothing where there is no such tool."""
+    """Driver and links as the driver's own tool reports them; nothing if there is no such tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return
@@ -194,7 +194,7 @@ def _nvidia() -> Iterator[Check]:
 def _hub() -> Check:
     """Whether models and data sets can be fetched; a job from local files needs none of it."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return Check("network", "Hugging Face", "info", "HF_HUB_OFFLINE is set: only what is cached can be used")
+        return Check("network", "Hugging Face", "info", "HF_HUB_OFFLINE is set: only cached files can be used")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     hint = "jobs that name a hub id will fail; local files work. A mirror can be set with HF_ENDPOINT"
     try:
@@ -214,7 +214,7 @@ def cluster_checks(address: str) -> Iterator[Check]:
     """The Ray cluster at an address: whether a run could join it, its nodes and what is free."""
     facts = _run_facts([sys.executable, "-m", "orchestrator.clusters.ray.cluster_facts", address], CLUSTER_TIMEOUT_S)
     if "error" in facts:
-        hint = facts.get("hint") or "the same versions of Ray and Python have to run on both sides"
+        hint = facts.get("hint") or "both sides need the same versions of Ray and Python"
         yield Check("cluster", address, "missing", facts["error"], hint)
         return
     yield Check("cluster", address, "ok", f"Ray {facts['ray']}, {len(facts['nodes'])} nodes")

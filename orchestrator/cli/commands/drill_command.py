@@ -1,4 +1,4 @@
-"""`convoy drill`: does my job survive?"""
+"""`convoy drill`: inject real faults into a job and compare it with an undisturbed run."""
 
 import json
 import sys
@@ -21,16 +21,16 @@ Faults:
   kill-worker    SIGKILL to a worker
   kill-node      SIGKILL to every process of a node
   silence-node   SIGSTOP to every process of a node: a machine that hangs
-  partition      the network link of a node goes down; for root: nodes get network namespaces
-  drain-node     a node is announced to go, and goes 20 s later
+  partition      the network link of a node goes down; needs root: nodes get network namespaces
+  drain-node     a node is announced as preempted, and killed 20 s later
   corrupt-shard  a bit of the newest checkpoint is flipped, then a worker is killed
-  disk-full      no space where checkpoints go (ENOSPC) until one has failed; for root: a small file system
-  bucket-down    the way to the bucket is cut until a checkpoint has failed; s3:// at an http:// endpoint
+  disk-full      no space for checkpoints (ENOSPC) until one has failed; needs root: a small file system
+  bucket-down    the bucket is unreachable until a checkpoint has failed; needs s3:// at an http:// endpoint
   nan            a worker's loss is multiplied by NaN
-  oom            a worker gets no more memory for a step
+  oom            a worker can allocate no more memory for one step
   hang-rank      SIGSTOP to a worker
-  slow-rank      a worker is slowed down, until it is named
-  kill-driver    SIGKILL to the run's driver; another one resumes it from storage
+  slow-rank      a worker is slowed down until it is reported as slow
+  kill-driver    SIGKILL to the run's driver; a new driver resumes the run from storage
   random         any of these but slow-rank that the job and this machine permit
 """
 
@@ -42,10 +42,12 @@ Faults:
     type=click.Choice([fault.value for fault in DrillFault]),
     default=DrillFault.KILL_WORKER.value,
     show_default=True,
-    help="What to do to it.",
+    help="Fault to inject.",
 )
-@click.option("--times", type=click.IntRange(min=1), default=1, show_default=True, help="Faults in the run.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the victims, and the faults of `random`.")
+@click.option("--times", type=click.IntRange(min=1), default=1, show_default=True, help="Number of faults.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed for choosing the targets, and the faults of `random`."
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.steps=60. Repeatable."
 )
@@ -62,14 +64,14 @@ def drill(
     home: Path,
     as_json: bool,
 ) -> None:
-    """Does my job survive? Run it on a local cluster, break it for real, and compare.
+    """Inject real faults into a job on a local cluster, and compare it with an undisturbed run.
 
-    The job runs twice: once undisturbed, once with faults spread over its steps. Where a fault made the job leave
-    samples out, it runs a third time, undisturbed and without them, to compare with. Progress goes to stderr, the
+    The job runs twice: once undisturbed, once with faults spread over its steps. If a fault made the job leave samples
+    out, it runs a third time, undisturbed and without them, for the comparison. Progress goes to stderr, the
     scorecard to stdout. Faults are real; they are listed below.
 
-    `detected` is the time to the event that tells of the fault, `next step` that to the end of the first step after it
-    was got over; for disk-full and bucket-down, to the next checkpoint that is saved.
+    `detected` is the time to the event that reports the fault, `next step` the time to the end of the first step after
+    the recovery; for disk-full and bucket-down, the time to the next checkpoint that is saved.
 
     \b
     Examples:
@@ -80,7 +82,7 @@ def drill(
       convoy drill job.yaml --fault disk-full --set checkpoint.interval_steps=10
       convoy drill job.yaml --fault random --times 5 --json
 
-    Exit codes: 0 it survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.
+    Exit codes: 0 the job survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.
     """
     from orchestrator.spec.loading.load import load_job
 
@@ -103,13 +105,13 @@ def _tell(message: str) -> None:
 
 
 def text(card: "Scorecard") -> str:
-    """The scorecard for people."""
-    lines = ["", f"{'fault':<14} {'step':>6} {'rank':>4} {'detected':>9} {'next step':>10} {'made again':>10}  workers"]
+    """The scorecard as text."""
+    lines = ["", f"{'fault':<14} {'step':>6} {'rank':>4} {'detected':>9} {'next step':>10} {'recomputed':>10}  workers"]
     lines += [_line(result) for result in card.faults]
     if len(card.faults) < card.planned:
         lines.append(f"{card.planned - len(card.faults)} of {card.planned} faults could not be injected")
     difference = "no common step" if card.max_loss_difference is None else f"{card.max_loss_difference:.1e}"
-    aside = f"; {card.samples_left_out} samples left out, recorded" if card.samples_left_out else ""
+    aside = f"; {card.samples_left_out} samples left out, as recorded" if card.samples_left_out else ""
     exact = f"exactly once, proved{aside}" if card.data_exact else f"NOT exact: convoy data verify {card.run}"
     lines += [
         "",

@@ -1,4 +1,4 @@
-"""`convoy durability`: what the loss of a node would leave of a run, now."""
+"""`convoy durability`: what a run would lose if a node failed now."""
 
 import json
 import sys
@@ -17,20 +17,20 @@ from orchestrator.store.run_store import RunRecord, RunStore
 
 WATCH_S = 1.0
 STALE_S = 10.0
-"""A survey is made every 2 s; one older than this says that nobody makes any."""
+"""The driver surveys its vaults every 2 s; an older survey means that no driver is active."""
 
 
 @click.command()
 @run_argument
-@click.option("-w", "--watch", is_flag=True, help="Show it again and again until the run ends.")
+@click.option("-w", "--watch", is_flag=True, help="Keep showing it until the run ends.")
 @home_option
 @json_option
 def durability(run: str, watch: bool, home: Path, as_json: bool) -> None:
-    """What the loss of a node would leave of a run, now.
+    """Show what a run would lose if a node failed now.
 
-    Copies of each worker's state by tier (memory of its own node, memory of peers, storage), the steps at
-    risk, and the nodes whose loss memory alone would not survive. From the driver's survey of the nodes,
-    every 2 seconds.
+    Shows the copies of each worker's state by tier (memory of its own node, memory of peers, storage), the steps at
+    risk, and the nodes whose loss the state in memory would not survive. The driver surveys the nodes every 2
+    seconds.
 
     \b
     Examples:
@@ -49,8 +49,8 @@ def durability(run: str, watch: bool, home: Path, as_json: bool) -> None:
 
 
 def facts(record: RunRecord, now_s: float) -> dict[str, Any]:
-    """`durability.json` of the run, and how much it still says: `age_s`, `stale`. Raises UsageError without one."""
-    value = read_json(record.layout.durability)
+    """`durability.json` of the run, and how current it is: `age_s`, `stale`. Raises UsageError without one."""
+    value: dict[str, Any] | None = read_json(record.layout.durability)
     if value is None:
         hint = "it is written once the workers have started" if record.active else "it ended before it trained"
         raise UsageError(f"run {record.id} ({record.status}) has no {record.layout.durability.name}", hint=hint)
@@ -88,7 +88,7 @@ def _follow(store: RunStore, record: RunRecord, as_json: bool) -> None:
     seen: float | None = None
     while True:
         record = store.read(str(record.directory.absolute()))
-        value = read_json(record.layout.durability)
+        value: dict[str, Any] | None = read_json(record.layout.durability)
         if value is not None and value.get("time_s") != seen:
             seen = value.get("time_s")
             now = facts(record, time.time())
@@ -120,13 +120,13 @@ def _staleness(value: dict[str, Any]) -> list[str]:
     until_s = value["memory_kept_until_s"]
     if until_s is not None:
         return [
-            f"  STALE: {seen}; nobody drives it. Its nodes keep the memory until {formatting.when(until_s)}: "
+            f"  STALE: {seen}; no driver is active. Its nodes keep the memory until {formatting.when(until_s)}: "
             "continue from there with `convoy run --resume`",
         ]
     if value["state"] == "lost":
-        return [f"  STALE: {seen}; its driver is gone, and the memory of its nodes with it"]
+        return [f"  STALE: {seen}; its driver is gone, and so is the memory of its nodes"]
     if value["stale"] and value["over_s"] is not None:
-        return ["  the run is over: the memory of its nodes was given back"]
+        return ["  the run has ended: the memory of its nodes was freed"]
     if value["stale"]:
         return [f"  STALE: {seen}, {formatting.ago(value['age_s'])}: its driver does not survey its nodes"]
     return []
@@ -135,34 +135,35 @@ def _staleness(value: dict[str, Any]) -> list[str]:
 def _risk(value: dict[str, Any]) -> str:
     steps, safe = value["steps_at_risk"], value["safe_step"]
     after = f"step {safe}" if safe else "the beginning"
-    return f"  at risk now    {steps} step{'' if steps == 1 else 's'}: without any one node it would go on from {after}"
+    what = f"{steps} step{'' if steps == 1 else 's'}"
+    return f"  at risk now    {what}: after the loss of any one node it would continue from {after}"
 
 
 def _node_loss(value: dict[str, Any]) -> list[str]:
-    """What losing a node costs at this model's size; nothing where that is not known, or was not by then."""
+    """What losing a node costs at this model's size; nothing if that is not known, or was not by then."""
     loss = value.get("node_loss")
     if not loss:
         return []
     steps = loss["repeated_steps"]
     text = (
-        f"  node loss      at most {steps} step{'' if steps == 1 else 's'} again "
+        f"  node loss      at most {steps} step{'' if steps == 1 else 's'} recomputed "
         f"({formatting.duration(loss['repeated_s'])}), "
         f"{formatting.duration(loss['read_s'])} to read the state from peers"
     )
     copied = loss["copied_s"]
-    return [text + (f", {formatting.duration(copied)} more until it has its copies again" if copied else "")]
+    return [text + (f", {formatting.duration(copied)} more until all copies exist again" if copied else "")]
 
 
 def _tiers(value: dict[str, Any]) -> list[str]:
     tiers = (("memory, own node", "own_step"), ("memory, peers", "peers_step"), ("storage", "storage_step"))
-    rows: list[tuple[str, ...]] = [("TIER", "", "NEWEST WHOLE STEP")]
+    rows: list[tuple[str, ...]] = [("TIER", "", "NEWEST COMPLETE STEP")]
     rows += [(name, "", "none" if value[key] is None else str(value[key])) for name, key in tiers]
     return table(rows).split("\n")
 
 
 def _shards(value: dict[str, Any]) -> list[str]:
     if not value["shards"]:
-        return ["no step is whole in memory", ""]
+        return ["no step is complete in memory", ""]
     rows: list[tuple[str, ...]] = [("RANK", "OWN NODE", "COPIES", "ON")]
     for shard in value["shards"]:
         own = ", ".join(map(_short, shard["own"])) or "lost"
@@ -173,7 +174,7 @@ def _shards(value: dict[str, Any]) -> list[str]:
 def _nodes(value: dict[str, Any]) -> list[str]:
     if not value["nodes"]:
         return ["no node keeps state in memory"]
-    rows: list[tuple[str, ...]] = [("NODE", "ADDRESS", "MEMORY", "RANKS", "IF IT WERE LOST")]
+    rows: list[tuple[str, ...]] = [("NODE", "ADDRESS", "MEMORY", "RANKS", "IF LOST")]
     for node in value["nodes"]:
         ranks = ",".join(map(str, node["ranks"])) or "-"
         answers = "" if node["answers"] else " (silent)"
@@ -188,7 +189,7 @@ def _nodes(value: dict[str, Any]) -> list[str]:
     ]
     unrecoverable = [_short(node) for node in value["unrecoverable"]]
     if unrecoverable:
-        lines.append(f"memory alone would not survive the loss of: {', '.join(unrecoverable)}")
+        lines.append(f"the state in memory would not survive the loss of: {', '.join(unrecoverable)}")
     return lines
 
 

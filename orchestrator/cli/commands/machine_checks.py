@@ -60,7 +60,7 @@ def machine_checks(home: Path) -> Iterator[Check]:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs the cgroup (version 2) allows, None where it does not say."""
+    """CPUs the cgroup (version 2) allows, None if it does not say."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -183,7 +183,7 @@ def build_checks() -> Iterator[Check]:
 
 
 def extensions_root() -> Path:
-    """Where torch puts what it builds."""
+    """Directory in which torch builds extensions."""
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     return Path(given) if given else Path.home() / ".cache" / "torch_extensions"
 
@@ -202,8 +202,8 @@ def _built_operators(now_s: float) -> Iterator[Check]:
         except FileNotFoundError:
             continue
         stale = age_s > STALE_LOCK_S
-        text = f"{lock} is {formatting.clock(age_s)} old" + ("" if stale else ": a build is going on")
-        hint = f"left by a build that was killed; every start waits for it: rm {lock}" if stale else None
+        text = f"{lock} is {formatting.clock(age_s)} old" + ("" if stale else ": a build is in progress")
+        hint = f"left by a killed build; every start waits for it: rm {lock}" if stale else None
         yield Check("operators", "lock", "missing" if stale else "info", text, hint)
 
 

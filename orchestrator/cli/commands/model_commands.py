@@ -1,4 +1,4 @@
-"""`convoy export` and `convoy generate`: a run's model as files, and as text."""
+"""`convoy export` and `convoy generate`: write a run's model, and generate text with it."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def export(run: str, dest: Path, step: int | None, dtype: str, force: bool, home: Path, as_json: bool) -> None:
     """Write a run's model in Hugging Face format: safetensors, config, tokenizer.
 
-    The weights come from a checkpoint, so this works while the run goes on and whatever its number of workers.
-    The directory appears when it is complete.
+    The weights come from a checkpoint, so this works during a run and with any number of workers. The directory
+    appears when it is complete.
 
     \b
     Examples:
@@ -65,9 +65,15 @@ def export(run: str, dest: Path, step: int | None, dtype: str, force: bool, home
 
 @click.command()
 @click.argument("model", metavar="RUN|DIR")
-@click.option("--prompt", required=True, help="Text to go on from; empty starts a new document.")
+@click.option("--prompt", required=True, help="Text to continue; empty starts a new document.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0 is greedy.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.8,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step of a run. Default: the newest.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -139,7 +145,7 @@ def _export(record: "RunRecord", step: int | None, dest: Path, dtype: str, force
 
 
 def _candidates(record: "RunRecord", step: int | None) -> list["FoundCheckpoint"]:
-    """Checkpoints to try, newest first. Raises UsageError where there is none, or none of `step`."""
+    """Checkpoints to try, newest first. Raises UsageError if there is none, or none of `step`."""
     from orchestrator.store.checkpoint_places import all_checkpoints
 
     found = all_checkpoints(record.layout)
@@ -175,11 +181,13 @@ def _data_directory(record: "RunRecord") -> Path:
 
 @contextlib.contextmanager
 def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple[Path, str]]:
-    """Where the model named on the command line lies, and what it is: an export, the run's own export, or one made
-    for the moment."""
+    """The directory of the model on the command line, and its description: an export, the run's own export, or a
+    temporary one."""
     if (Path(model) / "config.json").is_file():
         if step is not None:
-            raise UsageError(f"{model} is an export: it has no steps to choose from", hint="name a run, or drop --step")
+            raise UsageError(
+                f"{model} is an export: it has no steps to choose from", hint="give a run, or leave --step out"
+            )
         yield Path(model), str(Path(model).absolute())
         return
     from orchestrator.store.run_store import RunStore
@@ -197,7 +205,7 @@ def _model_directory(model: str, step: int | None, home: Path) -> Iterator[tuple
 
 
 def _own_export(record: "RunRecord", step: int | None) -> Path | None:
-    """The export in the run's directory, where it is of the step asked for: by default the newest."""
+    """The export in the run's directory, if it is of the requested step: by default the newest."""
     from orchestrator.checkpoint.format.exported import exported_step
     from orchestrator.store.checkpoint_places import all_checkpoints
 
@@ -211,4 +219,4 @@ def _own_export(record: "RunRecord", step: int | None) -> Path | None:
 
 def _report_skipped(skipped: list[str]) -> None:
     for problem in skipped:
-        click.echo(f"warning: passed over {problem}", err=True)
+        click.echo(f"warning: skipped {problem}", err=True)

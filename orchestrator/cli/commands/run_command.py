@@ -1,6 +1,5 @@
-"""`convoy run`: train here and now, and watch."""
+"""`convoy run`: train in the foreground."""
 
-import logging
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ from orchestrator.cli.display import end_summary
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.cli.interrupt import Interrupt, end_now
 from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.clusters.ray.ray_settings import suppress_sigterm_warning
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Event, Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Display(Observer, Protocol):
-    """An observer that shows what it is told."""
+    """An observer that displays events and steps."""
 
     view: RunView
 
@@ -48,22 +48,23 @@ class Display(Observer, Protocol):
     "--resume",
     metavar="RUN",
     shell_complete=complete_run,
-    help="Go on with a run from its last checkpoint. With checkpoints in a bucket, on any machine: s3://bucket/path/RUN.",
+    help="Continue a run from its newest complete state. With checkpoints in a bucket, on any machine: "
+    "s3://bucket/path/RUN.",
 )
 @click.option(
     "--take-over",
     is_flag=True,
-    help="With --resume: do not wait for the lease of the run's driver, which is gone. If it is not, it ends.",
+    help="With --resume: do not wait until the lease of the last driver expires. A driver that still runs is ended.",
 )
 @click.option(
     "--accept-changes",
     is_flag=True,
-    help="With --resume: go on although data, tokenizer, model or code have changed. It is recorded.",
+    help="With --resume: continue although data, tokenizer, model or code have changed. It is recorded.",
 )
 @home_option
 @json_option
-@click.option("--plain", is_flag=True, help="Lines instead of the live display, also on a terminal.")
-@click.option("--no-progress", is_flag=True, help="Only warnings, and what came of it.")
+@click.option("--plain", is_flag=True, help="Print lines instead of the live display, also on a terminal.")
+@click.option("--no-progress", is_flag=True, help="Print only warnings and the result.")
 def run(
     job: Path | None,
     overrides: tuple[str, ...],
@@ -75,10 +76,10 @@ def run(
     plain: bool,
     no_progress: bool,
 ) -> None:
-    """Train: run a job here and now, and watch it.
+    """Train: run a job in the foreground.
 
-    Progress goes to stderr, what came of it to stdout. Ctrl-C stops the run within 5 seconds; a second one
-    kills it. With --json every event and every step is a line of JSON on stdout.
+    Progress goes to stderr, the result to stdout. Ctrl-C stops the run within 5 seconds; a second one kills it.
+    With --json every event and every step is a line of JSON on stdout.
 
     \b
     Examples:
@@ -90,16 +91,16 @@ def run(
       convoy run --resume s3://bucket/runs/quickstart-20260101-120000-1a2b
       convoy run job.yaml --json > events.jsonl
 
-    A run has one driver. If the last one may still live, on another machine for instance, a resume waits up to 20
-    seconds for its lease to expire.
+    A run has one driver. If the last one may still run, for instance on another machine, a resume waits up to 20
+    seconds until its lease expires.
 
-    Exit codes: 0 it reached its last step; 1 it failed; 2 the job file or the command is wrong, or what a
-    resumed run was trained with has changed; 130 it was interrupted.
+    Exit codes: 0 the run reached its last step; 1 it failed; 2 the job file or the command is wrong, or the data,
+    tokenizer, model or code of a resumed run has changed; 130 it was interrupted.
     """
     if accept_changes and resume is None:
-        raise UsageError("--accept-changes goes with --resume: a new run has nothing to be compared with")
+        raise UsageError("--accept-changes needs --resume: a new run has nothing to compare with")
     if take_over and resume is None:
-        raise UsageError("--take-over goes with --resume: a new run has no other driver")
+        raise UsageError("--take-over needs --resume: a new run has no other driver")
     interrupt = Interrupt()
     start = _what_to_start(job, overrides, resume, home, accept_changes, take_over, interrupt)
     display = _display(as_json, plain, no_progress)
@@ -108,7 +109,7 @@ def run(
 
 
 MAY_CHANGE = "cluster.address"
-"""What a run may be gone on with another value of: where it trains, not what."""
+"""The field that a resume may change: it says where the run trains, not what."""
 Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
 
 
@@ -129,12 +130,12 @@ def _what_to_start(
         if job is not None or fixed:
             given = "a job file" if job is not None else f"--set {fixed[0].partition('=')[0]}"
             raise UsageError(
-                f"--resume and {given} do not go together: a run goes on with the spec it began with",
-                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be another one",
+                f"--resume and {given} exclude each other: a run continues with the spec it began with",
+                hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be changed",
             )
         record = _to_resume(resume, home)
         if record.state is RunState.SUCCEEDED:
-            raise UsageError(f"run {record.id} reached its last step: there is nothing to go on with")
+            raise UsageError(f"run {record.id} reached its last step: there is nothing to continue")
         if overrides:
             load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
 
@@ -205,7 +206,7 @@ class _Ended:
 
 
 class _Sheltered:
-    """An observer whose failures are told once and go no further: a display must not end a run."""
+    """The display, as an observer: its first failure is printed, because it can no longer show it itself."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -220,14 +221,15 @@ class _Sheltered:
     def _call(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception as error:  # noqa: BLE001  # whatever it is, training matters more
+        except Exception as error:
             if not self._failed:
                 self._failed = True
                 print(f"warning: the display failed and may be wrong: {error!r}", file=sys.stderr)
+            raise  # the run goes on: its event bus isolates the display
 
 
 def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: Interrupt | None = None) -> int:
-    """Run the driver in a thread, so that the main thread is there for signals at any moment."""
+    """Run the driver in a thread, so that the main thread can always handle signals."""
     interrupt, ended = interrupt or Interrupt(), _Ended()
 
     def drive() -> None:
@@ -236,7 +238,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: I
         except BaseException as error:  # noqa: BLE001  # raised again in the main thread
             ended.error = error
 
-    _quiet_ray()
+    suppress_sigterm_warning()
     thread = threading.Thread(target=drive, name="driver", daemon=True)
     with interrupt.installed():
         display.start()
@@ -267,11 +269,6 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: I
     return ended.outcome.exit_code
 
 
-def _quiet_ray() -> None:
-    """Ray warns that it cannot handle SIGTERM outside the main thread: that is as meant, `Interrupt` does."""
-    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
-
-
 def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
     layout = RunLayout(outcome.run_dir)
     if outcome.state is RunState.SUCCEEDED:
@@ -292,7 +289,7 @@ def _end_lost(display: Display, error: ConvoyError) -> None:
 
 
 def _last_words(display: Display, home: Path, why: str) -> None:
-    """Before a forced end: the terminal is put right and the run's state says what happened."""
+    """Before a forced end: restore the terminal and record what happened in the run's state."""
     display.stop()
     run_id = display.view.run_id
     print(f"killed: {why}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`convoy runs`, `convoy show` and `convoy logs`: what was run, and what became of it."""
+"""`convoy runs`, `convoy show` and `convoy logs`: the runs, their state and their output."""
 
 import json
 import time
@@ -16,14 +16,14 @@ SHOWN_RUNS = 20
 
 
 @click.command()
-@click.option("--all", "show_all", is_flag=True, help=f"All of them, not the newest {SHOWN_RUNS} only.")
+@click.option("--all", "show_all", is_flag=True, help=f"Show all of them, not only the newest {SHOWN_RUNS}.")
 @home_option
 @json_option
 def runs(show_all: bool, home: Path, as_json: bool) -> None:
     """List runs, the newest first.
 
-    A run shown as `lost` has no driver any more though nothing ended it: its process was killed, or its
-    host went down. It can be resumed.
+    A run shown as `lost` was not ended, but its driver is gone: the process was killed, or its host went down. It can
+    be resumed.
 
     \b
     Examples:
@@ -43,11 +43,11 @@ def runs(show_all: bool, home: Path, as_json: bool) -> None:
     rows += [_row(record, now_s) for record in shown]
     click.echo(table(rows))
     if len(shown) < len(records):
-        click.echo(f"... and {len(records) - len(shown)} older ones (--all)")
+        click.echo(f"... and {len(records) - len(shown)} older ones (show them with --all)")
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as they need to be, the first two to the left, figures to the right."""
+    """Columns as wide as their content: the first two aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -59,7 +59,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def workers(record: RunRecord) -> str:
-    """`3`, or `3 of 4` where it was asked to have more or fewer."""
+    """`3`, or `3 of 4` if another number was requested."""
     now, asked = record.progress.workers, record.asked_workers
     return f"{now or 0} of {asked}" if asked is not None and asked != now else f"{now}" if now else "-"
 
@@ -83,7 +83,7 @@ def _row(record: RunRecord, now_s: float) -> tuple[str, ...]:
 @home_option
 @json_option
 def show(run: str, home: Path, as_json: bool) -> None:
-    """Show one run: state, progress, losses, checkpoints, where its time went.
+    """Show a run: state, progress, losses, checkpoints, and where its time went.
 
     RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`.
 
@@ -96,15 +96,15 @@ def show(run: str, home: Path, as_json: bool) -> None:
     from orchestrator.cli.display.run_facts import facts, text
 
     record = RunStore(home).read(run)
-    value = facts(record)
-    click.echo(json.dumps(finite(value), indent=2) if as_json else text(record, value, time.time()))
+    found = facts(record)
+    click.echo(json.dumps(finite(found.to_json()), indent=2) if as_json else text(found, time.time()))
 
 
 @click.command()
 @run_argument
-@click.option("--rank", type=click.IntRange(min=0), help="One worker only.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), help="Only the last N lines of each worker.")
+@click.option("--rank", type=click.IntRange(min=0), help="Print only this worker's output.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the output until the run ends.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="Print only the last N lines of each worker.")
 @home_option
 def logs(run: str, rank: int | None, follow: bool, tail: int | None, home: Path) -> None:
     """Print the output of a run's workers.

@@ -1,4 +1,4 @@
-"""`convoy validate` and `convoy schema`: a job file checked without starting anything."""
+"""`convoy validate` and `convoy schema`: a job file checked without starting anything, and what files may hold."""
 
 import json
 import sys
@@ -18,12 +18,12 @@ from orchestrator.weights.pretrained_location import check_files
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value, e.g. train.lr=1e-3.")
-@click.option("--json", "as_json", is_flag=True, help="Problems as a JSON object on stdout, for programs.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3.")
+@click.option("--json", "as_json", is_flag=True, help="Print problems as a JSON object on stdout.")
 def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check a job file; nothing is started.
+    """Check a job file without starting anything.
 
-    Every problem is reported at once, as file:line:column. Exit code 0 where there is none, 2 otherwise.
+    Every problem is reported at once, as file:line:column. Exit code: 0 if there is none, else 2.
     FILE may be - for standard input.
 
     \b
@@ -68,16 +68,24 @@ def _print_problems(error: SpecError) -> None:
 
 
 @click.command()
-def schema() -> None:
+@click.option("--events", is_flag=True, help="The JSON Schema of a line of events.jsonl instead.")
+def schema(events: bool) -> None:
     """Print the JSON Schema of job files.
 
-    Editors complete keys from it: a job names it in its first line,
-    `# yaml-language-server: $schema=job.schema.json`.
+    Editors use it to complete keys if the first line of a job file is
+    `# yaml-language-server: $schema=job.schema.json`. With --events it is the schema of the events that a run writes to
+    events.jsonl and that `convoy run --json` prints.
 
     \b
-    Example:
+    Examples:
       convoy schema > job.schema.json
+      convoy schema --events > events.schema.json
     """
+    if events:
+        from orchestrator.domain.events.event_schema import events_schema
+
+        print(json.dumps(events_schema(), indent=2))
+        return
     from orchestrator.spec.describe.schema import schema_text
 
     sys.stdout.write(schema_text())

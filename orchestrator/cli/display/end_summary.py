@@ -1,4 +1,4 @@
-"""What is said when a run is over: where everything is, what came of it, what to try next. Text only."""
+"""The text at the end of a run: the result, where everything is, and what to do next."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from orchestrator.domain.run_layout import RunLayout
 
 
 def command(text: str, home: Path) -> str:
-    """A command that works where the user stands: with `CONVOY_HOME` where the shell does not say it already."""
+    """A command that works in the user's shell: with `CONVOY_HOME` unless the shell has it already."""
     known = Path(os.environ.get("CONVOY_HOME") or DEFAULT_HOME)
     return text if known.absolute() == home.absolute() else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
 
@@ -20,11 +20,11 @@ def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
     """The end of a run that reached its last step."""
     lines = ["", f"Run {layout.run_id} succeeded: {_trained(view)}", *_losses(view), "", *_places(view, layout)]
     if view.sample:
-        lines += ["", "Sample:", *_indented(str(view.sample.get("text", "")))]
+        lines += ["", "Sample:", *_indented(view.sample.text)]
     run = layout.run_id
     lines += ["", "Next:"]
     if view.exported:
-        prompt = shlex.quote(str(view.sample.get("prompt") or "The"))
+        prompt = shlex.quote(view.sample.prompt if view.sample is not None else "The")
         lines.append(f"  {command(f'convoy generate {run} --prompt {prompt}', home)}")
     lines.append(f"  {command(f'convoy show {run}', home)}")
     lines.append(f"  {command(f'convoy data verify {run}', home)}")
@@ -42,22 +42,22 @@ def stopped(view: RunView, layout: RunLayout, home: Path, reason: str | None) ->
 
 
 def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> str:
-    """The end of a run that failed: the first failing worker's own words, whole."""
+    """The end of a run that failed, with the complete traceback of the worker that failed first."""
     lines = [""]
     if view.failures:
         first = view.failures[0]
         if first.traceback.strip():
             lines += [f"Worker {first.rank} failed first; its traceback:", "", *_indented(first.traceback), ""]
         else:
-            # A process that was killed has no last words.
+            # A killed process has no traceback.
             lines += [f"Worker {first.rank} failed first: {formatting.printable(first.error)}", ""]
         if len(view.failures) > 1:
             others = ", ".join(str(rank) for rank in sorted({failure.rank for failure in view.failures[1:]}))
-            lines += [f"Failed after it: worker {others}.", ""]
+            lines += [f"Failed after that: worker {others}.", ""]
     at = f" at step {view.step}" if view.last is not None else ""
     lines += [f"Run {layout.run_id} failed{at}: {formatting.printable(reason or 'no reason was given')}", ""]
     if view.last is None and not view.failures:
-        # It never came to training: there is nothing else to look at.
+        # It ended before training: there is nothing else to show.
         return "\n".join([*lines, f"  run         {layout.root}"])
     lines += _places(view, layout)
     if view.failures and layout.log(view.failures[0].rank).exists():
@@ -90,9 +90,9 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
     if view.recoveries:
         lines.append(f"  recovered   {formatting.recoveries(view.recoveries)}; see {layout.incidents}")
     if view.exported:
-        lines.append(f"  model       {view.exported.get('path')}  ({formatting.size(view.exported.get('bytes'))})")
+        lines.append(f"  model       {view.exported.path}  ({formatting.size(view.exported.bytes)})")
     if view.checkpoints:
-        lines.append(f"  checkpoint  {view.checkpoints[-1].get('path')}")
+        lines.append(f"  checkpoint  {view.checkpoints[-1].path}")
     if view.last is not None:
         lines.append(f"  steps       {layout.steps}")
     if layout.logs.is_dir():
@@ -101,19 +101,19 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
 
 
 def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
-    # Which checkpoint it goes on from is the service's to find; without one it would start from step 1.
+    # The controller finds the checkpoint to continue from; without one the run would start from step 1.
     if view.left_in_memory:
-        until = formatting.when(float(view.left_in_memory["until_s"]))
+        until = formatting.when(view.left_in_memory.until_s)
         return [
-            f"Go on from step {view.left_in_memory['step']}, which its nodes keep in memory until {until}:",
+            f"Continue from step {view.left_in_memory.step}, which its nodes keep in memory until {until}:",
             f"  {command(f'convoy run --resume {layout.run_id}', home)}",
         ]
     resumable = bool(view.checkpoints or view.resumed_from_step) or (
         layout.checkpoints.is_dir() and any(layout.checkpoints.iterdir())
     )
     if resumable:
-        return ["Go on from its last checkpoint:", f"  {command(f'convoy run --resume {layout.run_id}', home)}"]
-    return ["It has no checkpoint to go on from: start it again. Set checkpoint.interval_steps to have some."]
+        return ["Continue from its last checkpoint:", f"  {command(f'convoy run --resume {layout.run_id}', home)}"]
+    return ["It has no checkpoint to continue from: start it again. Set checkpoint.interval_steps to have some."]
 
 
 def _indented(text: str) -> list[str]:

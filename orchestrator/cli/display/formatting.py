@@ -1,10 +1,11 @@
 """Figures as text: sizes, times, counts, small graphs. Pure; widths are in characters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+
+from orchestrator.domain.events import AcceptedChange, RecoveryFinished
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 DASH = "-"
@@ -50,12 +51,12 @@ def count(value: float | None) -> str:
 
 
 def loss(value: float | None) -> str:
-    """Four decimals; a loss that is no number says so."""
+    """Four decimals; `nan` and `inf` as they are."""
     return DASH if value is None else f"{value:.4f}"
 
 
 def change(first: float | None, last: float | None) -> str:
-    """By how many percent `last` lies under (-) or over (+) `first`."""
+    """By how many percent `last` is below (-) or above (+) `first`."""
     if first is None or last is None or first == 0 or not math.isfinite(last / first):
         return DASH
     return f"{(last - first) / abs(first) * 100:+.1f}%"
@@ -75,7 +76,8 @@ def ago(seconds: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """A graph one line high; more values than `width` are averaged in groups, numbers that are none are left out."""
+    """A graph one line high; more values than `width` are averaged in groups, values that are not finite are left
+    out."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -89,7 +91,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: what a model or a worker wrote must not steer the terminal."""
+    """`text` without control characters: output of a model or a worker must not control the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
@@ -99,15 +101,15 @@ def bar(share: float, width: int) -> str:
     return "█" * filled + "░" * (width - filled)
 
 
-def recoveries(finished: Sequence[Mapping[str, Any]]) -> str:
-    """`2 times, 13.4 s and 7 steps made again in all`, from the fields of `recovery.finished` events."""
-    seconds = sum(float(each.get("seconds") or 0.0) for each in finished)
-    steps = sum(int(each.get("steps_recomputed") or 0) for each in finished)
+def recoveries(finished: Sequence[RecoveryFinished]) -> str:
+    """`2 times, 13.4 s and 7 steps recomputed in all`."""
+    seconds = sum(each.seconds for each in finished)
+    steps = sum(each.steps_recomputed for each in finished)
     times = "once" if len(finished) == 1 else f"{len(finished)} times"
-    return f"{times}, {duration(seconds)} and {steps} step{'s' if steps != 1 else ''} made again in all"
+    return f"{times}, {duration(seconds)} and {steps} step{'s' if steps != 1 else ''} recomputed in all"
 
 
-def changes(found: Sequence[Mapping[str, Any]], limit: int = 5) -> list[str]:
-    """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line each, from the event `run.changes_accepted`."""
-    lines = [printable(f"{each.get('part')}: {each.get('what')}") for each in found[:limit]]
+def changes(found: Sequence[AcceptedChange], limit: int = 5) -> list[str]:
+    """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line for each."""
+    lines = [printable(f"{each.part}: {each.what}") for each in found[:limit]]
     return lines + ([f"and {len(found) - limit} more"] if len(found) > limit else [])

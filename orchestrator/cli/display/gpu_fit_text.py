@@ -1,9 +1,7 @@
-"""What is said of the memory that training takes on GPUs, and of what losing a node costs. Text only."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Text about the memory that training takes on GPUs, and about what losing a node costs."""
 
 from orchestrator.cli.display import formatting
+from orchestrator.domain.events import DevicePlanned, SnapshotsPlanned
 from orchestrator.planner.device_fit import parts_text
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.model_shape import ModelShape, known_config, known_vocab_size, model_shape
@@ -11,39 +9,35 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
 
 
-def planned(fields: Mapping[str, Any]) -> str:
-    """From the fields of `device.planned`."""
-    parts = {str(name): int(size) for name, size in (fields.get("parts") or {}).items()}
-    device = f" of the smallest {fields.get('device')}" if fields.get("device") else " of the smallest GPU"
+def planned(event: DevicePlanned) -> str:
+    """What a worker is expected to use on its GPU."""
     return (
-        f"{formatting.size(fields.get('need_bytes'))} expected of "
-        f"{formatting.size(fields.get('total_bytes'))}{device}, "
-        f"{formatting.size(fields.get('free_bytes'))} free, at a micro batch of {fields.get('micro_batch')}: "
-        f"{parts_text(parts)}"
+        f"{formatting.size(event.need_bytes)} expected of {formatting.size(event.total_bytes)} of the smallest "
+        f"{event.device or 'GPU'}, {formatting.size(event.free_bytes)} free, at a micro batch of {event.micro_batch}: "
+        f"{parts_text(event.parts)}"
     )
 
 
-def node_loss(fields: Mapping[str, Any]) -> str:
-    """From the fields of `snapshots.planned`."""
-    interval_s, steps = fields.get("interval_s"), fields.get("interval_steps")
-    every = (
-        f"every {steps} step{'s' if steps != 1 else ''}" if steps else f"about every {formatting.duration(interval_s)}"
-    )
-    copies = f"each worker's {formatting.size(fields.get('state_bytes'))} are copied to memory {every}"
-    if fields.get("read_s") is None:
+def node_loss(event: SnapshotsPlanned) -> str:
+    """What the loss of a node is expected to cost."""
+    steps = event.interval_steps
+    every = f"about every {formatting.duration(event.interval_s)}"
+    if steps:
+        every = f"every {steps} step{'s' if steps != 1 else ''}"
+    copies = f"the {formatting.size(event.state_bytes)} of each worker are copied to memory {every}"
+    if event.read_s is None:
         return f"repeats all steps since the last checkpoint: no copies are kept on other nodes; {copies}"
-    repeated_s = fields.get("repeated_s")
     repeated = "the steps since the newest copy"
-    if repeated_s is not None:
-        repeated = f"up to {formatting.duration(repeated_s)} of training, at least a step,"
+    if event.repeated_s is not None:
+        repeated = f"up to {formatting.duration(event.repeated_s)} of training, at least a step,"
     return (
-        f"repeats {repeated} and takes {formatting.duration(fields.get('read_s'))} to read the state from peers; "
-        f"{copies}, and sent to peers in {formatting.duration(fields.get('sent_s'))}"
+        f"repeats {repeated} and takes {formatting.duration(event.read_s)} to read the state from peers; "
+        f"{copies}, and sent to peers in {formatting.duration(event.sent_s)}"
     )
 
 
 def estimate(spec: JobSpec) -> str | None:
-    """What a job needs on each GPU, as far as that is known before anything runs; None on CPUs, or where the model is
+    """What a job needs on each GPU, as far as that is known before anything runs; None on CPUs, or if the model is
     not known."""
     shape = known_shape(spec)
     if not spec.resources.gpus_per_worker or shape is None:
@@ -53,13 +47,12 @@ def estimate(spec: JobSpec) -> str | None:
     need = device_need(spec, shape, workers)
     several = f"{workers} workers" if workers != 1 else "one worker"
     total = formatting.size(need.total_bytes(micro_batch))
-    return (
-        f"about {total} a GPU with {several} and a micro batch of {micro_batch}: {parts_text(need.parts(micro_batch))}"
-    )
+    parts = parts_text(need.parts(micro_batch))
+    return f"about {total} per GPU with {several} and a micro batch of {micro_batch}: {parts}"
 
 
 def known_shape(spec: JobSpec) -> ModelShape | None:
-    """The model's sizes, if the job file alone says them."""
+    """The model's sizes, if the job file alone gives them."""
     config = known_config(spec, None)
     vocab_size = known_vocab_size(spec, config)
     if spec.model.architecture is None or vocab_size is None:

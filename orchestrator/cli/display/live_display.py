@@ -14,7 +14,30 @@ from rich.text import Text
 
 from orchestrator.cli.display import formatting, vault_text
 from orchestrator.cli.display.run_view import STAGES, RunView, Stage
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    ChangesAccepted,
+    CheckpointFailed,
+    CheckpointRejected,
+    ClusterReady,
+    DataReady,
+    DataSkipped,
+    DevicePlanned,
+    Event,
+    EventBody,
+    GangResized,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    ScaleAnswered,
+    SnapshotsPlanned,
+    TrainingPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    WarningIssued,
+    WorkerFailed,
+    WorkerSlow,
+)
 from orchestrator.domain.step_report import StepReport
 
 _DATA_PHASES = {
@@ -22,27 +45,27 @@ _DATA_PHASES = {
     "tokenizer": "training the tokenizer",
     "tokenize": "tokenizing",
     "index": "indexing",
-    "compare": "comparing the files with those of the run",
+    "compare": "comparing the files with those that the run used",
 }
 _WORKER_PHASES = {
     "import": "importing the engine",
-    "rendezvous": "meeting each other",
+    "rendezvous": "rendezvous",
     "build": "building the model",
     "restore": "restoring the checkpoint",
 }
 _REFRESH_PER_S = 5
-ANNOUNCED = {
-    EventKind.WORKER_FAILED: "red",
-    EventKind.RECOVERY_STARTED: "yellow",
-    EventKind.RECOVERED: "green",
-    EventKind.RESIZED: "cyan",
-    EventKind.WORKER_SLOW: "yellow",
-    EventKind.CHECKPOINT_FAILED: "yellow",
-    EventKind.CHECKPOINT_REJECTED: "yellow",
-    EventKind.DEVICE_PLANNED: "dim",
-    EventKind.SNAPSHOTS_PLANNED: "dim",
+ANNOUNCED: dict[type[EventBody], str] = {
+    WorkerFailed: "red",
+    RecoveryStarted: "yellow",
+    RecoveryFinished: "green",
+    GangResized: "cyan",
+    WorkerSlow: "yellow",
+    CheckpointFailed: "yellow",
+    CheckpointRejected: "yellow",
+    DevicePlanned: "dim",
+    SnapshotsPlanned: "dim",
 }
-"""Events whose line stays above the display, and its style: the state in the title is gone a second later."""
+"""Events whose line remains above the display, and its style: the state in the title changes a second later."""
 
 
 class LiveDisplay:
@@ -52,7 +75,7 @@ class LiveDisplay:
         self,
         console: Console,
         clock: Callable[[], float] = time.time,
-        describe: Callable[[Event, RunView], str | None] = lambda event, view: None,
+        describe: Callable[[EventBody, RunView], str | None] = lambda body, view: None,
     ) -> None:
         """`describe` gives the line that is printed above the display for an event in `ANNOUNCED`."""
         self.view = RunView()
@@ -67,38 +90,43 @@ class LiveDisplay:
         )
 
     def start(self) -> None:
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start(refresh=True)
 
     def stop(self) -> None:
-        """Draw a last time and leave it standing."""
+        """Draw a last time and leave the lines on the terminal."""
         self._live.stop()
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
+        """Show that the run is being stopped."""
         self._stopping_s = self._clock()
 
     def on_event(self, event: Event) -> None:
-        """Take an event; warnings are printed above the display and stay."""
+        """Take an event; warnings are printed above the display and remain there."""
         with self._lock:
             self.view.on_event(event)
-        if event.kind is EventKind.WARNING:
-            self._live.console.print(f"[yellow]warning:[/] {escape(str(event.fields.get('message')))}")
-        elif event.kind is EventKind.CHANGES_ACCEPTED:
-            self._live.console.print(f"[yellow]warning:[/] {escape(changes_text(event).removeprefix('warning: '))}")
-        elif event.kind in (EventKind.NODE_DRAINING, EventKind.SCALE):
-            self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(event))}")
-        elif event.kind is EventKind.VAULTS_ADOPTED:
-            self._live.console.print(f"adopted: {escape(vault_text.adopted(event.fields))}")
-        elif event.kind is EventKind.VAULTS_KEPT:
-            self._live.console.print(f"kept: {escape(vault_text.kept(event.fields))}")
-        elif event.kind is EventKind.DATA_SKIPPED:
-            self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(event))}")
-        elif event.kind in ANNOUNCED:
-            with self._lock:
-                text = self._describe(event, self.view)
-            if text:
-                self._live.console.print(Text(formatting.printable(text), style=ANNOUNCED[event.kind]))
+        match event.body:
+            case WarningIssued(message):
+                self._live.console.print(f"[yellow]warning:[/] {escape(message)}")
+            case ChangesAccepted() as accepted:
+                text = changes_text(accepted).removeprefix("warning: ")
+                self._live.console.print(f"[yellow]warning:[/] {escape(text)}")
+            case NodeDraining() | ScaleAnswered() as planned:
+                self._live.console.print(f"[cyan]planned:[/] {escape(planned_text(planned))}")
+            case VaultsAdopted() as adopted:
+                self._live.console.print(f"adopted: {escape(vault_text.adopted(adopted))}")
+            case VaultsKept() as kept:
+                self._live.console.print(f"kept: {escape(vault_text.kept(kept))}")
+            case DataSkipped() as records:
+                self._live.console.print(f"[yellow]skipped:[/] {escape(skipped(records))}")
+            case body if type(body) in ANNOUNCED:
+                self._announce(body)
+
+    def _announce(self, body: EventBody) -> None:
+        with self._lock:
+            text = self._describe(body, self.view)
+        if text:
+            self._live.console.print(Text(formatting.printable(text), style=ANNOUNCED[type(body)]))
 
     def on_step(self, report: StepReport) -> None:
         """Take a step."""
@@ -117,12 +145,12 @@ def draw(
     title = Text.assemble(("convoy", "bold cyan"), "  ", (view.run_id or "starting", "bold"), "  ")
     title.append(view.state or "", style=_state_style(view.state))
     title.append(f"  {formatting.clock(now_s - started_s)}", style="dim")
-    if view.state == "waiting":
+    if view.state is RunState.WAITING:
         title.append(f"  {view.reason}", style="bold yellow")
-    if stopping_s is not None and view.state not in ("succeeded", "failed", "stopped"):
+    if stopping_s is not None and view.state not in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED):
         title.append("  stopping (again to force)", style="bold yellow")
     stages = Table.grid(padding=(0, 1))
-    # On a narrow terminal the columns that may wrap give way: the text alone may, and is cut instead.
+    # On a narrow terminal only the text column may shrink; it is cut.
     stages.add_column(no_wrap=True)
     stages.add_column(no_wrap=True, min_width=8)
     stages.add_column()
@@ -149,22 +177,21 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
     over = stage.ended_s is not None
     match name:
         case "data":
-            return Text(data_ready(view) if view.ready else data_progress(view, now_s))
+            return Text(data_ready(view.ready) if view.ready else data_progress(view, now_s))
         case "cluster":
-            return Text(cluster_ready(view))
+            return Text(cluster_ready(view.cluster))
         case "workers":
             doing = "" if over else _WORKER_PHASES.get(view.worker_phase, "starting")
-            count = view.plan.get("world_size")
-            return Text(doing or (f"{count} of them" if count else ""))
+            return Text(doing or (f"{view.plan.world_size} workers" if view.plan else ""))
         case "build":
-            return Text(model_text(view) if over else _WORKER_PHASES.get(view.worker_phase, ""))
+            return Text(model_text(view.plan) if over and view.plan else _WORKER_PHASES.get(view.worker_phase, ""))
         case "train":
-            parts = [f"checkpoint of step {view.checkpoints[-1].get('step')}"] if view.checkpoints else []
+            parts = [f"checkpoint of step {view.checkpoints[-1].step}"] if view.checkpoints else []
             if view.kept_in_memory:
-                parts.append(f"memory: {formatting.size(view.kept_in_memory.get('node_bytes'))} of state on a node")
+                parts.append(f"memory: {formatting.size(view.kept_in_memory.node_bytes)} of state on a node")
             return Text(", ".join(parts))
         case _:
-            return Text(str(view.exported.get("path", "")))
+            return Text(view.exported.path if view.exported else "")
 
 
 def _step_bar(view: RunView) -> RenderableType:
@@ -195,7 +222,7 @@ def _figures(view: RunView) -> RenderableType:
 
 
 def figures(view: RunView) -> list[tuple[str, str]]:
-    """What is said of the steps so far: (name, value)."""
+    """Figures of the steps so far: (name, value)."""
     if view.last is None:
         return []
     shown = [("loss", formatting.loss(view.last.loss))]
@@ -212,72 +239,62 @@ def figures(view: RunView) -> list[tuple[str, str]]:
 
 def data_progress(view: RunView, now_s: float) -> str:
     """`tokenizing 3.1 of 5.6 MiB, 55%, 2.3 MiB/s`."""
-    phase = _DATA_PHASES.get(str(view.data.get("phase")), str(view.data.get("phase") or ""))
-    done, total = view.data.get("done_bytes"), view.data.get("total_bytes")
-    text = phase
-    if isinstance(done, int | float):
-        text += f" {formatting.size(done)}"
-        if isinstance(total, int | float) and total > 0:
-            text += f" of {formatting.size(total)}, {min(1.0, done / total):.0%}"
-        rate = view.data_rate(now_s)
-        text += f", {formatting.size(rate)}/s" if rate else ""
-    return text
+    data = view.data
+    if data is None:
+        return ""
+    done, total = data.done_bytes, data.total_bytes
+    text = f"{_DATA_PHASES.get(data.phase, data.phase)} {formatting.size(done)}"
+    if total > 0:
+        text += f" of {formatting.size(total)}, {min(1.0, done / total):.0%}"
+    rate = view.data_rate(now_s)
+    return text + (f", {formatting.size(rate)}/s" if rate else "")
 
 
-def changes_text(event: Event) -> str:
+def changes_text(accepted: ChangesAccepted) -> str:
     """`warning: going on after step 100 with what has changed: data: ...; code: ...`."""
-    found = "; ".join(formatting.changes(event.fields.get("changes") or []))
-    return f"warning: going on after step {event.fields.get('step')} with what has changed: {found}"
+    found = "; ".join(formatting.changes(accepted.changes))
+    return f"warning: continuing after step {accepted.step} with changed inputs: {found}"
 
 
-def data_ready(view: RunView) -> str:
+def data_ready(ready: DataReady) -> str:
     """`1.6 M tokens, 12,345 + 512 samples (cached)`."""
-    ready = view.ready
-    text = f"{formatting.count(ready.get('tokens'))} tokens, {formatting.count(ready.get('train_samples'))} training"
-    text += f" + {formatting.count(ready.get('validation_samples'))} validation samples"
-    if ready.get("bad_records"):
-        text += f", {ready['bad_records']} bad records skipped"
-    return text + (" (cached)" if ready.get("cached") else "")
+    text = f"{formatting.count(ready.tokens)} tokens, {formatting.count(ready.train_samples)} training"
+    text += f" + {formatting.count(ready.validation_samples)} validation samples"
+    if ready.bad_records:
+        text += f", {ready.bad_records} bad records skipped"
+    return text + (" (cached)" if ready.cached else "")
 
 
-def cluster_ready(view: RunView) -> str:
+def cluster_ready(cluster: ClusterReady | None) -> str:
     """`4 nodes, 4 CPUs`."""
-    if not view.cluster:
+    if cluster is None:
         return "starting"
-    gpus = view.cluster.get("gpus")
-    nodes = view.cluster.get("nodes")
-    text = f"{nodes} node{'' if nodes == 1 else 's'}, {view.cluster.get('cpus', 0):g} CPUs"
-    return text + (f", {gpus:g} GPUs" if gpus else "")
+    text = f"{cluster.nodes} node{'' if cluster.nodes == 1 else 's'}, {cluster.cpus:g} CPUs"
+    return text + (f", {cluster.gpus:g} GPUs" if cluster.gpus else "")
 
 
-def model_text(view: RunView) -> str:
+def model_text(plan: TrainingPlanned) -> str:
     """`3.2 M parameters, global batch 12 as 4 workers x micro batch 3 x 1`."""
-    plan = view.plan
-    parameters = plan.get("parameters")
-    text = f"{formatting.count(parameters)} parameters, " if parameters else ""
-    shares = plan.get("shares")
-    batch = f"global batch {sum(shares)}: " if shares else ""
     return (
-        f"{text}{batch}{plan.get('world_size')} workers, micro batch {plan.get('micro_batch')},"
-        f" accumulation {plan.get('accumulation')}"
+        f"{formatting.count(plan.parameters)} parameters, global batch {sum(plan.shares)}: {plan.world_size} workers, "
+        f"micro batch {plan.micro_batch}, accumulation {plan.accumulation}"
     )
 
 
-def planned_text(event: Event) -> str:
+def planned_text(event: NodeDraining | ScaleAnswered) -> str:
     """`node 1a2b3c4d goes in 30 s: workers 2, 3 there`, or what was said to who asked for another number of workers."""
-    fields = event.fields
-    if event.kind is EventKind.SCALE:
-        return f"scale ({fields.get('by')}): {fields.get('message')}"
-    notice_s, ranks = fields.get("notice_s"), fields.get("ranks") or []
-    when = f"goes in {formatting.duration(max(0.0, notice_s))}" if notice_s is not None else "is about to go"
-    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else "none of our workers"
-    return f"node {str(fields.get('node'))[:8]} {when}: {whose} there"
+    if isinstance(event, ScaleAnswered):
+        return f"scale ({event.by}): {event.message}"
+    notice_s, ranks = event.notice_s, event.ranks
+    when = "is draining" + ("" if notice_s is None else f", deadline in {formatting.duration(max(0.0, notice_s))}")
+    whose = f"worker{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}" if ranks else None
+    leaving = f"{whose} leave{'s' if len(ranks) == 1 else ''} it" if whose else "it has no workers of this run"
+    return f"node {event.node[:8]} {when}: {leaving}"
 
 
-def skipped(event: Event) -> str:
+def skipped(records: DataSkipped) -> str:
     """`corpus/a.jsonl: 3 records (broken JSON), the first at line 7`."""
-    fields = event.fields
-    return f"{fields.get('source')}: {fields.get('count')} ({fields.get('reason')}), the first: {fields.get('first')}"
+    return f"{records.source}: {records.count} ({records.reason}), the first: {records.first}"
 
 
 def _state_style(state: str | None) -> str:

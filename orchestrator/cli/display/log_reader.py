@@ -25,7 +25,7 @@ def log_ranks(layout: RunLayout) -> list[int]:
 
 
 def print_logs(layout: RunLayout, rank: int | None, tail: int | None, echo: Callable[[str], None]) -> None:
-    """Every rank's log, or one's, in constant memory where `tail` is not given."""
+    """Every rank's log, or one's, in constant memory if `tail` is not given."""
     ranks = log_ranks(layout) if rank is None else [rank]
     for each in ranks:
         path = layout.log(each)

@@ -1,10 +1,10 @@
-"""Displays for what is not a terminal: lines of text, or events as JSON."""
+"""Displays for output that is not a terminal: lines of text, or events as JSON."""
 
 import json
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from orchestrator.cli.display import formatting, gpu_fit_text, vault_text
 from orchestrator.cli.display.live_display import (
@@ -18,32 +18,68 @@ from orchestrator.cli.display.live_display import (
     skipped,
 )
 from orchestrator.cli.display.run_view import RunView
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import (
+    ChangesAccepted,
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointRestored,
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    DataSkipped,
+    DevicePlanned,
+    EvalFinished,
+    Event,
+    EventBody,
+    FaultInjected,
+    GangResized,
+    GangWaiting,
+    MetricsServing,
+    ModelExported,
+    NodeDraining,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    ScaleAnswered,
+    SnapshotsPlanned,
+    StateChanged,
+    TrainingPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+    WarningIssued,
+    WorkerFailed,
+    WorkerPhase,
+    WorkerSlow,
+    WorkerStarted,
+)
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.jsonl import finite
 
-ALWAYS_TOLD = frozenset(
-    {
-        EventKind.WARNING,
-        EventKind.CHANGES_ACCEPTED,
-        EventKind.WORKER_FAILED,
-        EventKind.WORKER_SLOW,
-        EventKind.RECOVERY_STARTED,
-        EventKind.RECOVERED,
-        EventKind.RESIZED,
-        EventKind.SCALE,
-        EventKind.NODE_DRAINING,
-        EventKind.WAITING,
-        EventKind.VAULTS_ADOPTED,
-        EventKind.VAULTS_KEPT,
-    }
+ALWAYS_TOLD = (
+    WarningIssued,
+    ChangesAccepted,
+    WorkerFailed,
+    WorkerSlow,
+    RecoveryStarted,
+    RecoveryFinished,
+    GangResized,
+    ScaleAnswered,
+    NodeDraining,
+    GangWaiting,
+    VaultsAdopted,
+    VaultsKept,
 )
+"""Also without progress."""
 LINE_INTERVAL_S = 5.0
-"""Steps and data progress are told at most this often."""
+"""Steps and data progress are printed at most this often."""
 
 
 class PlainDisplay:
-    """Observer that writes a line when something happens, and every few seconds while steps are made."""
+    """Observer that writes a line for each event, and every few seconds while training."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.time, show_progress: bool = True) -> None:
         self.view = RunView()
@@ -61,22 +97,22 @@ class PlainDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """Say that the run is being stopped."""
-        self._say("stopping; once more to force")
+        """Print that the run is being stopped."""
+        self._say("stopping; press Ctrl-C again to force")
 
     def on_event(self, event: Event) -> None:
-        """Tell what a reader of a log wants to know."""
+        """Print the event if it belongs into a log."""
         self.view.on_event(event)
-        if event.kind is EventKind.DATA_PROGRESS:
+        if isinstance(event.body, DataProgress):
             if self._due():
                 self._say(f"data: {data_progress(self.view, self._clock())}")
             return
-        text = describe(event, self.view)
-        if text and (self._show_progress or event.kind in ALWAYS_TOLD):
+        text = describe(event.body, self.view)
+        if text and (self._show_progress or isinstance(event.body, ALWAYS_TOLD)):
             self._say(text)
 
     def on_step(self, report: StepReport) -> None:
-        """Tell of the first step, the last one, and one every few seconds between."""
+        """Print the first step, the last one, and one every few seconds between."""
         self.view.on_step(report)
         first_or_last = self.view.first is report or report.step == self.view.total_steps
         if self._due() or (self._show_progress and first_or_last):
@@ -110,24 +146,24 @@ class JsonDisplay:
         """Nothing to end."""
 
     def stopping(self) -> None:
-        """The state that follows says it."""
+        """Nothing: the event of the state follows."""
 
     def on_event(self, event: Event) -> None:
-        """Print it, whatever kind it is."""
+        """Print it, of every kind."""
         self.view.on_event(event)
-        self._print({"kind": event.kind.value, "time_s": event.time_s, **event.fields})
+        self._print(encode_event(event))
 
     def on_step(self, report: StepReport) -> None:
         """Print it."""
         self.view.on_step(report)
         self._print({"kind": "step", **report.to_json()})
 
-    def _print(self, value: dict[str, object]) -> None:
+    def _print(self, value: Mapping[str, object]) -> None:
         write_line(self._stream, json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """One line, at once. Whoever read it may have gone: a run goes on without being watched."""
+    """Write one line at once. If the reader is gone, the run continues without output."""
     try:
         stream.write(text + "\n")
         stream.flush()
@@ -157,107 +193,115 @@ def step_line(view: RunView) -> str:
     return f"step {view.step}/{total or '?'}{share}  {text}{left}"
 
 
-def waiting_text(event: Event) -> str:
+def waiting_text(waiting: GangWaiting) -> str:
     """`waiting for nodes: 1 of 2 workers are there; the state of step 40 is kept`."""
-    fields = event.fields
-    kept = f"; the state of step {fields.get('step')} is kept" if fields.get("step") else ""
-    return f"waiting for nodes: {fields.get('have')} of {fields.get('need')} workers are there{kept}"
+    kept = f"; the state of step {waiting.step} is kept" if waiting.step else ""
+    return f"waiting for nodes: {waiting.have} of {waiting.need} required workers available{kept}"
 
 
-def describe(event: Event, view: RunView) -> str | None:
-    """One line about an event; None where it is not worth one."""
-    fields = event.fields
-    match event.kind:
-        case EventKind.RUN_CREATED:
-            resumed = fields.get("resumed_from_step")
-            return f"run {fields.get('run_id')}" + (f", resumed from step {resumed}" if resumed else "")
-        case EventKind.CHANGES_ACCEPTED:
-            return changes_text(event)
-        case EventKind.CLUSTER_READY:
-            return f"cluster: {cluster_ready(view)}, {formatting.duration(fields.get('seconds'))}"
-        case EventKind.DATA_READY:
-            return f"data: {data_ready(view)}, {formatting.duration(fields.get('seconds'))}"
-        case EventKind.DATA_SKIPPED:
-            return f"skipped: {skipped(event)}"
-        case EventKind.PLAN:
-            return f"plan: {view.total_steps} steps, {model_text(view)}"
-        case EventKind.WORKER_STARTED:
-            return f"worker {fields.get('rank')} started on {fields.get('node')} ({fields.get('device')})"
-        case EventKind.WORKER_PHASE:
-            return f"workers: {fields.get('phase')}"
-        case EventKind.WORKER_FAILED:
-            return f"worker {fields.get('rank')} failed: {fields.get('error')}"
-        case EventKind.EVAL:
-            return f"step {fields.get('step')}: validation loss {formatting.loss(fields.get('loss'))}"
-        case EventKind.CHECKPOINT_SAVED:
-            size, seconds = formatting.size(fields.get("bytes")), formatting.duration(fields.get("seconds"))
-            return f"step {fields.get('step')}: checkpoint saved, {size} in {seconds}"
-        case EventKind.CHECKPOINT_FAILED:
-            return f"warning: {fields.get('reason')}; training goes on"
-        case EventKind.CHECKPOINT_RESTORED:
-            return f"restored step {fields.get('step')} from {fields.get('path')}"
-        case EventKind.CHECKPOINT_REJECTED:
-            return f"checkpoint {fields.get('path')} not used: {fields.get('reason')}"
-        case EventKind.EXPORTED:
-            return f"exported to {fields.get('path')}"
-        case EventKind.METRICS_SERVING:
-            return f"metrics at {fields.get('url')}"
-        case EventKind.WARNING:
-            return f"warning: {fields.get('message')}"
-        case EventKind.STATE_CHANGED:
-            if fields.get("state") in (RunState.RECOVERING.value, RunState.WAITING.value):
-                return None  # an event of its own says more
-            reason = fields.get("reason")
-            return f"{fields.get('state')}" + (f": {reason}" if reason else "")
+def describe(body: EventBody, view: RunView) -> str | None:
+    """One line about an event; None if it is not worth one."""
+    match body:
+        case RunCreated(run_id=run_id, resumed_from_step=resumed):
+            return f"run {run_id}" + (f", resumed from step {resumed}" if resumed else "")
+        case ChangesAccepted():
+            return changes_text(body)
+        case ClusterReady():
+            return f"cluster: {cluster_ready(body)}, {formatting.duration(body.seconds)}"
+        case DataReady():
+            return f"data: {data_ready(body)}, {formatting.duration(body.seconds)}"
+        case DataSkipped():
+            return f"skipped: {skipped(body)}"
+        case TrainingPlanned():
+            return f"plan: {body.total_steps} steps, {model_text(body)}"
+        case WorkerStarted():
+            return f"worker {body.rank} started on {body.node} ({body.device})"
+        case WorkerPhase(phase=phase):
+            return f"workers: {phase}"
+        case WorkerFailed():
+            return f"worker {body.rank} failed: {body.error}"
+        case EvalFinished():
+            return f"step {body.step}: validation loss {formatting.loss(body.loss)}"
+        case ModelExported():
+            return f"exported to {body.path}"
+        case MetricsServing(url):
+            return f"metrics at {url}"
+        case WarningIssued(message):
+            return f"warning: {message}"
+        case StateChanged(state, reason):
+            if state in (RunState.RECOVERING, RunState.WAITING):
+                return None  # a more specific event follows
+            return f"{state}" + (f": {reason}" if reason else "")
+        case CheckpointSaved() | CheckpointFailed() | CheckpointRestored() | CheckpointRejected():
+            return _describe_checkpoint(body)
         case _:
-            return _describe_recovery(event)
+            return _describe_memory(body) or _describe_recovery(body)
 
 
-def _describe_recovery(event: Event) -> str | None:
-    """The same for what has to do with lost workers and changes of size."""
-    fields = event.fields
-    match event.kind:
-        case EventKind.WORKER_SLOW:
-            if not fields.get("slow"):
-                return f"worker {fields.get('rank')} keeps up again"
-            ratio = float(fields.get("ratio") or 0.0)
-            return f"worker {fields.get('rank')} is slow: {ratio:.1f} times the others' time, in {fields.get('phase')}"
-        case EventKind.RECOVERY_STARTED:
-            return _going_on(fields)
-        case EventKind.RECOVERED:
-            again = int(fields.get("steps_recomputed") or 0)
-            return (
-                f"recovered in {formatting.duration(fields.get('seconds'))} with {fields.get('world_size')} workers, "
-                f"{again} step{'s' if again != 1 else ''} made again"
-            )
-        case EventKind.RESIZED:
-            now, before = fields.get("world_size"), fields.get("before")
-            was = "others than before" if now == before else f"{before} before"
-            return f"step {fields.get('step')}: {now} workers from here, {was}"
-        case EventKind.SCALE | EventKind.NODE_DRAINING:
-            return planned_text(event)
-        case EventKind.WAITING:
-            return waiting_text(event)
-        case EventKind.VAULTS_PLANNED:
-            return f"memory: {vault_text.planned(fields)}"
-        case EventKind.DEVICE_PLANNED:
-            return f"GPU memory: {gpu_fit_text.planned(fields)}"
-        case EventKind.SNAPSHOTS_PLANNED:
-            return f"node loss: {gpu_fit_text.node_loss(fields)}"
-        case EventKind.VAULTS_ADOPTED:
-            return f"adopted: {vault_text.adopted(fields)}"
-        case EventKind.VAULTS_KEPT:
-            return f"kept: {vault_text.kept(fields)}"
-        case EventKind.FAULT_INJECTED:
-            return f"drill: {fields.get('fault')} on rank {fields.get('rank')} at step {fields.get('step')}"
+def _describe_checkpoint(
+    body: CheckpointSaved | CheckpointFailed | CheckpointRestored | CheckpointRejected,
+) -> str:
+    match body:
+        case CheckpointSaved():
+            size, seconds = formatting.size(body.bytes), formatting.duration(body.seconds)
+            return f"step {body.step}: checkpoint saved, {size} in {seconds}"
+        case CheckpointFailed():
+            return f"warning: {body.reason}; training continues"
+        case CheckpointRestored():
+            return f"restored step {body.step} from {body.path}"
+        case CheckpointRejected():
+            return f"checkpoint {body.path} not used: {body.reason}"
+
+
+def _describe_memory(body: EventBody) -> str | None:
+    match body:
+        case VaultsPlanned():
+            return f"memory: {vault_text.planned(body)}"
+        case DevicePlanned():
+            return f"GPU memory: {gpu_fit_text.planned(body)}"
+        case SnapshotsPlanned():
+            return f"node loss: {gpu_fit_text.node_loss(body)}"
+        case VaultsAdopted():
+            return f"adopted: {vault_text.adopted(body)}"
+        case VaultsKept():
+            return f"kept: {vault_text.kept(body)}"
         case _:
             return None
 
 
-def _going_on(fields: dict[str, Any]) -> str:
-    where = f"from step {fields.get('from_step')} out of {fields.get('source')}"
-    if fields.get("source") == "beginning":
+def _describe_recovery(body: EventBody) -> str | None:
+    """The same for lost workers and changes of size."""
+    match body:
+        case WorkerSlow(slow=False):
+            return f"worker {body.rank} is no longer slow"
+        case WorkerSlow():
+            slow = f"{body.ratio:.1f} times as long as the others, mostly in {body.phase}"
+            return f"worker {body.rank} is slow: {slow}"
+        case RecoveryStarted():
+            return _continuing(body)
+        case RecoveryFinished(steps_recomputed=again):
+            return (
+                f"recovered in {formatting.duration(body.seconds)} with {body.world_size} workers, "
+                f"{again} step{'s' if again != 1 else ''} recomputed"
+            )
+        case GangResized():
+            same = body.world_size == body.before
+            was = "same size, different workers" if same else f"{body.before} before"
+            return f"step {body.step}: {body.world_size} workers from now on, {was}"
+        case ScaleAnswered() | NodeDraining():
+            return planned_text(body)
+        case GangWaiting():
+            return waiting_text(body)
+        case FaultInjected():
+            return f"drill: {body.fault} on rank {body.rank} at step {body.step}"
+        case _:
+            return None
+
+
+def _continuing(recovery: RecoveryStarted) -> str:
+    where = f"from step {recovery.from_step} ({recovery.source})"
+    if recovery.source == "beginning":
         where = "from the beginning"
-    if fields.get("skipped"):
-        return f"rolling back: going on {where}"
-    return f"recovering: worker {fields.get('rank')} was lost at step {fields.get('step')}, going on {where}"
+    if recovery.skipped:
+        return f"rolling back: continuing {where}"
+    return f"recovering: worker {recovery.rank} was lost at step {recovery.step}, continuing {where}"

@@ -1,73 +1,179 @@
-"""What `convoy show` says of a run: the facts as one JSON value, and the same as text."""
+"""What `convoy show` prints of a run: the facts as one JSON value, and the same as text."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.storage.storage import is_url
 from orchestrator.cli.display import formatting
 from orchestrator.cli.display.end_summary import command
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import (
+    ChangesAccepted,
+    CheckpointFailed,
+    CheckpointSaved,
+    EvalFinished,
+    Event,
+    EventBody,
+    ModelExported,
+    NodeDraining,
+    NumericFaultFound,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunState,
+    TrainingPlanned,
+    WarningIssued,
+    WorkerFailed,
+)
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonFields, JsonObject, JsonValue, integer, mapping, number, optional
 from orchestrator.store.run_history import current_steps, read_events
 from orchestrator.store.run_store import RunRecord
 
 
-def facts(record: RunRecord) -> dict[str, Any]:
-    """Everything known about the run; what its files do not hold is null or empty."""
-    layout = record.layout
+@dataclass
+class EventSummary:
+    """What the events of a run add up to. Mutable: `take` changes it."""
+
+    plan: TrainingPlanned | None = None
+    """The newest."""
+    evaluations: list[EvalFinished] = field(default_factory=list)
+    checkpoints: list[CheckpointSaved] = field(default_factory=list)
+    failures: list[WorkerFailed] = field(default_factory=list)
+    """Those that the run has not recovered from."""
+    recoveries: list[RecoveryFinished] = field(default_factory=list)
+    numeric_faults: list[NumericFaultFound] = field(default_factory=list)
+    draining: list[NodeDraining] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    changes: list[tuple[float, ChangesAccepted]] = field(default_factory=list)
+    """With the times."""
+    exported: ModelExported | None = None
+
+    def take(self, event: Event) -> None:
+        """Take the next event."""
+        match event.body:
+            case TrainingPlanned() as body:
+                self.plan = body
+            case ChangesAccepted() as body:
+                self.changes.append((event.time_s, body))
+            case EvalFinished() as body:
+                self.evaluations.append(body)
+            case CheckpointSaved() as body:
+                self.checkpoints.append(body)
+            case CheckpointFailed() as body:
+                self.warnings.append(body.reason)
+            case WarningIssued() as body:
+                self.warnings.append(body.message)
+            case NodeDraining() as body:
+                self.draining.append(body)
+            case ModelExported() as body:
+                self.exported = body
+            case body:
+                self._take_trouble(body)
+
+    def _take_trouble(self, body: EventBody) -> None:
+        match body:
+            case WorkerFailed():
+                self.failures.append(body)
+            case NumericFaultFound():
+                self.numeric_faults.append(body)
+                self.failures.clear()  # workers raised because of it
+            case RecoveryStarted():
+                self.failures.clear()  # recovered from; the incident page has it
+            case RecoveryFinished():
+                self.recoveries.append(body)
+
+    def to_json(self) -> JsonObject:
+        """The fields of the events, by what they are about."""
+        lists: dict[str, Sequence[EventBody]] = {
+            "evaluations": self.evaluations,
+            "failures": self.failures,
+            "recoveries": self.recoveries,
+            "numeric_faults": self.numeric_faults,
+            "draining": self.draining,
+        }
+        changes: list[JsonValue] = [{"time_s": time_s, **encode_body(body)} for time_s, body in self.changes]
+        return {
+            "plan": None if self.plan is None else encode_body(self.plan),
+            **{name: [encode_body(body) for body in bodies] for name, bodies in lists.items()},
+            "warnings": list(self.warnings),
+            "changes": changes,
+            "exported": None if self.exported is None else encode_body(self.exported),
+        }
+
+
+@dataclass(frozen=True)
+class TrainingFigures:
+    """Figures over all steps; the first is left out of the pace if there are more: it warms up."""
+
+    first_loss: float
+    last_loss: float
+    epoch: float
+    tokens: int
+    tokens_per_s: float | None
+    step_time_s: float
+    data_wait_share: float | None
+    """0 to 1, mean over the ranks."""
+    mfu: float | None
+    world_size: int
+    peak_rss_bytes: list[int]
+    """Of each rank."""
+    peak_device_bytes: list[int] | None
+    """Of each rank; None on CPUs."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Everything known about a run."""
+
+    record: RunRecord
+    events: EventSummary
+    kept: tuple[bool | None, ...]
+    """For each checkpoint that was saved, whether it is still there; None: a bucket would have to be asked."""
+    training: TrainingFigures | None
+    losses: tuple[float, ...]
+    """Of each step."""
+    data: JsonObject | None
+    """`data.json`."""
+    ledger: JsonObject | None
+    """`ledger.json`."""
+
+    def to_json(self) -> JsonObject:
+        """For programs; what the run's files do not hold is null or empty."""
+        record, saved = self.record, zip(self.events.checkpoints, self.kept, strict=True)
+        return {
+            **record.to_json(),
+            "driver": record.driver.to_json() if record.driver else None,
+            **self.events.to_json(),
+            "checkpoints": [{**encode_body(each), "kept": kept} for each, kept in saved],
+            "training": None if self.training is None else asdict(self.training),
+            "losses": list(self.losses),
+            "data": self.data,
+            "ledger": self.ledger,
+        }
+
+
+def facts(record: RunRecord) -> RunFacts:
+    """What the files of a run say."""
+    layout, events = record.layout, EventSummary()
     steps = current_steps(layout.steps)
-    value: dict[str, Any] = record.to_json()
-    value["driver"] = record.driver.to_json() if record.driver else None
-    value |= {
-        "plan": None,
-        "evaluations": [],
-        "checkpoints": [],
-        "failures": [],
-        "recoveries": [],
-        "numeric_faults": [],
-        "draining": [],
-        "warnings": [],
-        "changes": [],
-        "exported": None,
-    }
     for event in read_events(layout.events):
-        match event.kind:
-            case EventKind.PLAN:
-                value["plan"] = event.fields
-            case EventKind.CHANGES_ACCEPTED:
-                value["changes"].append({"time_s": event.time_s, **event.fields})
-            case EventKind.EVAL:
-                value["evaluations"].append(event.fields)
-            case EventKind.CHECKPOINT_SAVED:
-                value["checkpoints"].append({**event.fields, "kept": _kept(event.fields, layout)})
-            case EventKind.CHECKPOINT_FAILED:
-                value["warnings"].append(event.fields.get("reason"))
-            case EventKind.WORKER_FAILED:
-                value["failures"].append(event.fields)
-            case EventKind.NUMERIC_FAULT:
-                value["numeric_faults"].append(event.fields)
-                value["failures"].clear()  # workers raised because of it
-            case EventKind.RECOVERY_STARTED:
-                value["failures"].clear()  # got over, and told on its page
-            case EventKind.RECOVERED:
-                value["recoveries"].append(event.fields)
-            case EventKind.NODE_DRAINING:
-                value["draining"].append(event.fields)
-            case EventKind.WARNING:
-                value["warnings"].append(event.fields.get("message"))
-            case EventKind.EXPORTED:
-                value["exported"] = event.fields
-    value["training"] = _training(steps)
-    value["losses"] = [step.loss for step in steps]
-    value["data"] = read_json(layout.data)
-    value["ledger"] = read_json(layout.ledger)
-    return value
+        events.take(event)
+    return RunFacts(
+        record=record,
+        events=events,
+        kept=tuple(_kept(saved, layout) for saved in events.checkpoints),
+        training=_training(steps),
+        losses=tuple(step.loss for step in steps),
+        data=read_json(layout.data),
+        ledger=read_json(layout.ledger),
+    )
 
 
-def _training(steps: list[StepReport]) -> dict[str, Any] | None:
-    """Figures over all steps; the first is left out of the pace where there are more: it warms up."""
+def _training(steps: list[StepReport]) -> TrainingFigures | None:
     if not steps:
         return None
     steady = steps[1:] or steps
@@ -76,27 +182,28 @@ def _training(steps: list[StepReport]) -> dict[str, Any] | None:
     device = [rank.memory.peak_allocated_bytes for rank in ranks if rank.memory.peak_allocated_bytes is not None]
     waited = sum(sum(rank.phases.data_wait_s for rank in step.ranks) / max(1, len(step.ranks)) for step in steady)
     mfus = [step.mfu for step in steady if step.mfu is not None]
-    return {
-        "first_loss": steps[0].loss,
-        "last_loss": steps[-1].loss,
-        "epoch": steps[-1].epoch,
-        "tokens": sum(step.tokens for step in steps),
-        "tokens_per_s": sum(step.tokens for step in steady) / seconds if seconds > 0 else None,
-        "step_time_s": seconds / len(steady),
-        "data_wait_share": waited / seconds if seconds > 0 else None,
-        "mfu": sum(mfus) / len(mfus) if mfus else None,
-        "world_size": steps[-1].world_size,
-        "peak_rss_bytes": [rank.memory.peak_rss_bytes for rank in ranks],
-        "peak_device_bytes": device or None,
-    }
+    return TrainingFigures(
+        first_loss=steps[0].loss,
+        last_loss=steps[-1].loss,
+        epoch=steps[-1].epoch,
+        tokens=sum(step.tokens for step in steps),
+        tokens_per_s=sum(step.tokens for step in steady) / seconds if seconds > 0 else None,
+        step_time_s=seconds / len(steady),
+        data_wait_share=waited / seconds if seconds > 0 else None,
+        mfu=sum(mfus) / len(mfus) if mfus else None,
+        world_size=steps[-1].world_size,
+        peak_rss_bytes=[rank.memory.peak_rss_bytes for rank in ranks],
+        peak_device_bytes=device or None,
+    )
 
 
-def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
-    """The facts for people."""
+def text(run: RunFacts, now_s: float) -> str:
+    """The facts as text."""
+    record, events = run.record, run.events
     first, *more = formatting.printable(record.reason or "").split("\n")
     lines = [f"{record.id}  {record.status}" + (f": {first}" if first else ""), *(f"  {line}" for line in more)]
     if record.lost:
-        lines.append("  its driver is gone without having ended it")
+        lines.append("  the run was not ended, but its driver is gone")
     lines.append(
         f"  created     {formatting.when(record.created_s)}, updated {formatting.ago(now_s - record.updated_s)}"
     )
@@ -106,112 +213,120 @@ def text(record: RunRecord, value: dict[str, Any], now_s: float) -> str:
         lines.append(f"  step        {record.step} of {total}  {formatting.bar(record.step / total, 30)}")
     if record.asked_workers is not None:
         lines.append(
-            f"  asked for   {record.asked_workers} workers (convoy scale); {record.progress.workers} trained last"
+            f"  requested   {record.asked_workers} workers (convoy scale); the last step had {record.progress.workers}"
         )
-    for each in value["draining"][-3:]:
-        lines.append(f"  draining    node {str(each.get('node'))[:8]}, with workers {each.get('ranks')}")
-    lines += _plan_lines(value) + _training_lines(value) + _kept_lines(value)
-    for each in value["changes"][-3:]:
-        lines.append(
-            f"  changed     {formatting.when(each['time_s'])}, accepted, in force after step {each.get('step')}:"
-        )
-        lines += [f"              {what}" for what in formatting.changes(each.get("changes") or [])]
-    if value["recoveries"]:
-        lines.append(f"  recovered   {formatting.recoveries(value['recoveries'])}; see {record.layout.incidents}")
-    if value["numeric_faults"]:
-        left_out = sum(int(each.get("skipped_count") or 0) for each in value["numeric_faults"])
-        lines.append(f"  numeric     {len(value['numeric_faults'])} faults, {left_out} samples left out")
-    for failure in value["failures"][:1]:
-        if str(failure.get("error")) not in (record.reason or ""):
-            lines += ["", f"Worker {failure.get('rank')} failed: {formatting.printable(str(failure.get('error')))}"]
-    lines += [f"  warning     {formatting.printable(str(message))}" for message in value["warnings"][-3:]]
-    lines += _ledger_lines(value["ledger"])
+    for each in events.draining[-3:]:
+        lines.append(f"  draining    node {each.node[:8]}, with workers {list(each.ranks)}")
+    lines += _plan_lines(run) + _training_lines(run) + _kept_lines(run) + _trouble_lines(run)
+    lines += _ledger_lines(run.ledger)
     resumable = not record.active and record.state is not RunState.SUCCEEDED
-    if resumable and any(each["kept"] is not False for each in value["checkpoints"]):
-        lines += ["", f"Go on with it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
+    if resumable and any(kept is not False for kept in run.kept):
+        lines += ["", f"Continue it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
     return "\n".join(lines)
 
 
-def _plan_lines(value: dict[str, Any]) -> list[str]:
+def _trouble_lines(run: RunFacts) -> list[str]:
+    record, events, lines = run.record, run.events, []
+    for time_s, accepted in events.changes[-3:]:
+        lines.append(f"  changed     {formatting.when(time_s)}, accepted, used after step {accepted.step}:")
+        lines += [f"              {what}" for what in formatting.changes(accepted.changes)]
+    if events.recoveries:
+        lines.append(f"  recovered   {formatting.recoveries(events.recoveries)}; see {record.layout.incidents}")
+    if events.numeric_faults:
+        left_out = sum(each.skipped_count or 0 for each in events.numeric_faults)
+        lines.append(f"  numeric     {len(events.numeric_faults)} faults, {left_out} samples left out")
+    for failure in events.failures[:1]:
+        if failure.error not in (record.reason or ""):
+            lines += ["", f"Worker {failure.rank} failed: {formatting.printable(failure.error)}"]
+    return lines + [f"  warning     {formatting.printable(message)}" for message in events.warnings[-3:]]
+
+
+def _plan_lines(run: RunFacts) -> list[str]:
     lines = []
-    plan, data = value["plan"], value["data"]
+    plan, data = run.events.plan, run.data
     if plan:
-        parameters = f", {formatting.count(plan['parameters'])} parameters" if plan.get("parameters") else ""
         lines.append(
-            f"  workers     {plan.get('world_size')}, micro batch {plan.get('micro_batch')},"
-            f" accumulation {plan.get('accumulation')}{parameters}"
+            f"  workers     {plan.world_size}, micro batch {plan.micro_batch},"
+            f" accumulation {plan.accumulation}, {formatting.count(plan.parameters)} parameters"
         )
     if data and data.get("train_samples"):
-        tokens = formatting.count(data.get("train_tokens", 0) + data.get("validation_tokens", 0))
-        train, held = formatting.count(data["train_samples"]), formatting.count(data.get("validation_samples"))
-        lines.append(f"  data        {tokens} tokens, {train} training + {held} validation samples")
+        tokens = _whole(data, "train_tokens") + _whole(data, "validation_tokens")
+        train, held = _whole(data, "train_samples"), _whole(data, "validation_samples")
+        lines.append(
+            f"  data        {formatting.count(tokens)} tokens, {formatting.count(train)} training + "
+            f"{formatting.count(held)} validation samples"
+        )
     return lines
 
 
-def _training_lines(value: dict[str, Any]) -> list[str]:
-    training = value["training"]
-    if not training:
+def _whole(value: JsonFields, key: str) -> int:
+    return optional(integer, value, key) or 0
+
+
+def _training_lines(run: RunFacts) -> list[str]:
+    training = run.training
+    if training is None:
         return []
-    first, last = training["first_loss"], training["last_loss"]
+    first, last = training.first_loss, training.last_loss
     lines = [
         f"  loss        {formatting.loss(first)} -> {formatting.loss(last)} ({formatting.change(first, last)})",
-        f"              {formatting.sparkline([loss for loss in value['losses'] if loss is not None])}",
+        f"              {formatting.sparkline(run.losses)}",
     ]
-    evaluations = [each for each in value["evaluations"] if each.get("loss") is not None]
+    evaluations = [each.loss for each in run.events.evaluations if not math.isnan(each.loss)]
     if evaluations:
-        first, last = evaluations[0]["loss"], evaluations[-1]["loss"]
+        first, last = evaluations[0], evaluations[-1]
         lines.append(
             f"  validation  {formatting.loss(first)} -> {formatting.loss(last)} ({formatting.change(first, last)})"
         )
-        lines.append(f"              {formatting.sparkline([each['loss'] for each in evaluations])}")
-    share = training["data_wait_share"]
-    pace = formatting.count(training["tokens_per_s"])
+        lines.append(f"              {formatting.sparkline(evaluations)}")
+    share = training.data_wait_share
     lines.append(
-        f"  pace        {pace} tokens/s, {formatting.duration(training['step_time_s'])} a step"
+        f"  pace        {formatting.count(training.tokens_per_s)} tokens/s,"
+        f" {formatting.duration(training.step_time_s)} per step"
         + (f", {share:.1%} of it waiting for data" if share is not None else "")
-        + (f", MFU {training['mfu']:.1%}" if training["mfu"] is not None else "")
+        + (f", MFU {training.mfu:.1%}" if training.mfu is not None else "")
     )
-    kind = "peak_device_bytes" if training["peak_device_bytes"] else "peak_rss_bytes"
-    each = training[kind]
+    each = training.peak_device_bytes or training.peak_rss_bytes
     if each:
-        where = "on the GPU" if kind == "peak_device_bytes" else "resident"
+        where = "on the GPU" if training.peak_device_bytes else "resident"
         lines.append(
             f"  memory      {formatting.size(sum(each))} {where} at peak, most {formatting.size(max(each))} in a worker"
         )
     return lines
 
 
-def _kept(saved: dict[str, Any], layout: RunLayout) -> bool | None:
-    """Whether a checkpoint is still there: old ones are removed as new ones are written. None where a bucket would
-    have to be asked."""
-    path = str(saved.get("path", ""))
-    if is_url(path):
+def _kept(saved: CheckpointSaved, layout: RunLayout) -> bool | None:
+    """Whether a checkpoint is still there: old ones are removed as new ones are written. None if a bucket would have to
+    be asked."""
+    if is_url(saved.path):
         return None
-    return layout.checkpoint(int(saved.get("step", -1))).is_dir() or (bool(path) and Path(path).is_dir())
+    return layout.checkpoint(saved.step).is_dir() or (bool(saved.path) and Path(saved.path).is_dir())
 
 
-def _kept_lines(value: dict[str, Any]) -> list[str]:
-    lines = []
-    kept = [each for each in value["checkpoints"] if each["kept"]]
-    if value["checkpoints"]:
-        newest = value["checkpoints"][-1]
-        steps = ", ".join(str(each.get("step")) for each in kept) or "none"
-        where = f"the newest {newest['path']}" if newest["kept"] is None else f"kept: step {steps}"
+def _kept_lines(run: RunFacts) -> list[str]:
+    lines, saved = [], run.events.checkpoints
+    if saved:
+        newest = saved[-1]
+        steps = ", ".join(str(each.step) for each, kept in zip(saved, run.kept, strict=True) if kept) or "none"
+        where = f"the newest {newest.path}" if run.kept[-1] is None else f"kept: step {steps}"
         lines.append(
-            f"  checkpoints {len(value['checkpoints'])} written, {where};"
-            f" the last {formatting.size(newest.get('bytes'))} in {formatting.duration(newest.get('seconds'))}"
+            f"  checkpoints {len(saved)} written, {where};"
+            f" the last {formatting.size(newest.bytes)} in {formatting.duration(newest.seconds)}"
         )
-    if value["exported"]:
-        lines.append(f"  model       {value['exported'].get('path')}")
+    if run.events.exported:
+        lines.append(f"  model       {run.events.exported.path}")
     return lines
 
 
-def _ledger_lines(ledger: dict[str, Any] | None) -> list[str]:
-    if not ledger or not ledger.get("elapsed_s"):
+def _ledger_lines(ledger: JsonFields | None) -> list[str]:
+    elapsed_s = optional(number, ledger, "elapsed_s") if ledger else None
+    if not ledger or not elapsed_s:
         return []
-    elapsed_s = ledger["elapsed_s"]
-    lines = ["", f"Where {formatting.duration(elapsed_s)} went (goodput {ledger.get('goodput', 0):.0%}):"]
-    for category, seconds in ledger.get("seconds", {}).items():
+    goodput = optional(number, ledger, "goodput") or 0.0
+    lines = ["", f"Where {formatting.duration(elapsed_s)} went (goodput {goodput:.0%}):"]
+    spent = optional(mapping, ledger, "seconds") or {}
+    for category in spent:
+        seconds = number(spent, category)
         if seconds >= 0.005 * elapsed_s:
             share = seconds / elapsed_s
             name = category.replace("_", " ")

@@ -1,10 +1,34 @@
-"""What a run looks like right now, folded from its events and steps; every display draws from this. No I/O."""
+"""The present state of a run, computed from its events and steps; all displays use it. No I/O."""
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    EventBody,
+    MetricsServing,
+    ModelExported,
+    NumericFaultFound,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    SampleGenerated,
+    StateChanged,
+    TrainingPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+    WarningIssued,
+    WorkerFailed,
+    WorkerPhase,
+    WorkerStarted,
+)
 from orchestrator.domain.step_report import StepReport
 
 RECENT_STEPS = 20
@@ -13,7 +37,7 @@ STAGES = ("cluster", "data", "workers", "build", "train", "export")
 """In the order they are shown."""
 
 _OVERLAPPING = ("data", "cluster")
-"""Stages whose end is an event of their own: one may begin before the other is over."""
+"""Stages whose end is a separate event: one may begin before the other has ended."""
 
 _PHASE_STAGES = {"import": "workers", "rendezvous": "workers", "build": "build", "restore": "build", "train": "train",
                  "export": "export"}  # fmt: skip
@@ -29,49 +53,39 @@ class Stage:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class FailureView:
-    """A worker that raised."""
-
-    rank: int
-    error: str
-    traceback: str
-
-
 @dataclass
 class RunView:
-    """A run as far as it was told. Mutable: `on_event` and `on_step` change it."""
+    """A run as far as its events tell. Mutable: `on_event` and `on_step` change it."""
 
     run_id: str | None = None
     resumed_from_step: int | None = None
-    state: str | None = None
+    state: RunState | None = None
     reason: str | None = None
     started_s: float | None = None
     stages: dict[str, Stage] = field(default_factory=lambda: {name: Stage() for name in STAGES})
-    data: dict[str, Any] = field(default_factory=dict)
-    """Fields of the newest DATA_PROGRESS."""
+    data: DataProgress | None = None
+    """The newest."""
     data_phase_started_s: float = 0.0
-    ready: dict[str, Any] = field(default_factory=dict)
-    """Fields of DATA_READY."""
-    cluster: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
+    ready: DataReady | None = None
+    cluster: ClusterReady | None = None
+    plan: TrainingPlanned | None = None
     workers_started: set[int] = field(default_factory=set)
     worker_phase: str = ""
     first: StepReport | None = None
     last: StepReport | None = None
     recent: deque[StepReport] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
-    checkpoints: list[dict[str, Any]] = field(default_factory=list)
-    exported: dict[str, Any] = field(default_factory=dict)
-    sample: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[CheckpointSaved] = field(default_factory=list)
+    exported: ModelExported | None = None
+    sample: SampleGenerated | None = None
     metrics_url: str | None = None
     warnings: list[str] = field(default_factory=list)
-    failures: list[FailureView] = field(default_factory=list)
-    recoveries: list[dict[str, Any]] = field(default_factory=list)
-    kept_in_memory: dict[str, Any] = field(default_factory=dict)
-    """Fields of VAULTS_PLANNED."""
-    left_in_memory: dict[str, Any] = field(default_factory=dict)
-    """Fields of VAULTS_KEPT."""
+    failures: list[WorkerFailed] = field(default_factory=list)
+    recoveries: list[RecoveryFinished] = field(default_factory=list)
+    kept_in_memory: VaultsPlanned | None = None
+    """What the vaults use."""
+    left_in_memory: VaultsKept | None = None
+    """What the vaults keep after the end of the run."""
 
     def on_step(self, report: StepReport) -> None:
         """Take a step."""
@@ -84,81 +98,76 @@ class RunView:
         """Take an event."""
         if self.started_s is None:
             self.started_s = event.time_s
-        fields = event.fields
-        match event.kind:
-            case EventKind.RUN_CREATED:
-                self.run_id = fields.get("run_id")
-                self.resumed_from_step = fields.get("resumed_from_step")
+        match event.body:
+            case RunCreated() as run:
+                self.run_id = run.run_id
+                self.resumed_from_step = run.resumed_from_step
                 self.recent.clear()  # a drill shows several runs, one after the other
-            case EventKind.STATE_CHANGED:
-                self.state, self.reason = fields.get("state"), fields.get("reason")
-                if self.state in ("succeeded", "failed", "stopped"):
+            case StateChanged(state, reason):
+                self.state, self.reason = state, reason
+                if state in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED):
                     self._enter(None, event.time_s)
-                elif self.state == "starting":
+                elif state is RunState.STARTING:
                     self._enter("workers", event.time_s)
-            case EventKind.DATA_PROGRESS:
-                if fields.get("phase") != self.data.get("phase"):
+            case DataProgress() as data:
+                if self.data is None or data.phase != self.data.phase:
                     self.data_phase_started_s = event.time_s
-                self.data = fields
+                self.data = data
                 self._enter("data", event.time_s)
-            case EventKind.DATA_READY:
-                self.ready = fields
-                self._finish("data", event.time_s, fields.get("seconds"))
-                self.stages["data"].cached = bool(fields.get("cached"))
-            case EventKind.CLUSTER_READY:
-                self.cluster = fields
-                self._finish("cluster", event.time_s, fields.get("seconds"))
-            case EventKind.PLAN:
-                self.plan = fields
-            case EventKind.WORKER_STARTED:
-                self.workers_started.add(int(fields.get("rank", 0)))
-            case EventKind.WORKER_PHASE:
-                self.worker_phase = str(fields.get("phase"))
-                self._enter(_PHASE_STAGES.get(self.worker_phase), event.time_s)
-            case EventKind.METRICS_SERVING:
-                self.metrics_url = fields.get("url")
-            case EventKind.WARNING:
-                self.warnings.append(str(fields.get("message")))
-            case _:
-                self._on_result(event)
+            case DataReady() as ready:
+                self.ready = ready
+                self._finish("data", event.time_s, ready.seconds)
+                self.stages["data"].cached = ready.cached
+            case ClusterReady() as cluster:
+                self.cluster = cluster
+                self._finish("cluster", event.time_s, cluster.seconds)
+            case TrainingPlanned() as plan:
+                self.plan = plan
+            case WorkerStarted() as worker:
+                self.workers_started.add(worker.rank)
+            case WorkerPhase(phase=phase):
+                self.worker_phase = phase
+                self._enter(_PHASE_STAGES.get(phase), event.time_s)
+            case MetricsServing(url):
+                self.metrics_url = url
+            case WarningIssued(message):
+                self.warnings.append(message)
+            case body:
+                self._on_result(body)
 
-    def _on_result(self, event: Event) -> None:
-        fields = event.fields
-        match event.kind:
-            case EventKind.WORKER_FAILED:
-                trace = str(fields.get("traceback") or "")
-                failure = FailureView(int(fields.get("rank", -1)), str(fields.get("error")), trace)
-                self.failures.append(failure)
-            case EventKind.NUMERIC_FAULT:
-                self.failures.clear()  # where workers raised because of it, it says more than their tracebacks
-            case EventKind.RECOVERY_STARTED:
-                self.failures.clear()  # what a run has got over is not why it ends
+    def _on_result(self, body: EventBody) -> None:
+        match body:
+            case WorkerFailed():
+                self.failures.append(body)
+            case NumericFaultFound():
+                self.failures.clear()  # workers raised because of it, and it says more than their tracebacks
+            case RecoveryStarted():
+                self.failures.clear()  # a failure that the run recovered from is not why it ends
                 self.recent.clear()  # the pace is not that of the gap
-            case EventKind.RECOVERED:
-                self.recoveries.append(fields)
-            case EventKind.VAULTS_PLANNED:
-                self.kept_in_memory = fields
-            case EventKind.VAULTS_ADOPTED:
-                self.resumed_from_step = max(int(self.resumed_from_step or 0), int(fields.get("step") or 0)) or None
-            case EventKind.VAULTS_KEPT:
-                self.left_in_memory = fields
-            case EventKind.EVAL:
-                self.validation_losses.append((int(fields["step"]), float(fields["loss"])))
-            case EventKind.CHECKPOINT_SAVED:
-                self.checkpoints.append(fields)
-            case EventKind.EXPORTED:
-                self.exported = fields
-            case EventKind.SAMPLE:
-                self.sample = fields
+            case RecoveryFinished():
+                self.recoveries.append(body)
+            case VaultsPlanned():
+                self.kept_in_memory = body
+            case VaultsAdopted():
+                self.resumed_from_step = max(self.resumed_from_step or 0, body.step or 0) or None
+            case VaultsKept():
+                self.left_in_memory = body
+            case EvalFinished():
+                self.validation_losses.append((body.step, body.loss))
+            case CheckpointSaved():
+                self.checkpoints.append(body)
+            case ModelExported():
+                self.exported = body
+            case SampleGenerated():
+                self.sample = body
 
     @property
     def total_steps(self) -> int | None:
-        value = self.plan.get("total_steps")
-        return value if isinstance(value, int) else None
+        return None if self.plan is None else self.plan.total_steps
 
     @property
     def step(self) -> int:
-        return self.last.step if self.last else int(self.resumed_from_step or 0)
+        return self.last.step if self.last else self.resumed_from_step or 0
 
     @property
     def validation_loss(self) -> float | None:
@@ -193,7 +202,7 @@ class RunView:
 
     @property
     def memory(self) -> tuple[int, str] | None:
-        """Bytes of all workers together and of what: reserved device memory where there is one, else resident."""
+        """Bytes of all workers together and of what: reserved device memory if there is a device, else resident."""
         if self.last is None or not self.last.ranks:
             return None
         device = [rank.memory.reserved_bytes for rank in self.last.ranks if rank.memory.reserved_bytes is not None]
@@ -209,13 +218,12 @@ class RunView:
         return max(0, self.total_steps - self.step) * self.step_time_s
 
     def data_rate(self, now_s: float) -> float | None:
-        """Bytes a second of the phase of preparing that goes on."""
+        """Bytes per second of the current phase of preparing."""
         passed_s = now_s - self.data_phase_started_s
-        done = self.data.get("done_bytes")
-        return done / passed_s if isinstance(done, int | float) and passed_s > 0.2 else None
+        return self.data.done_bytes / passed_s if self.data is not None and passed_s > 0.2 else None
 
     def _enter(self, name: str | None, time_s: float) -> None:
-        """A stage begins, and with it those that come before it are over."""
+        """A stage begins; the stages before it have ended."""
         for other, stage in self.stages.items():
             if other == name:
                 if stage.started_s is None:
@@ -224,10 +232,7 @@ class RunView:
             if stage.started_s is not None and stage.ended_s is None and (name is None or other not in _OVERLAPPING):
                 stage.ended_s = max(time_s, stage.started_s)
 
-    def _finish(self, name: str, time_s: float, seconds: object) -> None:
+    def _finish(self, name: str, time_s: float, seconds: float) -> None:
         stage = self.stages[name]
-        if isinstance(seconds, int | float):
-            stage.started_s = time_s - seconds
-        elif stage.started_s is None:
-            stage.started_s = time_s
+        stage.started_s = time_s - seconds
         stage.ended_s = time_s

@@ -19,9 +19,9 @@ def cluster_facts(address: str) -> dict[str, Any]:
     """
     import ray
 
-    from orchestrator.clusters.ray.joining import connect
+    from orchestrator.clusters.ray.joined_cluster import JoinedCluster
 
-    cluster = connect(address)
+    cluster = JoinedCluster(address).start()
     try:
         nodes = [
             {"address": node.address, "total": _plain(node.total), "free": _plain(node.free)}

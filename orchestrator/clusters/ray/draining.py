@@ -1,16 +1,16 @@
-"""Nodes that are about to go: asking the cluster's head about them, and telling it (as a drill does). Who asks once a
-second is also the first to know that the head does not answer.
+"""Nodes that are about to go: asks the cluster's head for them once a second, and so also notices first that the head
+does not answer.
 
-`python -m orchestrator.clusters.ray.draining ADDRESS NODE_ID NOTICE_S MESSAGE` tells it,
-for a process that is not part of the cluster.
+`python -m orchestrator.clusters.ray.draining ADDRESS NODE_ID NOTICE_S MESSAGE` announces that a node goes, from a
+process that is not part of the cluster.
 """
 
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
 
+from orchestrator.clusters.ray.gcs import GcsConnection
 from orchestrator.clusters.ray.ports import listens
 from orchestrator.domain.errors import ClusterError
 from orchestrator.lasting_thread import LastingThread
@@ -18,8 +18,6 @@ from orchestrator.lasting_thread import LastingThread
 INTERVAL_S = 1.0
 TIMEOUT_S = 5.0
 """Of one question: a GCS that hangs is asked again afterwards."""
-PREEMPTION = 2
-"""`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: not to be refused."""
 
 
 class DrainWatch:
@@ -36,7 +34,7 @@ class DrainWatch:
         self._found: dict[str, float | None] = {}
         self._silent_since_s: float | None = None
         self._ended = threading.Event()
-        self._client: Any = None
+        self._gcs: GcsConnection | None = None
         LastingThread("drain-watch", self._watch)
 
     @property
@@ -58,11 +56,11 @@ class DrainWatch:
     def _watch(self) -> bool:
         from ray.exceptions import RayError
 
-        if self._ended.wait(INTERVAL_S if self._client is not None else 0.0):
+        if self._ended.wait(INTERVAL_S if self._gcs is not None else 0.0):
             return False
         try:
-            self._client = self._client or _client(self._address)
-            found = self._client.get_draining_nodes(timeout=TIMEOUT_S)
+            self._gcs = self._gcs or GcsConnection.to(self._address)
+            found = self._gcs.draining(TIMEOUT_S)
         except (RayError, OSError, RuntimeError):
             if listens(self._address):
                 self._silent_since_s = None
@@ -72,7 +70,7 @@ class DrainWatch:
             return True
         self._silent_since_s = None
         # Replaced, never changed: readers need no lock.
-        self._found = {**self._found, **{node: ms / 1000 if ms else None for node, ms in found.items()}}
+        self._found = {**self._found, **found}
         return True
 
 
@@ -81,17 +79,9 @@ def drain(address: str, node_id: str, notice_s: float, message: str) -> None:
 
     Raises ClusterError where the cluster refuses.
     """
-    accepted, why = _client(address).drain_node(
-        node_id, PREEMPTION, message, int((time.time() + notice_s) * 1000), timeout=TIMEOUT_S
-    )
-    if not accepted:
-        raise ClusterError(f"node {node_id} cannot be drained: {why}")
-
-
-def _client(address: str) -> Any:
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    return GcsClient(address=address)
+    problem = GcsConnection.to(address).drain(node_id, notice_s, message, TIMEOUT_S)
+    if problem is not None:
+        raise ClusterError(f"node {node_id} cannot be drained: {problem}")
 
 
 if __name__ == "__main__":

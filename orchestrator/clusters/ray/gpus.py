@@ -47,7 +47,7 @@ def gpus_for(gpus_per_worker: int, environ: Mapping[str, str], warn: Callable[[s
     mask = environ.get(variable, environ.get(NVIDIA_MASK))  # ROCm reads that too if its own is not set
     found = local_gpus(gpus_per_worker, mask, present)
     if gpus_per_worker and present and not found:
-        warn(f"{variable} is `{mask}`: it hides all {present} GPUs of this machine, and the workers need some")
+        warn(f"{variable} is `{mask}`: it hides all {present} GPUs of this machine, and the workers need GPUs")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -24,6 +25,23 @@ def raylet_of(pid: int) -> psutil.Process:
             if parent.name() == "raylet":
                 return parent
     raise psutil.NoSuchProcess(pid, msg="it belongs to no raylet")
+
+
+def is_head(raylet: psutil.Process) -> bool:
+    """Whether a raylet is that of the node which holds the cluster's own state."""
+    return "--head" in raylet.cmdline()
+
+
+def node_id_of(raylet: psutil.Process) -> str:
+    """The id of a raylet's node."""
+    return next(word for word in raylet.cmdline() if word.startswith("--node_id=")).partition("=")[2]
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a process of this host is a worker of Ray, by the title that Ray gives to it. False if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    return False
 
 
 def _forked_for(clients: list[psutil.Process]) -> Iterator[psutil.Process]:

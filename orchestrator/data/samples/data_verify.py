@@ -1,16 +1,15 @@
 """The proof of what a run consumed: its recorded steps are replayed against the data and the sample order.
 
-For every step of the final lineage the sample ids are computed anew from the order, their tokens read from the token
+For every step of the final lineage the sample ids are recomputed from the order, their tokens read from the token
 files, and their digest compared with the one recorded from what was really fed. Positions must follow one another
 without gap or overlap, but for the skips that the run recorded, and every sample is counted, per source and epoch.
 
-Where a run went on with other data, each part is compared with its own data, and its samples are counted by
-themselves: a sample of one part is not known again in another.
+If a run continued with other data, each part is compared with its own data, and its samples are counted separately: a
+sample of one part is not recognised in another.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from orchestrator.data.samples.mixture import Drawn
 from orchestrator.data.samples.skipping_order import BatchOrder
 from orchestrator.domain.policy.numeric import Skip
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
 
 READ_AT_ONCE = 256
 """Samples in memory at a time."""
@@ -99,16 +99,16 @@ class Proof:
     superseded: int
     """Recorded steps that a resume computed again from an earlier checkpoint; they left no trace in the model."""
     end_position: int
-    """Where the last step ended in the order of the samples: `samples` plus `skipped_samples`."""
+    """The position at which the last step ended in the order of the samples: `samples` plus `skipped_samples`."""
     skipped_samples: int
     skips: tuple[Skip, ...]
     """Those that the run has reached, in the order they were decided. They may overlap."""
     epochs: tuple[EpochUse, ...]
     mismatch: Mismatch | None
     parts: tuple[PartProof, ...] = ()
-    """More than one: the run went on with other data."""
+    """More than one: the run continued with other data."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return asdict(self)
 
@@ -130,11 +130,11 @@ def verify_parts(
     steps: Iterable[StepReport], parts: Sequence[DataPart], global_batch: int, skips: Sequence[Skip] = ()
 ) -> Proof:
     """Prove what the steps consumed. `steps` in the order they were recorded; a step at or before the last one goes
-    back to there (a resume), and what was recorded after it is superseded. `parts` and `skips` in the order of the
-    run. Steps of a part whose data is not there any more fail the proof; the others are compared all the same.
+    back to there (a resume), and what was recorded after it is superseded. `parts` and `skips` in the order of the run.
+    Steps of a part whose data no longer exists fail the proof; the others are still compared.
 
-    A copied record is told from a recomputed one by its time. Steps missing from the end cannot be seen from here:
-    compare `Proof.steps` with the step the run says it reached.
+    A copied record is distinguished from a recomputed one by its time. Steps missing from the end cannot be seen from
+    here: compare `Proof.steps` with the step the run says it reached.
     """
     lineage: list[tuple[int, StepReport]] = []
     found = _Found()
@@ -197,7 +197,7 @@ def _prove_part(
     first = reports[0].first_position if found.parts else 0
     end = reports[-1].first_position + reports[-1].samples
     index = len(found.parts)
-    problem = part.problem or "their data is not there" if part.dataset is None else None
+    problem = part.problem or "their data does not exist" if part.dataset is None else None
     found.parts.append(PartProof(part.fingerprint, reports[0].step, reports[-1].step, first, problem))
     if part.dataset is None:
         found.samples += sum(report.samples for report in reports)
@@ -245,8 +245,8 @@ def _lineage(
 
 
 def _in_order(lineage: list[StepReport], global_batch: int, skips: Sequence[Skip]) -> list[StepReport]:
-    """The steps that still count. Where the run has gone back and made no step since, those after the state that it
-    went back to do not: they lie in the order that was before the last skip. Raises _Failed."""
+    """The steps that still count. If the run was rolled back and has made no step since, those after the restored state
+    do not count: they are in the order before the last skip. Raises _Failed."""
     try:
         order = BatchOrder.of(global_batch, [(skip.first, skip.count) for skip in skips])
     except ValueError as error:
@@ -287,7 +287,7 @@ def _replay(report: StepReport, dataset: TokenDataset, usage: "_Usage") -> int:
     if digest % DIGEST_MODULUS != report.data_digest:
         raise _Failed(
             report.step,
-            f"the samples fed have digest {report.data_digest}, those of the order {digest % DIGEST_MODULUS}:"
+            f"the digest of the fed samples is {report.data_digest}, expected {digest % DIGEST_MODULUS}:"
             " other samples or other data",
         )
     if tokens != report.tokens:

@@ -13,7 +13,9 @@ from orchestrator.data.samples.order import keys, mix64, permute
 from orchestrator.data.sources.blocks import SPLIT_SEED
 from orchestrator.domain.errors import DataError
 
-DIGEST_MODULUS = 1 << 62
+DIGEST_BITS = 62
+"""Of a digest of samples."""
+DIGEST_MODULUS = 1 << DIGEST_BITS
 
 VALIDATION_STREAM = 1 << 32
 """Keeps the key of the validation order apart from those of training."""
@@ -26,7 +28,7 @@ class Samples:
     ids: NDArray[np.int64]
     """[n] global sample ids."""
     epochs: NDArray[np.int64]
-    """[n] pass over the pool, or over the sample's source where sources have weights."""
+    """[n] pass over the pool, or over the sample's source if sources have weights."""
     tokens: NDArray[np.int32]
     """[n, L], padded with the pad id."""
     lengths: NDArray[np.int32]
@@ -80,7 +82,7 @@ class TokenDataset:
 
     @classmethod
     def open(cls, directory: Path) -> "TokenDataset":
-        """Map the files of a prepared directory. Raises DataError where one is missing or has the wrong size."""
+        """Map the files of a prepared directory. Raises DataError if one is missing or has the wrong size."""
         return cls(directory, DataManifest.read(directory))
 
     def train(self, first_position: int, count: int) -> Samples:
@@ -114,7 +116,7 @@ class TokenDataset:
         return Samples(drawn.ids, drawn.epochs, tokens, lengths)
 
 
-def _map(path: Path, dtype: str, count: int) -> NDArray[np.unsignedinteger]:
+def _map(path: Path, dtype: str, count: int) -> NDArray[np.uint16 | np.uint32 | np.uint64]:
     kind = np.dtype(dtype).newbyteorder("<")
     try:
         size = path.stat().st_size

@@ -19,7 +19,7 @@ from orchestrator.data.tokens.tokenizer import TOKENIZER_FILE
 from orchestrator.domain.errors import DataError
 
 FileState = tuple[int, int]
-"""Size in bytes, modification time in nanoseconds since 1970. Nobody but Convoy writes these files."""
+"""Size in bytes, modification time in nanoseconds since 1970. Only Convoy writes these files."""
 
 Known = Mapping[str, FileState] | None
 """The states of the files when they were whole. Those that are as they were are not read; None: none are."""
@@ -78,7 +78,7 @@ def _stream_problem(
     states: Mapping[str, FileState],
     known: Known,
 ) -> str | None:
-    """`length`: of a sample, if there is a file that says where samples start."""
+    """`length`: of a sample, if there is a file of sample starts."""
     tokens, documents, starts = (directory / f"{counts.name}.{end}" for end in ("tokens", "documents", "starts"))
     sizes = {tokens: counts.tokens * token_bytes, documents: counts.documents * 8}
     if length is not None:
@@ -94,7 +94,7 @@ def _stream_problem(
     if tokens in touched and not tokens_whole(directory, counts.name, token_bytes):
         return f"{tokens} is damaged: its checksums differ"
     if documents in touched and int(_map(documents).sum(dtype=np.uint64)) != counts.tokens:
-        return f"{documents} is damaged: its documents do not add up"
+        return f"{documents} is damaged: its document lengths do not add up"
     if starts in touched and length is not None and not _starts_whole(directory, counts, length):
         return f"{starts} is damaged: samples do not start where they should"
     return None

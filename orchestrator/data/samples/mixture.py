@@ -2,10 +2,10 @@
 
 Without weights all samples of all sources are one pool: epoch e is a permutation of the pool.
 
-With weights, positions go in blocks of `block_positions`. Every block holds the same number of samples of each
-source, the largest-remainder apportionment of the weights (at least one each), in an order drawn anew for each
-block. A source's samples are taken in its own epochs, each a permutation of it. So a source's share is exact after
-every block, and each of its samples is used exactly once in each of its epochs.
+With weights, positions go in blocks of `block_positions`. Every block holds the same number of samples of each source,
+the largest-remainder apportionment of the weights (at least one each), in a new order for each block. A source's
+samples are taken in its own epochs, each a permutation of it. So a source's share is exact after every block, and each
+of its samples is used exactly once in each of its epochs.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ FIRST_SOURCE_STREAM = 2
 
 @dataclass(frozen=True)
 class Drawn:
-    """What lies at some positions. int64[n] each: source number, epoch (of the pool, or of the source where there are
+    """The samples at some positions. int64[n] each: source number, epoch (of the pool, or of the source if there are
     weights) and global sample id (the sources' samples numbered one after another)."""
 
     sources: I64
@@ -46,7 +46,7 @@ class Mixture:
 
     @classmethod
     def of(cls, sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> "Mixture":
-        """Raises ValueError where there is no sample at all, or a source with a weight has none."""
+        """Raises ValueError if there is no sample at all, or a source with a weight has none."""
         if sum(sizes) < 1:
             raise ValueError("there is no sample to order")
         if weights is None:
@@ -113,7 +113,7 @@ class Mixture:
 def apportion(weights: Sequence[float], seats: int) -> tuple[int, ...]:
     """Largest-remainder (Hamilton) apportionment of `seats`, at least one each. Ties go to the earlier source.
 
-    Raises ValueError where there are more sources than seats or a weight is not positive."""
+    Raises ValueError if there are more sources than seats or a weight is not positive."""
     if len(weights) > seats or min(weights) <= 0:
         raise ValueError("every source needs a positive weight and a seat")
     quotas = [weight / sum(weights) * seats for weight in weights]

@@ -39,7 +39,7 @@ def permute(positions: U64, n: int, key: U64) -> U64:
     """The images of `positions` (uint64[m], each < n) under the permutations of [0, n) that `key` (uint64[m]) names.
 
     O(1) per position: fewer than four walks are expected, since the network's domain is at most 4 n.
-    Raises ValueError where n < 1 or a position is outside [0, n).
+    Raises ValueError if n < 1 or a position is outside [0, n).
     """
     if n < 1:
         raise ValueError(f"a permutation needs at least one element, not {n}")

@@ -1,4 +1,4 @@
-"""The prepared directory of one job: links to shared token files, where samples start, and the manifest."""
+"""The prepared directory of one job: links to shared token files, the starts of samples, and the manifest."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ DOCUMENTS_AT_ONCE = 1 << 20
 def build_view(
     spec: JobSpec, counts: TokenCounts, tokens_fingerprint: str, fingerprint: str, tokens_dir: Path, view_dir: Path
 ) -> None:
-    """Make the directory a job trains on, whole or not at all. Raises DataError where there is nothing to train on,
+    """Make the directory a job trains on, whole or not at all. Raises DataError if there is nothing to train on,
     nothing to validate on although it was asked for, or a token would be lost."""
     temporary = view_dir.with_name(view_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -129,7 +129,7 @@ def sample_starts(lengths: NDArray[np.uint64], length: int) -> Iterator[NDArray[
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, so that the directory is whole by itself; else a copy."""
+    """A hard link if the file system supports them, so that the directory is complete by itself; else a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -143,14 +143,14 @@ def _check_not_empty(spec: JobSpec, sources: tuple[SourceCounts, ...]) -> None:
             kept = f"{source.records} records: {source.empty_documents} empty, {source.bad_records} unreadable"
             held = ", all documents held back for validation" if source.documents else ""
             if source.weight is not None or stream is None or not any(s.train and s.train.tokens for s in sources):
-                raise DataError(f"there is no text to train on in {source.name} ({kept}{held})")
+                raise DataError(f"there is no training text in {source.name} ({kept}{held})")
     validation = spec.data.validation
     if validation is None or any(source.validation and source.validation.tokens for source in sources):
         return
     documents = sum(source.documents for source in sources)
     if validation.fraction is not None:
         raise DataError(
-            f"`data.validation.fraction: {validation.fraction:g}` of {documents} documents holds none back",
+            f"`data.validation.fraction: {validation.fraction:g}` of {documents} documents holds back none",
             hint="raise it, name `data.validation.sources`, or split the text into more documents (`format: lines`)",
         )
-    raise DataError("`data.validation.sources` hold no text")
+    raise DataError("`data.validation.sources` contain no text")

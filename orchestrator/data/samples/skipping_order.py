@@ -22,7 +22,7 @@ class BatchOrder:
 
     @classmethod
     def of(cls, batch: int, skips: Iterable[Range] = ()) -> "BatchOrder":
-        """The order without `skips`, which may overlap. Raises ValueError where one is not of whole batches."""
+        """The order without `skips`, which may overlap. Raises ValueError if one is not of whole batches."""
         merged: list[tuple[int, int]] = []
         for first, count in sorted(skips):
             if first < 0 or count < 1 or first % batch or count % batch:
@@ -34,7 +34,7 @@ class BatchOrder:
         return cls(batch, tuple(merged))
 
     def advance(self, position: int, batches: int) -> int:
-        """Where the next batch begins after `batches` of them from `position` on."""
+        """The position of the batch that follows `batches` batches from `position` on."""
         at = position + batches * self.batch
         for first, end in self.left_out:
             if end > position and first <= at:
@@ -42,16 +42,16 @@ class BatchOrder:
         return at
 
     def first_position(self, step: int) -> int:
-        """Where the batch of a step begins."""
+        """The first position of a step's batch."""
         return self.advance(0, step - 1)
 
     def end_position(self, step: int) -> int:
-        """Where the batch of a step ends; 0 for step 0."""
+        """The position after a step's batch; 0 for step 0."""
         return 0 if step == 0 else self.first_position(step) + self.batch
 
     def follows(self, step: int, position: int) -> bool:
-        """Whether training that has made `step` steps and goes on at `position` is in this order: a state that was
-        saved before a skip was decided, and saw what is skipped, is not."""
+        """Whether training that has made `step` steps and continues at `position` follows this order: a state that was
+        saved before a skip and has seen the skipped samples does not."""
         return self.advance(position, 0) == self.first_position(step + 1) and position >= self.end_position(step)
 
     def skipped_before(self, position: int) -> int:

@@ -1,6 +1,7 @@
 """Documents to blocks: the unit of tokenising, of resuming, and of memory.
 
-Blocks are a pure function of the content and the settings: never of timing, workers or where a killed run stopped.
+Blocks are a pure function of the content and the settings: never of timing, workers or the point at which a killed run
+stopped.
 """
 
 import zlib
@@ -33,12 +34,12 @@ class Block:
     stream: str
     texts: list[str]
     open_end: bool
-    """The last text goes on in the next block of the stream."""
+    """The last text continues in the next block of the stream."""
     position_bytes: int
     """How far the reader of the whole corpus was, for progress."""
 
     def crc(self) -> int:
-        """CRC-32 of the text and its cuts: recognises the block when a killed preparation goes on."""
+        """CRC-32 of the text and its cuts: recognises the block when a killed preparation continues."""
         value = zlib.crc32(np.array([len(text) for text in self.texts], dtype=np.uint32).tobytes())
         return zlib.crc32("".join(self.texts).encode("utf-8"), value)
 
@@ -101,15 +102,15 @@ class BadRecordRule:
     max_fraction: float
 
     def on_bad(self, bad: Bad) -> None:
-        """Raises DataError where the rule says so."""
+        """Raises DataError if the rule says so."""
         if self.stop_at_first:
             raise DataError(
                 f"{bad.place}: {bad.reason}",
-                hint="`data.bad_records: skip` counts such records and goes on",
+                hint="`data.bad_records: skip` counts such records and continues",
             )
 
     def check(self, source: str, records: int, bad: int, skipped: Iterable[Skipped]) -> None:
-        """Raises DataError where a source holds more unreadable records than allowed."""
+        """Raises DataError if a source holds more unreadable records than allowed."""
         reasons = list(skipped)
         if bad and self.stop_at_first:
             self.on_bad(Bad(reasons[0].reason, reasons[0].first))
@@ -117,7 +118,7 @@ class BadRecordRule:
             listed = "; ".join(f"{item.count} x {item.reason}, first at {item.first}" for item in reasons[:5])
             raise DataError(
                 f"{bad} of {records} records of {source} cannot be read: {listed}",
-                hint=f"`data.max_bad_fraction` allows {self.max_fraction:g}; mend the records, or raise it",
+                hint=f"`data.max_bad_fraction` allows {self.max_fraction:g}; fix the records, or raise it",
             )
 
 
@@ -138,7 +139,8 @@ class SourcePlan:
 def documents(items: Iterable[Item], plan: SourcePlan, tally: BlockTally) -> Iterator[tuple[Split, TextPiece]]:
     """The pieces of all documents with their split; bad records and empty documents are counted and left out.
 
-    Raises DataError at a bad record where the rule says so."""
+    Raises DataError at a bad record if the rule says so.
+    """
     splitter = Splitter(plan.index, plan.fraction, plan.role)
     ordinal = 0
     split: Split = plan.role

@@ -1,8 +1,8 @@
 """The content of source files: digests, and the list of them that a run keeps.
 
-A file is read once, right after it was tokenised. Later it is read again only if its size or its stamp differs. A file
-system may make up inodes and change times anew at each mount: where more than `READ_MAX_BYTES` would have to be read
-of files whose size and modification time are as they were, samples of these do.
+A file is read once, right after it was tokenised. Later it is read again only if its size or its stamp differs. Some
+file systems assign new inodes and change times at each mount: if more than `READ_MAX_BYTES` would have to be read of
+files whose size and modification time are unchanged, samples of these are compared.
 """
 
 import hashlib
@@ -19,16 +19,15 @@ from typing import BinaryIO
 
 from orchestrator.data.sources.source_scan import PresentFile, PresentSource
 from orchestrator.domain.errors import DataError
-from orchestrator.domain.fingerprints import FileContent, SourceContents, Stamp
+from orchestrator.domain.fingerprints import DIGEST_HEX, FileContent, SourceContents, Stamp
 
 CONTENTS_FILE = "contents.jsonl"
 CHUNK_BYTES = 1 << 20
-DIGEST_HEX = 32
 THREADS = 8
 """Files that are read at once."""
 TICK_S = 0.2
 APPENDED_MAX_BYTES = 256 << 20
-"""A longer file is not read a second time to tell text added at its end from an edit."""
+"""A longer file is not read a second time to distinguish text added at its end from an edit."""
 GROWN_MAX = 20
 """Files of a source that are looked at for text added at their end."""
 WHOLE_MAX_BYTES = 256 << 20
@@ -39,7 +38,7 @@ PIECES, PIECE_BYTES = 16, 4096
 """The sample of a file: so many pieces of it, spread evenly."""
 
 Watch = Callable[[int], None]
-"""Is told every `TICK_S`, by the calling thread, how many bytes have been read. What it raises ends the reading."""
+"""Called every `TICK_S` by the reading thread with the number of bytes read. An exception of it ends the reading."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -48,7 +47,8 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def read_content(path: Path, name: str, kind: str = "", count: Callable[[int], None] | None = None) -> FileContent:
-    """Read a whole file; `count` is told of each chunk. Raises DataError if it cannot be read, or changes meanwhile."""
+    """Read a whole file; `count` is called with each chunk. Raises DataError if it cannot be read, or changes
+    meanwhile."""
     return _digested(path, name, kind, count, sampled=False)
 
 
@@ -76,7 +76,7 @@ def _digested(path: Path, name: str, kind: str, count: Callable[[int], None] | N
         raise DataError(f"{name} cannot be read: {error.strerror or error} ({path})") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(
-            f"{name} changed while it was being read ({path})", hint="let the program that writes it finish, try again"
+            f"{name} changed while it was being read ({path})", hint="wait for the program that writes it to finish"
         )
     return FileContent(name, after.st_size, digest.hexdigest()[:DIGEST_HEX], kind, stamp_of(after), sample)
 
@@ -86,7 +86,7 @@ def _offsets(size_bytes: int) -> Iterable[int]:
 
 
 def _spread(size_bytes: int, count: int, piece_bytes: int) -> Iterable[int]:
-    """Where `count` pieces begin that are spread evenly from the first byte to the last."""
+    """Offsets of `count` pieces that are spread evenly from the first byte to the last."""
     return sorted({max(0, i * (size_bytes - piece_bytes) // (count - 1)) for i in range(count)})
 
 
@@ -180,7 +180,7 @@ def _read_all(files: Sequence[PresentFile], watch: Watch) -> list[FileContent]:
         nonlocal done_bytes
         done_bytes += size  # for show: a count that is lost between threads does no harm
         if ended.is_set():
-            raise DataError("given up: another file could not be read")
+            raise DataError("not read: another file could not be read")
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="contents") as pool:
         reading = [pool.submit(read_content, file.path, file.name, file.kind, count) for file in files]

@@ -48,7 +48,7 @@ class SourceReading:
             self.files += [read_content(each.path, each.name, each.kind) for each in dataset_files(self.source)]
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks of the source. Raises DataError where it cannot be read by the rules of the spec."""
+        """The blocks of the source. Raises DataError if it cannot be read by the rules of the spec."""
         yield from blocks(self._items(keep=True), self.plan, self.tally, self.position_bytes)
         self.check()
 
@@ -59,7 +59,7 @@ class SourceReading:
                 yield piece
 
     def check(self) -> None:
-        """Raises DataError where more records are bad than the spec allows."""
+        """Raises DataError if more records are bad than the spec allows."""
         tally = self.tally
         self.plan.rule.check(self.source.name, tally.records, tally.bad_records, tally.skipped.values())
 
@@ -70,7 +70,7 @@ def _content(file: SourceFile) -> FileContent:
     if (content.size_bytes, content.stamp[0]) != (file.size_bytes, file.mtime_ns):
         raise DataError(
             f"{file.name} changed while it was being read ({file.path})",
-            hint="let the program that writes it finish, and run again",
+            hint="wait for the program that writes it, then run again",
         )
     return content
 

@@ -56,7 +56,7 @@ def wildcard_root(pattern: str) -> str:
 
 def walk(pattern: str, exclude: Sequence[re.Pattern[str]]) -> Iterator[str]:
     """Files that match an absolute pattern, in no particular order. Directories that an exclude pattern empties are
-    not entered; links to directories are not followed. Raises OSError where a directory cannot be listed."""
+    not entered; links to directories are not followed. Raises OSError if a directory cannot be listed."""
     root = wildcard_root(pattern)
     accept = translate(pattern)
     hidden = "/." in pattern

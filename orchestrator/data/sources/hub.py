@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.atomic_files import write_json
 from orchestrator.data.sources.readers import Bad, Item, NoText, pieces, text_of
@@ -14,7 +13,7 @@ from orchestrator.domain.errors import DataError
 
 HUB_TIMEOUT_S = 4.0
 
-LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and name the local path in the spec"
+LOCAL_HINT = "check the network (HF_ENDPOINT, proxies), or download it elsewhere and give the local path in the spec"
 
 
 class HubUnreachable(DataError):
@@ -23,11 +22,12 @@ class HubUnreachable(DataError):
 
 def resolve(source: Source, memory: Path, pinned: str | None = None) -> Source:
     """A hub source with the commit it is at, so that a change of the dataset makes a new cache entry. `pinned`: the
-    commit to take, whatever the hub has now.
+    commit to use, regardless of the present one.
 
-    `memory` is a directory where the commit is remembered: where the hub cannot be reached, the one seen last is
-    taken, so that a run resumes on data that is prepared already. Raises DataError where there is none either, or
-    the hub has no such dataset."""
+    `memory` is a directory where the commit is remembered: if the hub cannot be reached, the last known one is used, so
+    that a run resumes on data that is prepared already. Raises DataError if there is none either, or the hub has no
+    such dataset.
+    """
     if source.spec.hub is None or source.directory is not None:
         return source
     if pinned is not None:
@@ -62,7 +62,7 @@ def revision_of(kind: str, repository: str, revision: str | None = None) -> str:
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(
-            f"the hub does not give the {kind} {repository!r}: {reason}",
+            f"the hub refuses the {kind} {repository!r}: {reason}",
             hint="check the id; a private or gated repository needs HF_TOKEN",
         ) from error
     except Exception as error:
@@ -112,15 +112,16 @@ def read_hub(source: Source) -> Iterator[Item]:
             yield from pieces(text)
 
 
-def _open_dataset(source: Source) -> Any:
+def _open_dataset(source: Source) -> Iterable[Mapping[str, object]]:
     import datasets
 
     spec = source.spec
     place = str(source.directory) if source.directory else spec.hub
     try:
-        return datasets.load_dataset(
+        rows: Iterable[Mapping[str, object]] = datasets.load_dataset(
             place, spec.config, split=spec.split, streaming=spec.streaming, revision=source.revision
         )
+        return rows
     except Exception as error:  # datasets raises builders' own errors of every kind for a wrong name
         if _is_network_error(error) and not isinstance(error, FileNotFoundError):
             raise DataError(f"{source.name}: the hub cannot be reached: {_short(error)}", hint=LOCAL_HINT) from error
@@ -131,8 +132,8 @@ def _open_dataset(source: Source) -> Any:
 
 
 def download_tokenizer(repository: str, revision: str | None) -> Path:
-    """A local directory with the tokenizer files of a hub model: downloaded, or from the cache where the hub cannot
-    be reached. Raises DataError."""
+    """A local directory with the tokenizer files of a hub model: downloaded, or from the cache if the hub cannot be
+    reached. Raises DataError."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 

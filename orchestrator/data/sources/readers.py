@@ -1,8 +1,8 @@
-"""Files to documents, one at a time: whatever the size of a file, a bounded part of it is in memory.
+"""Files to documents, one at a time: only a bounded part of a file is in memory.
 
 A document longer than `PIECE_CHARS` comes in pieces, each ending (where it can) after a newline that is followed by
-text, else after any newline, else after white space. Each piece is tokenised on its own; the end-of-text token
-follows the last one. The cuts depend on the text alone.
+text, else after any newline, else after white space. Each piece is tokenised on its own; the end-of-text token follows
+the last one. The cuts depend only on the text.
 """
 
 import codecs
@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from orchestrator.data.sources.source_scan import SourceFile
 from orchestrator.domain.errors import DataError
@@ -59,7 +59,7 @@ class FileReader:
         return self._raw.tell() if self._raw is not None and not self._raw.closed else 0
 
     def __iter__(self) -> Iterator[Item]:
-        """The documents. Raises DataError where the file vanished, changed since the scan, or is damaged as a whole."""
+        """The documents. Raises DataError if the file vanished, changed since the scan, or is damaged as a whole."""
         name = self.file.name
         try:
             with self.file.path.open("rb") as raw:
@@ -70,11 +70,11 @@ class FileReader:
         except FileNotFoundError:
             raise DataError(
                 f"{name} vanished after the corpus was scanned ({self.file.path})",
-                hint="put it back, or run again without it",
+                hint="restore it, or run again without it",
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
-                f"{name} is not a whole gzip file: {error}",
+                f"{name} is not a complete gzip file: {error}",
                 hint="test it with `gzip -t`; a text file must not end in .gz",
             ) from error
         except OSError as error:
@@ -85,7 +85,7 @@ class FileReader:
             if (status.st_size, status.st_mtime_ns) != (self.file.size_bytes, self.file.mtime_ns):
                 raise DataError(
                     f"{self.file.name} changed while it was being read ({self.file.path})",
-                    hint="let whoever writes it finish, and run again",
+                    hint="wait for the program that writes it, then run again",
                 )
 
     def _documents(self, raw: BinaryIO) -> Iterator[Item]:
@@ -144,7 +144,7 @@ def pieces_of(chunks: Iterator[str]) -> Iterator[TextPiece]:
 
 
 def cut_point(text: str, limit: int) -> int:
-    """Where to cut `text`, longer than `limit`: a place in (0, limit]. See the rule above."""
+    """The cut of a `text` longer than `limit`: an index in (0, limit]. See the rule above."""
     newline = text.rfind("\n", 0, limit)
     while newline > limit // 2:
         if not text[newline + 1].isspace():
@@ -196,7 +196,7 @@ def _json_field(field: str) -> Callable[[bytes], str]:
     return parse
 
 
-def text_of(record: Any, field: str) -> str:
+def text_of(record: object, field: str) -> str:
     """The text of a parsed record. Raises NoText."""
     if not isinstance(record, dict):
         raise NoText(f"a JSON {type(record).__name__}, not an object")

@@ -33,7 +33,7 @@ class SourceFile:
 
     path: Path
     name: str
-    """As the user knows it: relative to the job file where it was given so."""
+    """The name for messages: relative to the job file if it was given so."""
     size_bytes: int
     mtime_ns: int
     format: Format
@@ -68,7 +68,7 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk; 0 where nobody knows."""
+        """Bytes on disk; 0 if unknown."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -91,7 +91,7 @@ class PresentSource:
 
 
 def scan(data: DataSpec, job_dir: Path) -> tuple[Source, ...]:
-    """Find the files of all sources. Raises DataError where one is missing, unreadable or a glob matches nothing."""
+    """Find the files of all sources. Raises DataError if one is missing, unreadable or a glob matches nothing."""
     sources = []
     for index, (role, spec) in enumerate(_entries(data)):
         files = () if spec.hub is not None else _find(spec, job_dir)
@@ -232,7 +232,7 @@ def _inspect(path: str, name: str, spec: SourceSpec) -> SourceFile:
     file = Path(path)
     try:
         if file.is_dir():
-            raise DataError(f"{name} is a directory", hint=f"name its files: {name.rstrip('/')}/**/*.txt")
+            raise DataError(f"{name} is a directory", hint=f"give its files: {name.rstrip('/')}/**/*.txt")
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             digest = hashlib.blake2b(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(), digest_size=16)

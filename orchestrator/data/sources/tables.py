@@ -21,7 +21,7 @@ PARQUET_BATCH_ROWS = 512
 
 def read_table(stream: BinaryIO, name: str, field: str, tab_separated: bool) -> Iterator[Item]:
     """CSV (RFC 4180) or TSV (no quoting). The first row names the columns, unless `field` is `column:N`: then there
-    is no such row, and the text is in column N, counted from 0. Raises DataError where there is no such column."""
+    is no such row, and the text is in column N, counted from 0. Raises DataError if there is no such column."""
     csv.field_size_limit(FIELD_CHARS_MAX)  # the module's own limit of 128 KiB is less than a long document
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -69,7 +69,7 @@ def _cell(row: Sequence[str], column: int, place: str) -> Iterator[Item]:
 
 
 def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Item]:
-    """One column of a Parquet file, read a batch of rows at a time. Raises DataError where there is no such column,
+    """One column of a Parquet file, read a batch of rows at a time. Raises DataError if there is no such column,
     it is not text, or the file is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -87,7 +87,7 @@ def read_parquet(stream: BinaryIO, name: str, field: str) -> Iterator[Item]:
             yield from _parquet_rows(batch.column(0), f"{name}:row ", row)
             row += len(batch)
     except pa.ArrowException as error:
-        raise DataError(f"{name} is not a whole Parquet file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name} is not a complete Parquet file: {str(error).splitlines()[0]}") from error
 
 
 def _parquet_rows(column: Sequence[object], place: str, first: int) -> Iterator[Item]:

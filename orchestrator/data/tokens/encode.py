@@ -44,7 +44,7 @@ class Encoder:
     eos_id: int
     dtype: str
     threads: bool
-    """Whether the tokenizer may use all cores. False where the executor runs one task per core."""
+    """Whether the tokenizer may use all cores. False if the executor runs one task per core."""
 
     def __call__(self, block: Block) -> EncodedBlock:
         """Special tokens are not added, except the end-of-text token after each document."""

@@ -1,9 +1,8 @@
-"""Token files being written: they only grow, and a journal says how far they are whole.
+"""Token files being written: they only grow, and a journal records how far they are complete.
 
-Tokens of a stream (one source and split) are appended to `<stream>.tokens`, document lengths to
-`<stream>.documents`. After both are on disk, a line per block goes to `journal.jsonl`. After a kill, the files are cut
-back to what the journal vouches for, and work goes on with the next block. `tokens.json`, written last, says that
-everything is there.
+Tokens of a stream (one source and split) are appended to `<stream>.tokens`, document lengths to `<stream>.documents`.
+After both are on disk, a line per block goes to `journal.jsonl`. After a kill, the files are truncated to what the
+journal records, and work continues with the next block. `tokens.json`, written last, marks that everything is complete.
 """
 
 import hashlib
@@ -15,23 +14,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from orchestrator.atomic_files import write_json
 from orchestrator.data.tokens.encode import EncodedBlock
+from orchestrator.domain.fingerprints import DIGEST_HEX
+from orchestrator.json_values import JsonObject
 
 JOURNAL_FILE = "journal.jsonl"
 COMPLETE_FILE = "tokens.json"
 COMMIT_INTERVAL_S = 0.5
 COMMIT_BLOCKS = 32
-DIGEST_HEX = 32
 
 
 @dataclass(frozen=True)
 class StreamTotal:
-    """Where a stream stands."""
+    """Progress of a stream."""
 
     text_bytes: int = 0
     tokens: int = 0
@@ -53,11 +53,11 @@ class JournalEntry:
     documents: int
     """Whole documents of the stream so far."""
     open_tokens: int
-    """Tokens of the document that goes on in the next block."""
+    """Tokens of the document that continues in the next block."""
 
     @property
     def total(self) -> StreamTotal:
-        """Where the stream stood after this block."""
+        """Progress of the stream after this block."""
         return StreamTotal(self.text_bytes, self.tokens, self.documents, self.open_tokens)
 
 
@@ -163,7 +163,7 @@ class TokenStore:
         self._pending = []
         self._last_commit = self._clock()
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def finish(self, facts: JsonObject) -> None:
         """Commit, and declare the directory complete."""
         self.commit()
         self.close()
@@ -176,7 +176,7 @@ class TokenStore:
         self._files = {}
 
     def total(self, stream: str) -> StreamTotal:
-        """Where a stream stands now."""
+        """Present progress of a stream."""
         return self._totals.get(stream, StreamTotal())
 
     @property

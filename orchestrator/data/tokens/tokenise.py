@@ -1,6 +1,6 @@
-"""The expensive part: every block through the executor into the token store, from where it stopped last time."""
+"""The expensive part: every block through the executor into the token store, from the point at which the last attempt
+stopped."""
 
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from orchestrator.data.tokens.encode import Encoder
 from orchestrator.data.tokens.token_store import COMPLETE_FILE, TokenStore
 from orchestrator.data.tokens.tokenizer import JobTokenizer
 from orchestrator.domain.errors import DataError
+from orchestrator.json_values import integer, objects, optional, parse_object, text
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,18 @@ class TokenCounts:
 
 
 def read_counts(directory: Path) -> TokenCounts:
-    """Read `tokens.json`. Raises DataError where it is damaged."""
+    """Read `tokens.json`. Raises DataError if it is damaged."""
     try:
-        value = json.loads((directory / COMPLETE_FILE).read_text())
-        return TokenCounts(**{**value, "sources": tuple(source_from_json(item) for item in value["sources"])})
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        value = parse_object((directory / COMPLETE_FILE).read_bytes())
+        return TokenCounts(
+            dtype=text(value, "dtype"),
+            vocab_size=integer(value, "vocab_size"),
+            eos_id=integer(value, "eos_id"),
+            pad_id=integer(value, "pad_id"),
+            mask_id=optional(integer, value, "mask_id"),
+            sources=tuple(source_from_json(item) for item in objects(value, "sources")),
+        )
+    except (ValueError, OSError) as error:
         raise DataError(f"{directory / COMPLETE_FILE} is damaged: {error}", hint=f"delete {directory}") from error
 
 

@@ -5,13 +5,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from orchestrator.atomic_files import write_json, write_text
 from orchestrator.data.tokens.encode import TokenizerText
 from orchestrator.domain.errors import DataError
+from orchestrator.json_values import JsonFields, JsonObject, JsonValue
 from orchestrator.spec.model import TokenizerTrainSpec
 
 EOS, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
@@ -30,7 +30,7 @@ class JobTokenizer:
     """A tokenizer ready to use: its text, its config for `transformers`, its special ids."""
 
     text: TokenizerText
-    config: dict[str, Any]
+    config: JsonObject
     eos_id: int
     pad_id: int
     mask_id: int | None
@@ -80,7 +80,7 @@ def train(texts: Iterable[str], spec: TokenizerTrainSpec) -> JobTokenizer:
 
 
 def load(directory: Path, name: str) -> JobTokenizer:
-    """A tokenizer directory, or its `tokenizer.json`. Raises DataError where it is none, or lacks an end token."""
+    """A tokenizer directory, or its `tokenizer.json`. Raises DataError if it is none, or lacks an end token."""
     path = directory / TOKENIZER_FILE if directory.is_dir() else directory
     if not path.is_file():
         raise DataError(
@@ -107,9 +107,9 @@ def tokenizer_digest(directory: Path) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
-        value = json.loads(path.read_text())
+        value: JsonValue = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -117,7 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _with_special(tokenizer: Tokenizer, config: dict[str, Any], name: str = "") -> JobTokenizer:
+def _with_special(tokenizer: Tokenizer, config: JsonFields, name: str = "") -> JobTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     eos = _token(tokenizer, config, "eos_token", _END_NAMES) or _token(tokenizer, config, "sep_token", ())
@@ -148,7 +148,7 @@ def _with_special(tokenizer: Tokenizer, config: dict[str, Any], name: str = "") 
     )
 
 
-def _token(tokenizer: Tokenizer, config: dict[str, Any], key: str, names: tuple[str, ...]) -> str | None:
+def _token(tokenizer: Tokenizer, config: JsonFields, key: str, names: tuple[str, ...]) -> str | None:
     """The special token that the config names under `key`, else the first of the usual names that exists."""
     named = config.get(key)
     content = named.get("content") if isinstance(named, dict) else named

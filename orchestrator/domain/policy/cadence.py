@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 _KEPT = 5
-"""Measurements that count; the median of them, as one that was held up says nothing of the cost."""
+"""Measurements that count; their median is used, because one that was delayed says nothing about the cost."""
 
 
 def steps_between(cost_s: float, step_s: float, budget: float) -> int:
@@ -18,12 +18,12 @@ def steps_between(cost_s: float, step_s: float, budget: float) -> int:
 
 @dataclass
 class Cadence:
-    """What a write and a step cost of late, the same on every rank that is fed the same numbers."""
+    """Recent costs of a write and a step, the same on every rank that gets the same numbers."""
 
     budget: float
     """Share of step time that writing may take."""
     fixed: int | None = None
-    """Steps between writes, where somebody decided that."""
+    """Steps between writes, if the spec sets them."""
     _step_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
     _cost_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
 

@@ -1,4 +1,4 @@
-"""Whether a run that lost a worker goes on. Pure: failures with their times go in, a verdict comes out."""
+"""Whether a run that lost a worker recovers. Pure: failures with their times go in, a verdict comes out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class RunFailure:
     raised: bool
     """A worker's own code raised; no process and no node was lost."""
     out_of_memory: bool = False
-    """Whatever happened, it was for want of memory."""
+    """The failure was caused by a lack of memory."""
     micro_batch: int = 1
     """Of the gang that failed."""
     before_samples: bool = False
@@ -32,7 +32,7 @@ class RunFailure:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a run puts up with."""
+    """Failures that a run tolerates."""
 
     max_failures: int
     max_without_progress: int
@@ -40,11 +40,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`recover`, or the reason to give up: None where the failure itself is the reason."""
+    """`recover`, or the reason to give up: None if the failure itself is the reason."""
 
     recover: bool
     micro_batch: int | None = None
-    """Largest micro batch to go on with, where it has to be smaller than it was."""
+    """Largest micro batch to continue with, if it must be smaller than before."""
     reason: str | None = None
     hint: str | None = None
 
@@ -52,9 +52,10 @@ class Verdict:
 def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
     """What to do after the last of `failures`, which are all of this driver's, oldest first; at least one.
 
-    An exception of the worker's own code is not recovered from: the same code on the same data raises it again. Want
-    of memory is, with half the micro batch, as long as that can be halved. A halving is no failure in the sense of the
-    budget, unless that is 0: there can be no more of them than the micro batch has binary digits.
+    There is no recovery from an exception of the worker's own code: the same code on the same data raises it again.
+    After running out of memory the run recovers with half the micro batch, as long as that can be halved. A halving
+    does not count against the budget unless that is 0: there can be no more halvings than the micro batch has binary
+    digits.
     """
     last = failures[-1]
     if (last.raised and not last.can_shrink) or budget.max_failures == 0:
@@ -68,7 +69,7 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
             False,
             None,
             f"{len(recent)} failures within an hour, recovery.max_failures is {budget.max_failures}",
-            "find out what takes the workers (the last one is below), or raise recovery.max_failures",
+            "find the cause of the failures (the last one follows), or raise recovery.max_failures",
         )
     tries = budget.max_without_progress
     in_a_row = counted[-tries:]  # halving is a progress of its own
@@ -76,7 +77,7 @@ def judge(failures: Sequence[RunFailure], budget: Budget) -> Verdict:
         return Verdict(
             False,
             None,
-            f"{tries} failures in a row at step {last.step}, no step was finished between them",
-            "something at this step ends workers each time: memory, most likely, or a machine that is broken",
+            f"{tries} failures in a row at step {last.step} without a finished step between them",
+            "this step ends workers each time: the likely causes are memory or a broken machine",
         )
     return Verdict(True)

@@ -31,19 +31,19 @@ OUTSIDE_S = 600.0
 EXPORT_S = 1800.0
 STORAGE_S = 600.0
 """How long some workers may be blocked by the kernel in storage that does not answer: a node's own disk, or its mount.
-To end such a worker earlier would not help: the kernel does not end it, and another one there would block too."""
+Ending such a worker earlier would not help: the kernel does not end it, and a new one there would block too."""
 ALL_STORAGE_S = 3600.0
-"""The same for all workers at once: storage that they share. Nothing is gained by ending them, only processes lost."""
+"""The same for all workers at once: storage that they share. Ending them gains nothing and loses processes."""
 SUSPICION = 0.5
 """The share of the bound at which stacks are taken."""
 SILENT_S = 3.5
-"""From the last word of a worker to looking at its process."""
+"""From the last report of a worker to looking at its process, and whether anything on its node still answers."""
 STOPPED_S = 5.0
-"""How long a worker's process may stand still, by its kernel's word, while nobody makes a step."""
+"""How long a worker's process may be stopped according to the kernel while no step finishes."""
 
 
 class Phase(StrEnum):
-    """What a training thread is at."""
+    """What a training thread is doing."""
 
     START = "start"
     IMPORT = "import"
@@ -60,7 +60,7 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
     EXCHANGE = "exchange"
-    """Numbers that all ranks tell each other."""
+    """The exchange of numbers between all ranks."""
     SNAPSHOT = "snapshot"
     EVAL = "eval"
     CHECKPOINT = "checkpoint"
@@ -87,7 +87,7 @@ class Pace:
 
 
 def step_bound_s(pace: Pace, asked_s: float | None) -> float:
-    """How long a step may make no progress on any rank: `asked_s` if the spec sets it, else from measured steps."""
+    """How long no rank may make progress in a step: `asked_s` if the spec sets it, else from measured steps."""
     if asked_s is not None:
         return asked_s
     if not pace.steps_s:
@@ -96,7 +96,7 @@ def step_bound_s(pace: Pace, asked_s: float | None) -> float:
 
 
 def bound_s(phase: Phase, pace: Pace, asked_s: float | None) -> float:
-    """How long there may be no progress on any rank while a rank is in `phase`."""
+    """How long no rank may make progress while a rank is in `phase`."""
     step_s = step_bound_s(pace, asked_s)
     if phase in STEP_PHASES:
         if pace.first_over:
@@ -170,7 +170,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict. `culprits` is empty where nobody can be named: then nobody is spared."""
+    """The verdict. `culprits` is empty if no rank can be named: then all are given up."""
 
     state: State
     culprits: tuple[int, ...] = ()
@@ -178,14 +178,14 @@ class Finding:
     still_s: float = 0.0
     """How long there has been no progress."""
     excused: tuple[int, ...] = ()
-    """Ranks whose storage does not answer: without that this would be a hang."""
+    """Ranks whose storage does not answer; otherwise this would be a hang."""
 
 
 def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked_s: float | None) -> Finding:
     """Whether the gang hangs. `since_step_s`: since a step was last reported, or the gang began.
 
-    Silence alone proves nothing: if no worker is heard and no process could be looked at, it may be the driver that is
-    cut off. Slowness proves nothing either: progress of one worker now and then is enough.
+    Silence alone proves nothing: if no worker answers and no process could be inspected, the driver may be cut off.
+    Slowness proves nothing either: progress of one worker now and then is enough.
     """
     if not pulses or not any(pulse.heard or pulse.looked for pulse in pulses):
         return Finding(State.FINE)
@@ -194,7 +194,7 @@ def judge_pulses(pulses: Sequence[Pulse], since_step_s: float, pace: Pace, asked
     stop_bound_s = STOPPED_S if asked_s is None else asked_s
     if stopped and still_s >= stop_bound_s and all(pulse.quiet_s >= stop_bound_s for pulse in stopped):
         ranks = tuple(pulse.rank for pulse in stopped)
-        return Finding(State.HUNG, ranks, "its process is stopped, and nobody makes a step without it", still_s)
+        return Finding(State.HUNG, ranks, "its process is stopped, and the other workers wait for it", still_s)
     usual_s = max(bound_s(pulse.phase, pace, asked_s) for pulse in pulses)
     limit_s = max(usual_s, _storage_bound_s(pulses))
     if still_s >= limit_s:
@@ -215,16 +215,16 @@ def _storage_bound_s(pulses: Sequence[Pulse]) -> float:
 
 
 def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
-    """The ranks that a gang without progress waits for, and the evidence; none if all ranks look alike."""
+    """The ranks that a gang without progress waits for, and the evidence; no rank if all look alike."""
     behind = min(pulse.place for pulse in pulses)
     blocked = [pulse for pulse in pulses if pulse.blocked and pulse.place == behind and pulse.waits is not True]
     if blocked and len(blocked) < len(pulses):
-        return _ranks(blocked), f"its storage does not answer in {_doing(blocked)}, and nobody makes a step without it"
+        return _ranks(blocked), f"its storage does not answer in {_doing(blocked)}, and the other workers wait for it"
     silent = [pulse for pulse in pulses if not pulse.heard]
     if silent:
         if len(silent) == len(pulses):
             return (), "no process answers"
-        return _ranks(silent), "its process does not answer, and nobody makes a step without it"
+        return _ranks(silent), "its process does not answer, and the other workers wait for it"
     if late := _late_in_collectives(pulses):
         return late
     last = [pulse for pulse in pulses if pulse.place == behind]
@@ -232,7 +232,7 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
     busy = [pulse for pulse in last if pulse.waits is False]
     if busy and (ahead or len(busy) < len(last)):
         others = _doing(ahead or [pulse for pulse in last if pulse.waits is not False])
-        return _ranks(busy), f"it is in {_doing(busy)} and in no collective, the others wait in {others}"
+        return _ranks(busy), f"it is in {_doing(busy)} and in no collective, while the others wait in {others}"
     if ahead:
         odd, rest = (last, ahead) if len(last) <= len(ahead) else (ahead, last)
         return _ranks(odd), f"it is in {_doing(odd)}, the others are in {_doing(rest)}"
@@ -240,9 +240,9 @@ def name_culprits(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str]:
 
 
 def _late_in_collectives(pulses: Sequence[Pulse]) -> tuple[tuple[int, ...], str] | None:
-    """The ranks whose device, or whose host, has not come to the collective that the others are in. On GPUs all hosts
-    wait for their devices in the same place, and only this tells them apart. None if they are all as far, or if it is
-    not known."""
+    """The ranks whose device or host has not reached the collective that the others are in. On GPUs all hosts wait for
+    their devices in the same place, and only this distinguishes them. None if all are equally far, or if it is
+    unknown."""
     known = [(pulse, pulse.counts) for pulse in pulses if pulse.counts is not None]
     if len(known) < len(pulses):
         return None

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.events import FaultKind, NumericFaultFound
+from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional, text
 
 NORMAL_DEVIATION = 1.4826
 """Makes the median absolute deviation an estimate of a normal distribution's standard deviation (Rousseeuw & Croux,
@@ -18,14 +19,6 @@ WINDOW_STEPS = 1000
 """Rollbacks are counted within as many steps."""
 SPIKE_FACTOR = 100.0
 """What an injected spike multiplies one rank's loss by."""
-
-
-class FaultKind(StrEnum):
-    """What was wrong."""
-
-    LOSS = "loss_not_finite"
-    GRADIENT = "gradient_not_finite"
-    SPIKE = "loss_spike"
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,8 @@ class NumericFault:
     value: float
     """The loss or gradient norm; of a spike the loss."""
     rank: int | None
-    """Where it began: the first rank whose loss is no number, the rank whose loss is highest in a spike. None where
-    that cannot be told: a gradient norm is of all ranks together."""
+    """The origin: the first rank whose loss is not finite, or the rank with the highest loss in a spike. None if
+    unknown: a gradient norm is of all ranks together."""
 
     @property
     def text(self) -> str:
@@ -55,48 +48,56 @@ class NumericFault:
             f"the {what} is {shown} at step {self.step}{where} (samples [{self.first_position}, {last}) of the order)"
         )
 
-    def event_fields(self, action: str, skip: "Skip | None" = None) -> dict[str, Any]:
-        """Fields of a `numeric.fault` event. `action`: rollback, stop, give_up or continue; `skip`: of a rollback."""
-        value = self.to_json()
-        return {
-            "fault": value.pop("kind"),
-            **value,
-            "action": action,
-            "from_step": skip.from_step if skip is not None else None,
-            "skipped_first": skip.first if skip is not None else None,
-            "skipped_count": skip.count if skip is not None else None,
-        }
+    def event(self, action: str, skip: "Skip | None" = None) -> NumericFaultFound:
+        """The event that reports it. `action`: rollback, stop, give_up or continue; `skip`: of a rollback."""
+        return NumericFaultFound(
+            fault=self.kind,
+            step=self.step,
+            first_position=self.first_position,
+            count=self.count,
+            value=self.value if math.isfinite(self.value) else str(self.value),
+            rank=self.rank,
+            action=action,
+            from_step=skip.from_step if skip is not None else None,
+            skipped_first=skip.first if skip is not None else None,
+            skipped_count=skip.count if skip is not None else None,
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    @classmethod
+    def of(cls, found: NumericFaultFound) -> "NumericFault":
+        """The fault that an event reports. Raises ValueError if its value is text that is no number."""
+        return cls(found.fault, found.step, found.first_position, found.count, float(found.value), found.rank)
+
+    def to_json(self) -> JsonObject:
         """A JSON object; a value that JSON has no number for is text."""
-        value = self.value if math.isfinite(self.value) else str(self.value)
+        value: float | str = self.value if math.isfinite(self.value) else str(self.value)
         return {**asdict(self), "kind": self.kind.value, "value": value}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "NumericFault":
-        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    def from_json(cls, value: JsonFields) -> "NumericFault":
+        """The reverse of `to_json`. Raises ValueError for anything else."""
         return cls(
-            kind=FaultKind(value["kind"]),
-            step=int(value["step"]),
-            first_position=int(value["first_position"]),
-            count=int(value["count"]),
-            value=float(value["value"]),
-            rank=None if value["rank"] is None else int(value["rank"]),
+            kind=FaultKind(text(value, "kind")),
+            step=integer(value, "step"),
+            first_position=integer(value, "first_position"),
+            count=integer(value, "count"),
+            value=float(shown) if isinstance(shown := value.get("value"), str) else number(value, "value"),
+            rank=optional(integer, value, "rank"),
         )
 
 
 class TrainingDivergedError(ConvoyError):
-    """A worker met a numeric fault and may not go on; every rank raises the same."""
+    """A worker found a numeric fault and must not continue; every rank raises the same."""
 
     def __init__(self, fault: NumericFault) -> None:
         super().__init__(
             fault.text,
-            "lower train.lr, lengthen train.warmup_steps, or have it got over: recovery.on_nan: rollback_and_skip",
+            "lower train.lr, lengthen train.warmup_steps, or set recovery.on_nan: rollback_and_skip",
         )
         self.fault = fault
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"numeric_fault": self.fault.to_json()}
 
 
@@ -171,40 +172,40 @@ class Skip:
     def end(self) -> int:
         return self.first + self.count
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return {**asdict(self), "fault": None if self.fault is None else self.fault.to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Skip":
-        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        fault = value["fault"]
+    def from_json(cls, value: JsonFields) -> "Skip":
+        """The reverse of `to_json`. Raises ValueError for anything else."""
+        fault = optional(mapping, value, "fault")
         return cls(
-            first=int(value["first"]),
-            count=int(value["count"]),
-            from_step=int(value["from_step"]),
-            time_s=float(value["time_s"]),
+            first=integer(value, "first"),
+            count=integer(value, "count"),
+            from_step=integer(value, "from_step"),
+            time_s=number(value, "time_s"),
             fault=None if fault is None else NumericFault.from_json(fault),
         )
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no going on, and what a person can do."""
+    """Why the run cannot continue, and what the user can do."""
 
     reason: str
     hint: str
 
 
 HINT_DIVERGED = (
-    "the training itself diverges: a lower train.lr, a longer train.warmup_steps or train.clip_grad_norm, in a new run"
+    "training itself diverges: start a new run with a lower train.lr, a longer train.warmup_steps or clip_grad_norm"
 )
 
 
 def refuse(fault: NumericFault, before: Sequence[Skip], max_rollbacks: int) -> Refusal | None:
-    """Why the run must not go back once more after the rollbacks it has behind it (oldest first); None: it may.
+    """Why the run must not roll back again after its earlier rollbacks (oldest first); None: it may.
 
-    The count is by steps, not by time, so that a run that is resumed does not start it anew.
+    The count is by steps, not by time, so that a resumed run does not start from 0.
     """
     past = [skip.fault for skip in before if skip.fault is not None]
     recent = [old for old in past if abs(fault.step - old.step) < WINDOW_STEPS]
@@ -214,19 +215,19 @@ def refuse(fault: NumericFault, before: Sequence[Skip], max_rollbacks: int) -> R
         return Refusal(f"{reason} (recovery.max_rollbacks is {max_rollbacks})", HINT_DIVERGED)
     last = _same_place(fault, before)
     if last is not None and last.from_step == 0:
-        reason = f"{fault.text}, again, with other samples and from the very beginning"
-        return Refusal(f"{reason}: it is not the data", HINT_DIVERGED)
+        reason = f"{fault.text}, again, with other samples and after a restart from the beginning"
+        return Refusal(f"{reason}: the data is not the cause", HINT_DIVERGED)
     return None
 
 
 def choose_state(fault: NumericFault, saved_steps: Sequence[int], before: Sequence[Skip]) -> int | None:
-    """The step to go back to: the newest saved state that can be trusted; 0 (the beginning) where nothing was ever
-    saved; None where something was, and none of it is old enough.
+    """The step to go back to: the newest saved state that can be trusted; 0 (the beginning) if nothing was ever saved;
+    None if no saved state is old enough.
 
-    An update from gradients that are no numbers is never applied, so the state before the step is good after a fault
-    of that kind. The loss of a step judges the weights that the step before made: after a spike the state before that
-    one is preferred. Where no step was got past since the last rollback, the state gone back to then is at fault
-    itself: an older one.
+    An update from gradients that are not finite is never applied, so the state before the step is good after a fault of
+    that kind. The loss of a step depends on the weights of the previous step, so after a spike an older state is
+    preferred. If no step succeeded since the last rollback, the state restored then is itself at fault, and an older
+    one is chosen.
     """
     newest = fault.step - 1
     last = _same_place(fault, before)
@@ -241,7 +242,7 @@ def choose_state(fault: NumericFault, saved_steps: Sequence[int], before: Sequen
 
 
 def _same_place(fault: NumericFault, before: Sequence[Skip]) -> Skip | None:
-    """The last rollback, where no step was got past since."""
+    """The last rollback, if no later step succeeded since."""
     last = before[-1] if before else None
     return last if last is not None and last.fault is not None and fault.step <= last.fault.step else None
 
@@ -249,8 +250,8 @@ def _same_place(fault: NumericFault, before: Sequence[Skip]) -> Skip | None:
 def skip_range(fault: NumericFault, start: int, around: int) -> tuple[int, int]:
     """(first, count) of the positions to leave out: the batch of the fault, and `around` batches on either side.
 
-    `start`: where the state gone back to goes on: what lies before is in it. The batch before a spike made the weights
-    that the spike shows, so it is left out too.
+    `start`: the position at which the restored state continues; earlier positions are in it. The batch before a spike
+    produced the weights that show the spike, so it is left out too.
     """
     before = around + (fault.kind is FaultKind.SPIKE)
     first = max(start, fault.first_position - before * fault.count)
@@ -259,8 +260,8 @@ def skip_range(fault: NumericFault, start: int, around: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Injection:
-    """A fault that a worker makes on purpose, for a drill, at one step of one rank: `nan` and `spike` turn its loss
-    into another number, `oom` takes the memory away that the step needs."""
+    """A fault injected for a drill at one step of one rank: `nan` and `spike` turn its loss into another number, `oom`
+    takes the memory away that the step needs."""
 
     kind: Literal["nan", "spike", "oom"]
     step: int

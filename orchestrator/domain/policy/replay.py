@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.errors import ConvoyError
+from orchestrator.json_values import JsonObject
 
 FP32_TOLERANCE = 1e-4
-"""Relative. Another number of workers sums in another order (1e-7), a gradient norm is a sum over all of it."""
+"""Relative, for the loss and the gradient norm of one step. Another number of workers sums in another order: a loss
+then differs by about 1e-7, the gradient norm, a sum over all gradients, by more. For losses alone see
+`scorecard.LOSS_FP32_TOLERANCE`."""
 LOW_PRECISION_TOLERANCE = 5e-2
 """bf16 and fp16 keep 8 and 11 bits."""
 
@@ -28,17 +30,17 @@ class RestoreMismatchError(ConvoyError):
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(
-            message, "an older state is gone on from; if that differs too, a machine computes wrong, or code changed"
+            message, "resuming from an older state; if it also differs, suspect faulty hardware, or changed code"
         )
         self.step = step
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         return {"restore_mismatch": {"step": self.step}}
 
 
 def check_replay(expected: StepRecord | None, step: int, loss: float, grad_norm: float) -> None:
-    """Raises RestoreMismatchError where this is the step that is expected and it gives something else."""
+    """Raises RestoreMismatchError if this is the step that is expected and it gives something else."""
     if expected is None or step != expected.step:
         return
     pairs = [("loss", loss, expected.loss)]
@@ -49,6 +51,6 @@ def check_replay(expected: StepRecord | None, step: int, loss: float, grad_norm:
         if not difference <= expected.tolerance and not (math.isnan(found) and math.isnan(recorded)):
             raise RestoreMismatchError(
                 step,
-                f"the state restored before step {step} is not what was saved: made once more, the step gives a {name} "
-                f"of {found:.6g}, recorded is {recorded:.6g}",
+                f"the state restored before step {step} is not what was saved: repeating the step gives a {name} of "
+                f"{found:.6g}, but {recorded:.6g} was recorded",
             )

@@ -1,14 +1,15 @@
-"""What a drill found: for each fault its cost, for the run as a whole whether anything was lost. Pure."""
+"""The result of a drill: the cost of each fault, and whether the run lost anything. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
-FP32_TOLERANCE = 1e-5
-"""Relative. Sums in another order, at another number of workers, differ by about 1e-7; nothing else may differ."""
-LOW_PRECISION_TOLERANCE = 5e-2
-"""bf16 and fp16 keep 8 and 11 bits; losses of two world sizes drift apart by rounding alone."""
+from orchestrator.json_values import JsonObject
+
+LOSS_FP32_TOLERANCE = 1e-5
+"""Relative, for losses alone: sums in another order, at another number of workers, differ by about 1e-7, and nothing
+else may differ. Stricter than `replay.FP32_TOLERANCE`, which also covers gradient norms. In low precision losses of two
+world sizes drift apart by rounding, and `replay.LOW_PRECISION_TOLERANCE` covers both."""
 
 
 class DrillFault(StrEnum):
@@ -21,47 +22,46 @@ class DrillFault(StrEnum):
     SILENCE_NODE = "silence-node"
     """SIGSTOP to the same: a machine that hangs, or whose network is gone."""
     CORRUPT_SHARD = "corrupt-shard"
-    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one has to serve."""
+    """One bit of the newest checkpoint is flipped, then a worker is killed: an older one must be used."""
     NAN = "nan"
     """One worker's loss is multiplied by NaN, once: its gradients, and through them everyone's, are no numbers."""
     HANG_RANK = "hang-rank"
-    """SIGSTOP to one worker's process: it stands still, its node lives."""
+    """SIGSTOP to one worker's process; its node stays up."""
     SLOW_RANK = "slow-rank"
     """SIGSTOP and SIGCONT to one worker's process in short bursts, until it is called slow. It must not be ended."""
     DRAIN_NODE = "drain-node"
-    """A node is announced to go, as by a spot notice or `ray drain-node`, and killed when the notice is over."""
+    """A node is announced as draining, as by a spot notice or `ray drain-node`, and killed at its deadline."""
     PARTITION = "partition"
-    """The network link of a node goes down. Its processes live on, on the other side. For root: each node of the local
-    cluster gets a network namespace."""
+    """The network link of a node goes down. Its processes stay alive on the other side. Needs root: each node of the
+    local cluster gets a network namespace."""
     OOM = "oom"
     """For one step a worker gets no more memory (RLIMIT_AS; on a GPU PyTorch's limit): the micro batch is halved."""
     DISK_FULL = "disk-full"
-    """The file system of the checkpoints is full (ENOSPC), until a checkpoint has failed for it. For root: it is a
-    small one, mounted there for the run."""
+    """The file system of the checkpoints is full (ENOSPC), until a checkpoint has failed for it. Needs root: a small
+    one is mounted there for the run."""
     BUCKET_DOWN = "bucket-down"
-    """The way to the bucket of the checkpoints is cut, connections reset and refused, until a checkpoint has failed
-    for it. For an http:// endpoint of S3, behind a proxy of the drill's own."""
+    """The bucket of the checkpoints becomes unreachable (connections are reset and refused) until a checkpoint has
+    failed. Needs an http:// endpoint of S3, behind the drill's own proxy."""
     KILL_DRIVER = "kill-driver"
-    """SIGKILL to the run's driver, and with it, on a local cluster, to all of the cluster. Another driver resumes the
-    run from storage."""
+    """SIGKILL to the run's driver; a local cluster ends with it. Another driver resumes the run from storage."""
     RANDOM = "random"
-    """Any of the above but `slow-rank` that the job and this machine permit, drawn anew each time."""
+    """Any of the above but `slow-rank` that the job and this machine permit, drawn again each time."""
 
 
 @dataclass(frozen=True)
 class FaultResult:
-    """One fault that was injected; None where it did not come to that."""
+    """One injected fault; a field is None if it does not apply."""
 
     fault: str
     step: int
     """The last step reported before it."""
     rank: int | None
-    """Of the worker that it hit, or whose node; None where it hit storage or the driver."""
+    """Of the worker that it hit, or whose node; None if it hit storage or the driver."""
     detection_s: float | None
-    """From the fault to the run's knowing: to the event that tells of it."""
+    """From the fault to the event that reports it."""
     first_step_s: float | None
-    """From the fault to the end of the first step after it was got over: after it was named, where nobody was lost.
-    For a fault of storage, to the next checkpoint that is saved whole."""
+    """From the fault to the end of the first step after the recovery, or after the report if no worker was lost. For a
+    fault of storage, to the next complete checkpoint."""
     steps_recomputed: int | None
     workers_before: int
     workers_after: int | None
@@ -95,7 +95,8 @@ class Scorecard:
 
     @property
     def survived(self) -> bool:
-        """All of it: every fault came and was got over, the data is exact, the losses are those of the other run."""
+        """Whether every fault was injected and recovered from, the data is exact, and the losses are those of the other
+        run."""
         return (
             self.finished
             and len(self.faults) == self.planned
@@ -105,13 +106,13 @@ class Scorecard:
             and self.max_loss_difference <= self.tolerance
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object."""
         return {**asdict(self), "survived": self.survived}
 
 
 def max_relative_difference(losses: Sequence[float], undisturbed: Sequence[float]) -> float | None:
-    """Over the steps both have; not finite where one of a pair is not."""
+    """Over the common steps; not finite if one of a pair is not."""
     pairs = list(zip(losses, undisturbed, strict=False))
     if not pairs:
         return None
@@ -122,7 +123,7 @@ def max_relative_difference(losses: Sequence[float], undisturbed: Sequence[float
 def strike_steps(total_steps: int, times: int) -> tuple[int, ...]:
     """Steps after which to strike, spread evenly and away from both ends: at least one step follows each.
 
-    Raises ValueError where there are too few steps.
+    Raises ValueError if there are too few steps.
     """
     if total_steps < 2 * times + 1:
         raise ValueError(f"{times} faults need at least {2 * times + 1} steps, the job has {total_steps}")

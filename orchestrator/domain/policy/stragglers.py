@@ -1,7 +1,7 @@
-"""Which workers are slower than the others, and in what. Pure: step reports in, ratios out. It ends nothing.
+"""Which workers are slower than the others, and in which phase. Pure: step reports in, ratios out. It ends no worker.
 
-A synchronous gang makes all its workers equally slow: those that are early wait for those that are late. So what is
-compared is a rank's own time, in each phase without what it spent in collectives there.
+In a synchronous gang all workers take equally long, because the fast ones wait for the slow ones. So the comparison
+uses a rank's own time, which is each phase without its time in collectives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Slowness:
     ratio: float
     """Its own time of a step, for as many samples, to the median of the others'."""
     phase: str
-    """Where it loses most against the others."""
+    """The phase in which it loses most against the others."""
     loss_s: float
     """Its own time of a step beyond the others' median."""
 
@@ -39,7 +39,7 @@ class Slowness:
 def own_times_s(report: RankReport) -> tuple[float, ...]:
     """A rank's own seconds by phase, as in `PHASES`: without what it waited in collectives.
 
-    On a GPU nobody measures what the device waits, so only phases without collectives count: data and forward. With
+    On a GPU the waits of the device are not measured, so only phases without collectives count: data and forward. With
     ZeRO stage 3 forward has some, too, and a slow GPU can go unnoticed there.
     """
     phases, waits = report.phases, report.waits
@@ -54,7 +54,7 @@ def own_times_s(report: RankReport) -> tuple[float, ...]:
 
 
 def compare(steps: Sequence[StepReport]) -> tuple[Slowness, ...]:
-    """Every rank against the others, over steps of one gang; nothing where there are too few steps, or one rank."""
+    """Every rank against the others, over steps of one gang; nothing if there are too few steps, or one rank."""
     if len(steps) < MIN_STEPS or len(steps[-1].ranks) < 2:
         return ()
     ranks, phases = range(len(steps[-1].ranks)), range(len(PHASES))

@@ -1,8 +1,8 @@
-"""Everything a worker process writes to its stdout and stderr, C and C++ libraries included, as lines.
+"""Captures what a worker process writes to stdout and stderr as lines, output of C and C++ libraries included.
 
-The two descriptors are pointed at a file, and a thread follows that file. Not at a pipe: a library that prints
-much while it holds the interpreter's lock would fill the pipe and wait for ever for the thread that empties it.
-And what is in a file outlives the process: the last words of one that was killed can still be read.
+The two descriptors point to a file, and a thread follows that file. A pipe would not do: a library that prints much
+while it holds the interpreter lock would fill the pipe and wait forever for the thread that empties it. A file also
+outlives the process, so the last output of a killed process can still be read.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class LineSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """Complete lines, without their ends; empty ones are left out. Overlong ones are cut."""
+        """Complete lines without line ends; empty lines are dropped, overlong ones cut."""
         pieces = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
         self._rest = pieces.pop()
         if len(self._rest) > MAX_LINE_BYTES:
@@ -36,7 +36,7 @@ class LineSplitter:
         return [text for piece in pieces if (text := _text(piece))]
 
     def flush(self) -> list[str]:
-        """What is left without a newline."""
+        """The rest without a newline."""
         rest, self._rest = self._rest, b""
         return [text] if (text := _text(rest)) else []
 
@@ -69,7 +69,7 @@ class OutputCapture:
         LastingThread("output", self._follow)
 
     def drain(self) -> None:
-        """Hand over everything written so far, an unfinished last line included."""
+        """Pass on everything written so far, including an unfinished last line."""
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -101,7 +101,7 @@ class OutputCapture:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The end of a captured file; empty where it cannot be read (another host's)."""
+    """The end of a captured file; empty if it cannot be read (on another host)."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 256 * 1024))

@@ -1,6 +1,6 @@
-"""What a worker's process does, by its kernel's word: its I/O, its CPU time, threads blocked in storage.
+"""What a worker's process does according to the kernel: I/O, CPU time, threads that are blocked in storage.
 
-Read from /proc, which costs about a millisecond, and only while the training thread reports nothing itself.
+Read from /proc, which costs about a millisecond, and only while the training thread reports no progress itself.
 """
 
 import os
@@ -13,27 +13,28 @@ from orchestrator.domain.policy.activity import Usage, is_working
 from orchestrator.domain.policy.hang import Phase
 
 IDLE_S = 2.0
-"""Before that, a training thread that reports nothing is not looked at."""
+"""How long the training thread may be silent before the process is inspected."""
 PAUSE_S = 1.0
-"""Between two looks of an agent at its own process."""
+"""Between two inspections of an agent's own process."""
 BLOCKED_S = 1.0
-"""A thread counts as blocked if all looks over this time found it so: slow storage blocks threads for moments often."""
+"""A thread counts as blocked if every inspection over this time found it blocked: slow storage often blocks threads
+briefly."""
 _IOCTL = {"x86_64": "16", "aarch64": "29"}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a process."""
+    """One inspection of a process."""
 
     stopped: bool
-    """By SIGSTOP, not by a debugger."""
+    """Whether it is stopped by SIGSTOP, not by a debugger."""
     blocked: frozenset[int]
     """Threads that the kernel has blocked in storage."""
 
 
 def look_at(pid: int | str) -> Look | None:
-    """Look at a process of this host (`self`: at this one); None if there is none."""
+    """Inspect a process of this host (`self`: this one); None if there is none."""
     process = Path(f"/proc/{pid}")
     try:
         state = _fields(process / "stat")[0]
@@ -60,9 +61,9 @@ def waits_for_storage(state: str, call: str, machine: str) -> bool:
     """Whether a thread in `state`, one letter of /proc/PID/stat, is blocked in storage. `call`: its /proc/PID/syscall,
     empty if that cannot be read.
 
-    A sleep that cannot be interrupted (D) is a wait for storage unless the thread called a device driver (`ioctl`): a
-    GPU that is gone looks like that. A sleep outside of any system call (-1) is a page fault: of a mapped file, or of
-    memory that was swapped out.
+    An uninterruptible sleep (D) is a wait for storage unless the thread called a device driver (`ioctl`), as with a
+    lost GPU. A sleep outside of any system call (-1) is a page fault: of a mapped file, or of memory that was swapped
+    out.
     """
     number = call.split(maxsplit=1)[0] if call else ""
     if state == "D":
@@ -71,7 +72,7 @@ def waits_for_storage(state: str, call: str, machine: str) -> bool:
 
 
 class BlockedThreads:
-    """Of looks at one process: whether the same thread is blocked in all of them."""
+    """Whether the same thread of a process is blocked in successive inspections."""
 
     def __init__(self) -> None:
         self._since_s: dict[int, float] = {}
@@ -82,17 +83,17 @@ class BlockedThreads:
         return any(now_s - since_s >= BLOCKED_S for since_s in self._since_s.values())
 
     def shift(self, gap_s: float) -> None:
-        """The observer was away for so long."""
+        """The observer was paused for this long."""
         self._since_s = {thread: since_s + gap_s for thread, since_s in self._since_s.items()}
 
 
 class Activity:
-    """Of this process. `sample` is for one thread, the agent's that answers polls."""
+    """The activity of this process. `sample` is only for the agent thread that answers polls."""
 
     def __init__(self, trainer: int) -> None:
         """`trainer`: the training thread's native id."""
         self.count = 0
-        """How often the process was seen to work."""
+        """How often the process was found working."""
         self.blocked = False
         self._trainer = trainer
         self._threads = BlockedThreads()
@@ -101,7 +102,7 @@ class Activity:
         self._next_s = 0.0
 
     def sample(self, phase: Phase, idle_s: float, now_s: float) -> None:
-        """Look, if it is time. `idle_s`: since the training thread reported anything itself."""
+        """Inspect the process if it is time. `idle_s`: since the training thread last reported anything."""
         if idle_s < IDLE_S:
             self.blocked, self._before = False, None
             self._threads.take((), now_s)
@@ -120,7 +121,7 @@ class Activity:
 
 
 def usage_of(trainer: int) -> Usage:
-    """What this process has used; 0 for what its kernel does not count. `trainer`: a thread's native id."""
+    """What this process has used; 0 for values that the kernel does not count. `trainer`: a thread's native id."""
     own, thread = Path("/proc/self"), Path(f"/proc/self/task/{trainer}")
     storage = _counters(own / "io", ("read_bytes", "write_bytes"))
     calls = _counters(thread / "io", ("rchar", "wchar"))
@@ -128,7 +129,7 @@ def usage_of(trainer: int) -> Usage:
 
 
 def _descendants_cpu_s(pid: int, depth: int = 8) -> float:
-    """CPU seconds of a process's children and theirs, with those of ended ones that were waited for."""
+    """CPU seconds of a process's descendants, including ended ones that were waited for."""
     if depth == 0:
         return 0.0
     total_s = 0.0

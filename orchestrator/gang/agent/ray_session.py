@@ -1,4 +1,4 @@
-"""`Session` for a worker that Ray runs: reports are queued for the agent, values come in through its notices."""
+"""`Session` for a worker run by Ray: reports are queued for the agent, values arrive through its notices."""
 
 import itertools
 import threading
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.errors import NotPublishedError
+from orchestrator.domain.events import Event, EventBody
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, VaultAccess
 from orchestrator.domain.step_report import StepReport
@@ -19,20 +19,20 @@ from orchestrator.gang.file_transfer import Files
 
 @dataclass(frozen=True)
 class Assignment:
-    """A worker's place in the gang."""
+    """A worker's role in a generation."""
 
     rank: int
     world_size: int
     local_rank: int
     node_ip: str
     generation: int = 0
-    """Counts the gangs of this driver; what belongs to an earlier one is not mixed with it."""
+    """Number of the generation; states of different generations are never mixed."""
     vault: VaultAccess | None = None
     """The vault of the worker's node."""
 
 
 class RaySession:
-    """The training thread makes it and calls it; the agent reads `lease`, and calls `deliver`, `request_leave` and
+    """Created and called by the training thread; the agent reads `lease` and calls `deliver`, `request_leave` and
     `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: ReportQueue, files: Files) -> None:
@@ -59,7 +59,7 @@ class RaySession:
 
     @property
     def generation(self) -> int:
-        """Of the gang that this session is of."""
+        """Generation of this session."""
         return self._assignment.generation
 
     @property
@@ -76,7 +76,7 @@ class RaySession:
 
     @property
     def lease(self) -> Heartbeat:
-        """How far the training thread says it is, and whether its process is seen to work. For the agent alone."""
+        """How far the training thread reports to be, and whether its process is working. Only for the agent."""
         (step, phase, beats, beat_s), (parts, part_s) = self._beat, self._progress
         now_s = time.monotonic()
         idle_s = now_s - max(beat_s, part_s)
@@ -94,8 +94,8 @@ class RaySession:
     def report_step(self, report: StepReport) -> None:
         self._outbox.put(report)
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self._outbox.put(Event(kind, time.time(), dict(fields)))
+    def report_event(self, body: EventBody) -> None:
+        self._outbox.put(Event(body, time.time()))
 
     def leave(self) -> Leave:
         return self._leave
@@ -119,7 +119,7 @@ class RaySession:
         self._count = count
 
     def collective_counts(self) -> CollectiveCounts | None:
-        """Agent: how far this rank's collectives are; None if nobody can tell."""
+        """Agent: how far this rank's collectives are; None if unknown."""
         count = self._count
         return None if count is None else count()
 
@@ -136,10 +136,10 @@ class RaySession:
         with self._delivered:
             while key not in self._values:
                 if self._interrupted.is_set():
-                    raise TimeoutError(f"no rank published {key!r} before the gang was interrupted")
+                    raise NotPublishedError(f"no rank published {key!r} before the gang was interrupted")
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    raise TimeoutError(f"no rank published {key!r} within {timeout_s:.0f} s")
+                    raise NotPublishedError(f"no rank published {key!r} within {timeout_s:.0f} s")
                 self._delivered.wait(left_s)
             return self._values[key]
 
@@ -164,7 +164,7 @@ class RaySession:
             self._delivered.notify_all()
 
     def request_leave(self, leave: Leave) -> None:
-        """What `leave` returns from now on; a stop is not taken back."""
+        """Set what `leave` returns from now on; a stop cannot be withdrawn."""
         self._leave = max(self._leave, leave)
 
     def request_save(self) -> None:
@@ -172,7 +172,7 @@ class RaySession:
         self._save = True
 
     def interrupt(self) -> None:
-        """Agent: get the training thread out of whatever it waits for. Once is not always enough."""
+        """Agent: interrupt any wait of the training thread. One call is not always enough."""
         self._interrupted.set()
         with self._delivered:
             self._delivered.notify_all()

@@ -1,4 +1,4 @@
-"""The process of one worker: a training thread that runs the entry point, an agent that talks with the driver."""
+"""The process of one worker: a training thread that runs the entry point, and an agent that answers the driver."""
 
 import contextlib
 import ctypes
@@ -8,7 +8,6 @@ import importlib
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -18,13 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from orchestrator.clusters.ray.attachment import logs_directory
 from orchestrator.clusters.ray.gpus import show_assigned_gpus, show_gpus
 from orchestrator.clusters.ray.processes import allow_to_trace, die_with_parent
+from orchestrator.clusters.ray.ray_settings import WORKER_ENV
 from orchestrator.domain.cpu_threads import thread_environment
 from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.engine_errors import CAUSE, find_cause
-from orchestrator.domain.errors import ConvoyError, UsageError
+from orchestrator.domain.engine_errors import CAUSE
+from orchestrator.domain.errors import ConvoyError, UsageError, cause_of_error
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
 from orchestrator.gang.agent.output_capture import OutputCapture
@@ -32,6 +33,7 @@ from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQueue
 from orchestrator.gang.file_transfer import Files, host_cache, remove_host_cache
 from orchestrator.gang.health.stacks import Stacks, own_stacks
+from orchestrator.json_values import JsonObject
 
 EntryPoint = Callable[[Session, TrainPlan], TrainResult]
 
@@ -49,16 +51,16 @@ MALLOC = {
 NONE: Mapping[str, str] = MappingProxyType({})
 AGENT_GROUP = "agent"
 AGENT_THREADS = 4
-"""A long poll, a notice, an interruption, and one to spare."""
+"""A long poll, a notice, an interruption, and a spare one."""
 INTERRUPT_PAUSE_S = 0.03
 FILE_CALL_S = 100.0
 """How long the driver's file server may take for one chunk; less than a checkpoint may go without progress, so that
-the save fails and training goes on."""
+the save fails and training continues."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Where a worker process is."""
+    """Location of a worker process."""
 
     node_id: str
     node_ip: str
@@ -72,14 +74,14 @@ class Hello:
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception of a worker, whole, as text: exceptions that cannot be pickled arrive too."""
+    """A complete exception of a worker as text, so that it arrives even if it cannot be pickled."""
 
     rank: int
     type: str
     message: str
     traceback_text: str
     hint: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     """`ConvoyError.details`: JSON values."""
 
 
@@ -99,14 +101,14 @@ def worker_environment(
 ) -> dict[str, str]:
     """Variables of a worker process; they replace those of its node. `own`: of `resources.env`.
 
-    What the user set in the driver's environment, or in the job, wins where it is a matter of taste; the device is the
-    spec's, whatever any environment says.
+    Settings of the user, in the driver's environment or in the job, override defaults; but the device is that of the
+    spec, whatever any environment says.
     """
     env = {
         **thread_environment(cpus, {**driver, **own}),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "RAY_worker_niceness": "0",
+        **WORKER_ENV,
         **{name: driver.get(name, value) for name, value in MALLOC.items()},
     }
     carried = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TORCH_EXTENSIONS_DIR")
@@ -115,7 +117,7 @@ def worker_environment(
 
 
 def resolve(entry: str) -> Any:
-    """The object an import string `module:attribute` names; a module where there is no colon."""
+    """The object an import string `module:attribute` names; a module if there is no colon."""
     module, _, attribute = entry.partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found
@@ -124,13 +126,14 @@ def resolve(entry: str) -> Any:
 class WorkerActor:
     """Runs in a Ray worker process. `warm` and `run` share one thread; the agent's methods have their own."""
 
-    def __init__(self, env: dict[str, str], fate_share: bool) -> None:
-        """`fate_share`: the process dies with its raylet, also when it hangs in native code."""
+    def __init__(self, env: dict[str, str], fate_share: bool, one_host: bool) -> None:
+        """`fate_share`: the process dies with its raylet, even if it hangs in native code. `one_host`: all workers are
+        on the driver's host."""
         if fate_share:
             die_with_parent()
         os.environ.update(env)
         self._gpus = self.assigned_gpus() if env.get(ACCELERATOR_VARIABLE) == CUDA else ()
-        self._local = fate_share
+        self._one_host = one_host
         self._outbox = ReportQueue()
         self._session: RaySession | None = None
         self._running: int | None = None
@@ -143,16 +146,12 @@ class WorkerActor:
         faulthandler.enable(all_threads=True)
 
     def assigned_gpus(self) -> tuple[str, ...]:
-        """Make the GPUs that this process was assigned the only ones that it sees; their ids."""
+        """Make the assigned GPUs the only ones that this process sees; return their ids."""
         return show_assigned_gpus()
 
     def output_path(self) -> Path:
-        """The file that takes this process's output."""
-        import ray
-
-        node: Any = ray._private.worker.global_worker.node
-        logs = node.get_logs_dir_path() if node is not None else tempfile.gettempdir()
-        return Path(logs) / f"convoy-worker-{os.getpid()}.log"
+        """The file for this process's output."""
+        return logs_directory() / f"convoy-worker-{os.getpid()}.log"
 
     def hello(self) -> Hello:
         """Where this process is."""
@@ -169,45 +168,46 @@ class WorkerActor:
         )
 
     def take_gpus(self, ids: tuple[str, ...]) -> None:
-        """For a standby process, which Ray assigned none: use those of the worker whose place it takes."""
+        """For a standby process, to which Ray assigned no GPUs: use those of the worker that it replaces."""
         self._gpus = ids
         show_gpus(ids)
 
     def check_device(self, entry: str) -> DeviceProblem | DeviceRoom | None:
-        """Call a function that tells why this process cannot use its GPU, or how much memory that has."""
+        """Call a function that returns why this process cannot use its GPU, or how much memory the GPU has."""
         try:
             found: DeviceProblem | DeviceRoom | None = resolve(entry)()
-        except Exception as error:  # noqa: BLE001  # torch that does not import, most likely
+        except Exception as error:  # noqa: BLE001  # most likely torch cannot be imported
             lines = str(error).strip().splitlines() or [""]
             hint = "Convoy's installation on that node is broken: run `convoy doctor` there"
             return DeviceProblem(f"{type(error).__name__}: {lines[0]}", hint)
         return found
 
     def warm(self, entries: tuple[str, ...]) -> float:
-        """Import modules before they are needed; a `module:function` is called. Seconds. Failures wait for `run`."""
+        """Import modules before they are needed; a `module:function` is called. Returns the seconds it took. Failures
+        show again in `run`."""
         started = time.monotonic()
         for entry in entries:
             with contextlib.suppress(Exception):
                 found = resolve(entry)
                 if callable(found):
                     found()
-        # What was imported stays: looking through all of it for garbage would take longer than a recovery may.
+        # Imported objects stay alive: scanning them in each garbage collection would slow down recoveries.
         gc.collect()
         gc.freeze()
         return time.monotonic() - started
 
-    def ask(self, entry: str, value: dict[str, Any]) -> Raised | None:
-        """Call a function that answers a question of the driver's; what it raises if the user has to be told."""
+    def ask(self, entry: str, value: JsonObject) -> Raised | None:
+        """Call a function that answers a question of the driver; return its UsageError, if it raises one."""
         try:
             resolve(entry)(value)
         except UsageError as error:
             raised = describe(-1, error)
-            where = "" if self._local else f" (on {socket.gethostname()})"
+            where = "" if self._one_host else f" (on {socket.gethostname()})"
             return replace(raised, message=raised.message + where)
         return None
 
     def run(self, entry: str, plan: TrainPlan, assignment: Assignment, access: FileAccess) -> TrainResult | Raised:
-        """Call the entry point. Whatever it raises is returned, not raised."""
+        """Call the entry point. An exception is returned, not raised."""
         files = Files(RemoteFiles(access.server), access.marker, access.word, host_cache(access.run_id), os.environ)
         session = RaySession(assignment, self._outbox, files)
         generation = assignment.generation
@@ -222,7 +222,7 @@ class WorkerActor:
             result: TrainResult | Raised = resolve(entry)(session, plan)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor in silence
+        except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor silently
             result = describe(assignment.rank, error)
         finally:
             _give_memory_back()  # an exception's frames held the engine until now
@@ -232,8 +232,8 @@ class WorkerActor:
         return result
 
     def poll(self, timeout_s: float, seen: int) -> ReportBatch:
-        """Agent: everything there is to say, waiting up to `timeout_s` for something. `seen`: the last batch that
-        arrived; a later one is given once more."""
+        """Agent: all reports that are queued, waiting up to `timeout_s` for one. `seen`: the last batch that arrived; a
+        later one is sent again."""
         before = self._session.lease if self._session is not None else Heartbeat(-1, 0, Phase.START)
         batch = self._outbox.take(before, timeout_s, lambda: self._running is not None, seen)
         return batch if self._session is None else replace(batch, lease=self._session.lease)
@@ -249,7 +249,7 @@ class WorkerActor:
             self._notices[generation] = ({**known, **values}, max(wish, leave))
 
     def stacks(self) -> Stacks:
-        """Agent: what every thread of this process is at, and how far its collectives are."""
+        """Agent: the stacks of this process's threads, and how far its collectives are."""
         session = self._session
         counts = session.collective_counts() if session is not None else None
         return replace(own_stacks(self._trainer), counts=counts)
@@ -261,14 +261,16 @@ class WorkerActor:
             session.request_save()
 
     def use_vault(self, generation: int, vault: VaultAccess) -> None:
-        """Agent: keep the state in this vault from the next step boundary on: the one before has ended, or is late."""
+        """Agent: keep the state in this vault from the next step boundary on, because the previous one ended or is
+        late."""
         session = self._session
         if session is not None and session.generation == generation:
             allow_to_trace(vault.pid)
             session.use_vault(vault)
 
     def interrupt(self, generation: int, patience_s: float) -> bool:
-        """Agent: get a generation's training thread out of a collective that cannot end; whether it has ended."""
+        """Agent: interrupt a generation's training thread in a collective that cannot finish; return whether it has
+        ended."""
         deadline = time.monotonic() + patience_s
         session = self._session
         while self._running == generation and session is not None and time.monotonic() < deadline:
@@ -318,19 +320,19 @@ class RemoteFiles:
 
 
 def describe(rank: int, error: BaseException) -> Raised:
-    """An exception as values; its traceback without our own frame. `details` say what caused it (`CAUSE`), if known."""
+    """An exception as values; its traceback without our own frame. `details` contain its cause (`CAUSE`), if known."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name, message = type(error).__name__, str(error)
-    cause = find_cause(f"{name}: {message}")
-    details: dict[str, Any] = {} if cause is None else {CAUSE: cause.value}
-    if isinstance(error, ConvoyError):  # one of ours may know its cause better than its words do
+    cause = cause_of_error(error)
+    details: JsonObject = {} if cause is None else {CAUSE: cause.value}
+    if isinstance(error, ConvoyError):  # our own errors know their cause
         return Raised(rank, name, message, text, error.hint, {**details, **error.details})
     return Raised(rank, name, message, text, details=details)
 
 
 def _give_memory_back() -> None:
-    """Free what the last run left, back to the kernel and to the GPU's driver: the next one is to find room, and NCCL
-    allocates beside torch."""
+    """Return memory of the last run to the kernel and the GPU driver: the next run needs it, and NCCL allocates outside
+    of torch."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

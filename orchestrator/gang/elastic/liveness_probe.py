@@ -1,24 +1,24 @@
-"""A gang between two generations: who is still there, and how long it has waited for others."""
+"""Finds out which workers are still alive while the gang waits between two generations."""
 
 import time
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.gang.group.worker_handle import WorkerHandle
 
 CHECK_S = 1.0
 
 
 class LivenessProbe:
-    """Those who wait do nothing that could fail: they are asked now and then, so that the dead are not counted on."""
+    """Asks waiting workers for a sign of life: they do nothing that could fail, so a dead one would not be noticed."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, tuple[WorkerHandle, Any]] = {}
+        self._asked: dict[int, tuple[WorkerHandle, ObjectRef]] = {}
         self._asked_s = time.monotonic()
 
     def look(self, members: list[WorkerHandle]) -> bool:
-        """Take in who has answered or died, and ask again in a while; whether somebody has died. Does not wait."""
+        """Process the answers, and ask again at intervals; return whether a worker has died. Does not wait."""
         now_s, died = time.monotonic(), False
         for key, (member, ref) in list(self._asked.items()):
             ready, _ = ray.wait([ref], timeout=0)

@@ -1,4 +1,4 @@
-"""What to do about changes that are known before they happen: another number of workers, nodes that will go. Pure."""
+"""Decisions about planned changes: another number of workers, nodes that are draining. Pure."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,43 +7,43 @@ from orchestrator.domain.session import Leave
 from orchestrator.gang.group.gang_policy import wants_regroup
 
 LEAVE_BEFORE_S = 5.0
-"""Workers are off a node this long before it goes, and two steps more: the boundary has to be reached, and the state
-of it has to be copied."""
+"""Workers leave a node this long before its deadline, and two steps earlier: the step boundary must be reached and its
+state copied."""
 
 
 def leave_before_s(step_s: float) -> float:
-    """How long before a node goes its workers leave training, where a step takes `step_s`."""
+    """How long before the deadline of a node its workers leave training, if a step takes `step_s`."""
     return LEAVE_BEFORE_S + 2 * step_s
 
 
 @dataclass(frozen=True)
 class GangShape:
-    """What a planned change depends on."""
+    """Facts that a planned change depends on."""
 
     members: int
     doomed: int
-    """Of the members, those on nodes that are about to go."""
+    """Members on nodes that are draining."""
     ready: int
     """Workers that could join now."""
     arriving: int
-    """Workers that are about to be ready."""
+    """Workers that are starting."""
     waited_s: float
-    """How long the ready ones have waited for them."""
+    """How long the ready workers have waited for them."""
     target: int
     minimum: int
     notice_s: float | None
-    """Until the first of those nodes goes; None where nobody says, or there is none."""
+    """Seconds to the earliest deadline of those nodes; None if there is none."""
     step_s: float
-    """Of a step, lately."""
+    """Duration of a recent step."""
     stepped: bool
-    """This generation has made a step."""
+    """This generation has finished a step."""
 
 
 def planned_leave(shape: GangShape) -> Leave:
-    """Whether to leave training at the next step boundary, to form the gang anew, and whether it may have to wait then.
+    """Whether to leave training at the next step boundary for another generation, and whether that may have to wait.
 
-    Those on a node that is about to go are left out at once where enough others remain. Where they do not, training
-    goes on with them until replacements are ready, or until the notice is over.
+    Workers on a draining node leave at once if enough others remain. Otherwise training continues with them until
+    replacements are ready, or until the deadline is near.
     """
     if shape.doomed:
         if shape.members - shape.doomed + shape.ready >= shape.minimum:
@@ -58,14 +58,14 @@ def planned_leave(shape: GangShape) -> Leave:
 
 @dataclass(frozen=True)
 class Lineup:
-    """Who the next gang is made of, by number."""
+    """The composition of the next generation, as numbers of workers."""
 
     kept: int
-    """Of those who are there and stay."""
+    """Present workers that stay."""
     joined: int
-    """Of those who are ready to join."""
+    """Ready workers that join."""
     lent: int = 0
-    """Of those on nodes that are about to go, where there are too few others."""
+    """Workers on draining nodes, used only if there are too few others."""
 
     @property
     def size(self) -> int:
@@ -73,7 +73,7 @@ class Lineup:
 
 
 def lineup(staying: int, ready: int, doomed: int, minimum: int, target: int) -> Lineup | None:
-    """The next gang; None where there are too few, whoever is taken."""
+    """The next generation; None if there are too few workers in any case."""
     kept = min(staying, target)
     joined = min(ready, target - kept)
     lent = max(0, min(doomed, minimum - kept - joined))
@@ -82,34 +82,34 @@ def lineup(staying: int, ready: int, doomed: int, minimum: int, target: int) -> 
 
 
 def replaced_later(staying: int, coming: int, minimum: int, target: int) -> bool:
-    """Whether whoever is missing is to be replaced only when training goes on without them: a process that starts
-    takes seconds of CPU time, which the others' recovery would miss where it starts on a host of theirs."""
+    """Whether to defer replacing lost workers until training resumes: a starting process takes seconds of CPU time,
+    which the recovery of the others needs if it starts on one of their hosts."""
     return staying >= minimum and staying + coming < target
 
 
 def going(draining: Mapping[str, float | None], now_s: float, step_s: float) -> Collection[str]:
-    """Nodes whose notice is as good as over, where a step takes `step_s`: nobody is to begin anything there."""
+    """Nodes whose deadline is so near that nothing should be started there, if a step takes `step_s`."""
     before_s = leave_before_s(step_s)
     return {node for node, at_s in draining.items() if at_s is not None and at_s - now_s <= before_s}
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Too few workers, since when, and whether more are on their way."""
+    """A wait for workers: how many there are, and for how long."""
 
     have: int
     need: int
     starting: int
-    """Processes that have a node and are starting, or are ready."""
+    """Processes that are starting on a node, or are ready."""
     waited_s: float
     told: bool
-    """It was said already."""
+    """The wait was reported already."""
 
 
 TOLD_AFTER_S = 5.0
-"""A worker that is replaced is back by then, or at least its process is there."""
+"""By then a worker that is replaced is back, or at least its process has started."""
 
 
 def worth_telling(wait: Wait) -> bool:
-    """Whether a gang waits for want of nodes, not just for processes to start."""
+    """Whether the gang waits for nodes, not only for processes to start."""
     return not wait.told and wait.waited_s >= TOLD_AFTER_S and wait.have + wait.starting < wait.need

@@ -1,32 +1,36 @@
-"""When a gang that trains is formed anew, and what is done ahead of that: the part of the driver's round for it."""
+"""Prepares and requests the next generation of a training gang: the part of the driver's round for resizing."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
+from orchestrator.clusters.ray.handles import PlacementGroup
+from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.elastic.resize_policy import GangShape, planned_leave
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
-from orchestrator.gang.group.gang_policy import Ending
-from orchestrator.gang.group.worker_handle import is_broken, taken_places
+from orchestrator.gang.group.worker_handle import WorkerHandle, is_broken, taken_places
 from orchestrator.gang.vaults.vault_clients import raylet_refuses
 
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang
+
 SEEK_S = 5.0
-"""How often workers are sought for places that nobody is on the way to: a node may have come that would do."""
+"""How often to try to start missing workers: a suitable node may have joined."""
 FIRST_SEEK_S = 3.0
-"""The first time no later than this, if the first step of the generation is not there before."""
+"""The first attempt comes at the latest after this time, or after the first step of the generation."""
 
 
 class Regroup:
-    """For one generation. `round` is called again and again, and never waits."""
+    """For one generation. `round` is called repeatedly and never waits."""
 
-    def __init__(self, gang: Any, planned: ScaleRequests, seek: Callable[[], None]) -> None:
+    def __init__(self, gang: "Gang", planned: ScaleRequests, seek: Callable[[], None]) -> None:
         self._gang, self._planned, self._seek = gang, planned, seek
         self._asked = Leave.NO
         self._arriving_since_s: float | None = None
         self._seek_s, self._stepped = time.monotonic() + FIRST_SEEK_S, False
-        # Those who were lent by a node that is about to go train on; everything was arranged before.
+        # Workers kept on draining nodes continue to train; their copies were moved before.
         self._known = set(planned.draining)
 
     def round(self, now_s: float, last: StepReport | None) -> None:
@@ -75,27 +79,29 @@ class Regroup:
             stepped=last is not None,
         )
 
-    def _is_doomed(self, member: Any) -> bool:
+    def _is_doomed(self, member: WorkerHandle) -> bool:
         return member.hello.node_id in self._planned.draining
 
 
-def leave_lost_nodes(gang: Any) -> None:
-    """Give back the places of those who went with their nodes. Ray would look for room for such a place itself, over
-    and over without a pause, which takes the cluster's head a processor for as long as there is none
-    (https://github.com/ray-project/ray/pull/65007); it waits between two looks for a place that is asked for anew."""
+def leave_lost_nodes(gang: "Gang") -> None:
+    """Release the reservations of workers that were lost with their nodes. Ray would retry such a reservation without a
+    pause, which occupies a processor of the cluster's head until there is room
+    (https://github.com/ray-project/ray/pull/65007); for a new reservation it pauses between attempts."""
     free = gang.places.empty([*taken_places(gang.members), *gang.recruits.groups])
     gang.places.give_back([member.group for member in gang.members if member.group in free and _went_with_node(member)])
 
 
-def _went_with_node(member: Any) -> bool:
+def _went_with_node(member: WorkerHandle) -> bool:
+    if member.failure is None:
+        return False
     if member.failure.ending in (Ending.NODE_DIED, Ending.NODE_SILENT):
         return True
     return member.failure.ending is Ending.PROCESS_DIED and raylet_refuses(member.hello.node_id)
 
 
-def seek(gang: Any, target: int, new_group: Callable[[], Any | None]) -> None:
-    """Have workers started for places that are empty, up to `target` workers that stay: where members were lost, else
-    in places of their own that `new_group` makes, as long as it can. Places that nobody needs are given back."""
+def seek(gang: "Gang", target: int, new_group: Callable[[], PlacementGroup | None]) -> None:
+    """Start workers for empty reservations, up to `target` workers that stay: first for those of lost members, then for
+    new ones from `new_group` as long as it returns any. Reservations that are not needed are released."""
     places, recruits = gang.places, gang.recruits
     lost = places.on(gang.planned.draining.keys())
     recruits.leave(lost)

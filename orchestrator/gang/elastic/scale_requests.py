@@ -1,20 +1,19 @@
-"""Planned changes of a gang: the number of workers that is wanted now, and the nodes that are about to go."""
+"""Planned changes of a gang: the requested number of workers, and the nodes that are draining."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import Emit, Event, NodeDraining, ScaleAnswered, ScaleState, WarningIssued
 from orchestrator.domain.scaling import (
     ScaleAnswer,
     ScaleDesk,
     ScaleRequest,
-    ScaleState,
     check_workers,
     fewest_workers,
 )
@@ -26,22 +25,20 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5
 
-Emit = Callable[[EventKind, dict[str, Any]], None]
-
 
 class ScaleRequests:
-    """What is wanted of the gang, kept through its generations. All calls are the driver thread's.
+    """The requests to the gang, kept through its generations. For the driver's thread only.
 
-    It is an observer of steps: the first one with as many workers as were asked for is the answer to who asked.
+    It observes steps: the first step at the requested size completes the request.
     """
 
     def __init__(self, spec: JobSpec, request: WorkerRequest, desk: ScaleDesk, emit: Emit) -> None:
-        """`request` is what the spec asks for; what was asked of a driver before this one counts more."""
+        """`request`: from the spec; a request that an earlier driver accepted takes precedence."""
         self._spec, self._asked, self._desk, self._emit = spec, request, desk, emit
         self.request = request
-        """What is asked for now: `maximum` workers, and not fewer than `minimum`."""
+        """The present request: `maximum` workers, and at least `minimum`."""
         self.draining: dict[str, float | None] = {}
-        """Nodes that are about to go, or have gone after such notice; when (Unix seconds)."""
+        """Nodes that are draining, or have left after such notice; their deadlines (Unix seconds)."""
         self._watch: DrainWatch | None = None
         self._can_hold: Callable[[WorkerRequest], ConvoyError | None] = lambda _: None
         self._pending: ScaleRequest | None = None
@@ -51,16 +48,16 @@ class ScaleRequests:
             self._aim(standing)
 
     def begin(self, watch: DrainWatch, can_hold: Callable[[WorkerRequest], ConvoyError | None]) -> None:
-        """The cluster is there. `can_hold` says why it could never hold what a request would make of it."""
+        """The cluster is ready. `can_hold` returns why it could never satisfy a request, or None."""
         self._watch, self._can_hold = watch, can_hold
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Stop looking. Idempotent."""
         if self._watch is not None:
             self._watch.close()
 
     def look(self, members: Sequence["WorkerHandle"], now_s: float) -> bool:
-        """See what there is to know, a few times a second at most; whether anything has changed. `now_s` only grows."""
+        """Check for drain notices and scale requests, at most twice a second; return whether anything has changed."""
         if now_s - self._looked_s < LOOK_S:
             return False
         self._looked_s = now_s
@@ -74,14 +71,14 @@ class ScaleRequests:
         return self._read_request(members) or bool(fresh)
 
     def warn(self, message: str) -> None:
-        """Tell the observers of something that does not end the run."""
-        self._emit(EventKind.WARNING, {"message": message})
+        """Emit a warning."""
+        self._emit(WarningIssued(message))
 
     def on_event(self, event: Event) -> None:
-        """Steps are what is waited for."""
+        """Nothing: only steps matter."""
 
     def on_step(self, report: StepReport) -> None:
-        """Whether this is as many workers as were asked for."""
+        """Complete the request if this step had the requested size."""
         request = self._pending
         if request is not None and report.world_size == request.workers:
             self._pending = None
@@ -92,14 +89,14 @@ class ScaleRequests:
     def _tell_draining(self, node_id: str, members: Sequence["WorkerHandle"]) -> None:
         there = [member for member in members if member.hello.node_id == node_id]
         deadline_s = self.draining[node_id]
-        fields = {
-            "node": node_id,
-            "address": there[0].hello.node_ip if there else None,
-            "ranks": [member.rank for member in there if member.lives],
-            "deadline_s": deadline_s,
-            "notice_s": deadline_s - time.time() if deadline_s is not None else None,
-        }
-        self._emit(EventKind.NODE_DRAINING, fields)
+        draining = NodeDraining(
+            node=node_id,
+            address=there[0].hello.node_ip if there else None,
+            ranks=tuple(member.rank for member in there if member.lives),
+            deadline_s=deadline_s,
+            notice_s=deadline_s - time.time() if deadline_s is not None else None,
+        )
+        self._emit(draining)
 
     def _read_request(self, members: Sequence["WorkerHandle"]) -> bool:
         request = self._desk.newest()
@@ -108,14 +105,14 @@ class ScaleRequests:
         problem = self._problem(request)
         if problem is not None:
             message = problem.message + (f"; {problem.hint}" if problem.hint else "")
-            self._say(request, ScaleState.REFUSED, f"cannot: {message}", None)
+            self._say(request, ScaleState.REFUSED, f"refused: {message}", None)
             return False
         self._aim(request.workers)
         self._pending = request
         now = sum(member.lives for member in members)
         what = "leave" if request.workers < now else "join"
-        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "as many as now"
-        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} wanted, {now} train: {more}", None)
+        more = f"{abs(request.workers - now)} {what} at a step boundary" if request.workers != now else "no change"
+        self._say(request, ScaleState.ACCEPTED, f"{_workers(request.workers)} requested, {now} active: {more}", None)
         return True
 
     def _problem(self, request: ScaleRequest) -> ConvoyError | None:
@@ -130,16 +127,7 @@ class ScaleRequests:
 
     def _say(self, request: ScaleRequest, state: ScaleState, message: str, step: int | None) -> None:
         self._desk.answer(ScaleAnswer(request.id, request.workers, state, message, step))
-        fields: Mapping[str, Any] = {
-            "id": request.id,
-            "by": request.by,
-            "asked_s": request.asked_s,
-            "workers": request.workers,
-            "state": state.value,
-            "message": message,
-            "step": step,
-        }
-        self._emit(EventKind.SCALE, dict(fields))
+        self._emit(ScaleAnswered(request.id, request.by, request.asked_s, request.workers, state, message, step))
 
 
 def _workers(count: int) -> str:

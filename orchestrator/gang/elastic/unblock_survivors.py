@@ -1,4 +1,4 @@
-"""Gets the survivors of a generation out of a collective that cannot end."""
+"""Interrupts the survivors of a generation that are in a collective that cannot finish."""
 
 import contextlib
 import time
@@ -11,8 +11,8 @@ from orchestrator.gang.group.worker_handle import WorkerHandle
 
 
 def interrupt(members: Sequence[WorkerHandle], generation: int, limit_s: float, listener: Listener) -> None:
-    """Interrupt all members who live and wait for them, `limit_s` at most. End the processes of the others: those that
-    do not come out, and those whose device is lost."""
+    """Interrupt all members that are alive, and wait for them at most `limit_s`. End the processes of those that do not
+    leave their collective, and of those whose device is lost."""
     for member in members:
         if member.run_ref is not None and member.lives:
             member.actor.interrupt.remote(generation, limit_s)
@@ -20,11 +20,11 @@ def interrupt(members: Sequence[WorkerHandle], generation: int, limit_s: float, 
     while any(member.run_ref is not None and member.lives for member in members) and waited_s < limit_s + POLL_S:
         started_s = time.monotonic()
         listener.listen(TICK_S)
-        # If the driver was paused, that is not their time.
+        # Time in which the driver was paused does not count.
         waited_s += min(time.monotonic() - started_s, 2 * TICK_S)
     for member in members:
         if member.run_ref is not None and member.lives:
-            member.take_silence("its process could not be interrupted", time.monotonic())
+            member.take_silence("its process did not leave its collective in time:", time.monotonic())
         if not member.lives:
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(member.actor, no_restart=True)  # should it wake up, it has no part in this any more
+                ray.kill(member.actor, no_restart=True)  # if it wakes up later, it must not take part

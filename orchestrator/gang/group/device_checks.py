@@ -1,11 +1,11 @@
-"""Whether workers can use the GPUs that they were given: asked first of all, before data is prepared for them."""
+"""Tests whether workers can use their GPUs, before data is prepared."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError, DeviceError
@@ -14,23 +14,24 @@ from orchestrator.gang.group.polling import TICK_S
 from orchestrator.gang.group.worker_handle import first_line
 
 TIMEOUT_S = 180.0
-"""For a worker process to start, to import torch and to try its GPU. A GPU driver that hangs takes for ever."""
+"""For a worker process to start, import torch and test its GPU. A GPU driver that hangs never returns."""
 SHOWN = 4
 
 
 class DeviceChecks:
-    """The checks of a run's first workers. Made before they import anything else: an actor's calls keep their order."""
+    """The checks of a run's first workers. They run before the workers import anything else: calls of an actor keep
+    their order."""
 
-    def __init__(self, actors: Sequence[Any], hello_refs: Sequence[Any], entry: str | None) -> None:
-        """`entry`: what tells why a process cannot use its GPU, as an import string; None: nobody needs one."""
+    def __init__(self, actors: Sequence[ActorHandle], hello_refs: Sequence[ObjectRef], entry: str | None) -> None:
+        """`entry`: import string of the function that tests a process's GPU; None: no worker needs a GPU."""
         self._hello_refs = list(hello_refs)
         self.rooms: list[DeviceRoom | None] = [None] * len(self._hello_refs)
         """Memory of each worker's GPU, once all have passed."""
         self._refs = [actor.check_device.remote(entry) for actor in actors] if entry is not None else []
 
     def passed(self, stopped: Callable[[], bool], warn: Callable[[str], None]) -> bool:
-        """Wait for all of them; False if `stopped` meanwhile. `warn` is told of GPUs whose memory others hold. Raises
-        DeviceError if a GPU cannot be used, ClusterError if a process ends or does not answer in time."""
+        """Wait for all of them; False if `stopped` meanwhile. `warn` is called for GPUs that other processes use.
+        Raises DeviceError if a GPU cannot be used, ClusterError if a process ends or does not answer in time."""
         deadline_s = time.monotonic() + TIMEOUT_S
         waiting = list(self._refs)
         while waiting:
@@ -39,16 +40,16 @@ class DeviceChecks:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=TICK_S)
             if waiting and time.monotonic() > deadline_s:
                 raise ClusterError(
-                    f"{len(waiting)} of {len(self._refs)} workers did not tell within {TIMEOUT_S:.0f} s whether their "
-                    "GPUs work",
-                    hint="look whether `nvidia-smi` answers on each node: a driver that hangs needs a restart",
+                    f"{len(waiting)} of {len(self._refs)} workers did not report within {TIMEOUT_S:.0f} s whether "
+                    "their GPUs work",
+                    hint="check whether `nvidia-smi` answers on each node: a GPU driver that hangs needs a restart",
                 )
         try:
             answers: list[DeviceProblem | DeviceRoom | None] = ray.get(self._refs)
             hellos: list[Hello] = ray.get(self._hello_refs) if any(answers) else []
         except ray.exceptions.RayError as error:
             raise ClusterError(
-                f"a worker process ended while it tried its GPU: {first_line(error)}",
+                f"a worker process ended while it tested its GPU: {first_line(error)}",
                 hint="see `dmesg` and Ray's logs on its node",
             ) from error
         told = zip(hellos, answers, strict=False)
@@ -64,19 +65,17 @@ class DeviceChecks:
 
 
 def where(hello: Hello) -> str:
-    """A worker's place, for people."""
+    """A worker's host and process, as text."""
     return f"{hello.host} ({hello.node_ip}, process {hello.pid})"
 
 
 def shared_text(hello: Hello, room: DeviceRoom | None) -> str | None:
-    """What is said of a GPU whose memory somebody else holds; None where nobody does."""
+    """A warning about a GPU whose memory other processes hold; None if none do."""
     if room is None or not room.is_shared:
         return None
-    name = f"the {room.name}" if room.name else "the GPU"
     return (
-        f"others hold {room.foreign_bytes / 2**30:.1f} of {room.total_bytes / 2**30:.1f} GiB on {name} of a worker on "
-        f"{where(hello)}: the plan uses the rest (`nvidia-smi` there names them; the memory of a killed worker "
-        "comes back after some seconds)"
+        f"{room.shared_text} of a worker on {where(hello)}: the plan uses the rest (`nvidia-smi` there lists them; "
+        "the memory of a killed worker is freed after some seconds)"
     )
 
 

@@ -1,56 +1,30 @@
-"""What the driver makes of the facts about a gang. Pure: no Ray, no clock."""
+"""Decisions about a gang, from facts: what to do next, and which failure caused the others. Pure: no Ray, no clock."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from orchestrator.domain.engine_errors import CAUSE, Cause, find_cause
-from orchestrator.domain.policy.numeric import NumericFault
+from orchestrator.clusters.ray.worker_death import DeathKind, WorkerDeath, fatal_signal
+from orchestrator.domain.engine_errors import Cause, find_cause
+from orchestrator.domain.generation import WorkerFailure
+from orchestrator.domain.policy.hang import SILENT_S
 
 GATHER_S = 1.0
-"""After a first failure, how long others are listened to: the one who caused it may report later than its victims."""
+"""How long to wait for other reports after a first failure: its cause may be reported after its consequences."""
 GRACE_S = 2.5
-"""From the wish to stop to killing workers that have not stopped by themselves: all has to be over within 5 s."""
-
-
-class Ending(StrEnum):
-    """How a worker ended."""
-
-    RAISED = "raised"
-    PROCESS_DIED = "process died"
-    NODE_DIED = "node died"
-    NODE_SILENT = "node silent"
-    """Given up: nothing is heard of it any more."""
-    HUNG = "hung"
-    """Given up: the others wait for it, or all of them wait."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One worker's end. `detail` is its traceback, or its last lines of output."""
-
-    rank: int
-    ending: Ending
-    seen_s: float
-    message: str
-    detail: str = ""
-    hint: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the exception told programs: `ConvoyError.details`."""
+"""From a stop request to killing workers that have not stopped: everything must end within 5 s."""
 
 
 @dataclass(frozen=True)
 class GangFacts:
-    """Everything a decision depends on; times are seconds on the driver's monotonic clock."""
+    """All facts that a decision depends on; times are seconds on the driver's monotonic clock."""
 
     now_s: float
     world_size: int
     returned: int
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[WorkerFailure, ...] = ()
     stop_since_s: float | None = None
-    """When a stop was asked for."""
+    """When a stop was requested."""
 
 
 class Action(StrEnum):
@@ -64,7 +38,7 @@ class Action(StrEnum):
     STOP = "stop"
     """Ask workers to stop, and wait."""
     KILL = "kill"
-    """They were asked and did not."""
+    """They were asked to stop and did not."""
 
 
 def decide(facts: GangFacts) -> Action:
@@ -72,37 +46,35 @@ def decide(facts: GangFacts) -> Action:
     if facts.returned == facts.world_size:
         return Action.FINISH
     if facts.stop_since_s is not None:
-        # Workers fail when their peers stop first: that is not a failure of the run any more.
+        # Workers fail when their peers stop first: that is no failure of the run.
         if facts.now_s - facts.stop_since_s >= GRACE_S:
             return Action.KILL
         return Action.KILL if facts.returned + len(facts.failures) >= facts.world_size else Action.STOP
     if facts.failures:
         first_s = min(failure.seen_s for failure in facts.failures)
         all_over = facts.returned + len(facts.failures) >= facts.world_size
-        certain = not all(is_consequence(failure) for failure in facts.failures)
+        certain = not all(failure.is_consequence for failure in facts.failures)
         if all_over or certain or facts.now_s - first_s >= GATHER_S:
             return Action.FAIL
     return Action.CONTINUE
 
 
-SILENT_S = 3.5
-"""From the last word of a worker to asking whether anything on its node still answers."""
 ARRIVAL_S = 3.0
-"""How long those who are ready wait for others that are about to be."""
+"""How long ready workers wait for others that are starting."""
 
 
 @dataclass(frozen=True)
 class Quiet:
-    """How long a worker that should be training has not been heard of, by the driver's clock."""
+    """How long a worker that should be training has sent nothing, by the driver's clock."""
 
     node_id: str
     quiet_s: float
 
 
 def silent_nodes(workers: Sequence[Quiet], limit_s: float = SILENT_S) -> list[str]:
-    """Nodes none of whose workers has been heard of for `limit_s`: the first of the two signals that a node is lost.
+    """Nodes none of whose workers has sent anything for `limit_s`: the first of the two signals that a node is lost.
 
-    Where that is all of them it says more about the driver's own network than about the nodes: none is named.
+    Empty if that is every node: then the driver's own network is the likely cause.
     """
     heard = {worker.node_id for worker in workers if worker.quiet_s < limit_s}
     silent = sorted({worker.node_id for worker in workers} - heard)
@@ -110,46 +82,18 @@ def silent_nodes(workers: Sequence[Quiet], limit_s: float = SILENT_S) -> list[st
 
 
 def wants_regroup(ready: int, arriving: int, waited_s: float) -> bool:
-    """Whether to form the gang anew for those who are ready, or to wait for who is about to be."""
+    """Whether to form the next generation with the ready workers, rather than wait for those that are starting."""
     return ready > 0 and (arriving == 0 or waited_s >= ARRIVAL_S)
 
 
-def cause_of(failure: Failure) -> Cause | None:
-    """What made it fail, by its own account, or by the last words of its process."""
-    told = failure.facts.get(CAUSE)
-    return Cause(told) if told is not None else None
-
-
-def is_consequence(failure: Failure) -> bool:
-    """Whether it looks like what a worker says when another one is gone: its collective, or its rendezvous, failed."""
-    return failure.ending is Ending.RAISED and cause_of(failure) is Cause.PEER
-
-
-def is_out_of_memory(failure: Failure) -> bool:
-    """Whether it ended for want of memory, on the host or on its device, by its own or its killer's account."""
-    return cause_of(failure) is Cause.OUT_OF_MEMORY
-
-
-def ends_process(failure: Failure) -> bool:
-    """Whether its process cannot go on, although it lives: its device, or its context there, is lost."""
-    cause = cause_of(failure)
-    return failure.ending is Ending.RAISED and cause is not None and cause.ends_process
-
-
-def numeric_fault(failure: Failure) -> NumericFault | None:
-    """The numeric fault that a worker raised, where that is why it ended."""
-    value = failure.facts.get("numeric_fault")
-    return NumericFault.from_json(value) if isinstance(value, dict) else None
-
-
-def root_cause(failures: Sequence[Failure]) -> Failure:
+def root_cause(failures: Sequence[WorkerFailure]) -> WorkerFailure:
     """The failure that the others follow from: a death or an exception of its own before a failed collective,
     then the first one seen."""
-    return min(failures, key=lambda failure: (is_consequence(failure), failure.seen_s, failure.rank))
+    return min(failures, key=lambda failure: (failure.is_consequence, failure.seen_s, failure.rank))
 
 
 CPU_PATIENCE_S = 2.0
-"""How long a worker may take to leave its collective; then its process is given up."""
+"""How long a worker may take to leave its collective before its process is given up."""
 GPU_PATIENCE_S = 15.0
 """The same on a GPU: the kernels that are queued before the collective have to end, and its communicators are torn
 down."""
@@ -162,43 +106,37 @@ def patience_s(gpus: bool, step_s: float) -> float:
     return max(GPU_PATIENCE_S, GPU_STEPS * step_s) if gpus else CPU_PATIENCE_S
 
 
-FATAL = re.compile(r"Fatal Python error: ([A-Z][\w ]+)|\*\*\* (SIG[A-Z]+) received")
-NAMES = {"Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT", "Bus error": "SIGBUS", "Illegal instruction": "SIGILL",
-         "Floating point exception": "SIGFPE"}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Death:
-    """Why a process died. `text` continues "its process"."""
+    """Why a process died. `text` continues the words "its process"."""
 
     text: str
     hint: str | None
     cause: Cause | None = None
 
 
-def explain_death(ray_message: str, last_lines: Sequence[str], oom_kills: int) -> Death:
-    """Why a worker's process died, from Ray's message, its last output, and the number of processes the kernel killed
-    for memory on that host since the run began.
+def explain_death(told: WorkerDeath, last_lines: Sequence[str], oom_kills: int) -> Death:
+    """Why a worker's process died, from what Ray says, its last output, and the number of processes that the kernel
+    killed for memory on that host since the run began.
 
-    Only a process's parent learns its exit status, and that is Ray, which does not tell. SIGKILL is what is left when
-    nothing else explains the end: other fatal signals leave a trace in the output, an exit leaves its code with Ray.
+    Only the parent of a process gets its exit status, and that is Ray, which does not report it. SIGKILL is assumed if
+    nothing else explains the end: other fatal signals leave a trace in the output, and Ray reports an exit code.
     """
-    if re.search(r"low on memory|out of memory \(OOM\)\.|memory monitor|OutOfMemory", ray_message):
+    if told.kind is DeathKind.OUT_OF_MEMORY:
         text = "was killed by Ray's memory monitor: its host ran out of memory"
         return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
-    for line in reversed(last_lines):
-        if found := FATAL.search(line):
-            name = found.group(2) or NAMES.get(found.group(1).strip(), found.group(1).strip())
-            hint = "its last output and the stacks at that moment are in its log"
-            return Death(f"was killed by {name}", hint, _device_error(last_lines))
-    if found := re.search(r"exit code (\d+)", ray_message):
-        return Death(f"ended itself with exit code {found.group(1)}", "something in the worker called exit")
+    signal = fatal_signal(last_lines)
+    if signal is not None:
+        hint = "its last output and the stacks at that moment are in its log"
+        return Death(f"was killed by {signal}", hint, _device_error(last_lines))
+    if told.exit_code is not None:
+        return Death(f"ended itself with exit code {told.exit_code}", "code in the worker called exit")
     if oom_kills:
-        text = "was killed by SIGKILL, most likely by the kernel for want of memory"
+        text = "was killed by SIGKILL, most likely by the kernel OOM killer"
         return Death(text, MEMORY_HINT, Cause.OUT_OF_MEMORY)
     return Death(
-        "was killed by SIGKILL, or left by _exit: it left no trace, as another signal would have",
-        "somebody or something killed it; if that was the kernel for want of memory, `dmesg` on its host says so",
+        "was killed by SIGKILL, or called _exit: it left no trace, as another signal would have",
+        "another process or a person killed it; if it was the kernel OOM killer, `dmesg` on its host shows it",
     )
 
 
@@ -212,7 +150,7 @@ MEMORY_HINT = "lower train.micro_batch, raise zero.stage, or give workers more m
 
 
 def unseen_lines(tail: Sequence[str], received: Sequence[str]) -> list[str]:
-    """Lines at the end of a file that did not arrive before its process died. `received` are the last that did."""
+    """Lines at the end of a file that had not arrived when its process died. `received`: the last ones that did."""
     if not received:
         return list(tail)
     for start in range(len(tail), 0, -1):

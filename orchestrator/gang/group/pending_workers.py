@@ -1,13 +1,13 @@
-"""Workers that start in the background while the gang trains, to take the places that are empty."""
+"""Workers that start in the background while the gang trains, to fill empty reservations."""
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.gang.agent.worker_actor import Hello
@@ -15,19 +15,19 @@ from orchestrator.gang.group.device_checks import shared_text
 from orchestrator.gang.group.worker_handle import WorkerHandle
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0
-"""After a worker whose GPU did not work: twice as long each time."""
+"""Pauses after a worker whose GPU did not work: twice as long each time."""
 
 
 @dataclass(eq=False)
 class _PendingWorker:
-    """One that is on its way. Its place is a placement group; Ray starts it when that has a node."""
+    """A starting worker. Its reservation is a placement group; Ray starts the process when that has a node."""
 
-    actor: Any
-    group: Any
-    hello_ref: Any
-    warm_ref: Any
-    check_ref: Any = None
-    """Whether it can use its GPU; None: it needs none, or can."""
+    actor: ActorHandle
+    group: PlacementGroup
+    hello_ref: ObjectRef
+    warm_ref: ObjectRef
+    check_ref: ObjectRef | None = None
+    """The result of its GPU check; None: it needs no GPU, or the check passed."""
     hello: Hello | None = None
     room: DeviceRoom | None = None
     """Memory of its GPU."""
@@ -35,56 +35,56 @@ class _PendingWorker:
 
 
 class PendingWorkers:
-    """Those on their way, and those that are ready. All calls are the driver thread's."""
+    """Workers that are starting, and those that are ready. For the driver's thread only."""
 
     def __init__(
         self,
-        start: Callable[[Any], Any],
+        start: Callable[[PlacementGroup], ActorHandle],
         warm: tuple[str, ...],
         check: str | None = None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`start` makes the actor for a placement group; `warm`: what it imports; `check`: what tells why it cannot use
-        its GPU, if it needs one; `warn` is told of those that cannot."""
+        """`start` creates the actor for a placement group; `warm`: what it imports; `check`: the function that tests
+        its GPU, if it needs one; `warn` is called for each worker that fails the test."""
         self._start, self._warm, self._check, self._warn = start, warm, check, warn
         self._coming: list[_PendingWorker] = []
         self._refused, self._paused_until_s = 0, 0.0
 
     @property
     def coming(self) -> int:
-        """How many are on their way or ready."""
+        """Number of workers that are starting or ready."""
         return len(self._coming)
 
     @property
-    def groups(self) -> list[Any]:
-        """The places they are for."""
+    def groups(self) -> list[PlacementGroup]:
+        """Their reservations."""
         return [recruit.group for recruit in self._coming]
 
     @property
     def paused(self) -> bool:
-        """None should be called for now: the last one's GPU did not work, and another one may land on the same node."""
+        """Whether to start none for now: the GPU of the last one did not work, and another may get the same node."""
         return time.monotonic() < self._paused_until_s
 
     def pause_ended(self) -> bool:
-        """Whether one may be called again; true once for each pause."""
+        """Whether a pause has ended; true once for each pause."""
         ended = 0.0 < self._paused_until_s <= time.monotonic()
         if ended:
             self._paused_until_s = 0.0
         return ended
 
-    def call(self, group: Any) -> None:
-        """Have a worker started in a place, as soon as the place has a node."""
+    def call(self, group: PlacementGroup) -> None:
+        """Start a worker for a reservation as soon as that has a node."""
         actor = self._start(group)
         hello_ref = actor.hello.remote()
         check_ref = actor.check_device.remote(self._check) if self._check is not None else None
         self._coming.append(_PendingWorker(actor, group, hello_ref, actor.warm.remote(self._warm), check_ref))
 
     def send_away(self, count: int) -> None:
-        """Call off so many, the last ones first."""
+        """Cancel this many, the newest first."""
         self._drop(self._coming[max(0, len(self._coming) - count) :])
 
-    def leave(self, groups: Sequence[Any]) -> None:
-        """Call off those who were to come to these places."""
+    def leave(self, groups: Sequence[PlacementGroup]) -> None:
+        """Cancel those for these reservations."""
         self._drop([recruit for recruit in self._coming if recruit.group in groups])
 
     def _drop(self, recruits: Sequence["_PendingWorker"]) -> None:
@@ -94,7 +94,7 @@ class PendingWorkers:
                 ray.kill(recruit.actor, no_restart=True)
 
     def look(self) -> list[str]:
-        """Take in who has arrived; the ids of the nodes they are on."""
+        """Update the state of all; return the ids of the nodes on which processes have started."""
         for recruit in list(self._coming):
             try:
                 if recruit.hello is None and _done(recruit.hello_ref):
@@ -113,7 +113,7 @@ class PendingWorkers:
                     ray.get(recruit.warm_ref)
                     recruit.warm = True
             except ray.exceptions.RayError:
-                self._coming.remove(recruit)  # its node or its process is gone again
+                self._coming.remove(recruit)  # its node or its process is lost again
                 self.call(recruit.group)
         return [recruit.hello.node_id for recruit in self._coming if recruit.hello is not None]
 
@@ -123,21 +123,21 @@ class PendingWorkers:
         self._drop([recruit])
         self._warn(
             f"a worker on {hello.host} ({hello.node_ip}) cannot join, its GPU cannot be used: {problem.why} "
-            f"({problem.hint}); the next one is tried in {pause_s:.0f} s"
+            f"({problem.hint}); the next attempt is in {pause_s:.0f} s"
         )
 
     @property
     def ready(self) -> int:
-        """How many could join now."""
+        """Number of workers that can join now."""
         return sum(recruit.warm for recruit in self._coming)
 
     @property
     def arriving(self) -> int:
-        """How many have a process that is not ready yet: worth a moment's wait."""
+        """Number of workers whose process exists but is not ready yet; they are worth a short wait."""
         return sum(recruit.hello is not None and not recruit.warm for recruit in self._coming)
 
     def join(self, most: int) -> list[WorkerHandle]:
-        """Take those who are ready out, `most` at most."""
+        """Remove up to `most` ready workers and return them."""
         joined = [recruit for recruit in self._coming if recruit.warm][:most]
         self._coming = [recruit for recruit in self._coming if recruit not in joined]
         members = []
@@ -151,6 +151,6 @@ class PendingWorkers:
         self._drop(self._coming)
 
 
-def _done(ref: Any) -> bool:
+def _done(ref: ObjectRef) -> bool:
     ready, _ = ray.wait([ref], timeout=0)
     return bool(ready)

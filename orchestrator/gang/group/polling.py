@@ -3,19 +3,21 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.clusters.ray.handles import ObjectRef
+from orchestrator.domain.events import CheckpointSaved, CheckpointStarted, Event, WorkerLog
+from orchestrator.domain.generation import Ending
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.output_capture import last_lines
 from orchestrator.gang.agent.report_queue import Published, ReportBatch
-from orchestrator.gang.group.gang_policy import Ending, unseen_lines
+from orchestrator.gang.group.gang_policy import unseen_lines
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.hang_monitor import HangMonitor
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
+from orchestrator.metrics.event_bus import EventBus
 
 POLL_S = 0.5
 """A poll's longest wait in the worker: what happens there arrives at once all the same."""
@@ -32,11 +34,11 @@ class Listener:
         self,
         members: Sequence[WorkerHandle],
         generation: int,
-        observers: Sequence[Observer],
+        bus: EventBus,
         oom_kills: Callable[[], int],
     ) -> None:
         self._members, self._generation = members, generation
-        self._observers, self._oom_kills = observers, oom_kills
+        self._bus, self._oom_kills = bus, oom_kills
         self.last: StepReport | None = None
         """The newest report of this generation."""
         self.saves: CheckpointCommitter | None = None
@@ -78,16 +80,16 @@ class Listener:
             left = self._take_all({member.actor.poll.remote(0.0, member.seen): member for member in left})
 
     def tell(self, events: Sequence[Event]) -> None:
-        """Give events to the observers."""
+        """Publish events."""
         for event in events:
-            if event.kind is EventKind.CHECKPOINT_SAVED and self.pacer is not None:
-                self.pacer.take(event.fields)
-            if event.kind is EventKind.CHECKPOINT_SAVED and self.hangs is not None:
-                self.hangs.take_checkpoint(event.fields)
-            for observer in self._observers:
-                observer.on_event(event)
+            body = event.body
+            if isinstance(body, CheckpointSaved) and self.pacer is not None:
+                self.pacer.take(body)
+            if isinstance(body, CheckpointSaved) and self.hangs is not None:
+                self.hangs.take_checkpoint(body)
+            self._bus.publish(event)
 
-    def _take_all(self, refs: dict[Any, WorkerHandle]) -> list[WorkerHandle]:
+    def _take_all(self, refs: dict[ObjectRef, WorkerHandle]) -> list[WorkerHandle]:
         """Take in these answers. The members that may have more to say: an answer was lost, or held something."""
         if not refs:
             return []
@@ -132,24 +134,21 @@ class Listener:
         for item in batch.items:
             if isinstance(item, StepReport):
                 self.last = item
-                for observer in self._observers:
-                    observer.on_step(item)
+                self._bus.publish(item)
             elif isinstance(item, Event):
                 self.tell([item])
-                if item.kind is EventKind.CHECKPOINT_STARTED and self.saves is not None:
-                    self.saves.begin(self._generation, item.fields)
+                if isinstance(item.body, CheckpointStarted) and self.saves is not None:
+                    self.saves.begin(self._generation, item.body)
         lines = list(batch.lines)
         if batch.lines_dropped:
-            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: too many at once]")
+            lines.insert(0, f"[{batch.lines_dropped} lines were dropped here: there were too many at once]")
         self._log(member, lines)
 
     def _log(self, member: WorkerHandle, lines: Sequence[str]) -> None:
         now_s = time.time()
         member.recent.extend(lines)
         for line in lines:
-            event = Event(EventKind.WORKER_LOG, now_s, {"rank": member.rank, "line": line})
-            for observer in self._observers:
-                observer.on_event(event)
+            self._bus.publish(Event(WorkerLog(member.rank, line), now_s))
 
     def _take_end(self, member: WorkerHandle) -> None:
         ref, member.run_ref = member.run_ref, None

@@ -1,66 +1,55 @@
-"""The places of a gang's workers: reservations of one worker each, kept where they are of use and else given back."""
+"""The reservations of a gang's workers, one for each worker: kept while they are needed, else released."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
-from orchestrator.clusters.placement import release
+from orchestrator.clusters.ray.handles import PlacementGroup
+from orchestrator.clusters.ray.placement_groups import node_of, release
 
 FAULTS = 2
-"""Errors of its GPU after which a place is left out."""
+"""Errors of its GPU after which a reservation is no longer used."""
 
 
 class Reservations:
-    """All reservations of a run. A place whose worker is lost is taken by another; Ray moves it where it has to."""
+    """All reservations of a run. That of a lost worker is reused; Ray moves it to another node if necessary."""
 
-    def __init__(self, groups: Sequence[Any]) -> None:
+    def __init__(self, groups: Sequence[PlacementGroup]) -> None:
         """`groups` are placement groups of one bundle."""
         self._groups = list(groups)
         self._faults: dict[int, int] = {}
-        """Of places, by `id`: errors of their GPU."""
+        """By `id` of a reservation: errors of its GPU."""
 
-    def add(self, group: Any) -> None:
-        """One more, where it is not there already."""
+    def add(self, group: PlacementGroup) -> None:
+        """Add one, unless it is known."""
         if group not in self._groups:
             self._groups.append(group)
 
-    def empty(self, taken: Collection[Any]) -> list[Any]:
-        """Those that nobody has or is on the way to, without those that are left out."""
+    def empty(self, taken: Collection[PlacementGroup]) -> list[PlacementGroup]:
+        """Those that are not `taken` and not excluded."""
         return [group for group in self._groups if group not in taken and not self.left_out(group)]
 
-    def blame(self, group: Any) -> bool:
-        """Count an error of the GPU of a place; whether that makes it one that is left out.
+    def blame(self, group: PlacementGroup) -> bool:
+        """Count an error of the GPU of a reservation; return whether that excludes it.
 
-        The reservation is kept: it holds that very GPU, which Ray would give to another place.
+        The reservation is kept: it holds that GPU, which Ray would otherwise give to another reservation.
         """
         self._faults[id(group)] = self._faults.get(id(group), 0) + 1
         return self._faults[id(group)] == FAULTS
 
-    def left_out(self, group: Any) -> bool:
-        """Whether nobody is to be started there any more."""
+    def left_out(self, group: PlacementGroup) -> bool:
+        """Whether the reservation is excluded."""
         return self._faults.get(id(group), 0) >= FAULTS
 
-    def on(self, node_ids: Collection[str]) -> list[Any]:
-        """Those on certain nodes. Nothing can be started in a place on a node that is about to go."""
-        return [group for group in self._groups if _node_of(group) in node_ids] if node_ids else []
+    def on(self, node_ids: Collection[str]) -> list[PlacementGroup]:
+        """Those on certain nodes. Nothing can be started on a node that is draining."""
+        return [group for group in self._groups if node_of(group) in node_ids] if node_ids else []
 
-    def give_back(self, groups: Collection[Any]) -> None:
-        """Others may have what was reserved."""
+    def give_back(self, groups: Collection[PlacementGroup]) -> None:
+        """Release reservations."""
         release(list(groups))
         for group in groups:
             self._faults.pop(id(group), None)
         self._groups = [group for group in self._groups if group not in groups]
 
     def give_all_back(self) -> None:
-        """The same with all of them."""
+        """Release all of them."""
         self.give_back(list(self._groups))
-
-
-def _node_of(group: Any) -> str | None:
-    from ray.exceptions import RayError
-    from ray.util.placement_group import placement_group_table
-
-    try:
-        where: dict[int, str] = placement_group_table(group).get("bundles_to_node_id", {})
-    except RayError:
-        return None
-    return where.get(0)

@@ -1,33 +1,33 @@
-"""A question to the worker processes before they train: something that only they can find out."""
+"""A question to the worker processes before they train, about something that only they can determine."""
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import Question
 from orchestrator.gang.agent.worker_actor import Raised
+from orchestrator.gang.group.polling import TICK_S
 from orchestrator.gang.group.worker_handle import first_line
 
 ANSWER_TIMEOUT_S = 900.0
 """From the start of the worker processes; they import torch first."""
-TICK_S = 0.1
 
 
-def ask(actors: list[Any], question: Question) -> list[Any]:
-    """Put a question to every worker; their answers."""
+def ask(actors: list[ActorHandle], question: Question) -> list[ObjectRef]:
+    """Send a question to every worker; return references to their answers."""
     return [
         actor.ask.remote(question.entry, {**question.value, "thorough": index == 0})
         for index, actor in enumerate(actors)
     ]
 
 
-def wait_for_answers(answers: list[Any], stopped: Callable[[], bool]) -> str | None:
-    """Wait until all workers have answered, or `stopped`. Why a worker could not answer, if one could not.
+def wait_for_answers(answers: list[ObjectRef], stopped: Callable[[], bool]) -> str | None:
+    """Wait until all workers have answered, or `stopped`. Returns why a worker could not answer, or None.
 
-    Raises UsageError: the first one of the workers'.
+    Raises UsageError: the first one that a worker raised.
     """
     deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
     waiting, problem = list(answers), None

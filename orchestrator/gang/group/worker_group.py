@@ -3,40 +3,28 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest
+from orchestrator.clusters.ray.handles import ActorClass, ActorHandle, PlacementGroup
 from orchestrator.domain.engine_errors import Cause
-from orchestrator.domain.errors import BEFORE_SAMPLES, ClusterError
-from orchestrator.domain.events import Event, EventKind, Observer
-from orchestrator.domain.policy.numeric import NumericFault
-from orchestrator.domain.session import Leave, Question, TrainPlan, TrainResult
+from orchestrator.domain.errors import ClusterError
+from orchestrator.domain.events import Event, WorkerFailed
+from orchestrator.domain.generation import Ending, GenerationOutcome
+from orchestrator.domain.session import Leave, Question, TrainPlan
 from orchestrator.gang.agent.worker_actor import AGENT_GROUP, AGENT_THREADS, FileAccess, Hello, WorkerActor
 from orchestrator.gang.elastic.resize_policy import Lineup, going
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.elastic.unblock_survivors import interrupt
 from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.group.device_checks import DeviceChecks
-from orchestrator.gang.group.gang_policy import (
-    Action,
-    Ending,
-    Failure,
-    GangFacts,
-    cause_of,
-    decide,
-    ends_process,
-    is_consequence,
-    is_out_of_memory,
-    numeric_fault,
-    patience_s,
-    root_cause,
-)
+from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
 from orchestrator.gang.group.reservations import FAULTS, Reservations
@@ -50,6 +38,7 @@ from orchestrator.gang.vaults.adoption import worker_name
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 from orchestrator.gang.vaults.vault_care import VaultCare, protect
 from orchestrator.gang.vaults.vault_clients import VaultClients
+from orchestrator.metrics.event_bus import EventBus
 
 START_TIMEOUT_S = 120.0
 SAVES_S, STOP_SAVES_S = 60.0, 1.0
@@ -60,47 +49,26 @@ CLEAN_S = 0.3
 
 
 @dataclass(frozen=True)
-class GangOutcome:
-    """How one generation ended. `failure` is the root cause; `stopped` says that somebody asked for the end."""
+class GangSettings:
+    """What a gang is made with; it stays the same through all generations."""
 
-    results: tuple[TrainResult, ...]
-    failure: Failure | None
-    stopped: bool
-    step: int
-    """Last step that rank 0 reported or returned."""
-    regroup: bool = False
-    """All left at a step boundary for the gang to be formed anew."""
-
-    @property
-    def out_of_memory(self) -> bool:
-        """It failed for want of memory."""
-        return self.failure is not None and is_out_of_memory(self.failure)
-
-    @property
-    def numeric_fault(self) -> NumericFault | None:
-        """It stopped at a step that must not count."""
-        return numeric_fault(self.failure) if self.failure is not None else None
-
-    @property
-    def restore_mismatch(self) -> bool:
-        """The state it went on from is not the one that was saved."""
-        return self.failure is not None and "restore_mismatch" in self.failure.facts
-
-    @property
-    def before_samples(self) -> bool:
-        """Memory was short before any sample was fed: see `WantOfMemoryError`."""
-        return self.failure is not None and BEFORE_SAMPLES in self.failure.facts
-
-    @property
-    def lost_nobody(self) -> bool:
-        """A worker's own code raised; no process and no node, as far as can be told, was lost. Memory that others hold
-        is none of its own: they may give it back."""
-        failure = self.failure
-        if failure is None or failure.ending is not Ending.RAISED:
-            return False
-        if is_consequence(failure) or ends_process(failure):
-            return False
-        return not (failure.facts.get(BEFORE_SAMPLES) or {}).get("foreign_bytes")
+    request: WorkerRequest
+    """Of one worker: what is reserved for it."""
+    env: Mapping[str, str]
+    """Environment variables of the worker processes."""
+    cluster: ClusterProvider
+    """Where they run; started."""
+    run_id: str
+    generation: int = 0
+    """The newest of the run's earlier drivers."""
+    standby: int = 0
+    """Standby processes on each node."""
+    replicas: int = 0
+    """Other nodes that keep a copy of each worker's state."""
+    hang_timeout_s: float | None = None
+    """Without progress, a gang is hung after this; None: judged by its own steps."""
+    saves_by_cost: bool = False
+    """How often checkpoints are written follows from what they cost."""
 
 
 class Gang:
@@ -108,36 +76,31 @@ class Gang:
 
     def __init__(
         self,
-        groups: Sequence[Any],
-        request: WorkerRequest,
-        env: dict[str, str],
-        local: bool,
+        groups: Sequence[PlacementGroup],
+        settings: GangSettings,
         vaults: VaultClients | None,
+        saves: CheckpointCommitter | None,
         planned: ScaleRequests,
         head: Head,
-        run_id: str,
+        seek_more: Callable[[], None],
     ) -> None:
-        """Ask Ray for the actors; `ready` waits for them. `local`: their processes die with their raylet."""
-        self._request, self._env, self._local, self.vaults = request, env, local, vaults
-        self._run_id = run_id
+        """Ask Ray for an actor in each of the `groups`; `ready` waits for them. `saves`: checkpoints that the vaults
+        write; `seek_more`: has workers started for empty places."""
+        self._settings, self.vaults, self.saves = settings, vaults, saves
+        self._env = dict(settings.env)
+        self._request, self._cluster, self._run_id = settings.request, settings.cluster, settings.run_id
         self.places = Reservations(groups)
-        self._on_gpus = request.bundle.get("GPU", 0) > 0
+        self._on_gpus = self._request.bundle.get("GPU", 0) > 0
         self._actors = [self._start(group) for group in groups]
         self._hello_refs = [actor.hello.remote() for actor in self._actors]
         self.members: list[WorkerHandle] = []
-        self.generation = 0
+        self.generation, self.replicas = settings.generation, settings.replicas
         self.recruits = PendingWorkers(self._start, ())
-        self.standby = 0
-        """Spare processes that each node keeps; set it before `warm`."""
         self.spares = StandbyPool(self._start_spare, 0, ())
-        self.replicas = 0
-        self.pacer = Pacer(False)
-        self.saves: CheckpointCommitter | None = None
-        """Checkpoints that the vaults write."""
-        self.hangs = HangMonitor(local, vaults)
+        self.pacer = Pacer(settings.saves_by_cost)
+        self.hangs = HangMonitor(self._cluster.one_host, vaults, settings.hang_timeout_s)
         self.vault_care = VaultCare(self)
-        self.planned, self.head = planned, head
-        self.seek_more: Callable[[], None] = lambda: None
+        self.planned, self.head, self.seek_more = planned, head, seek_more
         self._server: FileAccess | None = None
         self._step = 0
         self._step_s = 0.0
@@ -150,11 +113,11 @@ class Gang:
         """Let the workers import while the driver does something else; those that come `later` have time for more. They
         answer a `question` first. `check`: see `DeviceChecks`."""
         self.device_checks = DeviceChecks(self._actors, self._hello_refs, check)
-        asked = self._actors[:1] if self._local else self._actors  # of one host, one tells
+        asked = self._actors[:1] if self._cluster.one_host else self._actors  # one answers for its host
         self.answers = ask(asked, question) if question is not None else []
         self._warm_refs = [actor.warm.remote(entries) for actor in self._actors]
         self.recruits = PendingWorkers(self._start, (*entries, *later), check, self.planned.warn)
-        self.spares = StandbyPool(self._start_spare, self.standby, (*entries, *later))
+        self.spares = StandbyPool(self._start_spare, self._settings.standby, (*entries, *later))
 
     def ready(self, stopped: Callable[[], bool]) -> bool:
         """Wait for every worker process; ranks follow nodes. False where `stopped`. Raises ClusterError."""
@@ -236,19 +199,17 @@ class Gang:
         entry: str,
         plan: TrainPlan,
         readable: Sequence[str],
-        observers: Sequence[Observer],
+        bus: EventBus,
         stopped: Callable[[], bool],
-    ) -> GangOutcome:
+    ) -> GenerationOutcome:
         """Run the entry point on every worker until all returned, one failed, or a stop was asked for and done."""
         access = self._serve_files(plan, readable)
-        protect(self, observers, stopped)
-        listener = Listener(
-            self.members, self.generation, observers, lambda: oom_kills() - self._oom_kills_before if self._local else 0
-        )
+        protect(self, bus, stopped)
+        listener = Listener(self.members, self.generation, bus, self._oom_kills)
         listener.saves, listener.pacer, listener.hangs = self.saves, self.pacer, self.hangs
         for member in self.members:
             member.run_ref = member.actor.run.remote(entry, plan, member.assignment, access)
-        self.hangs.begin(self.members, plan.run_dir, observers)
+        self.hangs.begin(self.members, plan.run_dir, bus)
         watch = HealthMonitor(self, listener)
         stop_since_s: float | None = None
         while True:
@@ -285,12 +246,12 @@ class Gang:
     def shield(self) -> None:
         """Have copies kept on nodes that are not about to go, from now on."""
         if self.vaults is not None:
-            self.vaults.assign(self.generation, self.node_ids(), {}, self.replicas, self.planned.draining.keys())
+            self.vaults.assign(self.generation, self.node_ids(), self.replicas, self.planned.draining.keys())
 
-    def _start(self, group: Any) -> Any:
+    def _start(self, group: PlacementGroup) -> ActorHandle:
         resources = self._request.bundle
-        # Only where they could outlive their driver must another one be able to find them.
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        # Another driver must be able to find those that may outlive this one.
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         return (
             _actor_class()
             .options(
@@ -301,14 +262,15 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
                 **named,
             )
-            .remote(self._env, self._local)
+            .remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
         )
 
-    def _start_spare(self, node_id: str) -> Any:
+    def _start_spare(self, node_id: str) -> ActorHandle:
         """Holds no reservation: see `StandbyPool`."""
-        named = {} if self._local else {"name": worker_name(self._run_id)}
+        named = {"name": worker_name(self._run_id)} if self._cluster.outlives_driver else {}
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        return _actor_class().options(num_cpus=0, scheduling_strategy=where, **named).remote(self._env, self._local)
+        spare = _actor_class().options(num_cpus=0, scheduling_strategy=where, **named)
+        return spare.remote(self._env, not self._cluster.outlives_driver, self._cluster.one_host)
 
     def _form(self, members: list[WorkerHandle]) -> None:
         self.generation += 1
@@ -334,7 +296,9 @@ class Gang:
             stop_since_s=stop_since_s,
         )
 
-    def _conclude(self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool) -> GangOutcome:
+    def _conclude(
+        self, action: Action, listener: Listener, stopped: Callable[[], bool], stopping: bool
+    ) -> GenerationOutcome:
         """Collect what can still be said, name the cause, end what cannot go on."""
         failures = [member.failure for member in self.members if member.failure is not None]
         cause = root_cause(failures) if action is Action.FAIL else None
@@ -347,12 +311,7 @@ class Gang:
         listener.drain()
         if cause is not None:
             cause = root_cause([member.failure for member in self.members if member.failure is not None])
-            event = Event(
-                EventKind.WORKER_FAILED,
-                time.time(),
-                {"rank": cause.rank, "error": cause.message, "traceback": cause.detail},
-            )
-            listener.tell([event])
+            listener.tell([Event(WorkerFailed(cause.rank, cause.message, cause.detail), time.time())])
         results = tuple(member.result for member in self.members if member.result is not None)
         regroup = action is Action.FINISH and any(result.regroup for result in results)
         if cause is None and not regroup:
@@ -363,7 +322,11 @@ class Gang:
         if listener.last is not None:
             self._step, self._step_s = max(self._step, listener.last.step), listener.last.step_time_s
         cut_short = stopping and not (len(results) == len(self.members) and all(r.finished for r in results))
-        return GangOutcome(results, cause, cut_short, self._step, regroup)
+        return GenerationOutcome(results, cause, cut_short, self._step, regroup)
+
+    def _oom_kills(self) -> int:
+        """Processes that this host's kernel has killed for memory since the run began; 0 if workers run elsewhere."""
+        return oom_kills() - self._oom_kills_before if self._cluster.one_host else 0
 
     def _forget_vaults(self) -> None:
         """Nobody is to wait for the vaults of nodes that are gone or silent."""
@@ -376,7 +339,7 @@ class Gang:
         """Count errors of GPUs by place, and leave out a place whose GPU fails again."""
         for member in self.members:
             failure = member.failure
-            if failure is not None and cause_of(failure) is Cause.DEVICE and self.places.blame(member.group):
+            if failure is not None and failure.details.cause is Cause.DEVICE and self.places.blame(member.group):
                 where = f"a GPU of {member.hello.host} ({member.hello.node_ip})"
                 self.planned.warn(f"{where} failed {FAULTS} times and is left out of this run: {failure.message}")
 
@@ -394,7 +357,8 @@ class Gang:
         marker, word = write_marker(run_dir)
         here = ray.get_runtime_context().get_node_id()
         roots = (plan.run_dir, *readable, *([plan.resume_from] if plan.resume_from else []))
-        server_class = ray.remote(num_cpus=0, max_concurrency=4)(BoundFileServer if self._local else FileServer)
+        kind = FileServer if self._cluster.outlives_driver else BoundFileServer
+        server_class = ray.remote(num_cpus=0, max_concurrency=4)(kind)
         server = server_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote(
             roots, plan.run_dir
         )
@@ -402,7 +366,7 @@ class Gang:
         return self._server
 
 
-def _actor_class() -> Any:
+def _actor_class() -> ActorClass:
     """`WorkerActor` as a Ray actor: the agent's methods in a concurrency group of their own."""
     methods = {
         name: getattr(WorkerActor, name) for name in ("poll", "notify", "save", "use_vault", "interrupt", "stacks")

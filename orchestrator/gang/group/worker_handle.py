@@ -1,47 +1,45 @@
-"""One worker as the driver knows it, and what its end means."""
+"""One worker as the driver knows it, and the meaning of its end."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import ray
-
+from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
+from orchestrator.clusters.ray.worker_death import DeathKind, worker_death
 from orchestrator.domain.device_room import DeviceRoom
-from orchestrator.domain.engine_errors import CAUSE
+from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.domain.session import TrainResult
 from orchestrator.gang.agent.output_capture import last_lines
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.report_queue import Heartbeat
 from orchestrator.gang.agent.worker_actor import Hello, Raised
-from orchestrator.gang.group.gang_policy import Ending, Failure, ends_process, explain_death
+from orchestrator.gang.group.gang_policy import explain_death
 
 TAIL_LINES = 40
 
 
 @dataclass
 class WorkerHandle:
-    """One worker process, and its part in the gang's present generation."""
+    """One worker process, and its role in the present generation."""
 
-    actor: Any
+    actor: ActorHandle
     hello: Hello
-    group: Any
+    group: PlacementGroup
     """Its reservation: a placement group of one bundle."""
     assignment: Assignment = field(default_factory=lambda: Assignment(-1, 0, 0, ""))
     room: DeviceRoom | None = None
-    """Memory of its GPU when its process started; None: it has none, or was not asked."""
-    run_ref: Any = None
-    poll_ref: Any = None
+    """Memory of its GPU when its process started; None if it has none or was not asked."""
+    run_ref: ObjectRef | None = None
+    poll_ref: ObjectRef | None = None
     lease: Heartbeat | None = None
     seen: int = 0
     """Number of the last batch that arrived."""
     poll_again_s: float = 0.0
-    """Not before, after a poll that failed."""
+    """Earliest time of the next poll after one that failed."""
     renewed_s: float = 0.0
     result: TrainResult | None = None
-    failure: Failure | None = None
+    failure: WorkerFailure | None = None
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
     @property
@@ -50,16 +48,16 @@ class WorkerHandle:
 
     @property
     def over(self) -> bool:
-        """Its part in this generation has ended, one way or another."""
+        """It has ended its role in this generation, with a result or a failure."""
         return self.result is not None or self.failure is not None
 
     @property
     def lives(self) -> bool:
-        """Its process is there, as far as is known, and can take part in another generation."""
-        return self.failure is None or (self.failure.ending is Ending.RAISED and not ends_process(self.failure))
+        """Its process is alive, as far as is known, and can take part in another generation."""
+        return self.failure is None or (self.failure.ending is Ending.RAISED and not self.failure.ends_process)
 
     def begin(self, assignment: Assignment, now_s: float) -> None:
-        """Forget the generation before."""
+        """Start a new generation."""
         self.assignment, self.renewed_s = assignment, now_s
         self.run_ref = self.poll_ref = self.lease = self.result = self.failure = None
 
@@ -67,53 +65,59 @@ class WorkerHandle:
         """Its entry point returned."""
         if isinstance(ended, Raised):
             message = f"{ended.type}: {ended.message}" if ended.message else ended.type
-            self.failure = Failure(
-                ended.rank, Ending.RAISED, now_s, message, ended.traceback_text, ended.hint, ended.details
+            self.failure = WorkerFailure(
+                ended.rank,
+                Ending.RAISED,
+                now_s,
+                message,
+                ended.traceback_text,
+                ended.hint,
+                FailureDetails.from_json(ended.details),
             )
         else:
             self.result = ended
 
     def take_death(self, error: Exception, now_s: float, oom_kills: int) -> None:
-        """Its process is gone, as Ray says in `error`. `oom_kills`: processes its host's kernel killed for memory."""
-        text = str(error)
+        """Its process is gone: Ray raised `error`. `oom_kills`: processes that its host's kernel killed for memory."""
+        told = worker_death(error)
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
-        if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text or "its node" in text:
+        if told.kind is DeathKind.NODE_DIED:
             hint = "the machine, its network or its raylet is gone"
-            what, detail = f"its node died {where}", first_line(error)
-            self.failure = Failure(self.rank, Ending.NODE_DIED, now_s, what, detail, hint)
+            what = f"its node died {where}"
+            self.failure = WorkerFailure(self.rank, Ending.NODE_DIED, now_s, what, told.message, hint)
             return
         tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
-        death = explain_death(text, tail, oom_kills)
-        facts = {CAUSE: death.cause.value} if death.cause is not None else {}
+        death = explain_death(told, tail, oom_kills)
+        details = FailureDetails(cause=death.cause)
         what = f"its process {death.text} {where}"
-        self.failure = Failure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, facts)
+        self.failure = WorkerFailure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, details)
 
     def take_silence(self, message: str, now_s: float) -> None:
-        """It is given up: nothing has been heard of it, nor of anything else on its node."""
+        """Give it up: neither it nor anything else on its node answers."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
-        hint = "the machine stands still or its network is cut; it is not used again in this run"
-        self.failure = Failure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
+        hint = "the machine is down or stopped, or its network is cut; it is not used again in this run"
+        self.failure = WorkerFailure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
 
     def take_hang(self, message: str, now_s: float) -> None:
-        """It is given up: no step is made, because of it or because of nobody that can be named."""
+        """Give it up: no step finishes, because of this worker or of an unknown one."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the stacks of all workers are in the run's incidents directory; recovery.hang_timeout_s sets the bound"
-        self.failure = Failure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
+        self.failure = WorkerFailure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
 
 
-def taken_places(members: Sequence[WorkerHandle]) -> list[Any]:
-    """Placement groups of those who live."""
+def taken_places(members: Sequence[WorkerHandle]) -> list[PlacementGroup]:
+    """Placement groups of the workers that are alive."""
     return [member.group for member in members if member.lives]
 
 
 def is_broken(members: Sequence[WorkerHandle]) -> bool:
-    """Whether their generation has lost somebody, or somebody raised: it is formed anew before long."""
+    """Whether a worker of this generation was lost or raised, so that the gang will be formed again."""
     return any(member.failure is not None for member in members)
 
 
 def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:
-    """Ranks for workers, in order: those of a node next to each other, nodes as they first come. Each with the
-    worker's place in `hellos`."""
+    """Ranks for workers: those of a node are consecutive, and nodes keep the order in which they appear. Each with the
+    worker's index in `hellos`."""
     order: dict[str, int] = {}
     for hello in hellos:
         order.setdefault(hello.node_id, len(order))
@@ -130,19 +134,14 @@ def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:
 
 
 def first_line(error: Exception) -> str:
-    """Of an exception's message; its type where that is empty."""
+    """The first line of an exception's message, or its type if that is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def oom_kills() -> int:
-    """Processes this host's kernel has killed for memory since it booted; 0 where it does not say."""
+    """Processes this host's kernel has killed for memory since it booted; 0 if unknown."""
     try:
         text = Path("/proc/vmstat").read_text()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
-
-
-def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
-"""Hangs of a gang: looks at what its members report and do, takes stacks, gives up the ones that hold the others up.
+"""Hangs of a gang: observes the members, takes stacks, and gives up the ones that the others wait for.
 
-Decisions are in `domain.hang`; this is what feeds them and carries them out.
+The decisions are in `domain.policy.hang`; this module collects the facts and carries the decisions out.
 """
 
 import contextlib
@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from orchestrator.domain.events import Event, EventKind, Observer
+from orchestrator.clusters.ray.handles import ObjectRef
+from orchestrator.domain.events import CheckpointSaved, WarningIssued, WorkerHung
 from orchestrator.domain.policy.hang import (
     ALL_STORAGE_S,
     STORAGE_S,
@@ -30,50 +30,51 @@ from orchestrator.gang.agent.process_activity import BLOCKED_S, BlockedThreads, 
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
 from orchestrator.gang.vaults.vault_clients import VaultClients, node_answers
+from orchestrator.metrics.event_bus import EventBus
 
 PAUSE_S = 1.0
-"""A round of the driver's own loop that took longer: it was paused, and nobody's silence counts for that time."""
+"""If a round of the driver's loop takes longer, the driver was paused, and silence in that time does not count."""
 STACKS_PATIENCE_S = 12.0
-"""How long a gang that hangs is kept for stacks that are still on their way."""
+"""How long to wait for stacks of a hung gang."""
 LATE_S = 1.5
-"""How long an agent may say nothing before its process is looked at from outside. It answers twice a second."""
+"""How long an agent may be silent before its process is inspected from outside. It answers twice a second."""
 REMEMBERED_STEPS = 50
 SHOWN_LINES = 40
-"""Of a culprit's stack, in its event."""
+"""Lines of a culprit's stack in the event."""
 
 _Beat = tuple[int, int, Phase, int]
 """Step, beats in it, phase, progress."""
 
 
 class HangMonitor:
-    """Watches one gang after the other; what it measured of earlier ones stays. For the driver's thread."""
+    """Watches one generation after the other and keeps the measurements of earlier ones. For the driver's thread."""
 
-    def __init__(self, local: bool, vaults: VaultClients | None) -> None:
-        """`local`: all nodes are on this host."""
-        self.asked_s: float | None = None
-        """The spec's bound; None: from measured step times."""
-        self._eyes = _Eyes(local, vaults)
+    def __init__(self, one_host: bool, vaults: VaultClients | None, timeout_s: float | None = None) -> None:
+        """`one_host`: all nodes are on the driver's host. `timeout_s`: without progress; None: judged by measured step
+        times."""
+        self._timeout_s = timeout_s
+        self._eyes = _Eyes(one_host, vaults)
         self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._checkpoints_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._members: Sequence[WorkerHandle] = ()
-        self._observers: Sequence[Observer] = ()
+        self._bus = EventBus()
         self._layout = RunLayout(Path())
         self._begin_s = 0.0
 
-    def begin(self, members: Sequence[WorkerHandle], run_dir: str, observers: Sequence[Observer]) -> None:
-        """Watch another generation."""
-        self._members, self._observers, self._layout = members, observers, RunLayout(Path(run_dir))
+    def begin(self, members: Sequence[WorkerHandle], run_dir: str, bus: EventBus) -> None:
+        """Start watching a generation."""
+        self._members, self._bus, self._layout = members, bus, RunLayout(Path(run_dir))
         self._begin_s = self._step_s = time.monotonic()
         self._last: StepReport | None = None
         self._beats: dict[int, tuple[_Beat, float]] = {}
-        """Of ranks: the last beat or progress, and when it was first heard of."""
+        """By rank: the last beat or progress, and when it was first seen."""
         self._blocked_s: dict[int, float] = {}
-        """Of ranks that are blocked in storage: since when."""
+        """By rank: since when it is blocked in storage."""
         self._told_storage = False
         self._eyes.forget()
 
     def round(self, now_s: float, gap_s: float, last: StepReport | None) -> None:
-        """One look, `gap_s` after the one before; `last` is this generation's newest report."""
+        """One round, `gap_s` after the previous one; `last`: this generation's newest report."""
         if gap_s > PAUSE_S:
             self._step_s += gap_s
             self._beats = {rank: (beat, since_s + gap_s) for rank, (beat, since_s) in self._beats.items()}
@@ -83,7 +84,7 @@ class HangMonitor:
         members = {member.rank: member for member in self._members if not member.over and member.run_ref is not None}
         pulses = [self._pulse(member, now_s) for member in members.values()]
         pace = Pace(tuple(self._steps_s), tuple(self._checkpoints_s), self._last is not None)
-        finding = judge_pulses(pulses, now_s - self._step_s, pace, self.asked_s)
+        finding = judge_pulses(pulses, now_s - self._step_s, pace, self._timeout_s)
         self._tell_storage(finding, members)
         if finding.state is State.FINE:
             self._eyes.close()
@@ -95,22 +96,22 @@ class HangMonitor:
                 self._give_up(finding, members, now_s)
 
     def _not_the_node(self, finding: Finding, members: dict[int, WorkerHandle], pulses: Sequence[Pulse]) -> bool:
-        """Whether silent members that are given up are on nodes that live: silent nodes are handled elsewhere."""
+        """Whether the silent members to give up are on nodes that answer: silent nodes are handled elsewhere."""
         silent = [pulse.rank for pulse in pulses if not pulse.heard]
         suspects = [rank for rank in finding.culprits or silent if rank in silent]
         return all(self._eyes.node_lives(members[rank], list(members.values()), pulses) for rank in suspects)
 
-    def take_checkpoint(self, fields: dict[str, Any]) -> None:
-        """A checkpoint was saved (`checkpoint.saved`). Only those that training stood still for are measured: one that
-        the vaults wrote costs training a moment, whatever its size."""
-        if fields.get("write_seconds") is None:
-            self._checkpoints_s.append(float(fields["seconds"]))
+    def take_checkpoint(self, saved: CheckpointSaved) -> None:
+        """A checkpoint was saved. Only those that training waited for are measured: one that the vaults wrote pauses
+        training only briefly."""
+        if saved.write_seconds is None:
+            self._checkpoints_s.append(saved.seconds)
 
     def _take_step(self, last: StepReport | None, now_s: float) -> None:
         if last is None or last is self._last:
             return
         checkpoint_s = max((rank.phases.checkpoint_s for rank in last.ranks), default=0.0)
-        if self._last is not None:  # the first one is of its own kind
+        if self._last is not None:  # the first step is not typical
             self._steps_s.append(max(0.0, last.step_time_s - checkpoint_s))
         self._last, self._step_s = last, now_s
 
@@ -126,13 +127,13 @@ class HangMonitor:
             since_s = now_s
         if pulse.blocked:
             self._blocked_s.setdefault(rank, now_s - BLOCKED_S)
-        elif rank in self._blocked_s:  # it has the rest of its time now, not none of it
+        elif rank in self._blocked_s:  # it gets the rest of its time
             since_s = min(now_s, since_s + now_s - self._blocked_s.pop(rank))
         self._beats[rank] = (beat, since_s)
         return replace(pulse, still_s=now_s - since_s)
 
     def _tell_storage(self, finding: Finding, members: dict[int, WorkerHandle]) -> None:
-        """Warn, once each time, that storage keeps the gang from making progress."""
+        """Warn once that storage prevents progress of the gang."""
         if not finding.excused:
             self._told_storage = False
         elif not self._told_storage:
@@ -141,26 +142,26 @@ class HangMonitor:
             limit_s = ALL_STORAGE_S if len(finding.excused) == len(members) else STORAGE_S
             message = (
                 f"no progress for {finding.still_s:.0f} s: the storage of worker {ranks} does not answer; "
-                f"the gang waits for it, {limit_s:.0f} s at most"
+                f"the gang waits for it for at most {limit_s:.0f} s"
             )
-            self._tell(EventKind.WARNING, {"message": message})
+            self._bus.emit(WarningIssued(message))
 
     def _give_up(self, finding: Finding, members: dict[int, WorkerHandle], now_s: float) -> None:
-        """Write the stacks down, tell, and end the culprits' processes; all of them where nobody can be named."""
+        """Record the stacks, emit events, and end the culprits' processes, or all of them if no culprit is known."""
         directory = self._write_stacks(members)
         for rank in finding.culprits or (None,):
             step, _, phase, _ = max(beat for beat, _ in self._beats.values()) if rank is None else self._beats[rank][0]
-            fields = {
-                "rank": rank,
-                "node": None if rank is None else members[rank].hello.node_ip,
-                "step": step,
-                "phase": phase.value,
-                "seconds": finding.still_s,
-                "reason": finding.reason,
-                "stacks": directory,
-                "stack": None if rank is None else _shown(self._eyes.taken.get(rank)),
-            }
-            self._tell(EventKind.WORKER_HUNG, fields)
+            hung = WorkerHung(
+                rank=rank,
+                node=None if rank is None else members[rank].hello.node_ip,
+                step=step,
+                phase=phase.value,
+                seconds=finding.still_s,
+                reason=finding.reason,
+                stacks=directory,
+                stack=None if rank is None else _shown(self._eyes.taken.get(rank)),
+            )
+            self._bus.emit(hung)
         message = f"no progress for {finding.still_s:.1f} s: {finding.reason};"
         for rank in finding.culprits or tuple(members):
             members[rank].take_hang(message, now_s)
@@ -168,51 +169,46 @@ class HangMonitor:
         self._eyes.close()
 
     def _write_stacks(self, members: dict[int, WorkerHandle]) -> str | None:
-        """A file for each worker; their directory, relative to the run's."""
+        """Write a file for each worker; return their directory, relative to the run's."""
         directory = self._layout.incident_stacks(len(list(self._layout.incidents.glob("incident-*.md"))) + 1)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for rank, member in members.items():
-                taken = self._eyes.taken.get(rank, Stacks("no stacks: it was not asked, or did not answer"))
+                taken = self._eyes.taken.get(rank, Stacks("no stacks: the process was not asked, or did not answer"))
                 title = f"worker {rank}, process {member.hello.pid} on {member.hello.host}"
                 (directory / f"rank-{rank}.txt").write_text(f"{title}\n\n{taken.text}\n", encoding="utf-8")
         except OSError as error:
-            self._tell(EventKind.WARNING, {"message": f"stacks could not be written: {error.strerror}: {directory}"})
+            self._bus.emit(WarningIssued(f"stacks could not be written: {error.strerror}: {directory}"))
             return None
         return str(directory.relative_to(self._layout.root))
 
-    def _tell(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        event = Event(kind, time.time(), fields)
-        for observer in self._observers:
-            observer.on_event(event)
-
 
 class _Eyes:
-    """What can be seen of workers from outside, and done to them: here by the driver, elsewhere by the node's vault."""
+    """Inspects and ends worker processes from outside: on this host by the driver, on others by the node's vault."""
 
-    def __init__(self, local: bool, vaults: VaultClients | None) -> None:
-        self._local, self._vaults = local, vaults
+    def __init__(self, one_host: bool, vaults: VaultClients | None) -> None:
+        self._one_host, self._vaults = one_host, vaults
         self._here: str | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Another generation."""
+        """Start a new generation."""
         self._stopped_since_s: dict[int, float] = {}
         self._threads: dict[int, BlockedThreads] = {}
-        self._looks: dict[int, Any] = {}
+        self._looks: dict[int, ObjectRef] = {}
         self._said: dict[int, Look | None] = {}
         self.close()
 
     def close(self) -> None:
-        """All is well: stacks that were taken are of no interest."""
+        """There is no hang: drop the stacks."""
         self._open_s: float | None = None
-        self._asked: dict[Any, int] = {}
-        self._itself: dict[int, Any] = {}
-        """Of `_asked`, what is asked of the processes themselves, by rank."""
+        self._asked: dict[ObjectRef, int] = {}
+        self._itself: dict[int, ObjectRef] = {}
+        """By rank: the requests in `_asked` that went to the processes themselves."""
         self.taken: dict[int, Stacks] = {}
 
     def paused(self, gap_s: float) -> None:
-        """The driver was away for so long."""
+        """The driver was paused for this long."""
         self._stopped_since_s = {rank: since_s + gap_s for rank, since_s in self._stopped_since_s.items()}
         for threads in self._threads.values():
             threads.shift(gap_s)
@@ -220,9 +216,9 @@ class _Eyes:
             self._open_s += gap_s
 
     def look(self, member: WorkerHandle, pulse: Pulse, now_s: float) -> Pulse:
-        """Add to a pulse what is seen of a process whose agent is late, and what its stack said.
+        """Add to a pulse the state of a process whose agent is late, and what its stack shows.
 
-        An agent is late if its process is stopped, or if a thread waits for storage and keeps the interpreter's lock.
+        An agent is late if its process is stopped, or if a thread waits for storage while holding the interpreter lock.
         """
         self._collect()
         taken = self.taken.get(member.rank)
@@ -241,7 +237,7 @@ class _Eyes:
         return replace(pulse, looked=True, stopped_s=now_s - since_s, blocked=blocked)
 
     def open(self, members: dict[int, WorkerHandle], pulses: Sequence[Pulse], now_s: float) -> None:
-        """Ask for everybody's stacks, once; from outside, too, where a process that was asked itself falls silent."""
+        """Request the stacks of all members once; if a process that was asked falls silent, also from outside."""
         if self._open_s is None:
             self._open_s = now_s
             for pulse in pulses:
@@ -264,22 +260,22 @@ class _Eyes:
         elif self._is_here(member):
             self.taken[pulse.rank] = foreign_stacks(member.hello.pid)
         else:
-            text = "no stacks: its agent does not answer, and nothing of ours is on its node (checkpoint.memory)"
+            text = "no stacks: its agent does not answer, and there is no vault on its node (checkpoint.memory)"
             self.taken[pulse.rank] = Stacks(text)
 
     def ready(self, now_s: float) -> bool:
-        """Whether all stacks had arrived when pulses were last looked at, or were waited for long enough."""
+        """Whether all stacks had arrived when pulses were last taken, or the wait for them is over."""
         return not self._asked or (self._open_s is not None and now_s - self._open_s >= STACKS_PATIENCE_S)
 
     def node_lives(self, member: WorkerHandle, members: Sequence[WorkerHandle], pulses: Sequence[Pulse]) -> bool:
-        """Whether something else on a member's node answers: else it is the node that is silent, not the process."""
+        """Whether something else on a member's node answers. If not, the node is silent, not only the process."""
         heard = {pulse.rank for pulse in pulses if pulse.heard}
         if any(other.rank in heard and other.hello.node_id == member.hello.node_id for other in members):
             return True
         return node_answers(self._vaults, member.hello.node_id)
 
     def end(self, member: WorkerHandle) -> None:
-        """End a process that may not be able to end itself."""
+        """End a process that may be unable to exit itself."""
         vault = self._vaults.actor(member.hello.node_id) if self._vaults is not None else None
         if self._is_here(member):
             end_worker(member.hello.pid)
@@ -289,7 +285,7 @@ class _Eyes:
             ray.kill(member.actor, no_restart=True)
 
     def _look_at(self, member: WorkerHandle) -> Look | None:
-        """From outside; None if nobody can look."""
+        """Inspect a process from outside; None if that is impossible."""
         if self._is_here(member):
             return look_at(member.hello.pid)
         vault = self._vaults.actor(member.hello.node_id) if self._vaults is not None else None
@@ -314,7 +310,7 @@ class _Eyes:
                 self.taken[rank] = Stacks(f"no stacks: {error}")
 
     def _is_here(self, member: WorkerHandle) -> bool:
-        if self._local:
+        if self._one_host:
             return True
         if self._here is None:
             self._here = ray.get_runtime_context().get_node_id()
@@ -322,7 +318,7 @@ class _Eyes:
 
 
 def _shown(stacks: Stacks | None) -> str | None:
-    """The training thread's stack, where it is known which that is; the end of it."""
+    """The end of the training thread's stack, if it is known which thread that is."""
     if stacks is None:
         return None
     text = stacks.text if stacks.waits is None else stacks.text.split("\n\n")[0]

@@ -1,123 +1,114 @@
-"""The head of a run's cluster, and what becomes of the run while it does not answer.
+"""The head of a run's cluster, and what happens to the run while it does not answer.
 
-Training needs no head: steps, copies and checkpoints go on without one. What needs it is a worker or a vault that is to
-be started. And Ray ends every process of a cluster, the driver's included, a minute after its head was last reached
-(`gcs_rpc_server_reconnect_timeout_s`, 60 by default). So a checkpoint is written before that, and the run ends with a
-reason, unless the head is back in time.
+Training needs no head: steps, copies and checkpoints continue without one. Starting a worker or a vault needs it. Ray
+ends every process of a cluster, the driver included, a minute after its head was last reached
+(`ray_settings.WITHOUT_HEAD_S`). So a checkpoint is written before that, and the run ends with a reason unless the head
+is back in time.
 """
 
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.clusters.ray.ports import listens
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import Emit, WarningIssued
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
 
 TELL_S = 3.0
 PARK_S = 15.0
 END_S = 45.0
-"""Leaves a quarter of Ray's minute for the end."""
+"""Leaves a quarter of Ray's minute to end the run."""
 LOOK_S = 0.1
 
 
 class Course(StrEnum):
     """What to do, by how long the head has been silent."""
 
-    GO_ON = "go on"
+    CONTINUE = "continue"
     TELL = "tell"
-    """Tell people; begin nothing that needs it."""
+    """Warn, and start nothing that needs the head."""
     PARK = "park"
     """Leave at a step boundary, with a checkpoint in storage."""
     END = "end"
 
 
 def course(silent_s: float) -> Course:
-    """`silent_s`: since both signals said that it is gone; 0 while it answers."""
+    """`silent_s`: since both signals reported the head as gone; 0 while it answers."""
     if silent_s >= END_S:
         return Course.END
     if silent_s >= PARK_S:
         return Course.PARK
-    return Course.TELL if silent_s >= TELL_S else Course.GO_ON
+    return Course.TELL if silent_s >= TELL_S else Course.CONTINUE
 
 
 class Silence(Protocol):
-    """Who knows whether it answers."""
+    """Reports whether the head answers."""
 
     @property
     def silent_s(self) -> float:
-        """How long it has neither answered a question nor taken a connection; 0 while it does."""
+        """How long it has neither answered a request nor accepted a connection; 0 while it does."""
 
 
 class Head:
-    """Of one run's cluster. For the driver's thread."""
+    """The head of one run's cluster. For the driver's thread."""
 
-    def __init__(self, address: str, silence: Silence, local: bool, emit: Callable[[EventKind, dict[str, Any]], None]):
-        """`address`: of the GCS; `local`: the cluster is the driver's own."""
-        self._address, self._silence, self._local, self._emit = address, silence, local, emit
+    def __init__(self, address: str, silence: Silence, resume_hint: str, emit: Emit) -> None:
+        """`address`: of the GCS; `resume_hint`: how a user continues the run if the head is lost."""
+        self._address, self._silence, self._resume_hint, self._emit = address, silence, resume_hint, emit
         self._told = False
 
     @property
     def silent(self) -> bool:
-        """Nothing must be asked of it: that could take as long as it is away."""
+        """No request must be sent to it: that could block until it is back."""
         return self._silence.silent_s > 0.0
 
     @property
     def left_s(self) -> float:
-        """Until the run has to end for it."""
+        """Seconds until the run must end."""
         return max(0.0, END_S - self._silence.silent_s)
 
     @property
     def lost(self) -> bool:
-        """It was waited for in vain."""
+        """It did not come back in time."""
         return course(self._silence.silent_s) is Course.END
 
     def round(self) -> bool:
-        """Tell what is to be told; whether to leave at the next step boundary."""
+        """Emit due warnings; return whether to leave at the next step boundary."""
         now = course(self._silence.silent_s)
-        if now is Course.GO_ON:
+        if now is Course.CONTINUE:
             if self._told and not self.silent:
                 self._told = False
-                self._emit(EventKind.WARNING, {"message": f"the head of the cluster at {self._address} answers again"})
+                self._emit(WarningIssued(f"the head of the cluster at {self._address} answers again"))
             return False
         if not self._told:
             self._told = True
-            self._emit(EventKind.WARNING, {"message": self._message()})
+            self._emit(WarningIssued(self._message()))
         return now in (Course.PARK, Course.END)
 
     def outlast(self, saves: CheckpointCommitter | None, stopped: Callable[[], bool]) -> None:
-        """As `require`, after seeing the checkpoints that are being written to their end, as far as there is time."""
+        """As `require`, but first wait for checkpoints that are being written, as far as there is time."""
         if self.silent and saves is not None:
             for event in saves.end(self.left_s):
-                self._emit(event.kind, dict(event.fields))
+                self._emit(event.body)
         self.require(stopped)
 
     def require(self, stopped: Callable[[], bool]) -> None:
-        """Return when it takes connections, at once where it does, or when `stopped`. Raises ClusterError where it has
-        been silent for `END_S`."""
+        """Return when it accepts connections, or when `stopped`. Raises ClusterError if it has been silent for
+        `END_S`."""
         while not listens(self._address) and not stopped():
             self.round()
             if self.lost:
                 raise ClusterError(
-                    f"the head of the cluster at {self._address} has been gone for {END_S:.0f} s: nothing listens "
-                    "there, and Ray ends all processes of such a cluster",
-                    hint=self._hint(),
+                    f"the head of the cluster at {self._address} has been unreachable for {END_S:.0f} s, and Ray "
+                    "ends all processes of a cluster without a head",
+                    hint=self._resume_hint,
                 )
             time.sleep(LOOK_S)
 
     def _message(self) -> str:
         return (
-            f"the head of the cluster at {self._address} does not answer, nothing listens there: training goes on, but "
-            f"nobody who is lost can be replaced; a checkpoint is written if it stays away for {PARK_S:.0f} s"
-        )
-
-    def _hint(self) -> str:
-        """What to do afterwards."""
-        if self._local:
-            return "go on from the last checkpoint: convoy run --resume last"
-        return (
-            "when there is a cluster again, go on from the last checkpoint: convoy run --resume last "
-            "(--set cluster.address=HOST:PORT where it has another address)"
+            f"the head of the cluster at {self._address} does not answer and refuses connections: training continues, "
+            f"but lost workers cannot be replaced; after {PARK_S:.0f} s without the head a checkpoint is written"
         )

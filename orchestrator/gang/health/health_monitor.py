@@ -1,7 +1,7 @@
-"""What the driver looks at besides its workers' words, in each round of its loop."""
+"""What the driver checks in each round of its loop, besides the workers' reports."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.domain.session import Leave
 from orchestrator.gang.elastic.resizer import Regroup
@@ -11,19 +11,23 @@ from orchestrator.gang.group.worker_handle import is_broken
 from orchestrator.gang.health.hang_monitor import PAUSE_S
 from orchestrator.gang.vaults.vault_clients import node_answers, raylet_refuses
 
+if TYPE_CHECKING:
+    from orchestrator.gang.group.worker_group import Gang
+
 QUIET_S = 1.0
-"""From the last word of a node's workers to asking whether anything listens there. Workers say something twice a
+"""From the last heartbeat of a node's workers to checking whether its ports refuse connections. Workers send twice a
 second."""
 ASK_GONE_S = 0.5
-"""Between two questions whether a quiet node is gone: one that only stands still takes its time not to answer."""
+"""Between two checks whether a quiet node is gone: for a node that is only stopped, a check takes its whole timeout."""
+GONE = "its node is unreachable, vault and raylet refuse connections:"
 PROBES = 2
-"""Unanswered ones in a row before a silent node is given up."""
+"""Unanswered probes in a row before a silent node is given up."""
 
 
 class HealthMonitor:
-    """For one generation, while it trains. `round` never waits for long."""
+    """For one generation while it trains. `round` never waits for long."""
 
-    def __init__(self, gang: Any, listener: Listener) -> None:
+    def __init__(self, gang: "Gang", listener: Listener) -> None:
         self._gang, self._listener = gang, listener
         self._round_s = time.monotonic()
         self._unanswered: dict[str, int] = {}
@@ -32,7 +36,7 @@ class HealthMonitor:
         self._regroup = Regroup(gang, gang.planned, gang.seek_more)
 
     def round(self, now_s: float) -> None:
-        """One look."""
+        """One round."""
         gap_s, self._round_s = now_s - self._round_s, now_s
         if gap_s > PAUSE_S:
             for member in self._gang.members:
@@ -53,8 +57,8 @@ class HealthMonitor:
         self._regroup.round(now_s, self._listener.last)
 
     def _headless(self) -> bool:
-        """Whether the cluster's head is silent. Whoever would be started in the meantime has to wait; a gang that would
-        be ended by Ray before long leaves, with its state in storage."""
+        """Whether the cluster's head is silent. Processes cannot be started meanwhile; before Ray would end the gang,
+        it leaves training with its state in storage."""
         head = self._gang.head
         if head.round() and not self._parked:
             self._parked = True
@@ -62,7 +66,7 @@ class HealthMonitor:
         return bool(head.silent)
 
     def _silence(self, now_s: float) -> None:
-        """Give up members of nodes that are silent altogether: the worker, and another process beside it."""
+        """Give up members on nodes where neither the workers nor another process answers."""
         gang, vaults = self._gang, self._gang.vaults
         quiet = [
             Quiet(member.hello.node_id, now_s - member.renewed_s)
@@ -77,16 +81,16 @@ class HealthMonitor:
                 continue
             for member in gang.members:
                 if member.hello.node_id == node_id and not member.over:
-                    member.take_silence("nothing is heard of its process nor of any other on its node", self._round_s)
+                    member.take_silence("no heartbeat of its process and no answer from its node:", self._round_s)
             if vaults is not None:
                 vaults.lose(node_id)
 
     def _gone(self, now_s: float) -> None:
-        """Give up members of nodes that are gone: both the vault and the raylet there refuse connections. The vault
-        alone would not do: it may have ended by itself.
+        """Give up members on nodes that are gone: both the vault and the raylet there refuse connections. The vault
+        alone is not enough, because it may have crashed by itself.
 
-        Asked of nodes whose workers say nothing while others' collectives failed, and of nodes whose workers have not
-        been heard of for a moment: collectives of NCCL do not fail when a peer dies. Signals that need no timeout.
+        Checked for nodes whose workers are silent while peers' collectives failed, and for nodes that have been quiet
+        for `QUIET_S`, because NCCL's collectives do not fail when a peer dies. These signals need no timeout.
         """
         gang, vaults = self._gang, self._gang.vaults
         if vaults is None:
@@ -102,11 +106,12 @@ class HealthMonitor:
             if vaults.refuses(node_id) and raylet_refuses(node_id):
                 for member in waiting:
                     if member.hello.node_id == node_id:
-                        member.take_silence("its node is gone, nothing listens there any more:", time.monotonic())
+                        member.take_silence(GONE, time.monotonic())
                 vaults.lose(node_id)
 
     def _old_states(self) -> None:
-        """What earlier generations left can go once this one's is whole, and where nobody is any more the vault too."""
+        """Free the states of earlier generations once this one's is complete, and end vaults on nodes without
+        members."""
         gang, last, vaults = self._gang, self._listener.last, self._gang.vaults
         if vaults is None or last is None or last.protected_step is None:
             return

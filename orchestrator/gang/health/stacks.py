@@ -1,4 +1,4 @@
-"""What a process's threads are at: said by itself where it can, read out of its memory where it cannot."""
+"""Stacks of a process's threads: from the process itself if it can answer, else read from its memory."""
 
 import contextlib
 import os
@@ -11,11 +11,12 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.clusters.ray.node_processes import is_worker
 from orchestrator.domain.policy.hang import CollectiveCounts
 
 PY_SPY_TIMEOUT_S = 10.0
 _IN_A_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
-"""Where the frames of a thread lie that waits for other ranks."""
+"""Paths of the frames of a thread that waits for other ranks."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class Stacks:
     """Stacks of all threads of one process, the innermost frame last."""
 
     text: str
-    """For people. Where there is none, why."""
+    """The stacks as text, or why there are none."""
     waits: bool | None = None
-    """The training thread is in a collective; None: not known."""
+    """Whether the training thread is in a collective; None: unknown."""
     counts: CollectiveCounts | None = None
-    """Of its NCCL collectives; None: not known, or it has none."""
+    """Of its NCCL collectives; None: unknown, or there are none."""
 
 
 def own_stacks(trainer: int | None) -> Stacks:
-    """Of this process, the training thread's (its `threading.get_ident`) first."""
+    """Stacks of this process, the training thread's first (`trainer`: its `threading.get_ident`)."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts, waits = [], None
     frames = sys._current_frames()
@@ -45,8 +46,7 @@ def own_stacks(trainer: int | None) -> Stacks:
 
 
 def foreign_stacks(pid: int) -> Stacks:
-    """Of another process of this host, by py-spy, which reads them without the process's help and without stopping
-    it. `waits` stays unknown."""
+    """Stacks of another process on this host, read by py-spy without stopping the process. `waits` stays unknown."""
     command = Path(sysconfig.get_path("scripts")) / "py-spy"
     if not command.exists():
         return Stacks("no stacks: py-spy is not installed on this host")
@@ -66,8 +66,8 @@ def foreign_stacks(pid: int) -> Stacks:
 
 
 def end_worker(pid: int) -> None:
-    """SIGKILL a worker's process on this host, stopped or not. Numbers of processes are used again: one that is not
-    Ray's is left alone."""
-    with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+    """SIGKILL a worker's process on this host, stopped or not. The kernel reuses pids: a process that is not a worker
+    of Ray is left alone."""
+    if is_worker(pid):
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

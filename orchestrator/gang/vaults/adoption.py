@@ -1,22 +1,22 @@
-"""What a run's driver left on a cluster when it died: vaults to take over, workers to end. Found by their names."""
+"""What a dead driver of a run left on a cluster: vaults to adopt, workers to end. They are found by their names."""
 
 import contextlib
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 from ray.util import list_named_actors
 
+from orchestrator.clusters.ray.handles import ActorHandle
 from orchestrator.domain.errors import ClusterError
 from orchestrator.gang.vaults.vault_actor import VaultHello
 
 HELLO_TIMEOUT_S = 5.0
-"""How long a vault may take to say where it is: those that do not are not waited for."""
+"""How long a vault may take to report its address before it is ended."""
 GONE_TIMEOUT_S = 20.0
-"""How long Ray may take to end the workers of a driver that is gone."""
+"""How long Ray may take to end the workers of a dead driver."""
 LOOK_S = 0.05
 _VAULT, _WORKER = "convoy-vault:", "convoy-worker:"
 
@@ -25,23 +25,23 @@ _VAULT, _WORKER = "convoy-vault:", "convoy-worker:"
 class FoundVault:
     """A vault that answers."""
 
-    actor: Any
+    actor: ActorHandle
     hello: VaultHello
     token: str = field(repr=False)
 
 
 def vault_name(run_id: str) -> str:
-    """A name that no other vault of the run has; in the namespace that all drivers of Convoy share."""
+    """A unique name for a vault of the run, in the namespace that all drivers of Convoy share."""
     return f"{_VAULT}{run_id}:{secrets.token_hex(4)}"
 
 
 def worker_name(run_id: str) -> str:
-    """A name that no other worker of the run has."""
+    """A unique name for a worker of the run."""
     return f"{_WORKER}{run_id}:{secrets.token_hex(4)}"
 
 
 def find_vaults(run_id: str) -> list[FoundVault]:
-    """Vaults of the run that answer within `HELLO_TIMEOUT_S`, one for each node. Who does not answer is ended."""
+    """Vaults of the run that answer within `HELLO_TIMEOUT_S`, one per node. Those that do not answer are ended."""
     actors = {name: actor for name in _names(f"{_VAULT}{run_id}:") if (actor := _actor(name)) is not None}
     asked = {actor.introduce.remote(): actor for actor in actors.values()}
     if not asked:
@@ -60,10 +60,10 @@ def find_vaults(run_id: str) -> list[FoundVault]:
 
 
 def end_workers(run_id: str, stopped: Callable[[], bool]) -> int:
-    """End the workers that a driver before this one has left, and wait until Ray knows none of them; how many there
-    were. Ray ends them with the driver's job, but not at once, and two gangs must never train at once.
+    """End the workers that a previous driver left, and wait until Ray lists none of them; return how many there were.
+    Ray ends them with the driver's job, but not at once, and two gangs must never train at the same time.
 
-    Raises ClusterError where some are left.
+    Raises ClusterError if some are left.
     """
     prefix = f"{_WORKER}{run_id}:"
     seen: set[str] = set()
@@ -75,8 +75,8 @@ def end_workers(run_id: str, stopped: Callable[[], bool]) -> int:
         seen.update(names)
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"{len(names)} workers of the run's driver before this one do not end",
-                hint="see them with `ray list actors`; the run cannot go on while they might train",
+                f"{len(names)} workers of the previous driver of this run do not end",
+                hint="`ray list actors` shows them; the run cannot continue while they might train",
             )
         time.sleep(LOOK_S)
     return len(seen)
@@ -86,13 +86,13 @@ def _names(prefix: str) -> list[str]:
     return [name for name in list_named_actors() if name.startswith(prefix)]
 
 
-def _actor(name: str) -> Any:
+def _actor(name: str) -> ActorHandle | None:
     try:
         return ray.get_actor(name)
-    except ValueError:  # it has gone meanwhile
+    except ValueError:  # it has ended meanwhile
         return None
 
 
-def _kill(actor: Any) -> None:
+def _kill(actor: ActorHandle) -> None:
     with contextlib.suppress(ray.exceptions.RayError):
         ray.kill(actor, no_restart=True)

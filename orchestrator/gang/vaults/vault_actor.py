@@ -14,13 +14,13 @@ from orchestrator.gang.agent.process_activity import Look, look_at
 from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
 
 RESERVE_SHARE = 0.05
-"""Of the host's memory that a vault leaves alone."""
+"""Share of the host's memory that a vault does not use."""
 LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class VaultHello:
-    """Where a vault is."""
+    """Location of a vault."""
 
     node_id: str
     address: str
@@ -29,21 +29,21 @@ class VaultHello:
 
 @dataclass(frozen=True)
 class VaultHealth:
-    """What a vault knows of itself."""
+    """Health of a vault as it reports itself."""
 
     deaf_s: float
-    """For how long it has taken no new connections; see `Server.deaf_s`."""
+    """How long it has accepted no new connections; see `VaultServer.deaf_s`."""
 
 
 class VaultActor:
-    """Runs a `Vault`; everything but the greeting goes through its own port."""
+    """Runs a `Vault`. Except for these methods, all requests go through the vault's own port."""
 
     shares = True
     """See `Vault`."""
 
     def __init__(self, token: str, fate_share: bool, kept_s: float | None) -> None:
-        """`fate_share`: the process dies with its raylet. `kept_s`: it ends by itself once no driver has asked it
-        anything for that long; None: it does not."""
+        """`fate_share`: the process dies with its raylet. `kept_s`: it ends by itself after no driver has sent a
+        request for this long; None: never."""
         import ray
 
         if fate_share:
@@ -55,8 +55,8 @@ class VaultActor:
             threading.Thread(target=self._end_alone, args=(kept_s,), name="vault-end", daemon=True).start()
 
     def introduce(self) -> tuple[VaultHello, str]:
-        """Where this vault is and what it wants to hear, for a driver that did not start it. Through Ray alone: the
-        token is on no disk."""
+        """Location and token of this vault, for a driver that did not start it. Only through Ray: the token is on no
+        disk."""
         return self.hello(), self._token
 
     def hello(self) -> VaultHello:
@@ -66,11 +66,11 @@ class VaultActor:
         return VaultHello(ray.get_runtime_context().get_node_id(), self._vault.address, os.getpid())
 
     def health(self) -> VaultHealth:
-        """How this vault is. Through Ray, so it is answered when the vault's own port is not."""
+        """Health of this vault. Through Ray, so it is answered even if the vault's own port is not."""
         return VaultHealth(self._vault.deaf_s)
 
     def look_at(self, pid: int) -> Look | None:
-        """See `activity.look_at`: at a worker of this node that says nothing itself."""
+        """See `process_activity.look_at`: inspects a silent worker of this node."""
         return look_at(pid)
 
     def stacks(self, pid: int) -> Stacks:

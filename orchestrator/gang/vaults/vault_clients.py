@@ -5,19 +5,22 @@ import errno
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.checkpoint.memory.wire import Channel, RefusedError
-from orchestrator.checkpoint.survey.inventory import Holding, NodePlace, choose_peers
+from orchestrator.checkpoint.survey.inventory import Holding, NodePlace, choose_peers, domain_warning, failure_domains
 from orchestrator.checkpoint.survey.surveyor import VaultContact, ask_reports, holdings
+from orchestrator.clusters.cluster_provider import ClusterProvider
+from orchestrator.clusters.ray.handles import ActorClass, ActorHandle, ObjectRef
 from orchestrator.domain.session import VaultAccess
 from orchestrator.gang.vaults.adoption import FoundVault, vault_name
 from orchestrator.gang.vaults.vault_actor import VaultActor, VaultHello
+from orchestrator.json_values import JsonObject, integer, integers
 
 ASK_TIMEOUT_S = 1.0
 REFUSAL_S = 0.2
@@ -32,27 +35,30 @@ UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 class VaultClients:
     """All vaults of a run. Methods are for the driver's thread; they wait no longer than they say."""
 
-    def __init__(self, local: bool, run_id: str, kept_s: float) -> None:
-        """`local`: their processes die with their raylet, which is the driver's. Elsewhere they outlive the driver, for
-        another one to adopt, and end by themselves once nobody has asked them anything for `kept_s`."""
-        self._local, self._run_id, self._kept_s = local, run_id, kept_s
+    def __init__(self, cluster: ClusterProvider, run_id: str, kept_s: float, failure_domain: str | None) -> None:
+        """On a `cluster` that outlives its driver the vaults do too, for another driver to adopt, and end by themselves
+        after `kept_s` without a request. Otherwise their processes die with their raylet. `failure_domain`: the label
+        of nodes that copies are spread over, see `failure_domains`."""
+        self._cluster, self._run_id, self._kept_s = cluster, run_id, kept_s
+        self._failure_domain = failure_domain
         self._token = secrets.token_hex(16)
         self._attempt = secrets.token_hex(3)
-        self._actors: dict[str, Any] = {}
-        self._pending: dict[str, Any] = {}
+        self._actors: dict[str, ActorHandle] = {}
+        self._pending: dict[str, ObjectRef] = {}
         self._known: dict[str, VaultHello] = {}
         self._channels: dict[str, Channel] = {}
-        self._untold: dict[str, dict[str, Any]] = {}
+        self._untold: dict[str, JsonObject] = {}
         """By node: where its vault's copies go, when it has not confirmed that."""
 
     def start(self, node_ids: Collection[str]) -> None:
         """Start vaults on nodes that have none. Does not wait."""
         for node_id in node_ids:
             if node_id not in self._actors:
-                life = {} if self._local else {"name": vault_name(self._run_id), "lifetime": "detached"}
+                stays = self._cluster.outlives_driver
+                life = {"name": vault_name(self._run_id), "lifetime": "detached"} if stays else {}
                 self._actors[node_id] = _actor_class().options(
                     num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), **life
-                ).remote(self._token, self._local, None if self._local else self._kept_s)  # fmt: skip
+                ).remote(self._token, not stays, self._kept_s if stays else None)  # fmt: skip
                 self._pending[node_id] = self._actors[node_id].hello.remote()
 
     def adopt(self, found: Sequence[FoundVault]) -> int:
@@ -64,7 +70,7 @@ class VaultClients:
             self._token = vault.token  # all vaults of a run have the same
             self._actors[vault.hello.node_id], self._known[vault.hello.node_id] = vault.actor, vault.hello
         answers = self._ask_all({"do": "inventory"})
-        return max((int(answer["generation"]) for answer in answers.values()), default=0)
+        return max((integer(answer, "generation") for answer in answers.values()), default=0)
 
     def fence(self, generation: int) -> tuple[list[int], list[int]]:
         """End whoever still writes for a generation before this one, and refuse what comes of it later. A vault that
@@ -77,8 +83,8 @@ class VaultClients:
             self.lose(node_id)
         answers = found.values()
         return (
-            [pid for answer in answers for pid in answer["ended"]],
-            [pid for answer in answers for pid in answer["left"]],
+            [pid for answer in answers for pid in integers(answer, "ended")],
+            [pid for answer in answers for pid in integers(answer, "left")],
         )
 
     def release(self) -> None:
@@ -115,7 +121,7 @@ class VaultClients:
                 break
         return sorted([*waiting.values(), *late])
 
-    def ended_alone(self, node_id: str, answer: Any) -> bool:
+    def ended_alone(self, node_id: str, answer: ObjectRef) -> bool:
         """Whether a node's vault has ended while its node lives: Ray says so, in `answer` to a call that has been
         answered, its port refuses connections, and the raylet's does not. Slow ones have not ended."""
         return _says_ended(answer) and self.refuses(node_id) and not raylet_refuses(node_id)
@@ -155,24 +161,38 @@ class VaultClients:
         self,
         generation: int,
         node_ids: Sequence[str],
-        labels: Mapping[str, Mapping[str, str]],
         replicas: int,
         doomed: Collection[str] = frozenset(),
     ) -> dict[str, tuple[str, ...]]:
         """Tell the vaults of a generation's nodes where copies go; by node, the nodes that keep its copies.
 
-        `doomed` nodes are about to go and keep copies only where no others do. Again and again in one generation: what
-        is copied from then on goes where the last word says.
+        `doomed` nodes are about to go and keep copies only if no others can. May be called several times in one
+        generation: later copies go where the last call says.
         """
-        places = [NodePlace(node_id, labels.get(node_id, {})) for node_id in node_ids if node_id in self._known]
-        peers = choose_peers(places, replicas, doomed)
+        known = [node_id for node_id in node_ids if node_id in self._known]
+        peers = self._choose(known, replicas, doomed)
         for node_id, others in peers.items():
             addresses = [self._known[other].address for other in others]
-            request = {"do": "peers", "generation": generation, "addresses": addresses}
+            request: JsonObject = {"do": "peers", "generation": generation, "addresses": addresses}
             self._untold.pop(node_id, None)
             if self._ask(node_id, request) is None:
                 self._untold[node_id] = request
         return peers
+
+    def plan_copies(self, node_ids: Sequence[str], replicas: int, warn: Callable[[str], None]) -> int:
+        """The most copies that one of these nodes would keep for the others. Warns if the failure domain that the job
+        asks for cannot be used."""
+        warning = domain_warning(self._cluster.labels(node_ids), self._failure_domain)
+        if warning is not None:
+            warn(warning)
+        peers = self._choose(node_ids, replicas)
+        return max(Counter(peer for others in peers.values() for peer in others).values(), default=0)
+
+    def _choose(
+        self, node_ids: Sequence[str], replicas: int, doomed: Collection[str] = frozenset()
+    ) -> dict[str, tuple[str, ...]]:
+        domains = failure_domains(self._cluster.labels(node_ids), self._failure_domain)
+        return choose_peers([NodePlace(node_id, domains.get(node_id)) for node_id in node_ids], replicas, doomed)
 
     def tell_again(self) -> None:
         """Tell a vault its peers that did not answer to that before: without any it copies nothing, and nobody takes
@@ -201,7 +221,7 @@ class VaultClients:
         """Free the states of generations before one: a later one's is whole."""
         self._ask_all({"do": "forget", "before": before})
 
-    def actor(self, node_id: str) -> Any:
+    def actor(self, node_id: str) -> ActorHandle | None:
         """The actor on a node; None where there is none."""
         return self._actors.get(node_id)
 
@@ -248,7 +268,7 @@ class VaultClients:
         for node_id in list(self._actors):
             self.lose(node_id)
 
-    def _ask_all(self, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, dict[str, Any]]:
+    def _ask_all(self, request: JsonObject, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, JsonObject]:
         nodes = list(self._known)
         if not nodes:
             return {}
@@ -256,7 +276,7 @@ class VaultClients:
             answers = list(pool.map(lambda node_id: self._ask(node_id, request, timeout_s), nodes))
         return {node_id: answer for node_id, answer in zip(nodes, answers, strict=True) if answer is not None}
 
-    def _ask(self, node_id: str, request: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, Any] | None:
+    def _ask(self, node_id: str, request: JsonObject, timeout_s: float = ASK_TIMEOUT_S) -> JsonObject | None:
         """One question to one vault; None where it does not answer. A connection that broke is made anew once."""
         hello = self._known.get(node_id)
         if hello is None:
@@ -311,7 +331,7 @@ def raylet_refuses(node_id: str) -> bool:
     return False
 
 
-def _says_ended(answer: Any) -> bool:
+def _says_ended(answer: ObjectRef) -> bool:
     """Whether Ray answered a call of an actor with the actor's end. That it cannot be reached now is not that."""
     try:
         ray.get(answer)
@@ -324,5 +344,5 @@ def _says_ended(answer: Any) -> bool:
     return False
 
 
-def _actor_class() -> Any:
+def _actor_class() -> ActorClass:
     return ray.remote(max_restarts=0, max_task_retries=0)(type("ConvoyVault", (VaultActor,), {}))

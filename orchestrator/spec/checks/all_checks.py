@@ -32,18 +32,18 @@ def one_length(view: View) -> Iterator[Problem]:
 
 
 def total_steps(view: View) -> int | None:
-    """Steps of the whole training where the spec alone tells, else None."""
-    steps, tokens = view.get("train.steps"), view.get("train.tokens")
+    """Steps of the whole training if the spec alone determines them, else None."""
+    steps, tokens = view.optional_integer("train.steps"), view.optional_integer("train.tokens")
     if steps is not None:
-        return int(steps)
+        return steps
     if tokens is None:
         return None
-    return steps_for_tokens(int(tokens), int(view.get("train.global_batch")), int(view.get("data.sequence_length")))
+    return steps_for_tokens(tokens, view.integer("train.global_batch"), view.integer("data.sequence_length"))
 
 
 def warmup_fits(view: View) -> Iterator[Problem]:
     """The warm-up ends before training does."""
-    steps, warmup = total_steps(view), view.get("train.warmup_steps")
+    steps, warmup = total_steps(view), view.integer("train.warmup_steps")
     if steps is not None and warmup > steps:
         where = f"`train.steps` ({steps})" if view.given("train.steps") else f"the {steps} steps of `train.tokens`"
         hint = f"for example `warmup_steps: {max(1, steps // 10)}`"
@@ -67,14 +67,14 @@ def constant_schedule(view: View) -> Iterator[Problem]:
 
 def fp16_needs_gpu(view: View) -> Iterator[Problem]:
     """fp16 has no CPU kernels in DeepSpeed."""
-    if view.get("train.precision") == "fp16" and view.get("resources.gpus_per_worker") < 1:
+    if view.get("train.precision") == "fp16" and view.integer("resources.gpus_per_worker") < 1:
         hint = "set `resources.gpus_per_worker: 1`, or `precision: bf16`, which runs on CPUs too"
         yield view.problem("train.precision", "`train.precision: fp16` needs a GPU, the workers have none", hint)
 
 
 def offload_stages(view: View) -> Iterator[Problem]:
     """Only what is sharded can be offloaded."""
-    stage = view.get("zero.stage")
+    stage = view.integer("zero.stage")
     for part, least in (("offload_optimizer", 1), ("offload_params", 3)):
         device = view.get(f"zero.{part}.device")
         if device != "none" and stage < least:

@@ -3,15 +3,32 @@
 import functools
 import json
 from importlib import resources
-from typing import Any
+from typing import TypedDict
+
+from orchestrator.json_values import JsonValue
+
+
+class ConfigField(TypedDict):
+    """A field of an architecture's config."""
+
+    kinds: list[str]
+    """Of `int`, `float`, `bool`, `str`, `list`, `map`, `null`."""
+    default: JsonValue
+
+
+class ArchitectureTable(TypedDict):
+    """The fields of an architecture's config by name, and common names to its own."""
+
+    fields: dict[str, ConfigField]
+    aliases: dict[str, str]
 
 
 @functools.cache
-def tables() -> dict[str, Any]:
-    """Per architecture: `fields` (name to kinds and default) and `aliases` (common name to own name).
+def tables() -> dict[str, ArchitectureTable]:
+    """By architecture.
 
     `architectures.json` is written by a script among the tests, and a test compares it with the installed release.
     """
     file = resources.files("orchestrator.spec.checks").joinpath("architectures.json")
-    table: dict[str, Any] = json.loads(file.read_text())
+    table: dict[str, ArchitectureTable] = json.loads(file.read_text())
     return table

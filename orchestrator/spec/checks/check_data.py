@@ -51,7 +51,8 @@ def hub_ids(view: View) -> Iterator[Problem]:
     """A hub id looks like one; a slice of a split cannot be streamed."""
     for source in _sources(view):
         try:
-            hub, split, streaming = (view.get((*source, name)) for name in ("hub", "split", "streaming"))
+            hub, split = view.optional_text((*source, "hub")), view.text((*source, "split"))
+            streaming = view.get((*source, "streaming"))
         except Unavailable:
             continue
         if hub is None:
@@ -93,7 +94,7 @@ def validation_kind(view: View) -> Iterator[Problem]:
 
 
 def bad_record_rule(view: View) -> Iterator[Problem]:
-    """A share of bad records is tolerated only where they are skipped."""
+    """A share of bad records is tolerated only if they are skipped."""
     if view.get("data.bad_records") == "error" and view.changed("data.max_bad_fraction"):
         message = "`data.max_bad_fraction` goes with `bad_records: skip` only"
         yield view.problem("data.max_bad_fraction", message, "remove it: the first bad record stops the job", key=True)

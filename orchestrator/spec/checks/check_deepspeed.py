@@ -1,8 +1,8 @@
 """`zero.deepspeed`: every key known to DeepSpeed, and none that the spec decides."""
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
 
+from orchestrator.json_values import JsonObject
 from orchestrator.spec.checks.deepspeed_keys import ALLOWED, DECIDED, REMOVED, ZERO_ALLOWED, ZERO_DECIDED, ZERO_REMOVED
 from orchestrator.spec.checks.partial_job import View
 from orchestrator.spec.loading.hints import nearest
@@ -13,17 +13,17 @@ _HERE: Path = ("zero", "deepspeed")
 
 def deepspeed_passthrough(view: View) -> Iterator[Problem]:
     """Keys that are unknown, gone from DeepSpeed, or another way to say what the spec says."""
-    passed = view.get(_HERE)
+    passed = view.mapping(_HERE)
     yield from _section(view, _HERE, passed, ALLOWED, DECIDED, REMOVED)
     zero = passed.get("zero_optimization")
-    if "zero_optimization" in passed and not isinstance(zero, dict):
-        yield view.problem((*_HERE, "zero_optimization"), "`zero_optimization` is not a section, expected one")
-    elif zero:
+    if isinstance(zero, dict):
         yield from _section(view, (*_HERE, "zero_optimization"), zero, ZERO_ALLOWED, ZERO_DECIDED, ZERO_REMOVED)
+    elif "zero_optimization" in passed:
+        yield view.problem((*_HERE, "zero_optimization"), "`zero_optimization` is not a section, expected one")
 
 
 def _section(
-    view: View, path: Path, passed: dict[str, Any], allowed: Set[str], decided: Mapping[str, str], removed: Set[str]
+    view: View, path: Path, passed: JsonObject, allowed: Set[str], decided: Mapping[str, str], removed: Set[str]
 ) -> Iterator[Problem]:
     section = ".".join(str(part) for part in path)
     for key, value in passed.items():

@@ -17,7 +17,7 @@ def attention_kinds(architecture: str) -> tuple[str, ...]:
 
 def attention_exists(view: View) -> Iterator[Problem]:
     """The architecture has that attention."""
-    wanted, architecture = view.get("model.attention"), view.get("model.architecture")
+    wanted, architecture = view.text("model.attention"), view.optional_text("model.architecture")
     if wanted == "auto" or architecture is None or wanted in attention_kinds(architecture):
         return
     kinds = attention_kinds(architecture)

@@ -6,9 +6,9 @@ checked against a table made from its source (`architectures.json`, held true by
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from orchestrator.spec.checks.architecture_fields import tables
+from orchestrator.json_values import JsonValue
+from orchestrator.spec.checks.architecture_fields import ArchitectureTable, tables
 from orchestrator.spec.checks.partial_job import Unavailable, View
 from orchestrator.spec.loading.explain import found_value, quote
 from orchestrator.spec.loading.hints import listing, nearest
@@ -72,7 +72,7 @@ def model_source(view: View) -> Iterator[Problem]:
     """architecture xor pretrained, and what goes with which."""
     architecture, pretrained = view.given("model.architecture"), view.given("model.pretrained")
     if architecture and pretrained:
-        hint = "remove `pretrained` to train from scratch, or `architecture` to go on from its weights"
+        hint = "remove `pretrained` to train from scratch, or `architecture` to continue from its weights"
         yield view.problem(
             "model.pretrained", "`model` has both `architecture` and `pretrained`, expected one", hint, True
         )
@@ -80,7 +80,7 @@ def model_source(view: View) -> Iterator[Problem]:
         hint = "`architecture: gpt2` for fresh weights, `pretrained: gpt2` for trained ones"
         yield view.problem("model", "`model` has neither `architecture` nor `pretrained`, expected one", hint, True)
     if pretrained and not architecture and view.get("model.config"):
-        hint = "remove `config`: the weights bring their own"
+        hint = "remove `config`: the weights come with their own config"
         yield view.problem("model.config", "`model.config` does not go with `model.pretrained`", hint, True)
     if view.given("model.revision") and not pretrained:
         hint = "remove it, or name the hub repository in `pretrained`"
@@ -102,7 +102,7 @@ def tokenizer_source(view: View) -> Iterator[Problem]:
         hint = "remove one of the two"
         yield view.problem("tokenizer.train", "`tokenizer` has both `train` and `pretrained`, expected one", hint, True)
     elif trained and weights and not view.given("model.architecture"):
-        hint = "remove `tokenizer`: the weights bring their own"
+        hint = "remove `tokenizer`: the weights come with their own"
         message = "`tokenizer.train` makes new tokens, which the weights in `model.pretrained` know nothing of"
         yield view.problem("tokenizer.train", message, hint, True)
     elif not trained and not pretrained and view.given("model.architecture") and not weights:
@@ -115,7 +115,7 @@ def tokenizer_source(view: View) -> Iterator[Problem]:
 
 def config_keys(view: View) -> Iterator[Problem]:
     """Every key of `model.config` is a field of the architecture, of the right type, and not decided elsewhere."""
-    name, config = view.get("model.architecture"), view.get("model.config")
+    name, config = view.optional_text("model.architecture"), view.mapping("model.config")
     if name is None:
         return
     table = tables()[name]
@@ -136,7 +136,7 @@ def _instead(reason: str) -> str:
     return reason if reason.startswith("set ") else f"remove it: {reason}"
 
 
-def _config_hint(name: str, key: str, table: dict[str, Any]) -> str | None:
+def _config_hint(name: str, key: str, table: ArchitectureTable) -> str | None:
     fields = [field for field in table["fields"] if field not in DECIDED_BY_JOB]
     if key in table["aliases"]:
         return f"did you mean `{table['aliases'][key]}`? That is {name}'s own name for it"
@@ -147,7 +147,8 @@ def _config_hint(name: str, key: str, table: dict[str, Any]) -> str | None:
         common = next((alias for alias, own in other["aliases"].items() if own == key), None)
         if common and (own_name := table["aliases"].get(common, common)) in fields:
             return f"did you mean `{own_name}`?"
-    near = nearest(key, fields) or table["aliases"].get(nearest(key, table["aliases"]))
+    alias = nearest(key, table["aliases"])
+    near = nearest(key, fields) or (table["aliases"].get(alias) if alias else None)
     if near:
         return f"did you mean `{near}`?"
     owners = [other for other, entry in tables().items() if key in entry["fields"]]
@@ -156,7 +157,7 @@ def _config_hint(name: str, key: str, table: dict[str, Any]) -> str | None:
     return f"{name} takes {listing(fields)}"
 
 
-def _config_value(view: View, key: str, value: Any, kinds: list[str]) -> Iterator[Problem]:
+def _config_value(view: View, key: str, value: JsonValue, kinds: list[str]) -> Iterator[Problem]:
     where = ("model", "config", key)
     kind = _kind(value)
     wanted = " or ".join(_WORDS[k] for k in kinds if k != "null" or len(kinds) == 1)
@@ -168,14 +169,14 @@ def _config_value(view: View, key: str, value: Any, kinds: list[str]) -> Iterato
         number = isinstance(value, str) and {"int", "float"} & set(kinds) and re.fullmatch(r"[-+.0-9eE]+", value)
         hint2 = f"remove the quotes: `{key}: {value}`" if number else None
         yield view.problem(where, f"`{key}` is {found_value(value)}, expected {wanted}", hint2)
-    elif kind in ("int", "float"):
+    elif isinstance(value, int | float) and kind != "bool":
         if "drop" in key and not 0 <= value < 1:
             yield view.problem(where, f"`{key}` is `{value}`, expected a number of at least 0 and less than 1")
         elif kind == "int" and _AT_LEAST_ONE.fullmatch(key) and value < 1:
             yield view.problem(where, f"`{key}` is `{value}`, expected a whole number of at least 1")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "map"}
@@ -186,15 +187,15 @@ class _Sizes:
     """The numbers of an architecture, given or by default. A wrong one makes the check inapplicable."""
 
     def __init__(self, view: View) -> None:
-        self.name: str | None = view.get("model.architecture")
-        self._config = view.get("model.config")
+        self.name = view.optional_text("model.architecture")
+        self._config = view.mapping("model.config")
         if self.name is None:
             raise Unavailable("model.architecture")
         self._table = tables()[self.name]
 
     def require_known_names(self) -> None:
-        """Raises Unavailable where a name is unknown: it may be one of the sizes misspelt, and what the default
-        would lead to is not worth saying."""
+        """Raises Unavailable if a name is unknown: it may be a misspelt size, and then conclusions from the default are
+        useless."""
         if not self._config.keys() <= self._table["fields"].keys():
             raise Unavailable("model.config")
 
@@ -203,7 +204,7 @@ class _Sizes:
         return str(self._table["aliases"].get(name, name))
 
     def get(self, name: str) -> int | None:
-        """The value, or the default; None where the architecture has no such field or it is null."""
+        """The value, or the default; None if the architecture has no such field or it is null."""
         own = self.own(name)
         field = self._table["fields"].get(own)
         if field is None:
@@ -211,9 +212,9 @@ class _Sizes:
         value = self._config.get(own, field["default"])
         if value is None:
             return None
-        if type(value) is not int or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise Unavailable(own)
-        return int(value)
+        return value
 
     def given(self, name: str) -> bool:
         return self.own(name) in self._config
@@ -224,7 +225,7 @@ class _Sizes:
         return f"`{self.own(name)}` ({self.get(name)}{rest})"
 
     def place(self, *names: str) -> tuple[str, ...]:
-        """Where to point: the first of `names` that is given."""
+        """The place to report: the first of `names` that is given."""
         chosen = next((name for name in names if self.given(name)), None)
         return ("model", "config", self.own(chosen)) if chosen else ("model", "config")
 
@@ -250,7 +251,7 @@ def heads_divide(view: View) -> Iterator[Problem]:
 def positions_suffice(view: View) -> Iterator[Problem]:
     """A sample is no longer than the model has positions for."""
     sizes = _Sizes(view)
-    length = view.get("data.sequence_length")
+    length = view.integer("data.sequence_length")
     name = "max_position_embeddings"
     if sizes.given(name) and (positions := sizes.get(name)) is not None and positions < length:
         message = f"`{sizes.own(name)}` is {positions}, less than `data.sequence_length` ({length})"
@@ -260,9 +261,9 @@ def positions_suffice(view: View) -> Iterator[Problem]:
 
 def masked_models(view: View) -> Iterator[Problem]:
     """What only makes sense for BERT, and what does not for it."""
-    name = view.get("model.architecture")
+    name = view.optional_text("model.architecture")
     if name == "bert" and view.get("generate.prompt"):
-        hint = "remove `generate`: a masked language model fills gaps, it does not go on from a prompt"
+        hint = "remove `generate`: a masked language model fills gaps and does not continue a prompt"
         yield view.problem("generate.prompt", "`generate.prompt` does not go with `architecture: bert`", hint, True)
     if name is not None and name != "bert" and view.changed("train.mlm_probability"):
         message = f"`train.mlm_probability` does not go with `architecture: {quote(name)[1:-1]}`"

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from orchestrator.spec.checks.partial_job import View
 from orchestrator.spec.quantities import format_bytes, parse_bytes
+from orchestrator.spec.resources import BUCKET_SCHEMES
 from orchestrator.spec.spec_errors import Problem
 
 _RESERVED = {
@@ -24,16 +24,16 @@ DECIDED_VARIABLES = frozenset(
 )  # fmt: skip
 """Environment variables that Convoy sets for each worker; `domain.device` has the values."""
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_?KEY)(_|$)", re.IGNORECASE)
-_SCHEMES = ("s3", "gs", "az")
 _MIN_MEMORY_BYTES = 64 << 20
 
 
 def worker_range(view: View) -> tuple[int, int]:
     """(fewest, most) workers. Raises Unavailable."""
-    workers: Any = view.get("resources.workers")
+    workers = view.get("resources.workers")
     if isinstance(workers, dict):
-        return int(workers["min"]), int(workers["max"])
-    return int(workers), int(workers)
+        return view.integer("resources.workers.min"), view.integer("resources.workers.max")
+    count = view.integer("resources.workers")
+    return count, count
 
 
 def range_in_order(view: View) -> Iterator[Problem]:
@@ -46,7 +46,7 @@ def range_in_order(view: View) -> Iterator[Problem]:
 
 def batch_feeds_workers(view: View) -> Iterator[Problem]:
     """Every worker gets a sample of every batch."""
-    batch, (_, most) = view.get("train.global_batch"), worker_range(view)
+    batch, (_, most) = view.integer("train.global_batch"), worker_range(view)
     if batch < most:
         message = f"`train.global_batch` is {batch}, less than the {most} workers: some would have nothing to do"
         yield view.problem("train.global_batch", message, f"at least `global_batch: {most}`, or fewer workers")
@@ -54,9 +54,9 @@ def batch_feeds_workers(view: View) -> Iterator[Problem]:
 
 def micro_batch_fits(view: View) -> Iterator[Problem]:
     """A micro batch is no larger than the largest share any worker can get."""
-    micro, batch, (fewest, most) = view.get("train.micro_batch"), view.get("train.global_batch"), worker_range(view)
+    micro, batch, (fewest, most) = view.get("train.micro_batch"), view.integer("train.global_batch"), worker_range(view)
     share = -(-batch // fewest)
-    if micro != "auto" and micro > share and fewest <= most:
+    if isinstance(micro, int) and micro > share and fewest <= most:
         workers = f"{fewest} worker{'s' if fewest > 1 else ''}"
         message = (
             f"`train.micro_batch` is {micro}, a worker's share of `global_batch` {batch} is only {share} ({workers})"
@@ -74,7 +74,7 @@ def nodes_or_address(view: View) -> Iterator[Problem]:
             yield view.problem(
                 f"cluster.{name}", message, f"remove `{name}` to join it, or `address` to start one", True
             )
-    address = view.get("cluster.address")
+    address = view.text("cluster.address")
     if not re.fullmatch(r"auto|(ray://)?[^\s/:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", address):
         message = f"`cluster.address` is `{address}`, expected `host:port` or `auto`"
         yield view.problem("cluster.address", message, "Ray's port is 6379 unless it was changed")
@@ -83,7 +83,7 @@ def nodes_or_address(view: View) -> Iterator[Problem]:
 def memory_parses(view: View) -> Iterator[Problem]:
     """An amount of memory that can be read and is enough to start Python in."""
     memory = view.get("resources.memory_per_worker")
-    if memory is None:
+    if not isinstance(memory, int | str):
         return
     try:
         amount = parse_bytes(memory)
@@ -102,11 +102,11 @@ def custom_names(view: View) -> Iterator[Problem]:
     for name in view.keys("resources.custom"):
         where = ("resources", "custom", name)
         if name.lower() in _RESERVED:
-            message = f"`{name}` is no custom resource: Ray has it built in"
+            message = f"`{name}` is not a custom resource: it is built into Ray"
             yield view.problem(where, message, f"set `resources.{_RESERVED[name.lower()]}`", key=True)
         elif not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", name):
             message = (
-                f"`{name}` is no name of a resource, expected letters, digits and `_ - . : /`, a letter or digit first"
+                f"`{name}` is no valid resource name, expected letters, digits and `_ - . : /`, a letter or digit first"
             )
             yield view.problem(where, message, key=True)
 
@@ -117,7 +117,7 @@ def variables_of_workers(view: View) -> Iterator[Problem]:
         where = ("resources", "env", name)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             message = (
-                f"`{name}` is no name of an environment variable, expected letters, digits and `_`, no digit first"
+                f"`{name}` is no valid environment variable name, expected letters, digits and `_`, no digit first"
             )
             yield view.problem(where, message, key=True)
         elif name in DECIDED_VARIABLES:
@@ -125,16 +125,17 @@ def variables_of_workers(view: View) -> Iterator[Problem]:
         elif _SECRET.search(name):
             # The value is not repeated.
             message = f"`{name}` looks like a secret, and a job file is kept with the run"
-            yield view.problem(where, message, "set it where the nodes are started, e.g. in a systemd unit", key=True)
+            yield view.problem(where, message, "set it on the nodes, e.g. in a systemd unit", key=True)
 
 
 def fits_local_nodes(view: View) -> Iterator[Problem]:
     """Workers fit on the local nodes as they are described."""
     if view.given("cluster.address"):
         return
-    nodes, offered = view.get("cluster.nodes") or 1, view.get("cluster.cpus_per_node")
+    nodes = view.optional_integer("cluster.nodes") or 1
+    offered = view.optional_number("cluster.cpus_per_node")
     fewest, _ = worker_range(view)
-    placement, each = view.get("resources.placement"), view.get("resources.cpus_per_worker")
+    placement, each = view.get("resources.placement"), view.number("resources.cpus_per_worker")
     if placement == "strict_spread" and fewest > nodes:
         message = f"`placement: strict_spread` puts {fewest} workers on as many nodes, the cluster has {nodes}"
         yield view.problem("resources.placement", message, f"set `cluster.nodes: {fewest}`, or `placement: spread`")
@@ -154,8 +155,8 @@ def fits_local_nodes(view: View) -> Iterator[Problem]:
 
 
 def storage_place(view: View) -> Iterator[Problem]:
-    """A place that checkpoints can be written to, as far as its name tells."""
-    place = view.get("checkpoint.storage")
+    """A place that checkpoints can be written to, judged by its name."""
+    place = view.optional_text("checkpoint.storage")
     if place is None:
         return
     where = "checkpoint.storage"
@@ -165,15 +166,15 @@ def storage_place(view: View) -> Iterator[Problem]:
             message = (
                 f"`checkpoint.storage` is `{place}`, expected an absolute path or a URL such as `s3://bucket/path`"
             )
-            yield view.problem(where, message, "a relative one would be another place for each process")
+            yield view.problem(where, message, "a relative path would be a different directory for each process")
         return
-    if url[1] not in _SCHEMES:
-        hint = f"expected one of {', '.join(f'`{scheme}://`' for scheme in _SCHEMES)}, or an absolute path"
-        yield view.problem(where, f"`checkpoint.storage` has the scheme `{url[1]}://`, which nothing here speaks", hint)
+    if url[1] not in BUCKET_SCHEMES:
+        hint = f"expected one of {', '.join(f'`{scheme}://`' for scheme in BUCKET_SCHEMES)}, or an absolute path"
+        yield view.problem(where, f"`checkpoint.storage` has the scheme `{url[1]}://`, which is not supported", hint)
     elif "@" in url[2] or "?" in url[2]:
         # The value is not repeated: it may hold a secret.
         message = "`checkpoint.storage` holds credentials or options, expected a bucket and a path"
-        yield view.problem(where, message, "put credentials into the environment, where no file keeps them")
+        yield view.problem(where, message, "put credentials into the environment, so that no file stores them")
     elif not re.fullmatch(r"[a-z0-9][-a-z0-9._]*(/[^\s#]*)?", url[2]):
         hint = f"for example `{url[1]}://my-bucket/checkpoints`"
         yield view.problem(where, f"`checkpoint.storage` is `{place}`, which names no bucket", hint)

@@ -1,14 +1,13 @@
-"""A job as the cross-field checks see it: valid parts can be read, even where other parts are wrong."""
-
-from typing import Any
+"""A job as the cross-field checks see it: valid parts can be read even if other parts are wrong."""
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from orchestrator.json_values import JsonObject, JsonValue
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.explain import quote
 from orchestrator.spec.loading.fields import field_at, models_of
-from orchestrator.spec.loading.yaml_source import MISSING, ListNode, MapNode, Scalar, find, place_of, step
+from orchestrator.spec.loading.yaml_source import MISSING, ListNode, MapNode, Missing, Scalar, find, place_of, step
 from orchestrator.spec.spec_errors import Path, Problem, dotted
 
 
@@ -26,19 +25,19 @@ def path_of(text: str | Path) -> Path:
 class View:
     """Reads values by dotted path, defaults filled in."""
 
-    def __init__(self, data: dict[str, Any], root: MapNode, invalid: set[Path]) -> None:
+    def __init__(self, data: JsonValue, root: MapNode, invalid: set[Path]) -> None:
         self._data = data
         self._root = root
         self._invalid = invalid
 
-    def get(self, where: str | Path) -> Any:
-        """The value, or its default where it is not given. Raises Unavailable where it, something in it or
-        something above it is wrong."""
+    def get(self, where: str | Path) -> JsonValue:
+        """The value, or its default if it is not given. Raises Unavailable if it, something in it or something above it
+        is wrong."""
         path = path_of(where)
         for bad in self._invalid:
             if path[: len(bad)] == bad or bad[: len(path)] == path:
                 raise Unavailable(where)
-        value: Any = self._data
+        value: JsonValue = self._data
         for index, part in enumerate(path):
             if self._broken(path[: index + 1]):
                 raise Unavailable(where)
@@ -51,9 +50,58 @@ class View:
                 return self._default(path)
         return value
 
-    def section(self, where: str | Path) -> Any:
+    def integer(self, where: str | Path) -> int:
+        """As `get`, of a whole number. Raises Unavailable for anything else."""
+        value = self.optional_integer(where)
+        if value is None:
+            raise Unavailable(where)
+        return value
+
+    def optional_integer(self, where: str | Path) -> int | None:
+        """As `get`, of a whole number or null. Raises Unavailable for anything else."""
+        value = self.get(where)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise Unavailable(where)
+
+    def number(self, where: str | Path) -> float:
+        """As `get`, of a number. Raises Unavailable for anything else."""
+        value = self.optional_number(where)
+        if value is None:
+            raise Unavailable(where)
+        return value
+
+    def optional_number(self, where: str | Path) -> float | None:
+        """As `get`, of a number or null. Raises Unavailable for anything else."""
+        value = self.get(where)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        raise Unavailable(where)
+
+    def text(self, where: str | Path) -> str:
+        """As `get`, of a text. Raises Unavailable for anything else."""
+        value = self.optional_text(where)
+        if value is None:
+            raise Unavailable(where)
+        return value
+
+    def optional_text(self, where: str | Path) -> str | None:
+        """As `get`, of a text or null. Raises Unavailable for anything else."""
+        value = self.get(where)
+        if value is None or isinstance(value, str):
+            return value
+        raise Unavailable(where)
+
+    def mapping(self, where: str | Path) -> JsonObject:
+        """As `get`, of a section. Raises Unavailable for anything else."""
+        value = self.get(where)
+        if isinstance(value, dict):
+            return value
+        raise Unavailable(where)
+
+    def section(self, where: str | Path) -> JsonValue:
         """The value as written, wrong parts and all; None where there is none."""
-        value: Any = self._data
+        value: JsonValue | Missing = self._data
         for part in path_of(where):
             value = step(value, part)
         return None if value is MISSING else value
@@ -84,7 +132,7 @@ class View:
         return Problem(place_of(self._root, path_of(where), key), message, hint)
 
     def unknown_key(self, where: Path, why: str, hint: str | None) -> Problem:
-        """A problem at a key of a free mapping that nobody knows."""
+        """A problem at an unknown key of a free mapping."""
         message = f"unknown key {quote(str(where[-1]))} in `{dotted(where[:-1])}`: {why}"
         return self.problem(where, message, hint, key=True)
 
@@ -92,7 +140,7 @@ class View:
         node = find(self._root, path)
         return isinstance(node, Scalar) and node.broken
 
-    def _default(self, path: Path) -> Any:
+    def _default(self, path: Path) -> JsonValue:
         """The default of the field at `path`, through the defaults of the parts above it."""
         for length in range(1, len(path) + 1):
             field = field_at(JobSpec, path[:length])
@@ -102,7 +150,8 @@ class View:
             if length == len(path):
                 if default is PydanticUndefined:
                     raise Unavailable(path)
-                return default.model_dump() if isinstance(default, BaseModel) else default
+                value: JsonValue = default.model_dump() if isinstance(default, BaseModel) else default
+                return value
             if default is None and models_of(field.annotation) and not self._given_above(path[:length]):
                 return None
         raise Unavailable(path)

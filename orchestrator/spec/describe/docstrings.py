@@ -1,14 +1,12 @@
-"""The docstring under each field of a spec part, read from the source when the schema or reference is made."""
+"""The docstring under each field of a class, read from the source when a schema or a reference is made."""
 
 import ast
 import inspect
 import textwrap
 
-from pydantic import BaseModel
 
-
-def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Field name to its text, on one line. Only the model's own fields; parts do not inherit from each other."""
+def field_docs(model: type) -> dict[str, str]:
+    """Field name to its text, on one line. Only the class's own fields, not inherited ones."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}
@@ -24,6 +22,6 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     return docs
 
 
-def class_doc(model: type[BaseModel]) -> str:
-    """The docstring of the part itself, on one line."""
+def class_doc(model: type) -> str:
+    """The docstring of the class itself, on one line."""
     return " ".join((model.__doc__ or "").split())

@@ -2,8 +2,11 @@
 
 import itertools
 import re
-from typing import Any
+from collections.abc import Collection
 
+from pydantic_core import ErrorDetails
+
+from orchestrator.json_values import JsonValue
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.fields import describe, expectation, field_at, model_at, models_of, options_of
 from orchestrator.spec.loading.hints import VALUE_SYNONYMS, hint_unknown, listing, nearest
@@ -46,11 +49,11 @@ SHORTHANDS = {
     "metrics": "port",
     "generate": "prompt",
 }
-"""The key that was meant where one value stands for a whole section."""
+"""The key that was meant if one value is given in place of a section."""
 _UNDERSCORES = re.compile(r"[0-9]+(_[0-9]+)+")
 
 
-def clean_path(location: tuple[str | int, ...], data: Any) -> Path:
+def clean_path(location: tuple[str | int, ...], data: JsonValue) -> Path:
     """Pydantic's location without the names of union members, which are no part of what the user wrote."""
     path: list[str | int] = []
     here = data
@@ -66,9 +69,9 @@ def clean_path(location: tuple[str | int, ...], data: Any) -> Path:
     return tuple(path)
 
 
-def explain(errors: list[Any], data: Any, root: Node) -> tuple[list[Problem], set[Path]]:
+def explain(errors: list[ErrorDetails], data: JsonValue, root: Node) -> tuple[list[Problem], set[Path]]:
     """(problems, invalid): one problem per place, and the paths whose values cannot be relied on."""
-    first: dict[Path, dict[str, Any]] = {}
+    first: dict[Path, ErrorDetails] = {}
     for error in errors:
         first.setdefault(clean_path(error["loc"], data), error)
     invalid = set(first)
@@ -89,7 +92,7 @@ def explain(errors: list[Any], data: Any, root: Node) -> tuple[list[Problem], se
     return problems, invalid
 
 
-def _covered(path: Path, kinds: dict[Path, Any], root: Node) -> bool:
+def _covered(path: Path, kinds: Collection[Path], root: Node) -> bool:
     """Whether another problem says it already: one inside the value, or one about a broken value above."""
     for length in range(len(path) + 1):
         node = find(root, path[:length])
@@ -138,7 +141,7 @@ def found(node: Node | None) -> str:
     return f"{quote(node.text)}{origin}"
 
 
-def found_value(value: Any) -> str:
+def found_value(value: object) -> str:
     """A plain value in words, as `found` says it of a node."""
     if value is None:
         return "empty"
@@ -251,7 +254,7 @@ def _hint_collection(path: Path, node: ListNode | MapNode) -> str | None:
     if isinstance(node, ListNode) and "section" in describe(field.annotation):
         return "write it as `key: value` lines without dashes"
     if isinstance(node, ListNode) and len(node.items) == 1 and len(options_of(field.annotation)) <= 2:
-        return "remove the brackets or the dash: one value is wanted"
+        return "remove the brackets or the dash: one value is expected"
     return None
 
 

@@ -1,7 +1,7 @@
 """The spec's types, looked at: which field is at a path, what it expects, in words."""
 
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -10,25 +10,25 @@ from pydantic.fields import FieldInfo
 from orchestrator.spec.spec_errors import Path
 
 
-def options_of(annotation: Any) -> tuple[Any, ...]:
+def options_of(annotation: object) -> tuple[object, ...]:
     """The members of a union, or the annotation alone."""
     if get_origin(annotation) in (Union, types.UnionType):
         return get_args(annotation)
     return (annotation,)
 
 
-def bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def bare(annotation: object) -> tuple[object, tuple[object, ...]]:
     """(type, metadata) of an `Annotated` type, flattened."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
-        flat: list[Any] = []
+        flat: list[object] = []
         for item in metadata:
             flat.extend(item.metadata if isinstance(item, FieldInfo) else (item,))
         return inner, tuple(flat)
     return annotation, ()
 
 
-def models_of(annotation: Any) -> list[tuple[type[BaseModel], bool]]:
+def models_of(annotation: object) -> list[tuple[type[BaseModel], bool]]:
     """Spec parts an annotation can hold, each with whether it stands in a list."""
     found = []
     for option in options_of(annotation):
@@ -41,7 +41,7 @@ def models_of(annotation: Any) -> list[tuple[type[BaseModel], bool]]:
 
 
 def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """The spec part at `path`, or None where a plain value is."""
+    """The spec part at `path`, or None if a plain value is."""
     model: type[BaseModel] | None = root
     for part in path:
         if isinstance(part, int):
@@ -54,7 +54,7 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def field_at(root: type[BaseModel], path: Path) -> FieldInfo | None:
-    """The field at `path`, or None where there is none: an unknown key, or a key inside a free mapping."""
+    """The field at `path`, or None if there is none: an unknown key, or a key inside a free mapping."""
     if not path or not isinstance(path[-1], str):
         return None
     model = model_at(root, path[:-1])
@@ -79,7 +79,7 @@ def expectation(root: type[BaseModel], path: Path) -> str:
     return "another value"
 
 
-def describe(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+def describe(annotation: object, metadata: tuple[object, ...] = ()) -> str:
     """A type in words: `a whole number of at least 1 or one of `auto``."""
     words = []
     for option in options_of(annotation):
@@ -90,7 +90,7 @@ def describe(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
-def _describe_one(kind: Any, metadata: tuple[Any, ...]) -> str:
+def _describe_one(kind: object, metadata: tuple[object, ...]) -> str:
     if get_origin(kind) is Literal:
         values = [f"`{value}`" for value in get_args(kind)]
         return values[0] if len(values) == 1 else "one of " + ", ".join(values)
@@ -122,7 +122,7 @@ def _section(model: type[BaseModel]) -> str:
 _BOUNDS: tuple[tuple[str, type], ...] = (("ge", Ge), ("le", Le))
 
 
-def _range(metadata: tuple[Any, ...]) -> str:
+def _range(metadata: tuple[object, ...]) -> str:
     ge, le = (next((getattr(m, name) for m in metadata if isinstance(m, kind)), None) for name, kind in _BOUNDS)
     if ge is not None and le is not None:
         return f" from {ge} to {le}"

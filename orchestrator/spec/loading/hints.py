@@ -81,7 +81,7 @@ SYNONYMS: dict[str, str] = {
     "save_total_limit": "checkpoint.keep_last",
     "vocab": "tokenizer.train.vocab_size",
 }
-"""What other trainers call it, to where it is here."""
+"""Names in other trainers, and the places of the fields here."""
 
 
 VALUE_SYNONYMS = {
@@ -119,7 +119,7 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 @functools.cache
 def all_fields() -> dict[str, list[Path]]:
-    """Every field name of the spec and where it can stand; lists are entered at index 0."""
+    """Every field name of the spec and its possible places; lists are entered at index 0."""
     found: dict[str, list[Path]] = {}
     queue: list[tuple[Path, type[BaseModel]]] = [((), JobSpec)]
     for path, model in queue:
@@ -131,8 +131,7 @@ def all_fields() -> dict[str, list[Path]]:
 
 
 def hint_unknown(section: Path, key: str, names: Iterable[str]) -> tuple[str, str | None]:
-    """(hint, name): what to write instead of `key` in `section`, which takes `names`; `name` where it is one of
-    those."""
+    """(hint, name): what to write instead of `key` in `section`, which takes `names`; `name` if it is one of those."""
     here = list(names)
     synonym = SYNONYMS.get(key)
     if synonym:

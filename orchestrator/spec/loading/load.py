@@ -53,8 +53,8 @@ def load_job(path: Path, overrides: Sequence[str] = (), env: Mapping[str, str] |
 
 
 def place_of_value(job: LoadedJob, where: str) -> Place:
-    """Where a value stands: in the file, or in the override that gave it. For mistakes that only what the value names
-    shows. `where`: a dotted path, e.g. `model.pretrained`."""
+    """The place of a value: in the file, or in the override that gave it. For mistakes that only show in what the value
+    names. `where`: a dotted path, e.g. `model.pretrained`."""
     scope = default_env()
     root, _, _ = parse_yaml(job.source, str(job.path), scope)
     if not isinstance(root, MapNode):
@@ -65,7 +65,7 @@ def place_of_value(job: LoadedJob, where: str) -> Place:
 
 
 def read_source(path: Path) -> str:
-    """The text of a job file. Raises SpecError where it cannot be read."""
+    """The text of a job file. Raises SpecError if it cannot be read."""
     try:
         # One byte more than allowed tells a file that is too large; a device or pipe cannot flood memory.
         with path.open("rb") as file:
@@ -82,9 +82,9 @@ def read_source(path: Path) -> str:
 
 
 def decode_source(raw: bytes, file: str) -> str:
-    """Bytes to text. Raises SpecError where they are too many or not UTF-8."""
+    """Bytes to text. Raises SpecError if they are too many or not UTF-8."""
     if len(raw) > MAX_BYTES:
-        problem = Problem(Place(file), f"larger than {MAX_BYTES >> 20} MiB, expected a job file", "is this the data?")
+        problem = Problem(Place(file), f"larger than {MAX_BYTES >> 20} MiB, expected a job file", "is it a data file?")
         raise SpecError((problem,))
     try:
         return raw.decode("utf-8-sig")
@@ -115,7 +115,7 @@ def _siblings(path: Path) -> str | None:
 
 
 def default_env() -> dict[str, str]:
-    """The environment, with `PYTHON_STDLIB` (this Python's standard library) where it is not set."""
+    """The environment, with `PYTHON_STDLIB` (this Python's standard library) if it is not set."""
     return {"PYTHON_STDLIB": sysconfig.get_paths()["stdlib"], **os.environ}
 
 
@@ -143,7 +143,7 @@ def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mappin
 
 
 def _validate(root: MapNode) -> tuple[JobSpec | None, list[Problem]]:
-    """(spec, problems): spec None where a field is wrong; the cross-field checks run either way."""
+    """(spec, problems): spec None if a field is wrong; the cross-field checks run either way."""
     data = to_value(root)
     try:
         spec = JobSpec.model_validate(data)
@@ -177,5 +177,5 @@ def dump_job(spec: JobSpec) -> str:
 
 
 def spec_hash(spec: JobSpec) -> str:
-    """Sixteen hexadecimal digits that tell specs apart."""
+    """Sixteen hexadecimal digits that identify a spec."""
     return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ def apply_override(root: MapNode, option: str, env: Mapping[str, str]) -> list[P
 
 
 def _segments(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
-    """Keys and indexes with their places; None where `name` is not a dotted path."""
+    """Keys and indexes with their places; None if `name` is not a dotted path."""
     found: list[tuple[str | int, Place]] = []
     position = 0
     while position < len(name):
@@ -86,7 +86,7 @@ def _put(root: MapNode, segments: list[tuple[str | int, Place]], value: Node) ->
 
 
 def _opened(node: Node | None, place: Place) -> Node:
-    """`node`, or a new section where there is nothing yet."""
+    """`node`, or a new section if there is nothing yet."""
     if node is None or (isinstance(node, Scalar) and node.value is None and not node.broken):
         return MapNode(place)
     return node

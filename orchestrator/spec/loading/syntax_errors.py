@@ -2,14 +2,24 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import yaml
 
 from orchestrator.spec.spec_errors import Place, Problem
 
 
-def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Any], Place]) -> Problem:
+class Mark(Protocol):
+    """A place in the text, as PyYAML's scanner and its variant in C have it; both numbers count from 0."""
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def column(self) -> int: ...
+
+
+def explain_syntax_error(error: yaml.YAMLError, text: str, place: Callable[[Mark], Place]) -> Problem:
     """One problem at the place where reading stopped. `place` turns a PyYAML mark into a place."""
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
@@ -35,13 +45,13 @@ def _unquoted_star(error: yaml.MarkedYAMLError) -> bool:
     return "scanning an alias" in context or "scanning an anchor" in context
 
 
-def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str | None]:
+def _words(error: yaml.MarkedYAMLError, text: str, mark: Mark) -> tuple[str, str | None]:
     problem = error.problem or ""
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     before = lines[mark.line - 1] if 0 < mark.line <= len(lines) else ""
     if "'\\t'" in problem or "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[: mark.column + 1]:
-        return "a tab stands where only spaces may", "replace every tab with spaces; most editors can"
+        return "a tab is used where only spaces are allowed", "replace every tab with spaces; most editors can do this"
     if line.startswith(("<<<<<<<", "=======", ">>>>>>>")):
         return "a marker of an unfinished merge", "settle the conflict and remove the marker lines"
     if "mapping values are not allowed" in problem:
@@ -49,7 +59,7 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
         if glued:
             return f"the line above has no space after its `:`, expected `{glued[1]}: {glued[2]}`", "add the space"
         hint = "quote text that holds `: `, and check the indentation of this line and the one above"
-        return "a `:` stands where no new key can start", hint
+        return "a `:` is used where no new key can start", hint
     if "could not find expected ':'" in problem:
         return "this line has no `:`, expected `key: value`", "add the `:`, with a space after it"
     if "expected <block end>" in problem:
@@ -61,8 +71,8 @@ def _words(error: yaml.MarkedYAMLError, text: str, mark: Any) -> tuple[str, str 
         opened = f" opened on line {error.context_mark.line + 1}" if error.context_mark else ""
         return f"the text ends inside a quoted text{opened}", "close the quotes"
     if "expected ',' or" in problem and line[max(0, mark.column - 1) : mark.column + 1] == "${":
-        hint = "quote it; where a number is wanted, write the section as `key: value` lines instead"
-        return "a variable stands unquoted inside [ ] or { }", hint
+        hint = "quote it; if a number is expected, write the section as `key: value` lines instead"
+        return "a variable is unquoted inside [ ] or { }", hint
     if "expected ',' or" in problem:
         close = "]" if "sequence" in (error.context or "") else "}"
         opened = f" opened on line {error.context_mark.line + 1}" if error.context_mark else ""

@@ -9,19 +9,21 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Final
 
 import yaml
 
+from orchestrator.json_values import JsonValue
 from orchestrator.spec.loading.interpolate import interpolate
-from orchestrator.spec.loading.syntax_errors import explain_syntax_error
+from orchestrator.spec.loading.syntax_errors import Mark, explain_syntax_error
 from orchestrator.spec.spec_errors import Path, Place, Problem
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
 MAX_PROBLEMS = 200
-"""More are not told: nobody reads them, and a file that is no job at all could have a hundred thousand."""
+"""More are not reported: a file that is not a job could have a hundred thousand."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,299})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
@@ -87,7 +89,7 @@ def resolve_plain(text: str) -> bool | int | float | str | None:
     return text
 
 
-def to_value(node: Node) -> Any:
+def to_value(node: Node) -> JsonValue:
     """Plain Python values. Never deeper than MAX_DEPTH, so recursion is safe."""
     if isinstance(node, Scalar):
         return node.value
@@ -96,20 +98,28 @@ def to_value(node: Node) -> Any:
     return {key: to_value(value) for key, value in node.values.items()}
 
 
-MISSING = object()
+class Missing(Enum):
+    """The type of MISSING."""
+
+    MISSING = "missing"
 
 
-def step(value: Any, part: str | int) -> Any:
+MISSING: Final = Missing.MISSING
+
+
+def step(value: JsonValue | Missing, part: str | int) -> JsonValue | Missing:
     """The item of a plain value (dict or list) under `part`, or MISSING."""
     if isinstance(value, dict):
-        return value.get(part, MISSING)
+        found: JsonValue | Missing = value.get(part, MISSING) if isinstance(part, str) else MISSING
+        return found
     if isinstance(value, list) and isinstance(part, int) and part < len(value):
-        return value[part]
+        item: JsonValue = value[part]
+        return item
     return MISSING
 
 
 def find(node: Node, path: Path) -> Node | None:
-    """The node at `path`, or None where there is none."""
+    """The node at `path`, or None if there is none."""
     for part in path:
         if isinstance(node, MapNode) and isinstance(part, str) and part in node.values:
             node = node.values[part]
@@ -121,7 +131,7 @@ def find(node: Node, path: Path) -> Node | None:
 
 
 def place_of(root: Node, path: Path, key: bool = False) -> Place:
-    """Where the value (or, with `key`, the key) at `path` was written; the nearest one above it where it was not."""
+    """Where the value (or, with `key`, the key) at `path` was written; the nearest one above it if it was not."""
     for length in range(len(path), 0, -1):
         above = find(root, path[: length - 1])
         last = path[length - 1]
@@ -147,8 +157,10 @@ class _Builder:
         """Per open collection: the key that waits for its value (None as key: a bad one, its value is dropped)."""
         self._nodes = 0
 
-    def place(self, mark: Any) -> Place:
+    def place(self, mark: Mark | None) -> Place:
         """`mark` in the user's text; a `--set` value starts in the middle of its option."""
+        if mark is None:
+            return Place(self.file)
         column = mark.column + (self.at.column if mark.line == 0 else 1)
         return Place(self.file, self.at.line + mark.line, column)
 
@@ -176,11 +188,11 @@ class _Builder:
             self._close()
         return self._nodes <= MAX_NODES and len(self.problems) < MAX_PROBLEMS
 
-    def _refuse(self, event: Any, message: str) -> None:
+    def _refuse(self, event: yaml.Event, message: str) -> None:
         hint = "write the value out in each place, or take it from the environment with ${NAME}"
         self.problem(self.place(event.start_mark), message, hint)
 
-    def _decorations(self, event: Any) -> None:
+    def _decorations(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         if event.anchor is not None:
             self._refuse(event, f"the anchor `&{event.anchor}` is not supported in job files")
         if event.tag is not None:
@@ -191,10 +203,10 @@ class _Builder:
                 "remove it; quote a value to make it text",
             )
 
-    def _broken(self, event: Any) -> Scalar:
+    def _broken(self, event: yaml.Event) -> Scalar:
         return Scalar(self.place(event.start_mark), None, "", False, "", broken=True)
 
-    def _open(self, event: Any) -> bool:
+    def _open(self, event: yaml.CollectionStartEvent) -> bool:
         self._decorations(event)
         place = self.place(event.start_mark)
         if len(self._stack) >= MAX_DEPTH:
@@ -221,7 +233,7 @@ class _Builder:
     def _wants_key(self) -> bool:
         return bool(self._stack) and isinstance(self._stack[-1], MapNode) and self._pending[-1] is None
 
-    def _add_scalar(self, event: Any) -> None:
+    def _add_scalar(self, event: yaml.ScalarEvent) -> None:
         place = self.place(event.start_mark)
         quoted = event.style is not None
         if self._wants_key():

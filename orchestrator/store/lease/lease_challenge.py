@@ -12,9 +12,10 @@ from orchestrator.checkpoint.storage.storage import StorageError
 from orchestrator.domain.errors import LeaseLostError, UsageError
 from orchestrator.domain.lease import LOOK_S, TTL_S, Lease, Observed, Standing, next_token, observe, standing, token_in
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.domain.run_states import FINAL_STATES
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.lease.lease_places import LeaseEntry, LeasePlace
-from orchestrator.store.run_store import FINAL_STATES, parse_state
+from orchestrator.store.run_store import parse_state
 
 TELL_AFTER_S = 3.0
 """A challenger that has waited this long says what it waits for."""

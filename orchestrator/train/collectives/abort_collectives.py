@@ -1,12 +1,12 @@
-"""Get a training thread out of a collective whose other side is gone.
+"""Interrupts a training thread in a collective whose other side is gone.
 
-NCCL's communicators are aborted: kernels that wait end, with garbage in their results, which nobody may use
+NCCL's communicators are aborted: waiting kernels end with garbage in their results, which must not be used
 (`Session.interrupted`).
 
 gloo has no abort: a rank that waits for one that is dead or silent, or for a neighbour that waits for it, waits until a
-timeout (https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/distributed/c10d/ProcessGroupGloo.cpp). What
-works is to shut its connections: the wait ends with an error at once. Only gloo's are shut. The process has others,
-Ray's above all, that must live on; gloo's are told apart by the ports that gloo listens on, which ranks exchange.
+timeout (https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/distributed/c10d/ProcessGroupGloo.cpp). Shutting its
+connections works: the wait ends with an error at once. Only gloo's connections are shut. The process has others, Ray's
+above all, that must stay open; gloo's are identified by the ports that gloo listens on, which ranks exchange.
 """
 
 import contextlib
@@ -14,22 +14,26 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch.distributed as dist
 
 from orchestrator.domain.device import CUDA
+from orchestrator.json_values import integers, texts
 from orchestrator.train.collectives.exchange import exchange_json
 from orchestrator.train.collectives.rendezvous import abort_process_groups
 
+if TYPE_CHECKING:
+    from psutil._ntuples import pconn
+
 Address = tuple[str, int]
 ABORT_S = 60.0
-"""For an abort to end: longer than any driver waits for it."""
+"""Time for an abort; the driver waits less."""
 
 
 class Unblocker:
-    """Made before the process group, told when that and the engine are there (`learn`), called from any thread."""
+    """Created before the process group; `learn` is called when that and the engine exist; callable from any thread."""
 
     def __init__(self, device_type: str) -> None:
         """`device_type`: `cpu`, whose ranks talk through gloo, or `cuda`, whose ranks talk through NCCL."""
@@ -51,10 +55,12 @@ class Unblocker:
         if dist.get_world_size() == 1 or self._aborts:
             return
         new = [c for c in _connections() if c.status == psutil.CONN_LISTEN and _inode(c.fd) not in self._before]
-        own = [[c.laddr.ip, c.laddr.port] for c in new]
-        answers = exchange_json({"listening": own})
-        self._peers = frozenset((ip, port) for answer in answers for ip, port in answer["listening"])
-        self._own_ports = frozenset(port for _, port in own)
+        ports = [c.laddr.port for c in new]
+        answers = exchange_json({"addresses": [c.laddr.ip for c in new], "ports": ports})
+        self._peers = frozenset(
+            pair for each in answers for pair in zip(texts(each, "addresses"), integers(each, "ports"), strict=True)
+        )
+        self._own_ports = frozenset(ports)
 
     def __call__(self) -> None:
         """Shut the connections once. What was about to be opened is caught by calling again.
@@ -78,7 +84,7 @@ class Unblocker:
     @contextlib.contextmanager
     def aborting_on_error(self) -> Iterator[None]:
         """Context of the training thread. If it is left by an exception, NCCL's communicators are aborted before the
-        exception goes on: to free an engine waits for kernels on the device, and those may wait for a peer.
+        exception propagates: freeing an engine waits for kernels on the device, and those may wait for a peer.
 
         Waits `ABORT_S` at most. A process whose abort takes longer is ended by the driver.
         """
@@ -91,14 +97,14 @@ class Unblocker:
                 self._aborting.join(ABORT_S)
             raise
 
-    def _is_ours(self, connection: Any) -> bool:
+    def _is_ours(self, connection: "pconn") -> bool:
         if self._own_ports is None:  # still in the rendezvous: whatever was opened since
             return _inode(connection.fd) not in self._before
         remote = (connection.raddr.ip, connection.raddr.port) if connection.raddr else None
         return connection.laddr.port in self._own_ports or remote in self._peers
 
 
-def _connections() -> list[Any]:
+def _connections() -> "list[pconn]":
     """This process's TCP sockets, as psutil describes them."""
     return psutil.Process().net_connections("tcp")
 

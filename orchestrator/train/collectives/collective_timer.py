@@ -1,14 +1,14 @@
 """Seconds the training thread spends in collectives: waiting for other ranks, and the transfer itself.
 
-Every collective of torch ends in `Work.wait`, those of DeepSpeed too: that is where the time is taken. NCCL's returns
-at once and makes the device wait; there nothing is measured.
+Every collective of torch ends in `Work.wait`, DeepSpeed's included, and is timed there. NCCL's returns at once and
+makes the device wait, so nothing is measured with NCCL.
 """
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
 
 from torch.distributed import Work
 
@@ -22,7 +22,7 @@ def ticking_collectives(tick: Tick) -> Iterator[None]:
     once; there each one that is begun counts."""
     wait, thread = Work.wait, threading.get_ident()
 
-    def ticking(work: Work, *args: Any) -> Any:
+    def ticking(work: Work, *args: timedelta) -> bool:
         result = wait(work, *args)
         if threading.get_ident() == thread:
             tick()
@@ -46,7 +46,7 @@ class CollectiveTimer:
         """Context in which collectives are timed."""
         wait, thread = Work.wait, threading.get_ident()
 
-        def timed(work: Work, *args: Any) -> Any:
+        def timed(work: Work, *args: timedelta) -> bool:
             if threading.get_ident() != thread:
                 return wait(work, *args)
             started = time.perf_counter()

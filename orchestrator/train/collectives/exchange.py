@@ -1,20 +1,50 @@
-"""What ranks tell each other once a step: one small vector of numbers, gathered to all."""
+"""The exchange between ranks once per step: one small vector of numbers, gathered to all."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from orchestrator.data.samples.dataset import DIGEST_BITS
 from orchestrator.domain.session import Leave
 from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
+from orchestrator.json_values import JsonObject, parse_object
 
-# A digest has 62 bits and a double holds 53: it travels in two exact halves.
-_HALF_BITS = 31
-DIGEST_MODULUS = 1 << (2 * _HALF_BITS)
+# A double holds 53 bits exactly: a digest travels in two halves.
+_HALF_BITS = DIGEST_BITS // 2
 _ABSENT = -1.0
+
+
+class _Row(NamedTuple):
+    """A rank's facts as they travel: doubles, in this order."""
+
+    loss_sum: float
+    targets: float
+    tokens: float
+    samples: float
+    digest_high: float
+    digest_low: float
+    data_wait_s: float
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+    snapshot_s: float
+    rss_bytes: float
+    peak_rss_bytes: float
+    allocated_bytes: float
+    reserved_bytes: float
+    peak_allocated_bytes: float
+    leave: float
+    save: float
+    replicated_step: float
+    step_s: float
+    targets_ahead: float
+    forward_wait_s: float
+    backward_wait_s: float
+    optimizer_wait_s: float
 
 
 @dataclass(frozen=True)
@@ -43,51 +73,65 @@ class RankStep:
     def pack(self) -> list[float]:
         """As doubles, all exact but the seconds and the loss, which are doubles anyway."""
         high, low = divmod(self.digest, 1 << _HALF_BITS)
-        phases, memory = self.phases, self.memory
-        device = (memory.allocated_bytes, memory.reserved_bytes, memory.peak_allocated_bytes)
-        return [
-            self.loss_sum,
-            self.targets,
-            self.tokens,
-            self.samples,
-            high,
-            low,
-            phases.data_wait_s,
-            phases.forward_s,
-            phases.backward_s,
-            phases.optimizer_s,
-            memory.rss_bytes,
-            memory.peak_rss_bytes,
-            *(_ABSENT if value is None else value for value in device),
-            float(self.leave),
-            float(self.replicated_step),
-            self.step_s,
-            phases.snapshot_s,
-            self.waits.forward_s,
-            self.waits.backward_s,
-            self.waits.optimizer_s,
-            float(self.save),
-            self.targets_ahead,
-        ]
+        phases, memory, waits = self.phases, self.memory, self.waits
+        row = _Row(
+            loss_sum=self.loss_sum,
+            targets=self.targets,
+            tokens=self.tokens,
+            samples=self.samples,
+            digest_high=high,
+            digest_low=low,
+            data_wait_s=phases.data_wait_s,
+            forward_s=phases.forward_s,
+            backward_s=phases.backward_s,
+            optimizer_s=phases.optimizer_s,
+            snapshot_s=phases.snapshot_s,
+            rss_bytes=memory.rss_bytes,
+            peak_rss_bytes=memory.peak_rss_bytes,
+            allocated_bytes=_packed(memory.allocated_bytes),
+            reserved_bytes=_packed(memory.reserved_bytes),
+            peak_allocated_bytes=_packed(memory.peak_allocated_bytes),
+            leave=self.leave,
+            save=self.save,
+            replicated_step=self.replicated_step,
+            step_s=self.step_s,
+            targets_ahead=self.targets_ahead,
+            forward_wait_s=waits.forward_s,
+            backward_wait_s=waits.backward_s,
+            optimizer_wait_s=waits.optimizer_s,
+        )
+        return [float(value) for value in row]
 
     @classmethod
     def unpack(cls, values: list[float]) -> "RankStep":
         """The reverse of `pack`."""
-        device = [None if value == _ABSENT else int(value) for value in values[12:15]]
+        row = _Row(*values)
         return cls(
-            loss_sum=values[0],
-            targets=int(values[1]),
-            tokens=int(values[2]),
-            samples=int(values[3]),
-            digest=(int(values[4]) << _HALF_BITS) + int(values[5]),
-            phases=PhaseTimes(values[6], values[7], values[8], values[9], 0.0, values[18]),
-            memory=RankMemory(int(values[10]), int(values[11]), *device),
-            leave=Leave(int(values[15])),
-            save=bool(values[22]),
-            replicated_step=int(values[16]),
-            step_s=values[17],
-            targets_ahead=int(values[23]),
-            waits=CollectiveTimes(*values[19:22]),
+            loss_sum=row.loss_sum,
+            targets=int(row.targets),
+            tokens=int(row.tokens),
+            samples=int(row.samples),
+            digest=(int(row.digest_high) << _HALF_BITS) + int(row.digest_low),
+            phases=PhaseTimes(
+                data_wait_s=row.data_wait_s,
+                forward_s=row.forward_s,
+                backward_s=row.backward_s,
+                optimizer_s=row.optimizer_s,
+                snapshot_s=row.snapshot_s,
+            ),
+            memory=RankMemory(
+                rss_bytes=int(row.rss_bytes),
+                peak_rss_bytes=int(row.peak_rss_bytes),
+                allocated_bytes=_unpacked(row.allocated_bytes),
+                reserved_bytes=_unpacked(row.reserved_bytes),
+                peak_allocated_bytes=_unpacked(row.peak_allocated_bytes),
+            ),
+            leave=Leave(int(row.leave)),
+            save=bool(row.save),
+            replicated_step=int(row.replicated_step),
+            step_s=row.step_s,
+            targets_ahead=int(row.targets_ahead),
+            waits=CollectiveTimes(row.forward_wait_s, row.backward_wait_s, row.optimizer_wait_s),
         )
 
     def report(self, rank: int, checkpoint_s: float) -> RankReport:
@@ -95,6 +139,14 @@ class RankStep:
         p = self.phases
         phases = PhaseTimes(p.data_wait_s, p.forward_s, p.backward_s, p.optimizer_s, checkpoint_s, p.snapshot_s)
         return RankReport(rank, self.samples, self.tokens, phases, self.memory, self.waits)
+
+
+def _packed(value: int | None) -> float:
+    return _ABSENT if value is None else value
+
+
+def _unpacked(value: float) -> int | None:
+    return None if value == _ABSENT else int(value)
 
 
 def exchange(own: RankStep, device: torch.device) -> list[list[float]]:
@@ -145,7 +197,7 @@ def global_sum(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
-def exchange_json(value: dict[str, Any]) -> list[dict[str, Any]]:
+def exchange_json(value: Mapping[str, object]) -> list[JsonObject]:
     """Every rank's small JSON value, in rank order. Collective; nothing is unpickled."""
     device = torch.device("cpu")
     if dist.get_backend() == "nccl":
@@ -158,4 +210,4 @@ def exchange_json(value: dict[str, Any]) -> list[dict[str, Any]]:
     padded[: mine.numel()] = mine
     every = [torch.zeros_like(padded) for _ in sizes]
     dist.all_gather(every, padded)
-    return [json.loads(bytes(raw[: int(size)].cpu().numpy())) for raw, size in zip(every, sizes, strict=True)]
+    return [parse_object(bytes(raw[: int(size)].cpu().numpy())) for raw, size in zip(every, sizes, strict=True)]

@@ -1,11 +1,10 @@
-"""Process group: from a `Session` to an initialised `torch.distributed`, and back to nothing."""
+"""Process group: from a `Session` to an initialised `torch.distributed`, and its end."""
 
 import contextlib
 import os
 import socket
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,9 +13,9 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from orchestrator.domain.device import CUDA, Device
 from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
+from orchestrator.host_identity import boot_id
 
 STORE_KEY = "store"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -75,7 +74,7 @@ def _hosted_store(address: str, timeout: timedelta) -> TCPStore:
 
 def ranks_on_host() -> int:
     """Ranks of the process group on this rank's host, or in its container. Collective."""
-    own = f"{socket.gethostname()} {BOOT_ID.read_text().strip()}"
+    own = f"{socket.gethostname()} {boot_id()}"
     names: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(names, own)
     return names.count(own)
@@ -91,15 +90,15 @@ def leave_process_group() -> None:
 def abort_process_groups() -> None:
     """Abort all of NCCL's communicators in this process and forget the groups. For any thread.
 
-    The kernels that wait on the device end; they leave garbage where their results should be. The process and its
-    device can go on. Call it once for each generation.
+    Kernels that wait on the device end with garbage in their results. The process and its device can continue. Call it
+    once for each generation.
     """
     with contextlib.suppress(ValueError, AssertionError):  # the groups ended meanwhile
         dist.distributed_c10d._abort_process_group()
 
 
 def _release_deepspeed() -> None:
-    """Have DeepSpeed forget its groups, whoever ended them: it would build the next engine with them."""
+    """Make DeepSpeed forget its groups, which have ended: it would build the next engine with them."""
     if "deepspeed" not in sys.modules:
         return
     from deepspeed.utils import groups

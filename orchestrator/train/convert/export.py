@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from orchestrator.domain.errors import CheckpointError, DataError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.models.architectures import model_config, objective_of, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Exported", "check_destination", "export_model", "exported_step"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -61,9 +64,9 @@ def export_model(
     `checkpoint` is a directory or URL. `tick`: called after each chunk that is read and each file that is written.
 
     `transformers` loads it with `AutoModelForCausalLM` (`AutoModelForMaskedLM` for BERT). Masters are exported in
-    `dtype`, frozen parameters too. Raises UsageError where `dest` holds something (`force` replaces an earlier
-    export, never anything else), CheckpointError where the checkpoint is damaged or of another model, DataError
-    where the prepared data is gone.
+    `dtype`, frozen parameters too. Raises UsageError if `dest` holds something (`force` replaces an earlier export,
+    never anything else), CheckpointError if the checkpoint is damaged or of another model, DataError if the prepared
+    data is gone.
     """
     started = time.perf_counter()
     check_destination(dest, force)
@@ -99,19 +102,19 @@ def check_destination(dest: Path, force: bool) -> None:
         return
     is_export = (dest / PROVENANCE).is_file()
     if not force:
-        hint = "--force replaces the export that is there" if is_export else "name a directory that does not exist yet"
+        hint = "--force replaces the existing export" if is_export else "name a directory that does not exist yet"
         raise UsageError(f"{dest} is not empty", hint=hint)
     if not is_export:
         raise UsageError(
-            f"{dest} holds something that is no export of Convoy (no {PROVENANCE}): it is not replaced",
+            f"{dest} contains something other than an export of Convoy (no {PROVENANCE}), so it is not replaced",
             hint="name a directory that does not exist yet",
         )
 
 
-def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
+def _names_to_write(model: "PreTrainedModel", manifest: Manifest) -> list[str]:
     """Parameters and persistent buffers, tied ones once, in the model's order.
 
-    Raises CheckpointError where the model and the checkpoint do not have the same tensors of the same shapes.
+    Raises CheckpointError if the model and the checkpoint do not have the same tensors of the same shapes.
     """
     first_names: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -126,7 +129,7 @@ def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
     ]
     if differences:
         raise CheckpointError(
-            f"the checkpoint is not of the model the spec describes; {len(differences)} tensors differ, first "
+            f"the checkpoint is not of the model that the spec describes; {len(differences)} tensors differ, first "
             + "; ".join(differences[:3]),
             hint="the job file or the prepared data changed after the checkpoint was written",
         )
@@ -134,7 +137,7 @@ def _names_to_write(model: Any, manifest: Manifest) -> list[str]:
 
 
 def _files(manifest: Manifest, names: list[str], dtype: torch.dtype, max_file_bytes: int) -> list[list[str]]:
-    """The tensors of each output file, in order; a file is over the limit only where one tensor is."""
+    """The tensors of each output file, in order; a file exceeds the limit only if one tensor does."""
     files: list[list[str]] = [[]]
     filled = 0
     for name in names:
@@ -174,7 +177,7 @@ def _read_tensors(reader: CheckpointReader, names: list[str], dtype: torch.dtype
         yield name, tensor.to(dtype) if floating else tensor
 
 
-def _write_config(work: Path, model: Any, data: DataManifest, dtype: torch.dtype) -> None:
+def _write_config(work: Path, model: "PreTrainedModel", data: DataManifest, dtype: torch.dtype) -> None:
     config = model.config
     config.architectures = [type(model).__name__]
     config.dtype = dtype

@@ -11,7 +11,7 @@ import psutil
 
 from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.domain.errors import CheckpointError, ConvoyError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import ModelExported, SampleGenerated, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import Session, TrainPlan
 from orchestrator.spec.job import JobSpec
@@ -39,16 +39,16 @@ def export_run(session: Session, plan: TrainPlan, spec: JobSpec, checkpoint: str
         exported = export_model(source, spec, data_dir, model, tick=session.progress)
         problem = export_problem(model, step)
         if problem is not None:
-            raise CheckpointError(f"checkpoint {checkpoint} gives no export of the last step: {problem}")
+            raise CheckpointError(f"checkpoint {checkpoint} cannot give the export of the last step: {problem}")
         finished = model
         if not session.shares_files:
             finished = layout.export_in_work(secrets.token_hex(4))
             for file in sorted(path for path in model.rglob("*") if path.is_file()):
                 session.store(file, str(finished / file.relative_to(model)))
         session.move_into_place(str(finished), str(layout.export))
-        fields = {"path": str(layout.export), "bytes": exported.size_bytes, "parameters": exported.parameters}
-        session.report_event(EventKind.EXPORTED, {**fields, "seconds": exported.seconds})
-        _sample(session, spec, layout.export if session.shares_files else model, exported.size_bytes)
+        size_bytes = exported.size_bytes
+        session.report_event(ModelExported(str(layout.export), size_bytes, exported.parameters, exported.seconds))
+        _sample(session, spec, layout.export if session.shares_files else model, size_bytes)
 
 
 def _sample(session: Session, spec: JobSpec, model: Path, size_bytes: int) -> None:
@@ -67,11 +67,11 @@ def _sample(session: Session, spec: JobSpec, model: Path, size_bytes: int) -> No
     except Exception as error:  # noqa: BLE001  # the run is complete, whatever a library raises now
         _no_sample(session, f"{type(error).__name__}: {error}")
     else:
-        session.report_event(EventKind.SAMPLE, {"prompt": generation.prompt, "text": text})
+        session.report_event(SampleGenerated(generation.prompt, text))
 
 
 def _no_sample(session: Session, why: str) -> None:
-    session.report_event(EventKind.WARNING, {"message": f"no sample of what was learned: {why}"})
+    session.report_event(WarningIssued(f"no sample could be generated: {why}"))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,9 +19,10 @@ from orchestrator.checkpoint.format.checkpoint_manifest import (
 )
 from orchestrator.checkpoint.format.intervals import MOMENTS, Kind
 from orchestrator.checkpoint.format.reader import CheckpointReader
-from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest
+from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, shard_stem
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 from orchestrator.domain.errors import CheckpointError, UsageError
+from orchestrator.json_values import JsonObject
 from orchestrator.train.convert.universal import (
     CONVOY_KEY,
     STEP_FILE,
@@ -34,9 +34,9 @@ from orchestrator.train.convert.universal import (
 )
 from orchestrator.train.zero.zero_layout import dtype_name
 from orchestrator.train.zero.zero_restore import HYPERPARAMETERS
-from orchestrator.train.zero.zero_state import LOSS_SCALE_FIELDS, to_storage
+from orchestrator.train.zero.zero_state import LOSS_SCALE_FIELDS, plain_value, to_storage
 
-_SHARD = "shard-00000"
+_SHARD = shard_stem(0)
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,26 @@ class _Saved:
     """What is small in a universal checkpoint, checked for its form."""
 
     directory: UniversalDirectory
-    model: Mapping[str, Any]
-    optimizer: Mapping[str, Any]
+    model: Mapping[str, object]
+    optimizer: Mapping[str, object]
     stage: int
-    groups: tuple[Mapping[str, Any], ...]
+    groups: tuple[Mapping[str, object], ...]
     """Hyperparameters."""
     trained: dict[str, tuple[tuple[int, ...], int]]
     """Shape and group of each parameter that is trained."""
 
     @property
-    def convoy(self) -> Mapping[str, Any]:
-        """What Convoy added where it wrote the checkpoint itself."""
-        value = self.model.get(CONVOY_KEY)
-        return value if isinstance(value, dict) else {}
+    def convoy(self) -> Mapping[str, object]:
+        """What Convoy added if it wrote the checkpoint itself."""
+        return _section(self.model, CONVOY_KEY)
 
 
 def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Converted:
     """Write the universal checkpoint at `source` to `dest`/step-<N>, N being its number of steps.
 
     `position` is the first sample of the next step in Convoy's order; DeepSpeed does not record it, and by default
-    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError where `source` is no universal
-    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError where `dest`
+    it is 0, with a note. Memory: what is small; tensors are mapped. Raises UsageError if `source` is no universal
+    checkpoint that can be trusted to mean what it says, or `dest` has that step already; CheckpointError if `dest`
     cannot be written.
     """
     started_s = time.perf_counter()
@@ -100,14 +99,14 @@ def from_deepspeed(source: Path, dest: Path, position: int | None = None) -> Con
 def _notes(saved: _Saved, position: int | None) -> list[str]:
     decays = ", ".join(str(group.get("weight_decay")) for group in saved.groups)
     notes = [
-        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only where it groups "
+        f"{len(saved.groups)} optimizer groups with weight decay {decays}: a job resumes from it only if it groups "
         "the same parameters (Convoy: matrices, then the rest)"
     ]
     if position is None and "position" not in saved.convoy:
         seen = saved.model.get("global_samples")
         notes.append(
             "DeepSpeed does not record where in the data training was; position is 0: a run that resumes from it "
-            "begins with the first sample, and sees again what it may have been trained on. DeepSpeed counted "
+            "begins with the first sample, and may see samples again that it was trained on. DeepSpeed counted "
             f"{seen} samples; --position sets another"
         )
     return notes
@@ -117,22 +116,50 @@ def _notes(saved: _Saved, position: int | None) -> list[str]:
 
 
 def _read(directory: UniversalDirectory) -> _Saved:
-    model, optimizer = load_file(directory.model_files[0]), load_file(directory.optimizer_file)
-    for value, file in ((model, directory.model_files[0]), (optimizer, directory.optimizer_file)):
-        if not isinstance(value, dict):
-            raise UsageError(f"{file} holds a {type(value).__name__}, expected a dict, as DeepSpeed writes")
+    model, optimizer = _load_dict(directory.model_files[0]), _load_dict(directory.optimizer_file)
     _refuse_unsafe(model, directory)
-    stage = int(optimizer.get("zero_stage", 1))  # BF16_Optimizer does not say; it is stage 1
+    stage = _whole(optimizer, "zero_stage", 1)  # BF16_Optimizer does not say; it is stage 1
     groups = _list(optimizer, "param_groups", directory.optimizer_file)
     trained: dict[str, tuple[tuple[int, ...], int]] = {}
     for index, shapes in enumerate(_list(model, "param_shapes", directory.model_files[0])):
         group = _group_of(index, groups, stage, directory.optimizer_file)
         for name, shape in shapes.items():
-            trained[name] = (tuple(int(size) for size in shape), group)
+            trained[name] = (_shape(shape, directory.model_files[0]), group)
     return _Saved(directory, model, optimizer, stage, tuple(groups), trained)
 
 
-def _refuse_unsafe(model: Mapping[str, Any], directory: UniversalDirectory) -> None:
+def _load_dict(file: Path) -> Mapping[str, object]:
+    value = load_file(file)
+    if not isinstance(value, dict):
+        raise UsageError(f"{file} holds a {type(value).__name__}, expected a dict, as DeepSpeed writes")
+    return value
+
+
+def _section(mapping: Mapping[str, object], key: str) -> Mapping[str, object]:
+    """The dict under a key; an empty one if there is none."""
+    value = mapping.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _sequence(mapping: Mapping[str, object], key: str) -> Sequence[object]:
+    """The list under a key; an empty one if there is none."""
+    value = mapping.get(key)
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _whole(mapping: Mapping[str, object], key: str, default: int) -> int:
+    """The whole number under a key, also as a member of an enumeration; `default` if there is none, or 0."""
+    value = mapping.get(key)
+    return int(value) if isinstance(value, int) else default
+
+
+def _shape(value: object, file: Path) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list):
+        raise UsageError(f"{file}: the shape of a parameter is a {type(value).__name__}, expected a list of numbers")
+    return tuple(int(size) for size in value)
+
+
+def _refuse_unsafe(model: Mapping[str, object], directory: UniversalDirectory) -> None:
     """Refuse what cannot be converted, or what DeepSpeed itself wrote wrongly."""
     file = directory.model_files[0]
     if model.get("mp_world_size", 1) != 1 or model.get("ds_autoep_layers") or model.get("autoep_layers"):
@@ -153,7 +180,7 @@ def _refuse_unsafe(model: Mapping[str, Any], directory: UniversalDirectory) -> N
         )
 
 
-def _list(mapping: Mapping[str, Any], key: str, file: Path) -> list[Any]:
+def _list(mapping: Mapping[str, object], key: str, file: Path) -> list[Mapping[str, object]]:
     value = mapping.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise UsageError(
@@ -163,10 +190,10 @@ def _list(mapping: Mapping[str, Any], key: str, file: Path) -> list[Any]:
     return value
 
 
-def _group_of(index: int, groups: list[Any], stage: int, file: Path) -> int:
+def _group_of(index: int, groups: Sequence[Mapping[str, object]], stage: int, file: Path) -> int:
     """The optimizer group of the parameters listed at `index`: from stage 3 that is a sub-group."""
     if stage == 3:
-        found = next((i for i, group in enumerate(groups) if index in (group.get("params") or ())), None)
+        found = next((i for i, group in enumerate(groups) if index in _sequence(group, "params")), None)
     else:
         found = index if index < len(groups) else None
     if found is None:
@@ -232,8 +259,8 @@ def _state(saved: _Saved, name: str, kind: Kind, elements: int) -> torch.Tensor 
 
 def _kept(saved: _Saved) -> Iterator[tuple[str, TensorEntry, list[torch.Tensor]]]:
     """Buffers and frozen parameters, each as the consecutive 1-D parts it was saved in."""
-    module = saved.model.get("module") or {}
-    buffers = list(saved.model.get("buffer_names") or ())
+    module = _section(saved.model, "module")
+    buffers = [str(name) for name in _sequence(saved.model, "buffer_names")]
     for name in buffers:
         tensor = module.get(name)
         if not isinstance(tensor, torch.Tensor):
@@ -242,22 +269,26 @@ def _kept(saved: _Saved) -> Iterator[tuple[str, TensorEntry, list[torch.Tensor]]
     if saved.stage == 3 and CONVOY_KEY not in saved.model:
         yield from _partitioned_frozen(saved)
         return
-    tied = saved.model.get("shared_params") or {}
+    tied = _section(saved.model, "shared_params")
     for name, tensor in module.items():
         if name not in saved.trained and name not in tied and name not in buffers:
+            if not isinstance(tensor, torch.Tensor):
+                raise UsageError(f"{saved.directory.model_files[0]}: {name} is no tensor")
             entry = TensorEntry(tuple(tensor.shape), dtype_name(tensor.dtype), Kind.FROZEN)
             yield name, entry, [tensor.reshape(-1)]
 
 
 def _partitioned_frozen(saved: _Saved) -> Iterator[tuple[str, TensorEntry, list[torch.Tensor]]]:
     """Frozen parameters that stage 3 cut over the ranks, with padding at the end of the last ones."""
-    shapes = saved.model.get("frozen_param_shapes") or {}
+    shapes = _section(saved.model, "frozen_param_shapes")
     if not shapes:
         return
-    ranks = [load_file(file).get("frozen_param_fragments") or {} for file in saved.directory.model_files]
+    ranks = [_section(_load_dict(file), "frozen_param_fragments") for file in saved.directory.model_files]
     for name, shape in shapes.items():
-        fragments = [rank[name].reshape(-1) for rank in ranks if name in rank]
-        entry = TensorEntry(tuple(int(size) for size in shape), dtype_name(fragments[0].dtype), Kind.FROZEN)
+        found = [rank.get(name) for rank in ranks]
+        fragments = [fragment.reshape(-1) for fragment in found if isinstance(fragment, torch.Tensor)]
+        dtype = dtype_name(fragments[0].dtype) if fragments else "float32"
+        entry = TensorEntry(_shape(shape, saved.directory.model_files[0]), dtype, Kind.FROZEN)
         pieces, left = [], entry.elements
         for fragment in fragments:
             pieces.append(fragment[: min(left, fragment.numel())])
@@ -272,8 +303,8 @@ def _partitioned_frozen(saved: _Saved) -> Iterator[tuple[str, TensorEntry, list[
 
 def _model_dtype(saved: _Saved, name: str) -> str:
     """The parameter's type in the model. The checkpoint says it only beside the module's own tensors."""
-    recorded = (saved.convoy.get("dtypes") or {}).get(name)
-    tensor = (saved.model.get("module") or {}).get(name)
+    recorded = _section(saved.convoy, "dtypes").get(name)
+    tensor = _section(saved.model, "module").get(name)
     return str(recorded) if recorded else dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else "float32"
 
 
@@ -285,21 +316,22 @@ def _manifest(
 ) -> Manifest:
     model = saved.model
     versions = {name: metadata.version(name) for name in ("convoy-train", "torch")}
+    extra = saved.convoy.get("extra")
     return Manifest(
         step=step,
-        position=int(saved.convoy.get("position", 0)) if position is None else position,
-        world_size=int(model.get("dp_world_size") or 1),
+        position=_whole(saved.convoy, "position", 0) if position is None else position,
+        world_size=_whole(model, "dp_world_size", 0) or 1,
         stage=saved.stage,
         optimizer="DeepSpeed universal checkpoint",
         tensors=tensors,
-        tied={str(name): str(first) for name, first in (model.get("shared_params") or {}).items()},
+        tied={str(name): str(first) for name, first in _section(model, "shared_params").items()},
         moments=True,
         groups=tuple(GroupEntry(_hyperparameters(g), _steps(saved, i)) for i, g in enumerate(saved.groups)),
         shards=(shard,),
         counters={name: _count(saved, name) for name in ("global_steps", "global_samples", "skipped_steps")},
         loss_scaler=_loss_scale(saved),
         lr_scheduler=_plain_values(model.get("lr_scheduler")),
-        extra=dict(saved.convoy.get("extra") or {}),
+        extra=extra if isinstance(extra, dict) else {},
         versions={**versions, "deepspeed": str(model.get("ds_version", "unknown"))},
         saved_at_s=time.time(),
     )
@@ -307,16 +339,18 @@ def _manifest(
 
 def _steps(saved: _Saved, group: int) -> float:
     """Updates of an optimizer group: beside each parameter at stages 1 and 2, by sub-group at stage 3."""
-    value = None
+    value: object = None
     for name, (_, own) in saved.trained.items():
         file = saved.directory.folder(name) / STEP_FILE
         if own == group and file.is_file():
             value = load_file(file)
             break
     if value is None:
-        states = (saved.optimizer.get("optimizer_state_dict") or {}).get("state") or {}
-        sub_groups = [states[i] for i in saved.groups[group].get("params") or () if i in states]
-        value = next((s["step"] for s in sub_groups if "step" in s), saved.groups[group].get("step"))
+        found = _section(saved.optimizer, "optimizer_state_dict").get("state")
+        states: Mapping[object, object] = found if isinstance(found, dict) else {}
+        sub_groups = [states.get(i) for i in _sequence(saved.groups[group], "params")]
+        steps = (state["step"] for state in sub_groups if isinstance(state, dict) and "step" in state)
+        value = next(steps, saved.groups[group].get("step"))
     if not isinstance(value, int | float | torch.Tensor):
         raise UsageError(
             f"{saved.directory.path} does not say how many updates optimizer group {group} has had",
@@ -325,15 +359,9 @@ def _steps(saved: _Saved, group: int) -> float:
     return float(value)
 
 
-def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for key in HYPERPARAMETERS:
-        value = group.get(key)
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = value.item()
-        if value is not None:
-            kept[key] = list(value) if isinstance(value, tuple) else value
-    return kept
+def _hyperparameters(group: Mapping[str, object]) -> JsonObject:
+    kept = {key: plain_value(group.get(key)) for key in HYPERPARAMETERS}
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _loss_scale(saved: _Saved) -> dict[str, float | int | bool] | None:
@@ -343,12 +371,12 @@ def _loss_scale(saved: _Saved) -> dict[str, float | int | bool] | None:
     return {k: v for k in LOSS_SCALE_FIELDS if isinstance(v := getattr(scaler, k, None), bool | int | float)}
 
 
-def _plain_values(state: Any) -> dict[str, Any] | None:
+def _plain_values(state: object) -> JsonObject | None:
     """The part of a scheduler's state that JSON can hold: numbers, strings and lists of them."""
     if not isinstance(state, dict):
         return None
     return {str(k): v for k, v in state.items() if all(isinstance(x, int | float | str) for x in _listed(v))}
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,9 @@ from orchestrator.train.engine.gpu_check import usable_device
 from orchestrator.train.models.architectures import ARCHITECTURES, objective_of
 from orchestrator.train.models.pretrained_weights import check_report, load_weights, saved_dtype
 from orchestrator.weights.model_directory import inspect
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOP_K = 50
 """Sampling is over this many likeliest tokens (Fan et al., arXiv:1805.04833)."""
@@ -32,7 +35,7 @@ class Generated:
     """What the model added: the continuation, or the fillings separated by spaces."""
     new_tokens: int
     prompt_tokens: int
-    """Tokens of the prompt the model saw: the last ones where it has too few positions for all."""
+    """Tokens of the prompt the model saw: the last ones if it has too few positions for all."""
 
 
 def generate(model_dir: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> str:
@@ -84,7 +87,7 @@ def quiet_transformers() -> Iterator[None]:
 
 def _continue(
     model_dir: Path,
-    config: Any,
+    config: "PretrainedConfig",
     prompt: str,
     max_new_tokens: int,
     temperature: float,
@@ -122,7 +125,7 @@ def _continue(
     return Generated(prompt + new_text, new_text, len(new_ids), len(ids) if prompt else 0)
 
 
-def _fill(model_dir: Path, config: Any, prompt: str, device: torch.device) -> Generated:
+def _fill(model_dir: Path, config: "PretrainedConfig", prompt: str, device: torch.device) -> Generated:
     from transformers import AutoModelForMaskedLM
 
     tokenizer = _tokenizer(model_dir)
@@ -149,7 +152,7 @@ def _fill(model_dir: Path, config: Any, prompt: str, device: torch.device) -> Ge
     return Generated(tokenizer.decode(ids), words, len(fillings), len(ids))
 
 
-def _load(model_dir: Path, config: Any, auto_class: Any) -> Any:
+def _load(model_dir: Path, config: "PretrainedConfig", auto_class: "type[PreTrainedModel]") -> "PreTrainedModel":
     """The model with its weights in the type they were saved in. Raises WeightsError unless the files hold them all."""
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is not None:
@@ -163,14 +166,14 @@ def _load(model_dir: Path, config: Any, auto_class: Any) -> Any:
     return model
 
 
-def _tokenizer(model_dir: Path) -> Any:
+def _tokenizer(model_dir: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
 
 
-def _positions(config: Any) -> int | None:
-    """Tokens the model can look back on; None where there is no limit."""
+def _positions(config: "PretrainedConfig") -> int | None:
+    """Tokens the model can look back on; None if there is no limit."""
     if config.model_type in _RECURRENT or config.model_type not in ARCHITECTURES:
         return None
     field = ARCHITECTURES[config.model_type].positions

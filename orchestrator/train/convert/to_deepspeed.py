@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ LOAD_KEPT = 'model.load_state_dict(torch.load(FILE, mmap=True)["module"], strict
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to write, and for whom."""
+    """Destination, and the Adam that will load it."""
 
     work: Path
     adam: Adam
@@ -59,7 +59,7 @@ def to_deepspeed(checkpoint: Path | str, dest: Path, adam: Adam = "torch") -> Co
     """Write `checkpoint` to `dest`/global_step<N>_universal and name it in `dest`/latest_universal.
 
     `engine.load_checkpoint(dest)` finds it. Memory: one tensor at a time. The directory appears when it is complete.
-    Raises UsageError where it exists already, CheckpointError where the checkpoint is damaged or `dest` cannot be
+    Raises UsageError if it exists already, CheckpointError if the checkpoint is damaged or `dest` cannot be
     written.
     """
     started_s = time.perf_counter()
@@ -153,7 +153,7 @@ def _counter(steps: float | None, adam: Adam) -> torch.Tensor | int:
     return torch.tensor(steps or 0.0, dtype=torch.float32) if adam == "torch" else int(steps or 0)
 
 
-def _hyperparameters(group: GroupEntry) -> dict[str, Any]:
+def _hyperparameters(group: GroupEntry) -> dict[str, object]:
     """What is optimized, not how: `fused` and its like are the script's."""
     return {
         key: tuple(value) if isinstance(value, list) else value
@@ -162,16 +162,16 @@ def _hyperparameters(group: GroupEntry) -> dict[str, Any]:
     }
 
 
-def _shared(groups: tuple[GroupEntry, ...]) -> dict[str, Any]:
+def _shared(groups: tuple[GroupEntry, ...]) -> dict[str, object]:
     """The hyperparameters that are the same in every group."""
     first, *others = [_hyperparameters(group) for group in groups]
     return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
 
 
-def _optimizer_state(manifest: Manifest, adam: Adam) -> dict[str, Any]:
+def _optimizer_state(manifest: Manifest, adam: Adam) -> dict[str, object]:
     """`optimizer_state.pt`: the first three keys are read at stages 1 and 2, `optimizer_state_dict` at stage 3."""
     steps = max((group.step for group in manifest.groups if group.step is not None), default=None)
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "param_groups": [{"params": [i], **_hyperparameters(group)} for i, group in enumerate(manifest.groups)],
         "ds_version": _deepspeed_version(),
         "zero_stage": manifest.stage,
@@ -185,7 +185,7 @@ def _optimizer_state(manifest: Manifest, adam: Adam) -> dict[str, Any]:
     return state
 
 
-def _loss_scaler(learned: dict[str, float | int | bool]) -> Any:
+def _loss_scaler(learned: dict[str, float | int | bool]) -> object:
     """DeepSpeed's object, which replaces the script's own. Beside what it learned it has DeepSpeed's defaults, which
     are Convoy's settings too (see `deepspeed_config`)."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
@@ -199,7 +199,7 @@ def _loss_scaler(learned: dict[str, float | int | bool]) -> Any:
     return scaler
 
 
-def _model_state(manifest: Manifest, kept: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _model_state(manifest: Manifest, kept: dict[str, torch.Tensor]) -> dict[str, object]:
     """The model states: the engine reads counters, world sizes and the scheduler; the rest is for other readers."""
     steps = manifest.counters.get("global_steps", manifest.step)
     skipped = manifest.counters.get("skipped_steps", 0)
@@ -232,7 +232,7 @@ def _model_state(manifest: Manifest, kept: dict[str, torch.Tensor]) -> dict[str,
 def _scheduler_at(updates: int) -> dict[str, int]:
     """State of a scheduler after `updates` updates: DeepSpeed's have the first key only, torch's the others.
 
-    Convoy has no scheduler object: its loop computes the rate. A script that has one goes on at the right place.
+    Convoy has no scheduler object: its loop computes the rate. A script that has one continues at the right step.
     """
     return {"last_batch_iteration": updates - 1, "last_epoch": updates, "_step_count": updates + 1}
 

@@ -15,9 +15,10 @@ the few classes DeepSpeed itself puts there are let in.
 
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -66,7 +67,7 @@ class UniversalDirectory:
         return self.path / ZERO_DIRECTORY / OPTIMIZER_FILE
 
     def folder(self, parameter: str) -> Path:
-        """Where the files of a parameter lie. Raises UsageError for a name that would lead elsewhere."""
+        """The directory of a parameter's files. Raises UsageError for a name that would lead elsewhere."""
         return parameter_folder(self.path / ZERO_DIRECTORY, parameter)
 
 
@@ -93,7 +94,7 @@ def locate(source: Path) -> UniversalDirectory:
     return UniversalDirectory(path, _model_files(path))
 
 
-def load_file(path: Path) -> Any:
+def load_file(path: Path) -> object:
     """What `torch.save` wrote to `path`; tensors are mapped, so only what is used is read. Nothing in it is run.
 
     Raises UsageError for a file that is missing, damaged or no such file, and for one that names classes other than
@@ -102,8 +103,9 @@ def load_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"{path} is missing", hint="the universal checkpoint is incomplete: convert it again")
     try:
-        with safe_globals(_known_classes()):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with _known_classes():
+            value: object = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return value
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -113,23 +115,26 @@ def load_file(path: Path) -> Any:
         ) from error
 
 
-def _known_classes() -> list[Any]:
+@contextmanager
+def _known_classes() -> Iterator[None]:
+    """Context in which torch unpickles the classes that DeepSpeed puts into its files, besides tensors."""
     import_deepspeed("cpu")
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    return [ZeroStageEnum, LossScaler, DynamicLossScaler]
+    with safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler]):
+        yield
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
     try:
-        with safe_globals(_known_classes()):
+        with _known_classes():
             unknown = get_unsafe_globals_in_checkpoint(path)
     except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError):
         unknown = []
     if not unknown:
         return UsageError(
-            f"{path} cannot be read: it is no file that torch.save wrote, or damaged ({error.args[0][:80]})"
+            f"{path} cannot be read: it was not written by torch.save, or it is damaged ({error.args[0][:80]})"
         )
     return UsageError(
         f"{path} is refused: unpickling it would run {', '.join(sorted(unknown))}",
@@ -138,7 +143,7 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> UsageError:
 
 
 def _tagged(source: Path) -> Path:
-    """The directory that `latest_universal` names where there is such a file, else `source`."""
+    """The directory that `latest_universal` names if there is such a file, else `source`."""
     latest = source / LATEST
     if not latest.is_file():
         return source
@@ -169,7 +174,7 @@ def _not_universal(path: Path) -> UsageError:
             hint="save it at stage 1, 2 or 3",
         )
     return UsageError(
-        f"{path} is no universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
+        f"{path} is not a universal checkpoint: it has neither {LATEST} nor {ZERO_DIRECTORY}/{OPTIMIZER_FILE}",
         hint="name the directory that ds_to_universal.py wrote, or the one above it",
     )
 

@@ -1,10 +1,10 @@
 """The DeepSpeed config of a run: a pure function of the spec and the shape of the batch."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.domain.device import CUDA
 from orchestrator.domain.errors import UsageError
+from orchestrator.json_values import JsonFields, JsonObject, mapping, optional
 from orchestrator.spec.job import JobSpec
 
 # Keys of `zero.deepspeed` that change what the loss curve is, or that state capture cannot follow.
@@ -22,15 +22,15 @@ class EngineShape:
     """`cpu` or `cuda`: the type of the accelerator the parameters live on."""
 
 
-def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
+def deepspeed_config(spec: JobSpec, shape: EngineShape) -> JsonObject:
     """The dict for `deepspeed.initialize(config=...)`.
 
     DeepSpeed asserts train_batch_size = micro batch x accumulation x world size, which an unequal share of the
     global batch does not meet; the number only serves that assertion, since the loop normalises the loss by the
-    true count of target tokens. Raises UsageError where `zero.deepspeed` contradicts the spec.
+    true count of target tokens. Raises UsageError if `zero.deepspeed` contradicts the spec.
     """
     train = spec.train
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "train_batch_size": shape.micro_batch * shape.accumulation * shape.world_size,
         "train_micro_batch_size_per_gpu": shape.micro_batch,
         "gradient_accumulation_steps": shape.accumulation,
@@ -53,16 +53,16 @@ def deepspeed_config(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
 
 
 def clips_outside_engine(spec: JobSpec) -> bool:
-    """True where DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
+    """True if DeepSpeed hands the step to the plain torch optimizer: there it clips without keeping the norm,
     so the loop measures and clips itself."""
     return spec.zero.stage == 0 and spec.train.precision == "fp32"
 
 
-def _optimizer(spec: JobSpec) -> dict[str, Any]:
-    """torch's own fused AdamW, on the device where the masters live.
+def _optimizer(spec: JobSpec) -> JsonObject:
+    """torch's own fused AdamW, on the device of the masters.
 
-    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes);
-    torch's fused kernels for CPU and CUDA come compiled.
+    DeepSpeed's FusedAdam and DeepSpeedCPUAdam are compiled at first use (half a minute to two minutes); torch's fused
+    kernels for CPU and CUDA come compiled.
     """
     optimizer = spec.train.optimizer
     return {
@@ -80,9 +80,9 @@ def _optimizer(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
+def _zero(spec: JobSpec, shape: EngineShape) -> JsonObject:
     zero = spec.zero
-    result: dict[str, Any] = {"stage": zero.stage}
+    result: JsonObject = {"stage": zero.stage}
     if zero.stage >= 1 and zero.offload_optimizer.device != "none":
         result["offload_optimizer"] = {"device": zero.offload_optimizer.device}
     elif _overlaps(spec, shape):
@@ -96,18 +96,18 @@ def _zero(spec: JobSpec, shape: EngineShape) -> dict[str, Any]:
 def _overlaps(spec: JobSpec, shape: EngineShape) -> bool:
     """Whether gradients are reduced during the backward pass at stages 1 and 2, unless the user says otherwise.
 
-    Not on CPUs, where there are no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the
-    device after every backward pass. Not with an offloaded optimizer, where DeepSpeed orders streams by events.
+    Not on CPUs, which have no streams. Not on one GPU: there is nothing to reduce, and DeepSpeed waits for the device
+    after every backward pass. Not with an offloaded optimizer, for which DeepSpeed orders streams by events.
     """
-    passed: Any = spec.zero.deepspeed.get("zero_optimization", {})
+    passed = optional(mapping, spec.zero.deepspeed, "zero_optimization") or {}
     return shape.device == CUDA and shape.world_size > 1 and spec.zero.stage in (1, 2) and "overlap_comm" not in passed
 
 
-def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) -> dict[str, Any]:
+def _merged(decided: JsonFields, passthrough: JsonFields, where: str) -> JsonObject:
     """`decided` with the keys of `passthrough` added; the same key with another value is a contradiction."""
     result = dict(decided)
     for key, value in passthrough.items():
-        place = f"{where}.{key}"
+        place, own = f"{where}.{key}", decided.get(key)
         if key in FORBIDDEN_ZERO_KEYS and value:
             raise UsageError(
                 f"{place}: not supported: its partitions cannot be restored at another number of workers",
@@ -115,11 +115,11 @@ def _merged(decided: dict[str, Any], passthrough: dict[str, Any], where: str) ->
             )
         if key not in decided:
             result[key] = value
-        elif isinstance(value, dict) and isinstance(decided[key], dict):
-            result[key] = _merged(decided[key], value, place)
-        elif value != decided[key]:
+        elif isinstance(value, dict) and isinstance(own, dict):
+            result[key] = _merged(own, value, place)
+        elif value != own:
             raise UsageError(
-                f"{place}: {value!r} contradicts the spec, which sets it to {decided[key]!r}",
-                hint="Set it through the spec's own field and leave it out here.",
+                f"{place}: {value!r} contradicts the spec, which sets it to {own!r}",
+                hint="Set the spec's own field, and leave it out here.",
             )
     return result

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,14 @@ from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
 from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
+from orchestrator.train.engine.engine_types import Engine, LossScale, ParameterGroup
 from orchestrator.train.models.shares import is_sharded
 
 WRAPPERS = 4
 """Decorators around a method of DeepSpeed, at most."""
 
 
-def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Any:
+def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: bool = False) -> Engine:
     """A `DeepSpeedEngine` around a model of `build_model`. Collective: needs the process group.
 
     `restored`: a saved state replaces all of its weights, optimizer state and buffers before they are used.
@@ -38,22 +39,23 @@ def build_engine(spec: JobSpec, model: nn.Module, shape: EngineShape, restored: 
             from orchestrator.train.zero.zero_partition import partition_shares
 
             partition_shares(model, config, dist.get_rank(), dist.get_world_size())
-        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=groups)
-    if _is_unfused(engine.optimizer):
+        built, *_ = deepspeed.initialize(model=model, config=config, model_parameters=groups)
+    if _is_unfused(built.optimizer):
         # Its allocating update also counted as step 1, which would spoil Adam's bias correction.
-        engine.optimizer.optimizer.state.clear()
+        built.optimizer.optimizer.state.clear()
+    engine: Engine = built
     return engine
 
 
-def _is_unfused(optimizer: Any) -> bool:
+def _is_unfused(optimizer: object) -> bool:
     """Whether this is DeepSpeed's optimizer for bf16 and fp16 at stage 0."""
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
     return isinstance(optimizer, FP16_UnfusedOptimizer)
 
 
-def import_deepspeed(device: str) -> Any:
-    """DeepSpeed, told which accelerator to use (it would take any GPU that it finds) and to log warnings only.
+def import_deepspeed(device: str) -> ModuleType:
+    """Import DeepSpeed with a given accelerator (it would use any GPU that it finds) and log only warnings.
 
     It reads the accelerator's name once, when it is imported. Raises DeviceError if it was imported for another one.
     """
@@ -73,15 +75,16 @@ def import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls torch functions under their old names, thousands of times a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    return deepspeed
+    library: ModuleType = deepspeed
+    return library
 
 
 def free_device_bytes(device_index: int | None = None) -> int:
-    """Memory of a GPU that nobody has taken; default: of the current one."""
+    """Free memory of a GPU; default: of the current one."""
     return int(torch.cuda.mem_get_info(device_index)[0])
 
 
-def parameter_groups(spec: JobSpec, model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(spec: JobSpec, model: nn.Module) -> list[ParameterGroup]:
     """Two groups: matrices, which decay, and the rest (biases, norms, per-channel vectors), which do not.
 
     A shape like [1, 1, n] is a vector. `_no_weight_decay` is how state-space models mark their exceptions.
@@ -93,14 +96,14 @@ def parameter_groups(spec: JobSpec, model: nn.Module) -> list[dict[str, Any]]:
             continue
         matrix = sum(size > 1 for size in parameter.shape) >= 2 and not getattr(parameter, "_no_weight_decay", False)
         (decayed if matrix else plain).append(parameter)
-    groups = [
+    groups: list[ParameterGroup] = [
         {"params": decayed, "weight_decay": spec.train.optimizer.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def set_learning_rate(engine: Any, lr: float) -> None:
+def set_learning_rate(engine: Engine, lr: float) -> None:
     """For the coming update, on every parameter group."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
@@ -109,19 +112,21 @@ def set_learning_rate(engine: Any, lr: float) -> None:
 class Stepper:
     """Backward and update of one micro step at any stage, with the gradient norm that DeepSpeed may not keep."""
 
-    def __init__(self, spec: JobSpec, engine: Any, world_size: int) -> None:
+    def __init__(self, spec: JobSpec, engine: Engine, world_size: int) -> None:
         self._engine = engine
         self._clips = clips_outside_engine(spec)
         self._limit = spec.train.clip_grad_norm
         self._world_size = world_size
         self._norm: float | torch.Tensor | None = None
-        self._scale: Any = engine.optimizer.loss_scale_config if _is_unfused(engine.optimizer) else None
+        unfused = _is_unfused(engine.optimizer)
+        self._scale: LossScale | None = engine.optimizer.loss_scale_config if unfused else None
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
-        """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its
-        average over micro steps is turned off.
+        """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its average
+        over micro steps is turned off.
 
-        Under fp16 DeepSpeed scales the loss itself, but not at stage 0, where it still divides by the scale."""
+        Under fp16 DeepSpeed scales the loss itself, except at stage 0, at which it only divides by the scale.
+        """
         scale = self._world_size / max(global_targets, 1)
         if self._scale is not None:
             scale *= self._scale.cur_scale
@@ -130,8 +135,8 @@ class Stepper:
     def step(self, before_update: Callable[[], None] = lambda: None) -> None:
         """Count the micro step; at the accumulation boundary clip, call `before_update`, and update.
 
-        Gradients that are no numbers change neither weights nor moments. DeepSpeed leaves such an update out by itself
-        (`check_grad_overflow` is on by default for bf16), but not at stage 0 in fp32: there the optimizer is told.
+        Gradients that are not finite change neither weights nor moments. DeepSpeed skips such an update itself
+        (`check_grad_overflow` is on by default for bf16), except at stage 0 in fp32: there the optimizer gets a flag.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self._clips:
@@ -146,18 +151,18 @@ class Stepper:
             before_update()
         self._engine.step()
         if boundary and not self._clips:
-            norm = self._engine.get_global_grad_norm()
-            self._norm = None if norm is None else norm / loss_scale
+            found = self._engine.get_global_grad_norm()
+            self._norm = None if found is None else found / loss_scale
 
     def grad_norm(self) -> float | torch.Tensor:
-        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor where
-        the norm may not have been computed yet."""
+        """Global L2 norm of the last update's gradients before clipping; not finite if they overflowed. A tensor if the
+        norm may not have been computed yet."""
         if self._norm is None:
             raise RuntimeError("DeepSpeed reported no gradient norm for this step")
         return self._norm
 
 
-def destroy_engine(engine: Any) -> None:
+def destroy_engine(engine: Engine) -> None:
     """Free the engine so that another can be built in this process. The caller drops its own references.
 
     DeepSpeed keeps stage 3 engines alive through a cache on a method and numbers modules and parameters for the
@@ -194,7 +199,7 @@ def _reset_stage3_state() -> None:
 
 
 @contextlib.contextmanager
-def _nothing_sent(deepspeed: Any) -> Iterator[None]:
+def _nothing_sent(deepspeed: ModuleType) -> Iterator[None]:
     """Keep DeepSpeed from sending weights around that are about to be replaced: rank 0's to all others, at stage 3
     twice; and at stage 3 from gathering every parameter to hang a hook on it, which does not depend on its numbers.
 
@@ -212,7 +217,7 @@ def _nothing_sent(deepspeed: Any) -> Iterator[None]:
             setattr(deepspeed.comm, name, function)
 
 
-def _send_nothing(*_: Any, group: Any = None, async_op: bool = False) -> None:
+def _send_nothing(*_: object, group: object = None, async_op: bool = False) -> None:
     """In place of a collective."""
 
 
@@ -228,7 +233,7 @@ def _short_parameters() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_operator_probe(deepspeed: Any) -> Iterator[None]:
+def _no_operator_probe(deepspeed: ModuleType) -> Iterator[None]:
     """Keep DeepSpeed from compiling `deepspeed_shm_comm`, an operator of its inference engine, when it first meets a
     process group (about 20 s), and from running compilers to see which operators could be built.
 

@@ -25,7 +25,7 @@ PRODUCT_SUM = SIDE**3 * 0.25
 """Sum over the product of two SIDE x SIDE matrices of 0.5: exact in every precision that a GPU multiplies in."""
 ERROR_CHARACTERS = 300
 MPS_VARIABLE, MPS_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"
-"""Where the daemon's pipes are (https://docs.nvidia.com/deploy/mps)."""
+"""Directory of the daemon's pipes (https://docs.nvidia.com/deploy/mps)."""
 
 
 def worker_device(session: Session, gpus: int) -> torch.device:
@@ -37,7 +37,7 @@ def worker_device(session: Session, gpus: int) -> torch.device:
     if isinstance(found, DeviceProblem):
         raise BrokenDeviceError(
             f"rank {session.rank} on {socket.gethostname()} ({session.node_ip}) cannot use the GPU that "
-            f"resources.gpus_per_worker promises: {found.why}",
+            f"resources.gpus_per_worker requests: {found.why}",
             hint=found.hint,
         )
     return torch.device(found.type) if found.type != CUDA else torch.device(found.type, found.index)
@@ -58,7 +58,7 @@ def device_room(device: torch.device) -> DeviceRoom:
 
 
 def usable_device(gpus: int, local_rank: int) -> Device | DeviceProblem:
-    """See `decide_device`; a GPU has also multiplied two small matrices. Touches no GPU where `gpus` is 0."""
+    """See `decide_device`; a GPU has also multiplied two small matrices. Touches no GPU if `gpus` is 0."""
     if not gpus:
         return decide_device(0, None, local_rank, None)
     mask = own_mask()
@@ -104,7 +104,7 @@ def has_mps(directory: Path) -> bool:
 
 
 def try_gpu(index: int) -> str | None:
-    """What a small computation on a GPU raised, or that its result is wrong; None where it is right."""
+    """What a small computation on a GPU raised, or that its result is wrong; None if it is right."""
     try:
         device = torch.device(CUDA, index)
         half = torch.full((SIDE, SIDE), 0.5, device=device)

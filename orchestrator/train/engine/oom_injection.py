@@ -1,4 +1,4 @@
-"""Want of memory made on purpose, for a drill: for one step of one worker the allocator really has no more to give."""
+"""Injects an out-of-memory error for a drill: for one step of one worker the allocator really has no memory left."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import FaultInjected
 from orchestrator.train.train_context import TrainContext
 
 LARGEST_BYTES = 16 << 20
@@ -18,14 +18,14 @@ LARGEST_BYTES = 16 << 20
 SMALLEST_BYTES = 32 << 10
 """Free pieces below this are left."""
 SPARED = 64
-"""Pieces of that size that are left apart from each other: other threads of the process, Ray's among them, end it where
-they get nothing."""
+"""Small free pieces that remain: other threads of the process, Ray's included, would end it if they got no memory."""
 TELL_S = 0.3
-"""For the driver to hear of it before: a process that has no memory may not live to tell. It is in `detected`."""
+"""Time for the event to reach the driver first: a process without memory may die before it can report. It is part of
+`detected`."""
 
 
 class OomInjection:
-    """Takes the memory away at the steps that the plan says, and gives it back: the process is to go on."""
+    """Takes the memory at the steps of the plan, and frees it afterwards, because the process continues."""
 
     def __init__(self, context: TrainContext) -> None:
         session = context.session
@@ -34,12 +34,12 @@ class OomInjection:
 
     @contextmanager
     def at(self, step: int) -> Iterator[None]:
-        """For the computation of a step. What it raises for want of memory comes through."""
+        """Context for the computation of a step. Its out-of-memory error is passed on."""
         if step not in self._steps:
             yield
             return
         session, device = self._context.session, self._context.device
-        session.report_event(EventKind.FAULT_INJECTED, {"fault": "oom", "step": step, "rank": session.rank})
+        session.report_event(FaultInjected("oom", step, session.rank))
         time.sleep(TELL_S)
         with _device_full(device) if device.type == "cuda" else _address_space_full():
             yield

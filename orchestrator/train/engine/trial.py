@@ -1,9 +1,9 @@
 """Two micro steps of the longest samples before training begins on a GPU.
 
-If they do not fit, that is found out now and not at the first batch that happens to be full of long samples, perhaps
-hours later. Their gradients are zero, so the steps that follow are the same, bit for bit, at every stage and precision
-(`tests/cluster/test_trial.py`). An out-of-memory error is handled as in any step: the driver forms the gang anew with
-half the micro batch, which is tried again. A gang that restores a state makes no trial: it would prolong a recovery.
+If they do not fit, that shows now and not at the first batch of long samples, perhaps hours later. Their gradients are
+zero, so the steps that follow are the same, bit for bit, at every stage and precision (`tests/cluster/test_trial.py`).
+An out-of-memory error is handled as in any step: the driver forms the gang again with half the micro batch, which is
+then tried. A gang that restores a state makes no trial, because it would prolong a recovery.
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ MICRO_STEPS = 2
 
 
 def try_longest(context: "TrainContext") -> None:
-    """Collective. Raises torch.OutOfMemoryError where the micro batch is too large."""
+    """Collective. Raises torch.OutOfMemoryError if the micro batch is too large."""
     device, session = context.device, context.session
     batch = context.task.batch(longest(context.plan.micro_batch, context.dataset.manifest.sequence_length)).to(device)
     stepper = Stepper(context.spec, context.engine, session.world_size)

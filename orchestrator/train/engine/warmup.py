@@ -1,8 +1,9 @@
-"""What a process does for the first time takes seconds: one that waits to take a place does it while nobody waits.
+"""Warms up a standby process: everything that a process does for the first time takes seconds, so it is done in
+advance.
 
-Modules that are imported when they are first used, tables that are built, code that is traced: all of that is
-behind it once a model has been built, stepped and torn down. On a GPU it would take memory there for as long as the
-process waits, so it is only done by processes that train on CPUs (`service` asks no others).
+Modules that are imported when they are first used, tables that are built, code that is traced: all of that is done once
+a model has been built, stepped and torn down. On a GPU it would occupy memory while the process waits, so only
+processes that train on CPUs do it (`launcher` asks no others).
 """
 
 import torch

@@ -2,15 +2,16 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.domain.errors import UsageError
+from orchestrator.json_values import JsonFields, JsonObject, JsonValue
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from orchestrator.train.models.shares import Keep
 
@@ -26,18 +27,20 @@ class Architecture:
     model_class: str
     objective: Objective
     positions: str | None
-    """Config field of the number of positions; None where the architecture has no limit."""
+    """Config field of the number of positions; None if the architecture has no limit."""
     dropouts: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
     """Patterns of tensors that published checkpoints hold besides the model's own: constants, heads of other tasks."""
 
-    def config_type(self) -> Any:
+    def config_type(self) -> "type[PretrainedConfig]":
         module = importlib.import_module(f"transformers.models.{self.name}.configuration_{self.name}")
-        return getattr(module, self.config_class)
+        found: type[PretrainedConfig] = getattr(module, self.config_class)
+        return found
 
-    def model_type(self) -> Any:
+    def model_type(self) -> "type[PreTrainedModel]":
         module = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
-        return getattr(module, self.model_class)
+        found: type[PreTrainedModel] = getattr(module, self.model_class)
+        return found
 
 
 def _rope(name: str, prefix: str) -> Architecture:
@@ -105,7 +108,7 @@ def model_config(spec: JobSpec, manifest: DataManifest) -> "PretrainedConfig":
     config_type = architecture.config_type()
     given = dict(spec.model.config)
     _check_fields(architecture, config_type, given)
-    values: dict[str, Any] = dict.fromkeys(architecture.dropouts, 0.0)
+    values: JsonObject = dict.fromkeys(architecture.dropouts, 0.0)
     values |= {
         "vocab_size": manifest.vocab_size,
         "bos_token_id": manifest.eos_id,
@@ -150,7 +153,7 @@ def build_model(
     attention = attention_implementation(spec, config.model_type)
     if attention is not None:
         config._attn_implementation = attention
-    model: Any
+    model: PreTrainedModel
     if restored:
         model = _without_weights(config, keep)
         if spec.model.pretrained is not None:
@@ -173,7 +176,7 @@ def build_model(
     return model  # type: ignore[no-any-return]
 
 
-def skeleton(config: "PretrainedConfig") -> Any:
+def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
     """The model without memory: for its names, shapes, class and ties. Raises UsageError as building it would."""
     import torch
 
@@ -181,14 +184,14 @@ def skeleton(config: "PretrainedConfig") -> Any:
         return _construct(config)
 
 
-def _construct(config: "PretrainedConfig") -> Any:
+def _construct(config: "PretrainedConfig") -> "PreTrainedModel":
     try:
         return ARCHITECTURES[config.model_type].model_type()(config)
     except ValueError as error:  # fields that do not fit together
         raise UsageError(f"model.config: {config.model_type} refuses it: {error}") from error
 
 
-def _drawn(config: "PretrainedConfig", seed: int, keep: "Keep | None") -> Any:
+def _drawn(config: "PretrainedConfig", seed: int, keep: "Keep | None") -> "PreTrainedModel":
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -200,7 +203,7 @@ def _drawn(config: "PretrainedConfig", seed: int, keep: "Keep | None") -> Any:
         return construct_kept(lambda: _construct(config), keep)
 
 
-def _without_weights(config: "PretrainedConfig", keep: "Keep | None") -> Any:
+def _without_weights(config: "PretrainedConfig", keep: "Keep | None") -> "PreTrainedModel":
     """NaN for weights, or for what is kept of them; all else as a constructor makes it."""
     if keep is None:
         model = _undrawn(config)
@@ -213,14 +216,14 @@ def _without_weights(config: "PretrainedConfig", keep: "Keep | None") -> Any:
     return model
 
 
-def without_memory(config: "PretrainedConfig") -> Any:
+def without_memory(config: "PretrainedConfig") -> "PreTrainedModel":
     """All that a constructor makes, buffers and ties too, but parameters have no memory until they are given shares."""
     from orchestrator.train.models.shares import construct_bare
 
     return construct_bare(lambda: _undrawn(config))
 
 
-def _undrawn(config: "PretrainedConfig") -> Any:
+def _undrawn(config: "PretrainedConfig") -> "PreTrainedModel":
     """All that a constructor makes, buffers and ties too, with weights that are not initialised."""
     import torch
     from transformers.initialization import no_init_weights
@@ -247,7 +250,7 @@ def objective_of(config: "PretrainedConfig") -> Objective:
 
 
 def check_positions(config: "PretrainedConfig", field: str | None, sequence_length: int) -> None:
-    """Raises UsageError where samples are longer than the model has positions for."""
+    """Raises UsageError if samples are longer than the model has positions for."""
     if field is None:
         return
     positions = getattr(config, field, None)
@@ -258,7 +261,7 @@ def check_positions(config: "PretrainedConfig", field: str | None, sequence_leng
         )
 
 
-def _check_fields(architecture: Architecture, config_type: Any, given: dict[str, Any]) -> None:
+def _check_fields(architecture: Architecture, config_type: "type[PretrainedConfig]", given: JsonFields) -> None:
     decided = {"vocab_size", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"} & given.keys()
     if decided:
         raise UsageError(
@@ -277,7 +280,7 @@ def _check_fields(architecture: Architecture, config_type: Any, given: dict[str,
         )
 
 
-def _alternating(layers: int) -> list[Any]:
+def _alternating(layers: int) -> list[JsonValue]:
     """GPT-3's alternation of dense and local attention (arXiv:2005.14165, section 2.1) for any layer count."""
-    types: list[Any] = [[["global", "local"], layers // 2]] if layers >= 2 else []
+    types: list[JsonValue] = [[["global", "local"], layers // 2]] if layers >= 2 else []
     return types + ([[["global"], 1]] if layers % 2 else [])

@@ -1,12 +1,11 @@
-"""Whether a model can be trained on as the job says, asked of a worker before any data is tokenised.
+"""Checks in a worker whether the pretrained model fits the job, before any data is tokenised.
 
-A worker is where the files have to be readable, and where torch is: names and shapes are compared with those of the
-model, built without memory.
+The files must be readable for the worker, and torch is there: names and shapes are compared with those of the model,
+built without memory.
 """
 
-from typing import Any
-
 from orchestrator.domain.errors import WeightsError
+from orchestrator.json_values import JsonFields
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.models.execution import attention_implementation, check_execution
 from orchestrator.train.models.pretrained import base_config, directory_here, hub_tensors
@@ -18,7 +17,7 @@ MAX_READ_BYTES = 16 << 30
 larger models are when they are loaded."""
 
 
-def check_base(question: dict[str, Any]) -> None:
+def check_base(question: JsonFields) -> None:
     """`question`: `spec`, and `thorough`: also read the values, once for all workers.
 
     Raises UsageError with the names of what is missing, unexpected, damaged or of another shape, or with the package

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,13 +13,16 @@ from torch import nn
 from orchestrator.domain.tick import Tick
 from orchestrator.lasting_thread import LastingThread
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 TICK_S = 1.0
 LONGEST_S = 600.0
 """A compilation that takes longer counts as progress no more."""
 JOIN_S = 5.0
 
 
-def compile_blocks(model: Any) -> int:
+def compile_blocks(model: "PreTrainedModel") -> int:
     """Have every repeated block of the model compiled when it is first called; how many there are.
 
     In place, so that the names of parameters stay. All blocks of a model share one compiled graph for each shape. The
@@ -49,11 +52,11 @@ def compilation_reported(progress: Tick, every_s: float = TICK_S) -> Iterator[No
     began_s: float | None = None
     over = threading.Event()
 
-    def begin(_: Any) -> None:
+    def begin(_: object) -> None:
         nonlocal began_s
         began_s = time.monotonic()
 
-    def end(_: Any) -> None:
+    def end(_: object) -> None:
         nonlocal began_s
         began_s = None
 

@@ -36,7 +36,7 @@ def check_execution(spec: JobSpec) -> None:
     names = (own,) if own else COMPILERS[device]
     if not any(map(shutil.which, names)):
         raise UsageError(
-            f"train.compile: blocks needs a compiler ({' or '.join(names)}), and there is none where workers run",
+            f"train.compile: blocks needs a compiler ({' or '.join(names)}), and the workers have none",
             hint="install gcc and g++ there, or set `compile: off`",
         )
 
@@ -73,7 +73,7 @@ def set_numerics(spec: JobSpec, device: str) -> None:
 
 
 def slow_precision(spec: JobSpec, capability: tuple[int, int]) -> str | None:
-    """What to tell the user of a GPU that computes several times faster in bf16; None if there is nothing to tell.
+    """A warning for a GPU that computes several times faster in bf16; None if there is nothing to warn about.
 
     `capability`: CUDA's compute capability; bf16 matrix units exist from 8.0 on.
     """

@@ -50,7 +50,7 @@ _PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak of one device in FLOP/s, or None where it is not known, as on any CPU."""
+    """Dense peak of one device in FLOP/s, or None if it is not known, as on any CPU."""
     words = set(device_name.replace("-", " ").split())
     best = ""
     for name in _PEAKS:
@@ -60,5 +60,5 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def utilisation(flops_per_s: float, peak: float | None, devices: int) -> float | None:
-    """Model FLOP utilisation of `devices` equal devices, None where the peak is unknown."""
+    """Model FLOP utilisation of `devices` equal devices, None if the peak is unknown."""
     return None if peak is None else flops_per_s / (peak * devices)

@@ -2,7 +2,7 @@
 
 The plain loss holds the logits of all tokens of a micro batch, their fp32 copy, the log-probabilities and the gradient:
 12 to 16 bytes for each pair of a token and a vocabulary entry. Here they exist for one chunk only. Gradients are
-computed in the forward pass, where the logits are, so that nothing is computed twice; the backward pass scales them
+computed in the forward pass, while the logits exist, so that nothing is computed twice; the backward pass scales them
 (the scheme of Liger-Kernel, arXiv:2410.10989, section 3.2).
 
 torch 2.13 has such a function (`torch.nn.functional.linear_cross_entropy`), torch 2.11 has none, and torch's adds up
@@ -11,12 +11,15 @@ the weight's gradient in 16 bits on GPUs. Liger-Kernel needs Triton and a GPU.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as functional
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
 """Config fields of models that change the logits after the head."""
@@ -49,10 +52,18 @@ def chunked_cross_entropy(
     return loss
 
 
+class _Context(Protocol):
+    """What forward keeps for backward."""
+
+    needs_input_grad: tuple[bool, ...]
+    gradients: tuple[torch.Tensor | None, ...] | None
+    dtypes: tuple[torch.dtype | None, ...]
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -74,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradients of this loss were used up by the first backward pass")
@@ -99,7 +110,7 @@ class _Gradients:
         self._weights = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         self._biases = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
 
-    def add(self, rows: slice, of_logits: torch.Tensor) -> None:
+    def add(self, rows: "slice[int]", of_logits: torch.Tensor) -> None:
         """`of_logits`: fp32 [rows, vocabulary]."""
         if self._biases is not None:
             self._biases += of_logits.sum(0)
@@ -115,7 +126,7 @@ class _Gradients:
             self._weights += torch.mm(of_logits.t(), inputs)
 
     def found(self) -> tuple[torch.Tensor | None, ...]:
-        """Of hidden states, weight and bias, in fp32; None where none is wanted."""
+        """Of hidden states, weight and bias, in fp32; None if none is wanted."""
         return None if self._hidden is None else self._hidden.float(), self._weights, self._biases
 
 
@@ -169,7 +180,7 @@ class ChunkedHead(nn.Linear):
         )
 
 
-def install_chunked_head(model: Any, chunk_tokens: int, ignore: int) -> ChunkedHead | None:
+def install_chunked_head(model: "PreTrainedModel", chunk_tokens: int, ignore: int) -> ChunkedHead | None:
     """Put a `ChunkedHead` in the place of the model's output head. None, and the model as it is, if its logits are not
     just that linear layer's output."""
     head = model.get_output_embeddings()

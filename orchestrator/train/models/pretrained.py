@@ -1,10 +1,11 @@
 """Weights that exist already: a local directory or a hub id, checked before minutes are spent on it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.data.data_manifest import DataManifest
 from orchestrator.domain.errors import UsageError, WeightsError
+from orchestrator.json_values import JsonObject
 from orchestrator.spec.job import JobSpec
 from orchestrator.weights.model_directory import CANDIDATES, CONFIG, inspect, read_config, weight_map
 from orchestrator.weights.pretrained_location import too_few_rows
@@ -55,7 +56,7 @@ def base_config(spec: JobSpec, sequence_length: int) -> "PretrainedConfig":
             hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     given = dict(spec.model.config)
-    values: dict[str, Any] = {**dict.fromkeys(architecture.dropouts, 0.0), **given, "use_cache": False}
+    values: JsonObject = {**dict.fromkeys(architecture.dropouts, 0.0), **given, "use_cache": False}
     for field, value in values.items():
         if not hasattr(config, field):
             raise UsageError(f"model.config: {name} ({config.model_type}) has no field {field}", hint="Leave it out.")
@@ -115,7 +116,7 @@ def base_directory(name: str, revision: str | None) -> Path:
             for shard in dict.fromkeys(weight_map(Path(file)).values()):
                 huggingface_hub.hf_hub_download(name, shard, revision=revision)
     except EntryNotFoundError as error:
-        raise WeightsError(f"the hub's {name} is not whole: {_last_line(error)}", _HINT) from error
+        raise WeightsError(f"the hub's {name} is incomplete: {_last_line(error)}", _HINT) from error
     except (HfHubHTTPError, OSError, _transport_error()) as error:
         raise WeightsError(f"the weights of {name} cannot be downloaded: {_last_line(error)}", "run again") from error
     return directory
@@ -149,7 +150,7 @@ def hub_tensors(name: str, revision: str | None) -> dict[str, Tensor] | None:
     except SafetensorsParsingError as error:
         raise WeightsError(f"the weights of {name} on the hub are damaged: {_last_line(error)}", _HINT) from error
     except (HfHubHTTPError, OSError, _transport_error()) as error:
-        raise WeightsError(f"the weights of {name} cannot be looked at: {_last_line(error)}", "run again") from error
+        raise WeightsError(f"the weights of {name} cannot be inspected: {_last_line(error)}", "run again") from error
     return {
         tensor: Tensor(tuple(entry.shape), str(entry.dtype), file)
         for file, metadata in found.files_metadata.items()
@@ -207,7 +208,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _transport_error() -> type[Exception]:
-    """What the hub client's HTTP library raises where there is no network; the library differs between releases."""
+    """Exceptions of the hub client's HTTP library without a network; the library differs between releases."""
     import importlib
 
     from huggingface_hub.utils._http import get_session

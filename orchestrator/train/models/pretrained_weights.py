@@ -3,9 +3,10 @@
 import contextlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import EllipsisType
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from orchestrator.checkpoint.format.intervals import Range
 from orchestrator.domain.errors import UsageError, WeightsError
@@ -17,12 +18,27 @@ from orchestrator.weights.wording import few, misfit
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from orchestrator.train.models.shares import Keep
 
 _SPARE = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.masked_bias$")
 """Constants that older releases of transformers saved with every model and newer ones compute."""
+
+
+class StoredTensor(Protocol):
+    """A tensor in a file, which is read when it is indexed: `safetensors`' slice, or a mapped `torch.Tensor`."""
+
+    def __getitem__(self, index: "EllipsisType | slice[int, int, int | None]", /) -> "torch.Tensor": ...
+
+
+class LoadingReport(TypedDict):
+    """What transformers tells of the weights that it has loaded."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[object]
+    error_msgs: Collection[str]
 
 
 def wanted_of(config: "PretrainedConfig") -> Wanted:
@@ -31,7 +47,7 @@ def wanted_of(config: "PretrainedConfig") -> Wanted:
         model = skeleton(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"the config of the {config.model_type} model describes none that can be built: {error}"
+            f"the config of the {config.model_type} model describes no model that can be built: {error}"
         ) from error
     architecture = ARCHITECTURES[config.model_type]
     slots = {name: Slot(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in model.state_dict().items()}
@@ -47,19 +63,19 @@ def wanted_of(config: "PretrainedConfig") -> Wanted:
 
 
 @contextlib.contextmanager
-def open_tensors(base: Base) -> Iterator[dict[str, Any]]:
+def open_tensors(base: Base) -> "Iterator[dict[str, StoredTensor]]":
     """Name to tensor, not read before it is used: slices of safetensors files, mapped tensors of torch.save's.
 
     Raises WeightsError for a file that cannot be opened, or would need code to be run.
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, Any] = {}
+    found: dict[str, StoredTensor] = {}
     with contextlib.ExitStack() as stack:
         for file in base.files:
             path = base.directory / file
             if file in base.opaque:
-                more = _torch_tensors(path)
+                more: dict[str, StoredTensor] = dict(_torch_tensors(path))
             else:
                 try:
                     opened = stack.enter_context(safe_open(path, framework="pt"))
@@ -68,22 +84,22 @@ def open_tensors(base: Base) -> Iterator[dict[str, Any]]:
                     raise WeightsError(f"{path} is damaged: {_first(error)}", _AGAIN) from error
             twice = next((name for name in more if name in found), None)
             if twice is not None:
-                raise WeightsError(f"{path} holds {twice}, which another file holds too", "remove the wrong file")
+                raise WeightsError(f"{path} holds {twice}, which another file also contains", "remove the wrong file")
             found |= more
         yield found
 
 
-def declared(base: Base, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def declared(base: Base, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """The tensors of a directory as its files declare them."""
     if not base.opaque:
         return dict(base.tensors)
-    names = _safetensors_names()
-    return {
-        name: base.tensors[name]
-        if name in base.tensors
-        else Tensor(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)), base.opaque[0])
-        for name, tensor in tensors.items()
-    }
+    import torch
+
+    names, found = _safetensors_names(), dict(base.tensors)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):  # of a file that only torch can look into
+            found[name] = Tensor(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)), base.opaque[0])
+    return found
 
 
 def check_fit(place: str, wanted: Wanted, found: Mapping[str, Tensor]) -> Comparison:
@@ -94,7 +110,7 @@ def check_fit(place: str, wanted: Wanted, found: Mapping[str, Tensor]) -> Compar
     return compared
 
 
-def check_values(place: str, wanted: Wanted, compared: Comparison, tensors: Mapping[str, Any]) -> None:
+def check_values(place: str, wanted: Wanted, compared: Comparison, tensors: Mapping[str, StoredTensor]) -> None:
     """Read every weight once. Raises WeightsError if some are NaN or infinite, if most were never written, or if two
     that the config ties differ."""
     import torch
@@ -124,7 +140,7 @@ def check_values(place: str, wanted: Wanted, compared: Comparison, tensors: Mapp
 
 
 def load_weights(
-    model_type: Any, config: "PretrainedConfig", base: Base, dtype: "torch.dtype", seed: int = 0
+    model_type: "type[PreTrainedModel]", config: "PretrainedConfig", base: Base, dtype: "torch.dtype", seed: int = 0
 ) -> "nn.Module":
     """A model of `model_type` with the weights of `base`, as `dtype` on the host.
 
@@ -181,7 +197,7 @@ def load_kept(config: "PretrainedConfig", base: Base, keep: "Keep", seed: int = 
     return model  # type: ignore[no-any-return]
 
 
-def _read_buffers(model: Any, compared: Comparison, tensors: Mapping[str, Any]) -> None:
+def _read_buffers(model: "nn.Module", compared: Comparison, tensors: Mapping[str, StoredTensor]) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for slot, name in compared.filled.items():
         if slot not in parameters:
@@ -189,7 +205,7 @@ def _read_buffers(model: Any, compared: Comparison, tensors: Mapping[str, Any]) 
 
 
 def _read_shares(
-    place: str, model: Any, compared: Comparison, tensors: Mapping[str, Any], keep: "Keep"
+    place: str, model: "nn.Module", compared: Comparison, tensors: Mapping[str, StoredTensor], keep: "Keep"
 ) -> "list[tuple[nn.Parameter, torch.Tensor]]":
     """Raises WeightsError if values are not finite, or if parameters that share one tensor were saved with two."""
     import torch
@@ -220,7 +236,7 @@ def _read_shares(
     return shares
 
 
-def _read_part(tensor: Any, shape: "torch.Size", part: Range) -> "torch.Tensor":
+def _read_part(tensor: StoredTensor, shape: "torch.Size", part: Range) -> "torch.Tensor":
     """Elements of a stored tensor as fp32, shape [elements]; only the rows that hold them are read."""
     import torch
 
@@ -242,9 +258,9 @@ def saved_dtype(config: "PretrainedConfig", base: Base) -> "torch.dtype":
     return {name: value for value, name in _safetensors_names().items()}[stored]
 
 
-def check_report(place: str, report: Mapping[str, Any], fresh: tuple[str, ...] = ()) -> None:
+def check_report(place: str, report: LoadingReport, fresh: tuple[str, ...] = ()) -> None:
     """Raises WeightsError unless transformers says that it took each weight from the files, but for `fresh` ones."""
-    kinds = {
+    kinds: dict[str, Collection[object]] = {
         "missing": [name for name in report["missing_keys"] if not matches(fresh, name)],
         "unexpected": report["unexpected_keys"],
         "of another shape": report["mismatched_keys"],
@@ -255,7 +271,7 @@ def check_report(place: str, report: Mapping[str, Any], fresh: tuple[str, ...] =
         raise WeightsError(f"the weights in {place} are not those of the model; {'; '.join(parts)}", _AGAIN)
 
 
-def check_loaded(place: str, wanted: Wanted, model: Any) -> None:
+def check_loaded(place: str, wanted: Wanted, model: "nn.Module") -> None:
     """Raises WeightsError if a loaded weight is not finite, or if what the config ties is not tied."""
     import torch
 
@@ -281,7 +297,7 @@ def _broken(place: str, names: list[str]) -> WeightsError:
 _AGAIN = "download or copy the model again"
 
 
-def _check_ties(place: str, wanted: Wanted, compared: Comparison, tensors: Mapping[str, Any]) -> None:
+def _check_ties(place: str, wanted: Wanted, compared: Comparison, tensors: Mapping[str, StoredTensor]) -> None:
     import torch
 
     for target, source in wanted.tied.items():
@@ -299,7 +315,7 @@ def _not_tied(place: str, target: str, source: str) -> WeightsError:
     )
 
 
-def _torch_tensors(path: Path) -> dict[str, Any]:
+def _torch_tensors(path: Path) -> "dict[str, torch.Tensor]":
     """The tensors of a file of torch.save, by the unpickler that makes tensors and nothing else."""
     import torch
 
@@ -308,7 +324,7 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds Python objects besides tensors, and loading those can run code",
-            "convert it where you trust it: load it in transformers and save_pretrained() to safetensors",
+            "if you trust it, convert it: load it in transformers and save_pretrained() to safetensors",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: {_first(error)}", _AGAIN) from error

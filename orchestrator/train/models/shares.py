@@ -9,7 +9,6 @@ looks whole but is a single NaN in memory until it is given a share, so that not
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.checkpoint.format.intervals import Range
 from orchestrator.domain.device import CUDA
+from orchestrator.json_values import mapping, optional
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.process_memory import return_free_memory
 
@@ -67,7 +67,7 @@ def keep_for(spec: JobSpec, rank: int, world_size: int, device: torch.device) ->
     soon as it is complete, so that a GPU's host keeps nothing. Partitions that DeepSpeed quantises or holds twice
     (hpZ) are made by DeepSpeed itself, of whole parameters.
     """
-    zero: Any = spec.zero.deepspeed.get("zero_optimization") or {}
+    zero = optional(mapping, spec.zero.deepspeed, "zero_optimization") or {}
     plain = zero.get("zero_hpz_partition_size", 1) == 1 and not any(zero.get(key) for key in _WHOLE_NEEDED)
     dtype = PRECISIONS[spec.train.precision]  # DeepSpeed makes its fp32 masters of the rounded values
     if spec.zero.stage == 3 and plain:
@@ -185,10 +185,15 @@ class _Lending(TorchDispatchMode):  # type: ignore[no-untyped-call]
             give_shares(self._keep, shares)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: object,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         self._adopt()
         self._lend({_key(tensor) for tensor in _tensors((args, kwargs))} & self._loans.keys())
+        assert callable(func), "the operation"
         return func(*args, **(kwargs or {}))
 
     def _register(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -250,7 +255,7 @@ def _key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> Iterator[torch.Tensor]:
     """All strided tensors among the arguments of an operation."""
     if isinstance(value, torch.Tensor):
         if value.layout is torch.strided:

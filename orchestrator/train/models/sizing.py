@@ -1,17 +1,19 @@
 """Measure a model for the FLOP formula: counts its parameters, reads its config. Before ZeRO partitions it."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from orchestrator.train.models.flops import ModelSize
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def model_size(model: nn.Module) -> ModelSize:
+
+def model_size(model: "PreTrainedModel") -> ModelSize:
     """Parameter counts and attention widths of a plainly built Hugging Face model."""
     parameters = {id(p): p.numel() for p in model.parameters()}
-    config: Any = model.config
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     multiplied = {id(head.weight)} if head is not None else set()
     lookups = {
         id(module.weight): module.weight.numel()
@@ -21,11 +23,11 @@ def model_size(model: nn.Module) -> ModelSize:
     return ModelSize(
         parameters=sum(parameters.values()),
         matmul_parameters=sum(parameters.values()) - sum(lookups.values()),
-        attention_widths=_attention_widths(config),
+        attention_widths=_attention_widths(model.config),
     )
 
 
-def _attention_widths(config: Any) -> tuple[tuple[int, int], ...]:
+def _attention_widths(config: "PretrainedConfig") -> tuple[tuple[int, int], ...]:
     """Heads x head size and window of every attention layer; none for recurrent models, whose state update is not
     counted (it is small beside the matrix products)."""
     heads = getattr(config, "num_attention_heads", None)

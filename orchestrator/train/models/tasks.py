@@ -4,13 +4,15 @@ The loop knows tasks only through `Task`; a new task (classification, translatio
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 
 from orchestrator.data.samples.dataset import Samples
+from orchestrator.train.engine.engine_types import LanguageModel
 from orchestrator.train.models.linear_loss import ChunkedHead
 
 IGNORE = -100
@@ -28,13 +30,13 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     """Keyword arguments of the model's forward."""
     labels: torch.Tensor
-    """int64[n, width]; `IGNORE` where there is no target."""
+    """int64[n, width]; `IGNORE` if there is no target."""
     targets: int
     tokens: int
     samples: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; asynchronous where the host tensors are pinned."""
+        """The same batch on `device`; asynchronous if the host tensors are pinned."""
         return Batch(
             {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
             self.labels.to(device, non_blocking=True),
@@ -63,7 +65,7 @@ class Task(Protocol):
     def empty(self) -> Batch:
         """A micro batch without a target: its loss is 0 and so are its gradients."""
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, model: LanguageModel, batch: Batch) -> torch.Tensor:
         """Sum (not mean) of the loss over the batch's targets, float32, in nats."""
 
 
@@ -96,7 +98,7 @@ class CausalLM:
         ids = torch.full((1, WIDTH_MULTIPLE), self.pad_id, dtype=torch.int64)
         return Batch({"input_ids": ids}, torch.full_like(ids, IGNORE), targets=0, tokens=0, samples=0)
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, model: LanguageModel, batch: Batch) -> torch.Tensor:
         return _summed_loss(model, batch, self.head)
 
 
@@ -132,7 +134,7 @@ class MaskedLM:
             inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return Batch(inputs, torch.from_numpy(labels), targets, int(samples.lengths.sum()), len(samples.ids))
 
-    def _mask(self, ids: np.ndarray, labels: np.ndarray, sample: int, epoch: int, length: int) -> None:
+    def _mask(self, ids: NDArray[np.int64], labels: NDArray[np.int64], sample: int, epoch: int, length: int) -> None:
         """Mask one row in place."""
         if length == 0:
             return
@@ -152,11 +154,11 @@ class MaskedLM:
         ids = torch.full((1, WIDTH_MULTIPLE), self.pad_id, dtype=torch.int64)
         return Batch({"input_ids": ids}, torch.full_like(ids, IGNORE), targets=0, tokens=0, samples=0)
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, model: LanguageModel, batch: Batch) -> torch.Tensor:
         return _summed_loss(model, batch, self.head)
 
 
-def _summed_loss(model: Any, batch: Batch, head: ChunkedHead | None) -> torch.Tensor:
+def _summed_loss(model: LanguageModel, batch: Batch, head: ChunkedHead | None) -> torch.Tensor:
     if head is None:
         return summed_cross_entropy(model(**batch.inputs).logits, batch.labels)
     with head.scoring(batch.labels):
@@ -172,7 +174,7 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     )
 
 
-def _width(lengths: np.ndarray, full: int) -> int:
+def _width(lengths: NDArray[np.int32], full: int) -> int:
     """Columns worth computing: the longest sample, rounded up."""
     longest = int(lengths.max(initial=1))
     return min(full, -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)

@@ -1,13 +1,13 @@
 """Save and restore a running engine. Both are collective: every rank calls them, and all succeed or all raise.
 
-A save writes one shard and one index per rank, then rank 0 writes the manifest. Where there is a storage of its own
-for checkpoints every rank writes there. Else, where the workers see the driver's file system, everything is written
-into a temporary directory that is renamed at the end; elsewhere each file goes through `Session.store`, the manifest
-last. In each case what has no manifest is no checkpoint.
+A save writes one shard and one index per rank, then rank 0 writes the manifest. If there is a separate storage for
+checkpoints, every rank writes to it. Else, if the workers see the driver's file system, everything is written into a
+temporary directory that is renamed at the end; otherwise each file goes through `Session.store`, the manifest last. In
+each case there is no checkpoint without a manifest.
 
 A rank that cannot write (its disk is full, the bucket does not answer) makes the save fail on all of them with one
-StorageError that names it, and what was written is removed. The engine is untouched by that: whether training goes on
-is for the loop to decide. A rank that dies makes the others' collective fail like in any other step.
+StorageError that names it, and what was written is removed. The engine is not affected, and the loop decides whether
+training continues. If a rank dies, the others' collective fails as in any other step.
 
 Both report progress after each chunk (`Session.progress`): how long they take depends on the disk, and is no hang.
 """
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -34,17 +34,19 @@ from orchestrator.checkpoint.format.checkpoint_manifest import (
 )
 from orchestrator.checkpoint.format.intervals import Range
 from orchestrator.checkpoint.format.reader import CheckpointReader, IntervalReader
-from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out
+from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out, shard_stem
 from orchestrator.checkpoint.memory.peers import PeerReader
 from orchestrator.checkpoint.storage.checkpoint_catalog import clear_interrupted, directory_name, retain
 from orchestrator.checkpoint.storage.durable import abandon, commit, require_later, write_shard
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault, fault_of, is_url, remove_tree
 from orchestrator.domain.errors import CheckpointError, ConvoyError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import PeerState, Session
+from orchestrator.json_values import JsonObject, flag, integer, mapping, text
 from orchestrator.train.collectives.collective_timer import ticking_collectives
 from orchestrator.train.collectives.exchange import exchange_json
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.zero.zero_layout import dtype_name
 from orchestrator.train.zero.zero_restore import check_model, fill, publish, restore_rng
 from orchestrator.train.zero.zero_state import CapturedState, capture, to_storage
@@ -60,14 +62,14 @@ class SaveProgress:
     """Optimizer steps completed."""
     position: int
     """First sample of the next step in the global order."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     saved_world_size: int = 0
     """Workers of the gang that left this state; 0 at the beginning."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """What a save did: where it lies as the driver sees it, its size over all ranks, how long training stood."""
+    """The result of a save: its place as the driver sees it, its size over all ranks, how long training was paused."""
 
     path: str
     size_bytes: int
@@ -76,7 +78,8 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where this save goes. `work` is what this rank writes into, `tag` keeps stored files of two attempts apart."""
+    """Destination of this save. `work` is what this rank writes into, `tag` keeps stored files of two attempts
+    apart."""
 
     parent: Path
     name: str
@@ -84,7 +87,7 @@ class _Place:
     shared: bool
     tag: str
     storage: Storage | None = None
-    """Takes everything where there is one; `parent` and `work` mean nothing then."""
+    """Takes everything if there is one; `parent` and `work` are unused then."""
 
     @property
     def final(self) -> str:
@@ -92,7 +95,7 @@ class _Place:
 
 
 def save_checkpoint(
-    engine: Any,
+    engine: Engine,
     session: Session,
     run_dir: str,
     step: int,
@@ -102,25 +105,26 @@ def save_checkpoint(
     writing: Collection[int] = (),
     lease: int = 0,
 ) -> SavedCheckpoint:
-    """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule`
-    does not keep, nor those of steps that somebody is still `writing`.
+    """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule` does
+    not keep, except steps that are still being written (`writing`).
 
-    `lease`: the token of the gang's driver; what a later driver has saved of that step is not replaced.
+    `lease`: the token of the gang's driver; a checkpoint of that step from a later driver is not replaced.
 
-    Collective, at an accumulation boundary. Without a storage where the file system is not shared, old checkpoints
-    are the driver's to remove. Raises CheckpointError, on every rank alike, where any rank failed: a StorageError
-    where it was for storage's sake and training can go on.
+    Collective, at an accumulation boundary. Without a storage, and if the file system is not shared, the driver removes
+    old checkpoints. Raises CheckpointError on every rank if any rank failed: a StorageError if storage was the cause
+    and training can continue.
     """
     started_s = time.perf_counter()
     place, problem = _attempt(lambda: _open_place(session, Path(run_dir) / "checkpoints", step, storage))
     answers = exchange_json(
         {"problem": problem, "shared": place.shared if place else None, "tag": secrets.token_hex(4)}
     )
-    _raise_together(answers, f"checkpoint of step {step} cannot be begun")
+    _raise_together(answers, f"checkpoint of step {step} failed to start")
     assert place is not None
     if len({answer["shared"] for answer in answers}) > 1:
-        raise CheckpointError("some workers see the run directory and others do not", hint=f"it is {run_dir}")
-    place = _begin(place, answers[0]["tag"])
+        hint = f"the run directory is {run_dir}"
+        raise CheckpointError("some workers see the run directory and others do not", hint=hint)
+    place = _begin(place, text(answers[0], "tag"))
     written, problem = _attempt(lambda: _write_shard(capture(engine), session, place))
     answers = exchange_json({"problem": problem, "written": written})
     saved = False
@@ -128,7 +132,7 @@ def save_checkpoint(
         _raise_together(answers, f"checkpoint of step {step} cannot be written")
         manifest, problem = None, None
         if dist.get_rank() == 0:
-            parts = [answer["written"] for answer in answers]
+            parts = [mapping(answer, "written") for answer in answers]
             manifest, problem = _attempt(
                 lambda: _commit(_manifest(capture(engine), progress, parts, lease), session, place)
             )
@@ -139,25 +143,25 @@ def save_checkpoint(
         _tidy(place, saved)
     if dist.get_rank() == 0 and (place.shared or place.storage is not None):
         _retire(session, place, rule, step, writing)
-    return SavedCheckpoint(place.final, answers[0]["bytes"], time.perf_counter() - started_s)
+    return SavedCheckpoint(place.final, integer(answers[0], "bytes"), time.perf_counter() - started_s)
 
 
-def load_checkpoint(engine: Any, session: Session, path: str) -> SaveProgress:
-    """Restore a checkpoint into an engine of any world size and stage, and say where training was.
+def load_checkpoint(engine: Engine, session: Session, path: str) -> SaveProgress:
+    """Restore a checkpoint into an engine of any world size and stage, and return the progress of training.
 
-    Collective. Every chunk a rank reads is checked. At the world size it was saved at, each rank gets its random
-    state back too. Raises CheckpointError, on every rank alike, where the model differs or anything is missing or
-    damaged; the engine is then to be thrown away.
+    Collective. Every chunk a rank reads is checked. At the world size it was saved at, each rank gets its random state
+    back too. Raises CheckpointError on every rank if the model differs or anything is missing or damaged; the engine
+    must then be discarded.
     """
     return _restore(engine, session, lambda: _open(session, path), f"checkpoint {path}")
 
 
-def load_peer_state(engine: Any, session: Session, state: PeerState) -> SaveProgress:
-    """As `load_checkpoint`, out of the vaults."""
+def load_peer_state(engine: Engine, session: Session, state: PeerState) -> SaveProgress:
+    """As `load_checkpoint`, from the vaults."""
     return _restore(engine, session, lambda: _open_peers(session, state), f"the peers' state of step {state.step}")
 
 
-def _restore(engine: Any, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> SaveProgress:
+def _restore(engine: Engine, session: Session, open_reader: Callable[[], IntervalReader], what: str) -> SaveProgress:
     def opened() -> IntervalReader:
         reader = open_reader()
         try:
@@ -188,7 +192,7 @@ def _restore(engine: Any, session: Session, open_reader: Callable[[], IntervalRe
 
 
 def _open_place(session: Session, parent: Path, step: int, storage: Storage | None) -> _Place:
-    """Decide where to write: into a storage where there is one, in place where the driver's files are ours, else in a
+    """Choose where to write: into a storage if there is one, in place if the driver's files are visible, else into a
     directory to send from."""
     name = directory_name(step)
     if storage is not None:
@@ -207,11 +211,11 @@ def _begin(place: _Place, tag: str) -> _Place:
     return place if place.shared else replace(place, tag=f"-{tag}")
 
 
-def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[str, Any]:
+def _write_shard(state: CapturedState, session: Session, place: _Place) -> JsonObject:
     """Write this rank's shard and index, and return what the manifest needs to know of them."""
     if place.storage is not None:
         return _stream_shard(state, session, place.storage, place)
-    stem = f"shard-{state.rank:05d}{place.tag}"
+    stem = shard_stem(state.rank, place.tag)
     elements: Counter[str] = Counter()
     with ShardWriter(place.work / f"{stem}.bin", state.rank, tick=session.progress) as writer:
         for flat in state.flats:
@@ -235,7 +239,7 @@ def _write_shard(state: CapturedState, session: Session, place: _Place) -> dict[
     }
 
 
-def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> dict[str, Any]:
+def _stream_shard(state: CapturedState, session: Session, storage: Storage, place: _Place) -> JsonObject:
     """Like `_write_shard`, into storage: nothing is written on this machine on the way."""
     fragments = [(flat, f) for flat in state.flats for f in flat.fragments]
     intervals = lay_out(
@@ -254,13 +258,14 @@ def _stream_shard(state: CapturedState, session: Session, storage: Storage, plac
     return {**asdict(entry), "elements": dict(elements), "moments": state.moments}
 
 
-def _manifest(state: CapturedState, progress: SaveProgress, parts: list[dict[str, Any]], lease: int) -> Manifest:
-    """The manifest over all ranks' parts. Raises CheckpointError where they do not add up to the whole model."""
+def _manifest(state: CapturedState, progress: SaveProgress, parts: list[JsonObject], lease: int) -> Manifest:
+    """The manifest over all ranks' parts. Raises CheckpointError if they do not add up to the whole model."""
     elements: Counter[str] = Counter()
     moments = False
     for part in parts:
-        elements.update(part.pop("elements"))
-        moments |= part.pop("moments")
+        counts = mapping(part, "elements")
+        elements.update({kind: integer(counts, kind) for kind in counts})
+        moments |= flag(part, "moments")
     manifest = Manifest(
         step=progress.step,
         position=progress.position,
@@ -271,7 +276,7 @@ def _manifest(state: CapturedState, progress: SaveProgress, parts: list[dict[str
         tied=state.tied,
         moments=moments,
         groups=state.groups,
-        shards=tuple(ShardEntry(**part) for part in parts),
+        shards=tuple(ShardEntry.from_json(part) for part in parts),
         counters=state.counters,
         loss_scaler=state.loss_scaler,
         lr_scheduler=state.lr_scheduler,
@@ -290,7 +295,7 @@ def _manifest(state: CapturedState, progress: SaveProgress, parts: list[dict[str
 
 
 def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
-    """Make the checkpoint exist. Rank 0, when every shard lies where it should."""
+    """Commit the checkpoint. Rank 0, when every shard is in place."""
     if place.storage is not None:
         commit(place.storage, place.name, manifest, session.progress)
         return manifest
@@ -301,7 +306,7 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
     for shard in manifest.shards:  # a run directory that only looks shared would show here
         file = place.work / shard.file
         if not file.is_file() or file.stat().st_size != shard.size_bytes:
-            raise CheckpointError(f"{file} was written by another rank and cannot be seen by rank 0")
+            raise CheckpointError(f"{file} was written by another rank, and rank 0 cannot see it")
     before = Path(place.final) / MANIFEST
     if before.is_file():
         require_later(before.read_bytes(), manifest, str(before))
@@ -316,7 +321,7 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
 
 
 def _tidy(place: _Place, saved: bool) -> None:
-    """Remove what this save leaves behind: all of it where it failed, the local copies where it succeeded."""
+    """Remove what this save leaves behind: everything if it failed, the local copies if it succeeded."""
     if place.storage is not None:
         if not saved:
             abandon(place.storage, place.name, dist.get_rank(), place.tag)
@@ -328,16 +333,16 @@ def _retire(session: Session, place: _Place, rule: Rule, step: int, writing: Col
     try:
         retain(place.storage or place.parent, rule, (step,), writing, session.progress)
     except CheckpointError as error:
-        session.report_event(EventKind.WARNING, {"message": f"old checkpoints could not be removed: {error.message}"})
+        session.report_event(WarningIssued(f"old checkpoints could not be removed: {error.message}"))
 
 
 # Restoring ----------------------------------------------------------------------------------------------------
 
 
 def at_hand(session: Session, path: str) -> str | Path:
-    """A checkpoint where this worker can read it: a URL as it is, a copy of what only the driver sees.
+    """A checkpoint that this worker can read: a URL as it is, or a copy if only the driver sees it.
 
-    Raises CheckpointError where it does not exist.
+    Raises CheckpointError if it does not exist.
     """
     if is_url(path):
         return path
@@ -354,7 +359,7 @@ def _open(session: Session, path: str) -> IntervalReader:
 def _open_peers(session: Session, state: PeerState) -> IntervalReader:
     vault = session.vault
     if vault is None:
-        raise CheckpointError("this worker has no vault, and so no way to its peers'")
+        raise CheckpointError("this worker has no vault and cannot reach its peers' vaults")
     return PeerReader(state, vault.token, vault.address, vault.pid, session.progress)
 
 
@@ -362,7 +367,7 @@ def _open_peers(session: Session, state: PeerState) -> IntervalReader:
 
 
 class _Problem(TypedDict):
-    """Why a rank failed. `fault`: of storage, where it was storage that failed."""
+    """Why a rank failed. `fault`: of storage, if storage failed."""
 
     text: str
     fault: StorageFault | None
@@ -382,13 +387,13 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, _Problem | None]:
         return None, {"text": f"{type(error).__name__}: {error}", "fault": None}
 
 
-def _raise_together(answers: list[dict[str, Any]], what: str) -> None:
-    problems = {rank: answer["problem"] for rank, answer in enumerate(answers) if answer["problem"]}
+def _raise_together(answers: list[JsonObject], what: str) -> None:
+    problems = {rank: mapping(answer, "problem") for rank, answer in enumerate(answers) if answer["problem"]}
     if not problems:
         return
     rank, first = next(iter(problems.items()))
     others = f" (and on {len(problems) - 1} more ranks)" if len(problems) > 1 else ""
-    message = f"{what}: rank {rank}: {first['text']}{others}"
+    message = f"{what}: rank {rank}: {text(first, 'text')}{others}"
     if all(problem["fault"] for problem in problems.values()):
-        raise StorageError(message, StorageFault(first["fault"]))
+        raise StorageError(message, StorageFault(text(first, "fault")))
     raise CheckpointError(message)

@@ -1,17 +1,18 @@
-"""When state is copied into the vaults. Every rank decides alike, from what all of them exchanged."""
+"""Decides when state is copied into the vaults. Every rank decides alike, from what all ranks exchanged."""
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from orchestrator.checkpoint.storage.checkpoint_catalog import directory_name
 from orchestrator.checkpoint.storage.storage import is_url
 from orchestrator.data.samples.skipping_order import BatchOrder
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.policy.cadence import Cadence
 from orchestrator.domain.session import VaultAccess
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import STATE_BYTES_PER_PARAMETER
 from orchestrator.train.collectives.exchange import global_min
 from orchestrator.train.snapshot.snapshots import NO_VAULT, Snapshots
 from orchestrator.train.step_reporting import StepOutcome
@@ -19,24 +20,23 @@ from orchestrator.train.train_context import TrainContext
 
 HAND_OVER_PAUSE_S = 0.02
 HAND_OVER_S = 2.0
-"""How long a gang that is left waits for the last snapshot to be whole everywhere, however small it is."""
+"""How long a gang waits before it leaves until the last snapshot is complete everywhere, regardless of its size."""
 HAND_OVER_BYTES_PER_S = 250e6
 """And how much longer, for the bytes of a rank: 8 ranks of a node at 2 GB/s, a third of a network of 50 Gbit/s."""
-STATE_BYTES = 12
-"""Of a parameter: an fp32 master and two moments."""
 
 
 def hand_over_rounds(parameters: int, world_size: int) -> int:
-    """How often the ranks ask each other whether the last snapshot is whole; the same on all of them."""
-    limit_s = HAND_OVER_S + STATE_BYTES * parameters / world_size / HAND_OVER_BYTES_PER_S
+    """How often the ranks check together whether the last snapshot is complete; the same on all ranks."""
+    limit_s = HAND_OVER_S + STATE_BYTES_PER_PARAMETER * parameters / world_size / HAND_OVER_BYTES_PER_S
     return math.ceil(limit_s / HAND_OVER_PAUSE_S)
 
 
 class SnapshotPolicy:
-    """Takes snapshots as the spec's budget or interval says, never one over the last that is whole everywhere."""
+    """Takes snapshots by the spec's budget or interval, and never overwrites the last one that is complete
+    everywhere."""
 
-    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], dict[str, Any]]) -> None:
-        """`extra`: what of the loop has to be known again where training goes on."""
+    def __init__(self, context: TrainContext, order: BatchOrder, extra: Callable[[], JsonObject]) -> None:
+        """`extra`: what of the loop a restore needs."""
         self._order, self._extra = order, extra
         checkpoint = context.spec.checkpoint
         self._context = context
@@ -48,7 +48,7 @@ class SnapshotPolicy:
         self._spent_s = 0.0
         self._told = self._told_slow = False
         self.stored: set[int] = set()
-        """Steps that the vaults were told to write as checkpoints; they may be at it yet."""
+        """Steps that the vaults were asked to write as checkpoints; they may still be writing."""
         self._snapshots: Snapshots | None = None
         self._vault: VaultAccess | None = None
         self.follow()
@@ -56,9 +56,9 @@ class SnapshotPolicy:
             self._snapshots.prepare()
 
     def follow(self) -> None:
-        """Go over to the vault that the session names now, where that is another one: a vault that ended is replaced.
+        """Switch to the vault that the session names now, if it has changed: a vault that ended is replaced.
 
-        Called before the ranks exchange their facts: this rank says NO_VAULT then, and all begin anew.
+        Called before the ranks exchange their facts: this rank then reports NO_VAULT, and all start again.
         """
         context, vault = self._context, self._context.session.vault
         if vault is None or vault == self._vault or not context.spec.checkpoint.memory:
@@ -73,8 +73,8 @@ class SnapshotPolicy:
 
     @property
     def replicated_step(self) -> int:
-        """See `RankStep.replicated_step`. Where all begin anew, not before what this rank has kept has arrived at the
-        peers: a vault reads what it sends."""
+        """See `RankStep.replicated_step`. If all start again, not before the peers have what this rank has kept,
+        because the vault still reads it."""
         snapshots = self._snapshots
         if snapshots is None or (self._anew and not snapshots.settled):
             return NO_VAULT
@@ -96,8 +96,8 @@ class SnapshotPolicy:
             self._snapshots.flush()
 
     def after_step(self, outcome: StepOutcome) -> bool:
-        """Take a snapshot if one is due; whether the vaults hold this very step, or will as soon as it is copied. If
-        the gang is left to be formed anew, they hold it. Collective."""
+        """Take a snapshot if one is due; return whether the vaults hold this step, or will as soon as it is copied. If
+        training is left for another generation, they hold it. Collective."""
         if not self._context.spec.checkpoint.memory:
             return False
         self._tell_problem()
@@ -117,10 +117,10 @@ class SnapshotPolicy:
         self._take(outcome)
         return True
 
-    def store(self, outcome: StepOutcome, place: str, extra: dict[str, Any]) -> bool:
-        """Have the vaults write this step as a checkpoint in the background; False where they cannot. Collective.
+    def store(self, outcome: StepOutcome, place: str, extra: JsonObject) -> bool:
+        """Have the vaults write this step as a checkpoint in the background; False if they cannot. Collective.
 
-        A vault of another host sees a directory of the driver's only where the file system is shared.
+        A vault on another host sees a directory of the driver only if the file system is shared.
         """
         reaches = is_url(place) or self._context.session.shares_files
         if not self._held(outcome, reaches):
@@ -131,7 +131,7 @@ class SnapshotPolicy:
         return True
 
     def keep(self, outcome: StepOutcome) -> bool:
-        """Have this very step in the vaults, out of turn; whether they hold it. Collective."""
+        """Put this step into the vaults out of turn; return whether they hold it. Collective."""
         return self._context.spec.checkpoint.memory and self._held(outcome)
 
     def keep_report(self, report: StepReport) -> None:
@@ -140,17 +140,17 @@ class SnapshotPolicy:
             self._snapshots.keep_report(report.step, report.to_json())
 
     def close(self) -> None:
-        """Let go of the vault; it keeps what it has."""
+        """Disconnect from the vault; it keeps what it has."""
         if self._snapshots is not None:
             self._snapshots.close()
 
     def _room(self, replicated_step: int) -> bool:
-        """Whether the older slot may be written: the newer one is whole everywhere."""
+        """Whether the older slot may be written: the newer one is complete everywhere."""
         return self._last is None or replicated_step >= self._last
 
     def _held(self, outcome: StepOutcome, able: bool = True) -> bool:
-        """Have this very step in the vaults, waiting for the snapshot before it to be whole; False where some rank is
-        not `able` to or it takes too long. Collective."""
+        """Put this step into the vaults after the previous snapshot is complete; False if some rank is not `able` to or
+        it takes too long. Collective."""
         session = self._context.session
         for _ in range(hand_over_rounds(self._context.size.parameters, session.world_size)):
             session.progress()  # for a bounded time, and as long as all ranks take part
@@ -179,8 +179,8 @@ class SnapshotPolicy:
             return
         if snapshots.slow is not None and not self._told_slow and session.local_rank == 0:
             self._told_slow = True
-            session.report_event(EventKind.WARNING, {"message": f"worker {session.rank}: {snapshots.slow}"})
+            session.report_event(WarningIssued(f"worker {session.rank}: {snapshots.slow}"))
         if snapshots.problem is not None and not self._told:
             self._told = True
             message = f"worker {session.rank}: state is not kept in memory: {snapshots.problem}"
-            session.report_event(EventKind.WARNING, {"message": message})
+            session.report_event(WarningIssued(message))

@@ -1,26 +1,31 @@
 """The training side of the vault: after a step, copy this rank's flat partitions into its node's shared memory.
 
-How they are copied, and when that is complete, is `staging`'s business. A slot holds a step, and the vault is told so,
-when the copy is complete; what is small is captured when it begins.
+`staging` copies them and reports when that is complete. Then the slot holds the step, and the vault is notified; small
+state is captured when the copy begins.
 """
 
 import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 
 from orchestrator.checkpoint.format.dtypes import storage_dtype
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex
-from orchestrator.checkpoint.memory.cells import SLOTS, Cell, CellSize
+from orchestrator.checkpoint.memory.cells import Cell, CellSize
+from orchestrator.checkpoint.memory.frames import CreateAnswer, CreateRequest, decode
 from orchestrator.checkpoint.memory.peers import CellIndex, SmallState, descriptor_path
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.domain.session import VaultAccess
 from orchestrator.domain.tick import Tick, no_tick
+from orchestrator.json_values import JsonObject
+from orchestrator.planner.state_size import SLOTS
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.snapshot.staging import Copy, Staging, staging_for
 from orchestrator.train.zero.zero_layout import dtype_name
 from orchestrator.train.zero.zero_state import CapturedState, EngineState
@@ -31,7 +36,7 @@ _ALIGNMENT = 64
 _SPARE_STATE_BYTES = 16 << 10
 _TIMEOUT_S = 30.0
 FLUSH_LIMIT_S = 60.0
-"""How long training waits at a step boundary for a snapshot that has to be in the vault before it goes on."""
+"""How long training waits at a step boundary for a snapshot that must be in the vault before it continues."""
 _PIECE_BYTES = 64 << 20
 """What is copied between two signs of progress. The first copy faults the slot's pages in, at a tenth of the speed."""
 
@@ -50,12 +55,12 @@ class Snapshots:
     """One rank's snapshots in one generation. All calls are the training thread's, at step boundaries but for `fence`.
 
     The vault is asked for memory in the background: until it has answered, `replicated_step` says NO_VAULT. A vault
-    that refuses or dies, or a copy that fails, leaves it at that, with `problem` set: training goes on without.
+    that refuses or dies, or a copy that fails, leaves it so, with `problem` set: training continues without snapshots.
     """
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         access: VaultAccess,
         rank: int,
         world_size: int,
@@ -73,7 +78,7 @@ class Snapshots:
         self._cell: Cell | None = None
         self._channel: Channel | None = None
         self._telling = threading.Lock()
-        """The vault is also told things by the thread that finds a copy complete."""
+        """The thread that finds a copy complete also sends to the vault."""
         self._targets: dict[int, list[torch.Tensor]] = {}
         self._asking: threading.Thread | None = None
         self._clock = time.thread_time if engine.device.type == "cpu" else time.perf_counter
@@ -117,7 +122,7 @@ class Snapshots:
         self._asking = threading.Thread(target=self._ask, args=(size, index.to_bytes()), name="vault-ask", daemon=True)
         self._asking.start()
 
-    def take(self, step: int, position: int, extra: dict[str, Any]) -> float:
+    def take(self, step: int, position: int, extra: JsonObject) -> float:
         """Begin to copy the state after `step` into the older slot. `position`: first sample of the next step. Call it
         if `replicated_step` is not NO_VAULT on any rank, and nothing is being copied.
 
@@ -161,26 +166,32 @@ class Snapshots:
         """Seconds for which fences held up training since the last call."""
         return self._staging.stalled_s()
 
-    def keep_report(self, step: int, report: dict[str, Any]) -> None:
-        """Give the vault the report of a step, should the driver not live to write it down. Rank 0 only."""
+    def keep_report(self, step: int, report: JsonObject) -> None:
+        """Give the vault the report of a step, in case the driver dies before it records it. Rank 0 only."""
         if self._cell is None or self._channel is None or self.problem is not None:
             return
         self._tell("report", step, {"copy": False}, json.dumps(report, separators=(",", ":")).encode())
 
-    def store(self, step: int, place: str, name: str, extra: dict[str, Any]) -> None:
+    def store(self, step: int, place: str, name: str, extra: JsonObject) -> None:
         """Have the vault write `step`, which was taken last, as this rank's shard of a checkpoint."""
         tag = f"-{self._access.attempt}{self._access.generation}"
         self._tell("store", step, {"place": place, "name": name, "tag": tag, "extra": extra})
 
-    def _tell(self, what: str, step: int, more: dict[str, Any] | None = None, payload: bytes = b"") -> None:
-        """Say something of a step to the vault, which does not answer; a vault that is gone is a `problem`."""
+    def _tell(
+        self,
+        what: Literal["filled", "report", "store"],
+        step: int,
+        more: Mapping[str, object] | None = None,
+        payload: bytes = b"",
+    ) -> None:
+        """Send a message about a step to the vault, which does not answer; a lost vault is a `problem`."""
         frame = {"do": what, "generation": self._access.generation, "rank": self._rank, "step": step, **(more or {})}
         try:
             with self._telling:
                 assert self._channel is not None
                 self._channel.send(frame, payload)
         except OSError as error:
-            self.problem = f"the vault at {self._access.address} is gone: {error}"
+            self.problem = f"the vault at {self._access.address} is lost: {error}"
 
     def close(self) -> None:
         """Let go of the shared memory; the vault keeps it, with what is complete after a short wait."""
@@ -219,17 +230,17 @@ class Snapshots:
         try:
             channel = Channel.connect(access.address, access.token, _TIMEOUT_S)
             self._channel = channel
-            request = {
+            request: CreateRequest = {
                 "do": "create", "generation": access.generation, "rank": self._rank, "world_size": self._world_size,
                 "payload_bytes": size.payload_bytes, "slot_state_bytes": size.state_bytes, "pid": os.getpid(),
                 "numa_node": self._staging.numa_node(),
             }  # fmt: skip
             answer, _ = channel.ask(request, index)
-            cell = Cell.attach(descriptor_path(access.pid, answer["descriptor"]), size)
+            cell = Cell.attach(descriptor_path(access.pid, decode(CreateAnswer, answer)["descriptor"]), size)
             self.slow = self._staging.pin(cell.memory)
             self._cell = cell
         except Exception as error:  # noqa: BLE001  # the training thread learns of it from `problem` alone
-            self.problem = f"no memory from the vault at {access.address}: {error or type(error).__name__}"
+            self.problem = f"the vault at {access.address} provided no memory: {error or type(error).__name__}"
 
 
 def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Tensor:
@@ -238,7 +249,7 @@ def _view(payload: memoryview, state: CapturedState, chunk: _Chunk) -> torch.Ten
 
 
 def _layout(state: CapturedState) -> tuple[tuple[_Chunk, ...], CellIndex, int]:
-    """Where each flat goes: the part of it that holds anything, one behind the other; the index; the size in bytes."""
+    """The layout of the flats, one after the other without their padding; the index; the size in bytes."""
     chunks: list[_Chunk] = []
     intervals: list[Interval] = []
     end = 0
@@ -262,8 +273,8 @@ def _layout(state: CapturedState) -> tuple[tuple[_Chunk, ...], CellIndex, int]:
     return tuple(chunks), CellIndex(shard, state.tensors, state.tied), end
 
 
-def _small(state: CapturedState, step: int, position: int, extra: dict[str, Any]) -> SmallState:
-    fields = {
+def _small(state: CapturedState, step: int, position: int, extra: JsonObject) -> SmallState:
+    fields: JsonObject = {
         "step": step,
         "position": position,
         "world_size": state.world_size,

@@ -1,12 +1,12 @@
-"""How a snapshot's bytes get from where the state lies into the vault's shared memory.
+"""Copies a snapshot's bytes from the engine's state into the vault's shared memory.
 
 On a CPU the training thread copies them at the step boundary (`HostStaging`). On a GPU the copy runs beside the next
 step's forward and backward pass (`CudaStaging`), because masters and moments do not change before the next update:
-DeepSpeed's optimizers write them in `step` alone, gradients have buffers of their own. `BackgroundStaging` is the part
+DeepSpeed's optimizers write them only in `step`, and gradients have their own buffers. `BackgroundStaging` is the part
 of it that needs no GPU; it works by itself on a CPU, so that the protocol with the training loop runs in tests.
 
-The protocol, of the training thread: `begin` after an update, `fence` before the next one, `wait` where the state has
-to be in the vault before training goes on.
+The protocol, of the training thread: `begin` after an update, `fence` before the next one, `wait` if the state must be
+in the vault before training continues.
 """
 
 import queue
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -52,7 +52,7 @@ class Staging(Protocol):
     """The copy may still run when `begin` returns: what changes before the next update has to be cloned first."""
 
     def numa_node(self) -> int | None:
-        """Where the memory of the targets should lie; None if it makes no difference. Called by the thread that calls
+        """NUMA node for the memory of the targets; None if it makes no difference. Called by the thread that calls
         `pin`."""
 
     def pin(self, memory: memoryview) -> str | None:
@@ -118,7 +118,7 @@ class _Job:
     """What the thread copies itself."""
     held: tuple[Copy, ...]
     """What the device copies; kept until it has."""
-    event: Any
+    event: torch.cuda.Event | None
     """The device has copied `held`; None if there is nothing for it."""
     done: Done
 
@@ -148,9 +148,9 @@ class BackgroundStaging:
 
     def begin(self, copies: Sequence[Copy], done: Done) -> None:
         """See `Staging`. Raises RuntimeError if another copy is under way: callers know that the last one is complete,
-        but perhaps before the thread that has told them so goes on."""
+        but perhaps before the thread that reported it continues."""
         if not self.wait(BEGIN_LIMIT_S):
-            raise RuntimeError("a snapshot was begun while the one before it is being copied")
+            raise RuntimeError("a snapshot was started while the previous one is still being copied")
         self._idle.clear()
         try:
             self._jobs.put_nowait(self._start(tuple(copies), done))
@@ -183,7 +183,7 @@ class BackgroundStaging:
         """Have the device begin its part; the rest is the thread's."""
         return _Job(copies, (), None, done)
 
-    def _copied(self, event: Any) -> bool:
+    def _copied(self, event: torch.cuda.Event | None) -> bool:
         """Whether the device has done its part. Raises what it raises."""
         return True
 
@@ -251,7 +251,7 @@ class CudaStaging(BackgroundStaging):
         try:
             with torch.cuda.device(self._device):
                 # The binding returns the error and does not raise it: torch/csrc/cuda/shared/cudart.cpp.
-                runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+                runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
                 code = int(runtime.cudaHostRegister(address_of(memory), len(memory), 0))
             reason = f"cudaHostRegister: error {code}"
         except Exception as error:  # noqa: BLE001  # no snapshots at all would be worse
@@ -260,8 +260,8 @@ class CudaStaging(BackgroundStaging):
             self._pinned = memory  # also keeps it mapped for as long as it is registered
             return None
         return (
-            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots hold up training for "
-            "the time of their copy"
+            f"{len(memory) >> 20} MiB of host memory cannot be page-locked ({reason}); snapshots stop training while "
+            "they are copied"
         )
 
     def fence(self) -> None:
@@ -304,8 +304,8 @@ class CudaStaging(BackgroundStaging):
         self._event = event
         return _Job(by_thread, by_device, event, done)
 
-    def _copied(self, event: Any) -> bool:
-        return event is None or bool(event.query())
+    def _copied(self, event: torch.cuda.Event | None) -> bool:
+        return event is None or bool(event.query())  # type: ignore[no-untyped-call]
 
     def _release(self) -> None:
         memory, self._pinned = self._pinned, None
@@ -313,7 +313,7 @@ class CudaStaging(BackgroundStaging):
             return
         with torch.cuda.device(self._device):
             # After an error of the device this fails as well; the memory is unmapped all the same, with the process.
-            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             runtime.cudaHostUnregister(address_of(memory))
 
 

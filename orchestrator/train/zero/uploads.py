@@ -1,17 +1,17 @@
 """How restored numbers get into tensors that they cannot be read into in place: through buffers of a stated size."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
+
+from orchestrator.checkpoint.format.dtypes import Elements
 
 HOST_BYTES = 16 << 20
-"""The buffer where the target lies in host memory, and only its type is another one."""
+"""The buffer for a target in host memory of another type."""
 DEVICE_BYTES = 64 << 20
 """Each of the two page-locked buffers of a process that restores to a GPU; PyTorch keeps them for later use."""
 
-Fill = Callable[[int, int, NDArray[Any]], None]
+Fill = Callable[[int, int, Elements], None]
 """Writes elements [first, last) into an array."""
 
 
@@ -26,7 +26,7 @@ class Uploads:
 
     def __init__(self) -> None:
         self._buffers: list[torch.Tensor] = []
-        self._sent: list[Any] = []
+        self._sent: list[torch.cuda.Event | None] = []
         self._next = 0
 
     def __enter__(self) -> "Uploads":
@@ -68,12 +68,12 @@ class Uploads:
     def _allocate(self) -> torch.Tensor:
         return torch.empty(self.buffer_bytes, dtype=torch.uint8)
 
-    def _send(self, staged: torch.Tensor, target: torch.Tensor) -> Any:
+    def _send(self, staged: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
         """Begin to copy; returns what `_await` waits for, or None if there is nothing to wait for."""
         target.copy_(staged)
         return None
 
-    def _await(self, sent: Any) -> None:
+    def _await(self, sent: torch.cuda.Event) -> None:
         """Wait until a buffer may be filled again."""
 
 
@@ -89,13 +89,13 @@ class CudaUploads(Uploads):
     def _allocate(self) -> torch.Tensor:
         return torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def _send(self, staged: torch.Tensor, target: torch.Tensor) -> Any:
+    def _send(self, staged: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
         target.copy_(staged, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def _await(self, sent: Any) -> None:
+    def _await(self, sent: torch.cuda.Event) -> None:
         sent.synchronize()
 
 

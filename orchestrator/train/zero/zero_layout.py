@@ -1,12 +1,12 @@
-"""Where a DeepSpeed engine keeps its training state, as intervals of flattened parameters.
+"""The location of a DeepSpeed engine's training state, as intervals of flattened parameters.
 
-Checked against DeepSpeed 0.19.8. Every rank owns, per optimizer group, one flat fp32 partition and two moments of
-the same shape; what differs by stage is which elements of which parameters lie where in it. Padding (at a group's
-tail in stages 1 and 2, per parameter in stage 3) is in no fragment.
+Checked against DeepSpeed 0.19.8. Every rank owns, per optimizer group, one flat fp32 partition and two moments of the
+same shape; stages differ in which elements of which parameters are at which place in it. Padding (at a group's tail in
+stages 1 and 2, per parameter in stage 3) is in no fragment.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from orchestrator.checkpoint.format.checkpoint_manifest import TensorEntry
 from orchestrator.checkpoint.format.intervals import Kind, Range, intersect
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.train.engine.engine_types import Engine, PartitionedGroups, PartitionedParameter, Stage3Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +55,25 @@ class Partition:
         return self.optimizer.param_groups[self.group].get("step") if value is None else value
 
 
-def base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that does the arithmetic, inside DeepSpeed's wrapper where there is one."""
-    inner: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return inner
+def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    """The optimizer that does the arithmetic, inside DeepSpeed's wrapper if there is one."""
+    inner: torch.optim.Optimizer | None = getattr(engine.optimizer, "optimizer", None)
+    if inner is not None:
+        return inner
+    assert isinstance(engine.optimizer, torch.optim.Optimizer), "an engine has a wrapper or torch's own"
+    return engine.optimizer
 
 
-def replicated(engine: Any) -> bool:
+def replicated(engine: Engine) -> bool:
     """Whether every rank holds all masters (stage 0), so that each writes a slice of them."""
     sharded = (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3, BF16_Optimizer)
     return not isinstance(engine.optimizer, sharded)
 
 
-def partitions(engine: Any) -> list[Partition]:
+def partitions(engine: Engine) -> list[Partition]:
     """The flat partitions of this rank, in an order that is the same every time.
 
-    Raises CheckpointError where masters or parameters are swapped to NVMe.
+    Raises CheckpointError if masters or parameters are swapped to NVMe.
     """
     optimizer, names = engine.optimizer, parameter_names(engine.module)
     inner = base_optimizer(engine)
@@ -98,18 +102,18 @@ def partitions(engine: Any) -> list[Partition]:
     return _stage0_partitions(engine, names)
 
 
-def stage0_pairs(engine: Any) -> list[list[tuple[torch.nn.Parameter, torch.Tensor]]]:
+def stage0_pairs(engine: Engine) -> list[list[tuple[torch.nn.Parameter, torch.Tensor]]]:
     """Per group, (model parameter, fp32 master) of an optimizer that keeps masters per parameter. In plain fp32
     the two are one tensor."""
     optimizer = engine.optimizer
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
         return [list(zip(low, high, strict=True)) for low, high in groups]
-    return [[(p, p) for p in g["params"] if p.requires_grad] for g in optimizer.param_groups]
+    return [[(p, p) for p in g["params"] if p.requires_grad] for g in base_optimizer(engine).param_groups]
 
 
 def persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that belong to the model's state, by full name; the others are computed anew when it is built."""
+    """The buffers that belong to the model's state, by full name; the others are computed when it is built."""
     return {name: getattr(part, own_name).detach() for name, (part, own_name) in buffer_places(module).items()}
 
 
@@ -123,16 +127,16 @@ def buffer_places(module: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, s
     return found
 
 
-def frozen_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
+def frozen_parameters(engine: Engine) -> dict[str, torch.nn.Parameter]:
     """Parameters that no optimizer group updates, empty ones included, by name."""
     trained = {id(p) for group in _trained(engine) for p in group}
     return {name: p for name, p in engine.module.named_parameters() if id(p) not in trained}
 
 
-def partition_of(parameter: Any) -> tuple[torch.Tensor, Range] | None:
+def partition_of(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, Range] | None:
     """What this rank holds of a parameter that stage 3 has partitioned, as (1-D tensor, range of the parameter);
     None for a parameter that is whole on every rank."""
-    if not hasattr(parameter, "ds_id"):
+    if not isinstance(parameter, PartitionedParameter):
         return None
     share = parameter.ds_tensor
     rank = dist.get_rank(group=getattr(parameter, "ds_process_group", None))
@@ -141,7 +145,7 @@ def partition_of(parameter: Any) -> tuple[torch.Tensor, Range] | None:
     return share.data.view(-1)[: end - start], Range(start, end)
 
 
-def describe_tensors(engine: Any) -> dict[str, TensorEntry]:
+def describe_tensors(engine: Engine) -> dict[str, TensorEntry]:
     """Every parameter and persistent buffer of the model, with its full shape and its optimizer group."""
     group_of = {id(p): i for i, group in enumerate(_trained(engine)) for p in group}
     tensors = {
@@ -168,7 +172,7 @@ def parameter_names(module: torch.nn.Module) -> dict[int, str]:
     return {id(p): name for name, p in module.named_parameters()}
 
 
-def _stage3_partitions(optimizer: Any, names: dict[int, str]) -> list[Partition]:
+def _stage3_partitions(optimizer: Stage3Optimizer, names: dict[int, str]) -> list[Partition]:
     if getattr(optimizer, "swap_optimizer", False) or any(f is None for f in optimizer.fp16_partitioned_groups_flat):
         raise CheckpointError("state offloaded to NVMe cannot be saved or restored", hint="offload to cpu instead")
     result = []
@@ -186,7 +190,7 @@ def _stage3_partitions(optimizer: Any, names: dict[int, str]) -> list[Partition]
     return result
 
 
-def _stage0_partitions(engine: Any, names: dict[int, str]) -> list[Partition]:
+def _stage0_partitions(engine: Engine, names: dict[int, str]) -> list[Partition]:
     optimizer, inner = engine.optimizer, base_optimizer(engine)
     if isinstance(optimizer, FP16_Optimizer):
         return [
@@ -200,17 +204,17 @@ def _stage0_partitions(engine: Any, names: dict[int, str]) -> list[Partition]:
     ]
 
 
-def _span(flat: torch.Tensor, optimizer: Any, group: int) -> Range:
+def _span(flat: torch.Tensor, optimizer: PartitionedGroups, group: int) -> Range:
     """The range of the group's whole flat that this rank's partition is."""
     rank = dist.get_rank(group=optimizer.real_dp_process_group[group])
     return Range(rank * flat.numel(), (rank + 1) * flat.numel())
 
 
-def _placed(params: Any, offsets: Any) -> list[tuple[torch.nn.Parameter, int]]:
+def _placed(params: Sequence[torch.nn.Parameter], offsets: Sequence[int]) -> list[tuple[torch.nn.Parameter, int]]:
     return list(zip(params, offsets, strict=True))
 
 
-def _consecutive(params: Any) -> list[tuple[torch.nn.Parameter, int]]:
+def _consecutive(params: Iterable[torch.nn.Parameter]) -> list[tuple[torch.nn.Parameter, int]]:
     placed, offset = [], 0
     for parameter in params:
         placed.append((parameter, offset))
@@ -229,7 +233,7 @@ def _cut(placed: list[tuple[torch.nn.Parameter, int]], names: dict[int, str], sp
     return tuple(fragments)
 
 
-def _trained(engine: Any) -> list[list[torch.nn.Parameter]]:
+def _trained(engine: Engine) -> list[list[torch.nn.Parameter]]:
     """Per optimizer group, the model's parameters that it updates."""
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer):

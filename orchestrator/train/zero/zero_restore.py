@@ -1,12 +1,11 @@
-"""Put training state into a DeepSpeed engine, at whatever world size and stage it was built.
+"""Puts training state into a DeepSpeed engine of any world size and stage.
 
-Three phases, so that a rank that cannot read does not leave the others waiting in a collective: `check_model`
-and `fill` touch this rank alone; `publish` is collective. A failure in `fill` leaves the engine half restored:
-throw it away.
+Three phases, so that a rank that cannot read does not leave the others waiting in a collective: `check_model` and
+`fill` touch this rank alone; `publish` is collective. A failure in `fill` leaves the engine half restored: throw it
+away.
 """
 
 import base64
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from orchestrator.checkpoint.format.checkpoint_manifest import Manifest, TensorE
 from orchestrator.checkpoint.format.intervals import MOMENTS, Kind, Range
 from orchestrator.checkpoint.format.reader import IntervalReader
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.train.engine.engine_types import Engine, Stage12Optimizer
 from orchestrator.train.zero.uploads import Uploads, uploads_to
 from orchestrator.train.zero.zero_layout import (
     Partition,
@@ -40,7 +40,7 @@ _GATHERED_ELEMENTS = 1 << 22
 _SHOWN_DIFFERENCES = 5
 
 
-def check_model(manifest: Manifest, engine: Any) -> None:
+def check_model(manifest: Manifest, engine: Engine) -> None:
     """Raise CheckpointError, listing the first differences, unless the checkpoint is of this very model."""
     present, saved = describe_tensors(engine), manifest.tensors
     differences = [
@@ -65,7 +65,7 @@ def check_model(manifest: Manifest, engine: Any) -> None:
 
 
 @torch.no_grad()
-def fill(engine: Any, reader: IntervalReader) -> None:
+def fill(engine: Engine, reader: IntervalReader) -> None:
     """Read this rank's share of masters, moments, frozen parameters and buffers. No collective.
 
     Memory beyond the state itself: the buffers of `Uploads`, and a chunk of the reader's. Raises CheckpointError if
@@ -87,7 +87,7 @@ def fill(engine: Any, reader: IntervalReader) -> None:
 
 
 @torch.no_grad()
-def publish(engine: Any, manifest: Manifest) -> None:
+def publish(engine: Engine, manifest: Manifest) -> None:
     """Carry restored masters into the model's own weights, and restore what is small. Collective."""
     for group, entry in zip(base_optimizer(engine).param_groups, manifest.groups, strict=True):
         for key in HYPERPARAMETERS:
@@ -137,7 +137,8 @@ def _fill_partition(partition: Partition, reader: IntervalReader, uploads: Uploa
 
 
 def _step_like(partition: Partition, steps: float) -> torch.Tensor | int:
-    """torch's Adam counts in a float32 tensor (on the device only where fused or capturable), DeepSpeed's in an int."""
+    """torch's Adam counts in a float32 tensor (on the device only if it is fused or capturable), DeepSpeed's in an
+    int."""
     if not type(partition.optimizer).__module__.startswith("torch."):
         return int(steps)
     group = partition.optimizer.param_groups[partition.group]
@@ -159,7 +160,7 @@ def _read(reader: IntervalReader, name: str, kind: Kind, start: int, target: tor
     uploads.put(target, lambda first, last, out: reader.read(name, kind, start + first, start + last, out))
 
 
-def _update_model_weights(engine: Any, moments: bool) -> None:
+def _update_model_weights(engine: Engine, moments: bool) -> None:
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer | BF16_Optimizer):
         _gather_weights(optimizer)
@@ -185,7 +186,7 @@ def _update_model_weights(engine: Any, moments: bool) -> None:
                     parameter.data.copy_(master.data)
 
 
-def _gather_weights(optimizer: Any) -> None:
+def _gather_weights(optimizer: Stage12Optimizer) -> None:
     """As DeepSpeed's `update_lp_params`, piece by piece: gloo holds all that one collective gathers a second time, and
     that would be the whole model."""
     if isinstance(optimizer, BF16_Optimizer):

@@ -1,21 +1,22 @@
 """Capture a rank's training state: flats as views, small state as values.
 
-`capture` only looks: its tensors are views of the live state, so it is for a step boundary, before the next
-backward pass. Whoever needs the state to outlive the step copies the flats.
+`capture` copies nothing: its tensors are views of the live state, so it is for a step boundary, before the next
+backward pass. To keep the state longer, copy the flats.
 """
 
 import base64
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from orchestrator.checkpoint.format.checkpoint_manifest import GroupEntry, TensorEntry
+from orchestrator.checkpoint.format.dtypes import Elements
 from orchestrator.checkpoint.format.intervals import MOMENTS, Kind, Range, even_slice, intersect
 from orchestrator.domain.errors import CheckpointError
+from orchestrator.json_values import JsonObject, JsonValue
+from orchestrator.train.engine.engine_types import Engine
 from orchestrator.train.zero.zero_layout import (
     Fragment,
     Partition,
@@ -57,7 +58,7 @@ class CapturedState:
     groups: tuple[GroupEntry, ...]
     counters: dict[str, int]
     loss_scaler: dict[str, float | int | bool] | None
-    lr_scheduler: dict[str, Any] | None
+    lr_scheduler: JsonObject | None
     rng: dict[str, str]
 
     @property
@@ -66,7 +67,7 @@ class CapturedState:
         return sum(f.length * flat.tensor.element_size() for flat in self.flats for f in flat.fragments)
 
 
-def capture(engine: Any) -> CapturedState:
+def capture(engine: Engine) -> CapturedState:
     """The state of this rank at an accumulation boundary. No collective, no copy of anything large.
 
     Raises CheckpointError in the middle of an accumulation, and for state that lies on NVMe.
@@ -75,11 +76,10 @@ def capture(engine: Any) -> CapturedState:
 
 
 class EngineState:
-    """What of an engine's state lies where: looked up once, as walking through a model takes longer than copying the
-    state of a small one. It holds as long as the engine does; what may become another tensor is looked up each time.
-    """
+    """The location of an engine's state: looked up once, because walking through a model takes longer than copying the
+    state of a small one. It is valid as long as the engine; tensors that may be replaced are looked up each time."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         """No collective. Raises CheckpointError for state that lies on NVMe."""
         self._engine = engine
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
@@ -134,23 +134,24 @@ class EngineState:
         return shares
 
 
-def loss_scale_holder(engine: Any) -> Any | None:
+def loss_scale_holder(engine: Engine) -> object | None:
     """The object whose `LOSS_SCALE_FIELDS` change while training; None where the loss scale is fixed."""
-    for holder in (
+    holders: tuple[object, ...] = (
         getattr(engine.optimizer, "loss_scaler", None),
         getattr(engine.optimizer, "loss_scale_config", None),
-    ):
+    )
+    for holder in holders:
         if holder is not None and (getattr(holder, "dynamic", False) or getattr(holder, "dynamic_loss_scale", False)):
             return holder
     return None
 
 
-def to_storage(tensor: torch.Tensor) -> NDArray[Any]:
-    """A 1-D tensor as the array that goes into a shard file: a view where it lies in host memory already."""
+def to_storage(tensor: torch.Tensor) -> Elements:
+    """A 1-D tensor as the array that goes into a shard file: a view if it is in host memory already."""
     host = tensor.detach().cpu().contiguous()
     if host.dtype is torch.bfloat16:
         return host.view(torch.int16).numpy().view(np.uint16)
-    array: NDArray[Any] = host.numpy()
+    array: Elements = host.numpy()
     return array
 
 
@@ -185,11 +186,11 @@ def _tied_names(module: torch.nn.Module) -> dict[str, str]:
     return {name: first[id(p)] for name, p in every if first[id(p)] != name}
 
 
-def _groups(engine: Any, found: list[Partition]) -> tuple[GroupEntry, ...]:
+def _groups(engine: Engine, found: list[Partition]) -> tuple[GroupEntry, ...]:
     entries = []
     for i, group in enumerate(base_optimizer(engine).param_groups):
         steps = [s for p in found if p.group == i and (s := p.steps()) is not None]
-        kept = {k: _plain(v) for k, v in group.items() if k not in ("params", "step")}
+        kept = {k: plain_value(v) for k, v in group.items() if k not in ("params", "step")}
         entries.append(GroupEntry({k: v for k, v in kept.items() if v is not None}, _most(steps)))
     return tuple(entries)
 
@@ -206,26 +207,26 @@ def _most(counters: list[torch.Tensor | int]) -> float | None:
     return max(found, default=None)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: object) -> JsonValue:
     """A JSON value, or None for what has no place in a manifest."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [plain_value(v) for v in value]
     return value if isinstance(value, bool | int | float | str) else None
 
 
-def _loss_scale(engine: Any) -> dict[str, float | int | bool] | None:
+def _loss_scale(engine: Engine) -> dict[str, float | int | bool] | None:
     holder = loss_scale_holder(engine)
     if holder is None:
         return None
     return {k: v for k in LOSS_SCALE_FIELDS if isinstance(v := getattr(holder, k, None), bool | int | float)}
 
 
-def _scheduler_state(engine: Any) -> dict[str, Any] | None:
+def _scheduler_state(engine: Engine) -> JsonObject | None:
     if engine.lr_scheduler is None or not hasattr(engine.lr_scheduler, "state_dict"):
         return None
-    return {k: v for k, raw in engine.lr_scheduler.state_dict().items() if (v := _plain(raw)) is not None}
+    return {k: v for k, raw in engine.lr_scheduler.state_dict().items() if (v := plain_value(raw)) is not None}
 
 
 def _rng_state() -> dict[str, str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from orchestrator.spec.loading.load import load_job
 
 
-def ignore(kind: EventKind, fields: dict) -> None:
+def ignore(body: EventBody) -> None:
     """Nobody watches."""
 
 

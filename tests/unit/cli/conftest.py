@@ -5,12 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import Event, EventKind, Observer, RunState
+from orchestrator.domain.events import (
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    Event,
+    EventBody,
+    MetricsServing,
+    ModelExported,
+    Observer,
+    RunCreated,
+    RunState,
+    SampleGenerated,
+    StateChanged,
+    TrainingPlanned,
+    WorkerFailed,
+    WorkerLog,
+    WorkerPhase,
+    WorkerStarted,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import PhaseTimes, RankMemory, RankReport, StepReport
 from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.run_store import RunStore
+from tests import events
 
 T0 = 1_700_000_000.0
 WORKERS = 2
@@ -34,48 +55,48 @@ def step_report(step: int, time_s: float, loss: float) -> StepReport:
 def recording(layout: RunLayout, fails_at: int | None = None) -> Iterator[Event | StepReport]:
     """30 s: 5 of data, 3 of cluster, 4 of workers, 2 of building, 10 steps of 1 s, export; or a failure at a step."""
 
-    def event(kind: EventKind, at_s: float, **fields: object) -> Event:
-        return Event(kind, T0 + at_s, dict(fields))
+    def event(kind: type[EventBody], at_s: float, **fields: object) -> Event:
+        return events.event(kind, T0 + at_s, **fields)
 
-    yield event(EventKind.RUN_CREATED, 0, run_id=layout.run_id, resumed_from_step=None)
-    yield event(EventKind.STATE_CHANGED, 0, state="preparing", reason=None)
+    yield event(RunCreated, 0, run_id=layout.run_id, resumed_from_step=None)
+    yield event(StateChanged, 0, state="preparing", reason=None)
     progress = {"total_bytes": 4 * 2**20, "documents": 100, "tokens": 0, "cached": False}
-    yield event(EventKind.DATA_PROGRESS, 1, phase="tokenize", done_bytes=0, **progress)
-    yield event(EventKind.DATA_PROGRESS, 3, phase="tokenize", done_bytes=2 * 2**20, **progress)
+    yield event(DataProgress, 1, phase="tokenize", done_bytes=0, **progress)
+    yield event(DataProgress, 3, phase="tokenize", done_bytes=2 * 2**20, **progress)
     yield event(
-        EventKind.DATA_READY, 5, fingerprint="f", cached=False, documents=100, bad_records=1, tokens=1_500_000,
+        DataReady, 5, fingerprint="f", cached=False, documents=100, bad_records=1, tokens=1_500_000,
         train_samples=700, validation_samples=32, seconds=5.0,
     )  # fmt: skip
-    yield event(EventKind.CLUSTER_READY, 8, address="127.0.0.1:1", nodes=2, cpus=2.0, gpus=0, seconds=3.0)
+    yield event(ClusterReady, 8, address="127.0.0.1:1", nodes=2, cpus=2.0, gpus=0, seconds=3.0)
     yield event(
-        EventKind.PLAN, 8, world_size=WORKERS, shares=[8, 8], micro_batch=8, accumulation=1, total_steps=STEPS,
+        TrainingPlanned, 8, world_size=WORKERS, shares=[8, 8], micro_batch=8, accumulation=1, total_steps=STEPS,
         parameters=4_200_000,
     )  # fmt: skip
-    yield event(EventKind.STATE_CHANGED, 8, state="starting", reason=None)
+    yield event(StateChanged, 8, state="starting", reason=None)
     for rank in range(WORKERS):
-        yield event(EventKind.WORKER_STARTED, 11, rank=rank, node="127.0.0.1", pid=1, device="cpu", seconds=3.0)
-        yield event(EventKind.WORKER_LOG, 11, rank=rank, line=f"hello from {rank}")
-    yield event(EventKind.WORKER_PHASE, 12, rank=0, phase="build")
-    yield event(EventKind.WORKER_PHASE, 14, rank=0, phase="train")
-    yield event(EventKind.STATE_CHANGED, 14, state="running", reason=None)
-    yield event(EventKind.EVAL, 15, step=0, loss=8.0, perplexity=2981.0, tokens=100, seconds=1.0)
-    yield event(EventKind.METRICS_SERVING, 15, url="http://127.0.0.1:9464/metrics")
+        yield event(WorkerStarted, 11, rank=rank, node="127.0.0.1", pid=1, device="cpu", seconds=3.0)
+        yield event(WorkerLog, 11, rank=rank, line=f"hello from {rank}")
+    yield event(WorkerPhase, 12, rank=0, phase="build")
+    yield event(WorkerPhase, 14, rank=0, phase="train")
+    yield event(StateChanged, 14, state="running", reason=None)
+    yield event(EvalFinished, 15, step=0, loss=8.0, perplexity=2981.0, tokens=100, seconds=1.0)
+    yield event(MetricsServing, 15, url="http://127.0.0.1:9464/metrics")
     for step in range(1, STEPS + 1):
         if step == fails_at:
             for rank, error in ((1, "ValueError: boom"), (0, "ConnectionError: peer gone")):
                 text = f"Traceback (most recent call last):\n  in rank {rank}\n{error}\x1b[31m"
-                yield event(EventKind.WORKER_FAILED, 15 + step, rank=rank, error=error, traceback=text)
-            yield event(EventKind.STATE_CHANGED, 15 + step, state="failed", reason="worker 1: ValueError: boom")
+                yield event(WorkerFailed, 15 + step, rank=rank, error=error, traceback=text)
+            yield event(StateChanged, 15 + step, state="failed", reason="worker 1: ValueError: boom")
             return
         yield step_report(step, T0 + 15 + step, loss=8.0 - 0.4 * step)
         if step == 5:
             fields = {"bytes": 50 * 2**20, "seconds": 0.2, "world_size": 2, "stage": 2}
-            yield event(EventKind.CHECKPOINT_SAVED, 20, step=5, path=str(layout.checkpoint(5)), **fields)
-    yield event(EventKind.EVAL, 26, step=10, loss=4.5, perplexity=90.0, tokens=100, seconds=1.0)
-    yield event(EventKind.WORKER_PHASE, 26, rank=0, phase="export")
-    yield event(EventKind.EXPORTED, 28, path=str(layout.export), bytes=2**24, parameters=4_200_000, seconds=2.0)
-    yield event(EventKind.SAMPLE, 28, prompt="def ", text="def f(x):\n    [bold]\x1b]0;evil\x07")
-    yield event(EventKind.STATE_CHANGED, 28, state="succeeded", reason=None)
+            yield event(CheckpointSaved, 20, step=5, path=str(layout.checkpoint(5)), **fields)
+    yield event(EvalFinished, 26, step=10, loss=4.5, perplexity=90.0, tokens=100, seconds=1.0)
+    yield event(WorkerPhase, 26, rank=0, phase="export")
+    yield event(ModelExported, 28, path=str(layout.export), bytes=2**24, parameters=4_200_000, seconds=2.0)
+    yield event(SampleGenerated, 28, prompt="def ", text="def f(x):\n    [bold]\x1b]0;evil\x07")
+    yield event(StateChanged, 28, state="succeeded", reason=None)
 
 
 def feed(observers: list[Observer], facts: Iterator[Event | StepReport]) -> None:

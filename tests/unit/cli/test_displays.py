@@ -14,9 +14,19 @@ from orchestrator.cli.display.live_display import LiveDisplay, draw
 from orchestrator.cli.display.plain_display import JsonDisplay, PlainDisplay, describe
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.cli.options import DEFAULT_HOME
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    DevicePlanned,
+    Event,
+    RecoveryFinished,
+    RecoveryStarted,
+    SnapshotsPlanned,
+    WarningIssued,
+    WorkerFailed,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from tests.events import body, event
 from tests.unit.cli.conftest import STEPS, T0, feed, recording
 
 pytestmark = pytest.mark.unit
@@ -95,7 +105,7 @@ def test_the_live_display_takes_whatever_a_run_tells() -> None:
     display.start()
     try:
         feed([display], recording(LAYOUT, fails_at=3))
-        display.on_event(Event(EventKind.WARNING, T0, {"message": "[/red] is no markup"}))
+        display.on_event(event(WarningIssued, T0, message="[/red] is no markup"))
         display.stopping()
     finally:
         display.stop()
@@ -106,21 +116,21 @@ def test_the_live_display_takes_whatever_a_run_tells() -> None:
 def test_the_live_display_tells_of_lost_workers_and_failed_checkpoints() -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True, no_color=True, highlight=False)
     display = LiveDisplay(console, clock=lambda: T0, describe=describe)
-    lost = {"rank": 2, "error": "its node is gone\x1b]0;evil\x07", "traceback": ""}
+    lost = {"rank": 2, "error": "its node is unreachable\x1b]0;evil\x07", "traceback": ""}
     going_on = {"rank": 2, "step": 20, "from_step": 20, "source": "vaults", "skipped": None}
     recovered = {"incident": 1, "step": 21, "world_size": 3, "seconds": 1.4, "steps_recomputed": 0}
     display.start()
     try:
-        display.on_event(Event(EventKind.WORKER_FAILED, T0, lost))
-        display.on_event(Event(EventKind.RECOVERY_STARTED, T0, going_on))
-        display.on_event(Event(EventKind.RECOVERED, T0, recovered))
-        display.on_event(Event(EventKind.CHECKPOINT_FAILED, T0, {"reason": "the disk is full"}))
+        display.on_event(event(WorkerFailed, T0, **lost))
+        display.on_event(event(RecoveryStarted, T0, **going_on))
+        display.on_event(event(RecoveryFinished, T0, **recovered))
+        display.on_event(event(CheckpointFailed, T0, reason="the disk is full"))
     finally:
         display.stop()
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "worker 2 failed: its node is gone" in shown
-    assert "worker 2 was lost at step 20, going on from step 20 out of vaults" in shown
-    assert "recovered in 1.4 s with 3 workers, 0 steps made again" in shown
+    assert "worker 2 failed: its node is unreachable" in shown
+    assert "worker 2 was lost at step 20, continuing from step 20 (vaults)" in shown
+    assert "recovered in 1.4 s with 3 workers, 0 steps recomputed" in shown
     assert "the disk is full" in shown
     assert "\x1b]0;evil" not in shown
 
@@ -195,14 +205,14 @@ def test_a_failure_shows_the_first_workers_traceback_whole(monkeypatch: pytest.M
     assert "Worker 1 failed first; its traceback:" in text
     assert "    in rank 1\n  ValueError: boom" in text
     assert "peer gone" not in text
-    assert "Failed after it: worker 0." in text
+    assert "Failed after that: worker 0." in text
     assert str(layout.log(1)) in text
     assert f"convoy run --resume {layout.run_id}" in text
 
 
 def test_a_worker_that_was_killed_has_no_traceback_to_show() -> None:
     view = seen()
-    view.on_event(Event(EventKind.WORKER_FAILED, T0, {"rank": 1, "error": "killed by SIGKILL", "traceback": ""}))
+    view.on_event(event(WorkerFailed, T0, rank=1, error="killed by SIGKILL", traceback=""))
     text = end_summary.failed(view, LAYOUT, DEFAULT_HOME, "x")
     assert "Worker 1 failed first: killed by SIGKILL" in text
     assert "traceback" not in text
@@ -211,15 +221,15 @@ def test_a_worker_that_was_killed_has_no_traceback_to_show() -> None:
 def test_without_a_checkpoint_no_resume_is_promised() -> None:
     text = end_summary.failed(seen(fails_at=3), LAYOUT, DEFAULT_HOME, "x")
     assert "--resume" not in text
-    assert "no checkpoint to go on from" in text
+    assert "no checkpoint to continue from" in text
 
 
 def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
     gib = 1 << 30
     parts = {"optimizer": 10 * gib, "weights": 13 * gib}
     fields = {"micro_batch": 4, "need_bytes": 23 * gib, "parts": parts, "free_bytes": 79 * gib, "total_bytes": 80 * gib}
-    event = Event(EventKind.DEVICE_PLANNED, T0, {**fields, "device": "NVIDIA H100"})
-    assert describe(event, RunView()) == (
+    planned = body(DevicePlanned, **fields, device="NVIDIA H100")
+    assert describe(planned, RunView()) == (
         "GPU memory: 23.0 GiB expected of 80.0 GiB of the smallest NVIDIA H100, 79.0 GiB free, at a micro batch of 4: "
         "weights 13.0 GiB, optimizer 10.0 GiB"
     )
@@ -227,15 +237,15 @@ def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
 
 def test_what_the_loss_of_a_node_costs_is_told_at_the_start() -> None:
     fields = {"state_bytes": 13 << 30, "interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0}
-    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, {**fields, "repeated_s": 206.0}), RunView())
+    text = describe(body(SnapshotsPlanned, **fields, repeated_s=206.0), RunView())
     assert text == (
         "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; "
-        "each worker's 13.0 GiB are copied to memory about every 2:44, and sent to peers in 42.0 s"
+        "the 13.0 GiB of each worker are copied to memory about every 2:44, and sent to peers in 42.0 s"
     )
     fixed = {**fields, "interval_steps": 3, "repeated_s": None}
-    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, fixed), RunView()) or ""
+    text = describe(body(SnapshotsPlanned, **fixed), RunView()) or ""
     assert text.startswith("node loss: repeats the steps since the newest copy and takes 48.0 s")
     assert "every 3 steps" in text
     alone = {**fields, "read_s": None}
-    text = describe(Event(EventKind.SNAPSHOTS_PLANNED, T0, alone), RunView()) or ""
+    text = describe(body(SnapshotsPlanned, **alone), RunView()) or ""
     assert text.startswith("node loss: repeats all steps since the last checkpoint: no copies are kept on other nodes")

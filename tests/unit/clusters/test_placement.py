@@ -64,7 +64,7 @@ def test_what_others_occupy_is_told_apart() -> None:
     message = explain(asked, nodes, waited_s=60).message
     assert message.startswith("after 60 s ")
     assert "1 CPU free of 4 CPUs" in message
-    assert "(4 once what else runs there has ended)" in message
+    assert "(4 after other work there has ended)" in message
 
 
 def test_a_resource_that_nobody_has_is_named() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import PreparedData, prepare
 from orchestrator.data.samples.dataset import TokenDataset
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody
 from orchestrator.spec.job import JobSpec
+from tests.events import recorded
 
 WORDS = (
     "the",
@@ -28,7 +29,7 @@ WORDS = (
     "another",
 )
 
-Recorded = list[tuple[EventKind, dict[str, Any]]]
+Recorded = list[tuple[type[EventBody], dict[str, Any]]]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -69,10 +70,10 @@ class Bench:
 
     def prepare(self, spec: JobSpec) -> PreparedData:
         self.events = []
-        return prepare(spec, self.root, self.cache, LocalExecutor(0), lambda k, f: self.events.append((k, f)))
+        return prepare(spec, self.root, self.cache, LocalExecutor(0), lambda body: self.events.append(recorded(body)))
 
     def dataset(self, spec: JobSpec) -> TokenDataset:
         return TokenDataset.open(self.prepare(spec).directory)
 
-    def kinds(self, kind: EventKind) -> list[dict[str, Any]]:
+    def kinds(self, kind: type[EventBody]) -> list[dict[str, Any]]:
         return [fields for found, fields in self.events if found is kind]

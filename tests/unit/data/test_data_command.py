@@ -5,10 +5,12 @@ from click.testing import CliRunner
 
 from orchestrator.cli.commands.data_command import data
 from orchestrator.data.samples.dataset import TokenDataset
-from orchestrator.domain.events import RunState
+from orchestrator.domain.events import RunState, TrainingPlanned
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.loading.load import dump_job
 from orchestrator.store.run_store import RunStore
+from tests.events import event
 from tests.unit.data.corpora import Bench, job, sentences
 from tests.unit.data.test_verify_run import BATCH, recorded
 
@@ -71,7 +73,7 @@ def test_a_finished_run_that_lacks_its_last_steps_is_not_proved(run: RunLayout) 
     lines = run.steps.read_text().splitlines(keepends=True)
     run.steps.write_text("".join(lines[:-2]))
     RunStore(run.root.parent).set_state(run, RunState.SUCCEEDED)
-    run.events.write_text(json.dumps({"kind": "plan", "time_s": 1.0, "total_steps": 20}) + "\n")
+    run.events.write_text(json.dumps(encode_event(event(TrainingPlanned, 1.0, total_steps=20))) + "\n")
     code, text = verify(run)
     assert code == 1
     assert "finished 20 steps, 18 are recorded" in text

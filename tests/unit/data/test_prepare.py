@@ -13,7 +13,7 @@ from orchestrator.data.sources import blocks, readers
 from orchestrator.data.tokens.encode import _load
 from orchestrator.data.tokens.tokenizer import load
 from orchestrator.domain.errors import DataError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import DataReady, DataSkipped, WarningIssued
 from tests.unit.data.corpora import Bench, job, sentences
 
 pytestmark = pytest.mark.unit
@@ -44,7 +44,7 @@ def test_the_stream_is_every_document_with_an_end_token(bench: Bench) -> None:
     assert manifest.sources[0].records == manifest.documents == 300
     assert np.fromfile(prepared.directory / "s0.train.documents", dtype="<u8").sum() == manifest.train_tokens
     assert DataManifest.read(prepared.directory) == manifest
-    assert bench.kinds(EventKind.DATA_READY)[0]["tokens"] == manifest.train_tokens
+    assert bench.kinds(DataReady)[0]["tokens"] == manifest.train_tokens
 
 
 def test_a_second_preparation_is_found_at_once(bench: Bench) -> None:
@@ -56,7 +56,7 @@ def test_a_second_preparation_is_found_at_once(bench: Bench) -> None:
     assert time.monotonic() - started < 0.5
     assert (first.cached, second.cached) == (False, True)
     assert second.manifest == first.manifest
-    assert bench.kinds(EventKind.DATA_READY)[0]["cached"] is True
+    assert bench.kinds(DataReady)[0]["cached"] is True
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_skips_are_counted_and_told(bench: Bench) -> None:
     for _ in range(2):  # a cache hit tells it again
         source = bench.prepare(spec).manifest.sources[0]
         assert (source.records, source.documents, source.bad_records, source.empty_documents) == (200, 197, 2, 1)
-        told = bench.kinds(EventKind.DATA_SKIPPED)
+        told = bench.kinds(DataSkipped)
         assert [(item["reason"], item["count"], item["first"]) for item in told] == [
             ("broken JSON", 1, "a.jsonl:11"),
             ("no field 'text'", 1, "a.jsonl:31"),
@@ -150,10 +150,10 @@ def test_bad_records_stop_a_fresh_preparation_too(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("content", "fields", "expected"),
     [
-        ("", {}, "no text to train on in a.jsonl (0 records"),
+        ("", {}, "no training text in a.jsonl (0 records"),
         ('{"text": " "}\n', {}, "1 empty, 0 unreadable"),
-        ('{"text": "one document"}\n', {"validation": {"fraction": 0.01}}, "of 1 documents holds none back"),
-        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "hold no text"),
+        ('{"text": "one document"}\n', {"validation": {"fraction": 0.01}}, "of 1 documents holds back none"),
+        ('{"text": "one document"}\n', {"validation": {"sources": [{"files": ["e.txt"]}]}}, "contain no text"),
     ],
 )
 def test_too_little_text_is_said(bench: Bench, content: str, fields: dict[str, Any], expected: str) -> None:
@@ -284,14 +284,14 @@ def test_a_cache_that_cannot_be_written_is_said(bench: Bench) -> None:
 def test_validating_on_training_files_is_warned_of(bench: Bench) -> None:
     bench.jsonl("a.jsonl", sentences(30))
     bench.prepare(job([{"files": ["a.jsonl"]}], validation={"sources": [{"files": ["*.jsonl"]}]}))
-    assert "a.jsonl is trained on and validated on" in bench.kinds(EventKind.WARNING)[0]["message"]
+    assert "a.jsonl is used for training and validation" in bench.kinds(WarningIssued)[0]["message"]
 
 
 def test_a_source_without_text_among_others_is_warned_of(bench: Bench) -> None:
     bench.jsonl("a.jsonl", sentences(30))
     bench.write("empty.txt", "")
     dataset = bench.dataset(job([{"files": ["empty.txt"]}, {"files": ["a.jsonl"]}]))
-    assert bench.kinds(EventKind.WARNING) == [{"message": "there is no text in empty.txt"}]
+    assert bench.kinds(WarningIssued) == [{"message": "there is no text in empty.txt"}]
     assert len(set(dataset.train(0, dataset.manifest.train_samples).ids.tolist())) == dataset.manifest.train_samples
-    with pytest.raises(DataError, match=r"no text to train on in empty\.txt"):
+    with pytest.raises(DataError, match=r"no training text in empty\.txt"):
         bench.prepare(job([{"files": ["empty.txt"], "weight": 1.0}, {"files": ["a.jsonl"], "weight": 1.0}]))

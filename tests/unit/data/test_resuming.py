@@ -108,7 +108,7 @@ def test_texts_that_are_all_gone_do_not_stop_a_run_whose_data_is_whole(run: Trai
         found, data = run.go_on()
         assert data.cached
         assert found.changes == ()
-        assert ["no file left of texts/*.txt" in each for each in found.warnings] == [True]
+        assert ["all files of texts/*.txt are gone" in each for each in found.warnings] == [True]
     shutil.rmtree(data.directory)
     message = refused(run, accept=True)
     assert "all files of texts/*.txt are gone" in message
@@ -174,7 +174,7 @@ def test_data_that_comes_out_different_is_refused(run: TrainedRun, bench: Bench)
     last = read_history(run.layout)[-1].data
     bench.write("texts/zz.txt", "other text " * 100)
     other: PreparedData = bench.prepare(run.spec)
-    with pytest.raises(UsageError, match="came out different"):
+    with pytest.raises(UsageError, match="the result differs"):
         require_same(other, last, accepted=False)
     require_same(other, last, accepted=True)
 
@@ -221,7 +221,7 @@ def test_a_run_that_was_never_trained_has_nothing_to_be_compared_with(run: Train
 
 
 def forget(run: TrainedRun) -> None:
-    """As a version of Convoy left it that kept no fingerprints."""
+    """As a version of Convoy left it that recorded no fingerprints."""
     run.layout.fingerprints.unlink()
     run.layout.contents.unlink()
     shutil.rmtree(run.layout.tokenizer)
@@ -233,7 +233,7 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning_and_is_recorded(run: T
     prepared = run.prepared
     found, data = run.go_on()
     assert found.changes == ()
-    assert "kept no fingerprints" in found.warnings[0]
+    assert "recorded no fingerprints" in found.warnings[0]
     assert data.directory == prepared
     (entry,) = read_history(run.layout)
     assert entry.compared is False
@@ -246,7 +246,7 @@ def test_a_run_of_an_older_version_without_its_data_says_so(run: TrainedRun) -> 
     forget(run)
     shutil.rmtree(run.bench.cache)
     found, _ = run.go_on()
-    assert "its prepared data is not whole any more" in found.warnings[1]
+    assert "its prepared data is incomplete" in found.warnings[1]
 
 
 def test_damaged_records_are_said_not_raised(run: TrainedRun) -> None:

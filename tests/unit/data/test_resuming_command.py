@@ -13,7 +13,8 @@ from orchestrator.cli.commands.runs_commands import show
 from orchestrator.cli.display.plain_display import describe
 from orchestrator.cli.display.run_view import RunView
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import AcceptedChange, ChangesAccepted, Event
+from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.store.resume_check import ChangedError
 from tests.unit.data.corpora import Bench
 from tests.unit.data.trained import TrainedRun
@@ -58,28 +59,27 @@ def test_a_spec_that_was_broken_by_hand_leaves_the_run_as_it_was(run: TrainedRun
 def test_changes_are_accepted_for_runs_that_go_on_only() -> None:
     error = CliRunner().invoke(run_command, ["job.yaml", "--accept-changes"]).exception
     assert isinstance(error, UsageError)
-    assert "--accept-changes goes with --resume" in error.message
+    assert "--accept-changes needs --resume" in error.message
 
 
 def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedRun) -> None:
     run.bench.write("texts/zz.txt", "the convoy goes on " * 100)
     found, prepared = run.go_on(accept=True)
     run.train(prepared, 21, 30)
-    changes = [change.to_json() for change in found.changes]
-    event = Event(EventKind.CHANGES_ACCEPTED, 5.0, {"step": 20, "changes": changes})
-    told = describe(event, RunView())
+    accepted = ChangesAccepted(20, tuple(AcceptedChange(change.part, change.what) for change in found.changes))
+    told = describe(accepted, RunView())
     assert told == (
-        "warning: going on after step 20 with what has changed: data: 1 file was added to texts/*.txt: texts/zz.txt"
+        "warning: continuing after step 20 with changed inputs: data: 1 file was added to texts/*.txt: texts/zz.txt"
     )
-    run.layout.events.write_text(json.dumps({"kind": event.kind.value, "time_s": 5.0, **event.fields}) + "\n")
+    run.layout.events.write_text(json.dumps(encode_event(Event(accepted, 5.0))) + "\n")
     shown = CliRunner().invoke(show, ["last", *home(run)]).output
-    assert re.search(r"changed +\S+ \S+, accepted, in force after step 20:\n +data: 1 file was added", shown)
+    assert re.search(r"changed +\S+ \S+, accepted, used after step 20:\n +data: 1 file was added", shown)
     verified = CliRunner().invoke(data, ["verify", "last", *home(run)])
     assert verified.exit_code == 0
     assert "steps 1 to 20: data" in verified.output
     assert "steps 21 to 30: data" in verified.output
-    assert "never: their turn was before this data" in verified.output
-    assert "warning: the run went on with other data from step 21" in verified.output
+    assert "never: their positions came before this data" in verified.output
+    assert "warning: the run continued with other data from step 21" in verified.output
     assert "PROVED PART BY PART" in verified.output
     assert not re.search(r"PROVED: every sample of every epoch", verified.output)
     value = json.loads(CliRunner().invoke(data, ["verify", "last", "--json", *home(run)]).output)

@@ -41,7 +41,7 @@ def test_a_tokenizer_directory_that_was_edited_is_refused(with_tokenizer: Traine
     assert run.examine().changes == ()
     value["model"]["merges"] = value["model"]["merges"][:-1]
     path.write_text(json.dumps(value))
-    assert "tokenizer: the tokenizer tok is another one" in refused(run)
+    assert "tokenizer: the tokenizer tok is a different one" in refused(run)
     found, data = run.go_on(accept=True)
     assert [change.part for change in found.changes] == ["tokenizer"]
     assert found.kept.tokenizer is not None
@@ -53,7 +53,7 @@ def test_another_end_token_is_another_tokenizer_and_other_data(with_tokenizer: T
     run, path = with_tokenizer, with_tokenizer.bench.root / "tok" / "tokenizer_config.json"
     before = run.bench.prepare(run.spec).manifest
     path.write_text(path.read_text().replace("<|endoftext|>", "<|pad|>"))
-    assert "the tokenizer tok is another one" in refused(run)
+    assert "the tokenizer tok is a different one" in refused(run)
     found = run.bench.prepare(run.spec).manifest
     assert (found.eos_id != before.eos_id, found.tokens_fingerprint != before.tokens_fingerprint) == (True, True)
 

@@ -53,10 +53,10 @@ def test_a_recorded_skip_is_part_of_the_proof(dataset: TokenDataset) -> None:
     assert whole
     assert all(use.complete and use.used + use.skipped == use.of for use in whole)
     text = _text("x", proof)
-    assert "left out: 12 samples; with the 480 fed they are the 492 that the order has up to there" in text
+    assert "left out: 12 samples; together with the 480 fed samples they are the 492 positions up to" in text
     assert "[144, 156): " in text
     assert "the loss is nan at step 13 on rank 1" in text
-    assert "PROVED: every sample of every epoch, those left out aside," in text
+    assert "PROVED: every sample of every epoch, except those left out," in text
 
 
 def test_the_same_gap_without_its_record_fails(dataset: TokenDataset) -> None:

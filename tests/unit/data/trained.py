@@ -11,7 +11,7 @@ from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import PreparedData, prepare, reopen
 from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.data.tokens.tokenizer import JobTokenizer, load
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import DataProgress, EventBody, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.spec.job import JobSpec
@@ -19,6 +19,7 @@ from orchestrator.spec.loading.load import dump_job, load_job
 from orchestrator.store.input_recording import record
 from orchestrator.store.resume_check import ChangedError, Resumption, examine
 from orchestrator.store.run_store import RunStore
+from tests.events import recorded
 from tests.unit.data.corpora import Bench, sentences
 from tests.unit.data.test_verify_run import record as step_of
 
@@ -89,8 +90,8 @@ class TrainedRun:
     def tokenizer(self) -> JobTokenizer:
         return load(self.layout.tokenizer, "of the run")
 
-    def _tell(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.bench.events.append((kind, fields))
+    def _tell(self, body: EventBody) -> None:
+        self.bench.events.append(recorded(body))
 
     def _keep(self, spec: JobSpec, data: PreparedData, found: Resumption | None, step: int) -> None:
         facts = {"job_dir": str(self.bench.root), "directory": str(data.directory)}
@@ -100,7 +101,7 @@ class TrainedRun:
 
 def phases(run: TrainedRun) -> Sequence[str]:
     """What a preparation did."""
-    return [str(fields["phase"]) for fields in run.bench.kinds(EventKind.DATA_PROGRESS)]
+    return [str(fields["phase"]) for fields in run.bench.kinds(DataProgress)]
 
 
 def text(run: TrainedRun, number: int) -> Path:

@@ -52,7 +52,7 @@ def test_which_gpu(mask: str | None, local_rank: int, devices: int, index: int) 
 @pytest.mark.parametrize(
     ("mask", "local_rank", "found", "why"),
     [
-        ("0", 0, FoundDevice("2.13.0+cpu", None), "torch 2.13.0+cpu there is built for CPUs only"),
+        ("0", 0, FoundDevice("2.13.0+cpu", None), "torch 2.13.0+cpu on its node is built for CPUs only"),
         ("", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
         ("-1", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "no GPU is visible"),
         ("9", 0, FoundDevice("2.13.0", GPU_BUILD, 0, "No CUDA GPUs are available"), "does not exist (the mask is `9`)"),
@@ -63,7 +63,7 @@ def test_which_gpu(mask: str | None, local_rank: int, devices: int, index: int) 
             FoundDevice("2.13.0", GPU_BUILD, 0, "Found no NVIDIA driver on your system."),
             "no NVIDIA driver answers",
         ),
-        (None, 1, FoundDevice("2.13.0", GPU_BUILD, 1), "worker number 2 of its host, which has 1"),
+        (None, 1, FoundDevice("2.13.0", GPU_BUILD, 1), "worker number 2 on a host with 1"),
     ],
 )
 def test_a_promised_gpu_that_cannot_be_used_is_a_problem(
@@ -80,11 +80,11 @@ def test_a_promised_gpu_that_cannot_be_used_is_a_problem(
     [
         ("The NVIDIA driver on your system is too old (found version 11040).", "too old for this build"),
         ("CUDA driver version is insufficient for CUDA runtime version", "too old for this build"),
-        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "taken by another process"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "used by another process"),
         ("CUDA error: uncorrectable ECC error encountered", "memory error that cannot be corrected"),
-        ("CUDA out of memory. Tried to allocate 2.00 MiB.", "memory is taken by other processes"),
-        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory is taken"),
-        ("CUDA error: no kernel image is available for execution on the device", "no code for that GPU"),
+        ("CUDA out of memory. Tried to allocate 2.00 MiB.", "memory is used by other processes"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory is used"),
+        ("CUDA error: no kernel image is available for execution on the device", "does not support that GPU"),
         ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "links between GPUs"),
         ("Cannot re-initialize CUDA in forked subprocess.", "before its process was forked"),
         ("CUDA error: unspecified launch failure", "fails: CUDA error: unspecified launch failure"),

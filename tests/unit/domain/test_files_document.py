@@ -8,9 +8,10 @@ import pytest
 
 from orchestrator.checkpoint.survey.durability import Durability, NodeLoss, ShardCopies
 from orchestrator.data.data_manifest import DataManifest
-from orchestrator.domain.events import EventKind, RunState
+from orchestrator.domain.events import RunState
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
 from orchestrator.domain.step_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport, StepReport
+from orchestrator.metrics.event_reference import with_events
 from orchestrator.metrics.ledger import Category, Ledger
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint
 from orchestrator.store.run_store import RunStore
@@ -18,7 +19,6 @@ from orchestrator.store.run_store import RunStore
 pytestmark = pytest.mark.unit
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
-EVENTS_SOURCE = (Path(__file__).parents[3] / "orchestrator" / "domain" / "events.py").read_text()
 
 
 def section(title: str) -> str:
@@ -48,15 +48,13 @@ def test_every_field_of_a_step_is_documented() -> None:
     assert set(rows("steps.jsonl")) == expected
 
 
-def test_every_kind_of_event_is_documented_with_its_fields() -> None:
-    documented = rows("events.jsonl")
-    assert set(documented) == {kind.value for kind in EventKind}
-    # The docstring under a kind is its definition: every field it names is in the document.
-    for name, docstring in re.findall(r"    (\w+) = \"[^\"]+\"\n    \"\"\"([^\"]+)\"\"\"", EVENTS_SOURCE):
-        row = documented[EventKind[name].value]
-        names = re.findall(r"[a-z_]+", re.sub(r"\([^)]*\)", "", docstring.split(". ")[0].rstrip(".")))
-        for field in names:
-            assert f"`{field}`" in row, f"{name}: {field}"
+def test_the_events_are_those_of_the_classes() -> None:
+    assert with_events(DOCUMENT) == DOCUMENT, "run `make docs`"
+
+
+def test_a_document_without_a_place_for_the_events_is_refused() -> None:
+    with pytest.raises(ValueError, match="two markers"):
+        with_events("# Files\n")
 
 
 def test_every_state_is_documented() -> None:

@@ -101,9 +101,9 @@ def test_a_tokenizer_of_another_size_does_not_fit_a_model_of_its_own() -> None:
     before, same, other = TokenizerPrint("a", 300), TokenizerPrint("b", 300), TokenizerPrint("b", 310)
     assert compare_tokenizers(before, TokenizerPrint("a", 300), "tok", None, True) == []
     (change,) = compare_tokenizers(before, same, "tok", None, True)
-    assert (change.what, change.blocked) == ("the tokenizer tok is another one", None)
+    assert (change.what, change.blocked) == ("the tokenizer tok is a different one", None)
     (change,) = compare_tokenizers(before, other, "tok", None, True)
-    assert change.what == "the tokenizer tok is another one: 300 -> 310 tokens"
+    assert change.what == "the tokenizer tok is a different one: 300 -> 310 tokens"
     assert change.blocked == "the model has 300 token embeddings"
     assert compare_tokenizers(before, other, "tok", 512, False)[0].blocked is None
     assert compare_tokenizers(before, other, "tok", 305, False)[0].blocked == "the model has 305 token embeddings"

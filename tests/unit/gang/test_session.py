@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.errors import BrokenDeviceError, PeerLostError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.errors import (
+    BrokenDeviceError,
+    CheckpointError,
+    DataError,
+    NotPublishedError,
+    PeerLostError,
+    PeerStateError,
+)
+from orchestrator.domain.events import Event, WorkerPhase
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave
 from orchestrator.gang.agent import process_activity
@@ -16,6 +23,7 @@ from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_queue import Heartbeat, Published, ReportQueue
 from orchestrator.gang.agent.worker_actor import describe, worker_environment
 from orchestrator.gang.file_transfer import Files, FileServer
+from tests.events import body
 
 pytestmark = pytest.mark.unit
 
@@ -49,7 +57,7 @@ def test_lines_are_bounded_and_losses_counted(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_a_session_says(tmp_path: Path) -> None:
     worker, outbox = session(tmp_path)
-    worker.report_event(EventKind.WORKER_PHASE, {"rank": 1, "phase": "build"})
+    worker.report_event(body(WorkerPhase, rank=1, phase="build"))
     worker.publish("key", "value")
     items = outbox.take(LEASE, 0.0, lambda: True).items
     assert isinstance(items[0], Event)
@@ -170,14 +178,26 @@ def test_variables_of_the_job_reach_workers_and_do_not_decide_the_device() -> No
     assert (env["OMP_NUM_THREADS"], env["NCCL_DEBUG"], env["DS_ACCELERATOR"]) == ("3", "INFO", "cuda")
 
 
+def raised_from(error: Exception, other: Exception) -> Exception:
+    error.__cause__ = other
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
         (RuntimeError("[gloo] Connection closed by peer"), "peer"),
         (PeerLostError("left the collective: this generation was interrupted"), "peer"),
-        (PeerLostError("left the collective, as the driver wanted: MemoryError: Unable to allocate 8 EiB"), "peer"),
+        (PeerLostError("left the collective on request of the driver: MemoryError: Unable to allocate 8 EiB"), "peer"),
         (BrokenDeviceError("rank 1 cannot use its GPU: anything"), "device"),
+        (NotPublishedError("anything"), "peer"),
+        (PeerStateError("anything"), "peer"),
+        (raised_from(CheckpointError("anything"), ConnectionResetError("anything")), "peer"),
+        (raised_from(CheckpointError("anything"), RuntimeError("CUDA out of memory")), "out of memory"),
+        # What an error of Convoy says decides nothing.
+        (CheckpointError("the vault at 10.0.0.1:1 cannot be reached: connection refused"), None),
+        (DataError("want of memory: out of memory"), None),
         (MemoryError(), "out of memory"),
         (ValueError("3 is no good"), None),
     ],

@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import Holding
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointSaved, RecoveryStarted, SnapshotsPlanned, VaultsPlanned
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityRecorder
 from orchestrator.metrics.exporter import MetricsObserver
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -47,7 +48,7 @@ def test_a_survey_is_written_with_what_was_observed(tmp_path: Path, report: Make
     storage = Storage()
     recorder = DurabilityRecorder(RunLayout(tmp_path), storage, clock=lambda: 50.0)
     recorder.memory_kept_s = 900.0
-    recorder.on_event(Event(EventKind.VAULTS_PLANNED, 1.0, {"node_bytes": 77}))
+    recorder.on_event(event(VaultsPlanned, 1.0, node_bytes=77))
     recorder.on_step(report(9))
     recorder.take(reports(8))
     value = json.loads((tmp_path / "durability.json").read_text())
@@ -57,7 +58,7 @@ def test_a_survey_is_written_with_what_was_observed(tmp_path: Path, report: Make
     storage.step = 9
     recorder.take(reports(8))
     assert storage.looks == 1  # nothing was written since
-    recorder.on_event(Event(EventKind.CHECKPOINT_SAVED, 2.0, {"step": 9}))
+    recorder.on_event(event(CheckpointSaved, 2.0, step=9))
     recorder.take(reports(8))
     assert (storage.looks, recorder.steps_at_risk()) == (2, 0)
     recorder.end(kept=True)
@@ -89,7 +90,7 @@ def test_steps_between_surveys_count_where_copies_are_kept(tmp_path: Path, repor
     recorder.take([replace(reports(20)[0], held=(Holding("10.0.0.1:7", 1, 0, 1, 20, True),))])
     recorder.on_step(replace(report(21), protected_step=21))
     assert recorder.steps_at_risk() == 21  # one node alone protects nothing against its own loss
-    recorder.on_event(Event(EventKind.RECOVERY_STARTED, 1.0, {"from_step": 15}))
+    recorder.on_event(event(RecoveryStarted, 1.0, from_step=15))
     assert recorder.steps_at_risk() == 15
 
 
@@ -115,7 +116,7 @@ def test_the_metrics_are_those_of_the_last_survey(tmp_path: Path, report: Make) 
 def test_what_losing_a_node_costs_follows_measured_steps(tmp_path: Path, report: Make) -> None:
     recorder = DurabilityRecorder(RunLayout(tmp_path), Storage(), clock=lambda: 50.0)
     planned = {"interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0, "copied_s": 48.0}
-    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, planned))
+    recorder.on_event(event(SnapshotsPlanned, 1.0, **planned))
     recorder.take(reports(8))
     assert recorder.last is not None
     assert recorder.last.node_loss is None  # nobody knows yet what a step takes
@@ -125,10 +126,10 @@ def test_what_losing_a_node_costs_follows_measured_steps(tmp_path: Path, report:
     # A copy every 17 steps of 10 s, on its way for 5 more.
     expected = {"repeated_steps": 22, "repeated_s": 220.0, "read_s": 48.0, "copied_s": 48.0}
     assert json.loads((tmp_path / "durability.json").read_text())["node_loss"] == expected
-    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, {**planned, "interval_steps": 2}))
+    recorder.on_event(event(SnapshotsPlanned, 1.0, **{**planned, "interval_steps": 2}))
     recorder.take(reports(8))
     assert recorder.last.node_loss is not None
     assert recorder.last.node_loss["repeated_steps"] == 7
-    recorder.on_event(Event(EventKind.SNAPSHOTS_PLANNED, 1.0, {**planned, "read_s": None}))
+    recorder.on_event(event(SnapshotsPlanned, 1.0, **{**planned, "read_s": None}))
     recorder.take(reports(8))
     assert recorder.last.node_loss is None

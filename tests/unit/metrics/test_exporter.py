@@ -15,11 +15,24 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    FaultKind,
+    NumericFaultFound,
+    RunState,
+    StateChanged,
+    TrainingPlanned,
+    WorkerFailed,
+)
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics import exporter, metric_catalog
 from orchestrator.metrics.exporter import MetricsObserver, MetricsServer, serve_metrics
 from orchestrator.metrics.ledger import Ledger
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -30,19 +43,19 @@ TOKEN = "0123456789abcdef0123"
 def fed(report: Make) -> MetricsObserver:
     observer = MetricsObserver("tiny-1", "tiny", lambda: Ledger(0.0).to_json(10.0), clock=lambda: 100.0)
     for kind, fields in [
-        (EventKind.PLAN, {"total_steps": 50, "world_size": 2}),
-        (EventKind.DATA_PROGRESS, {"done_bytes": 10, "total_bytes": 20}),
-        (EventKind.DATA_READY, {"tokens": 9, "documents": 3, "bad_records": 1, "train_samples": 5,
+        (TrainingPlanned, {"total_steps": 50, "world_size": 2}),
+        (DataProgress, {"done_bytes": 10, "total_bytes": 20}),
+        (DataReady, {"tokens": 9, "documents": 3, "bad_records": 1, "train_samples": 5,
                                 "validation_samples": 2}),
-        (EventKind.STATE_CHANGED, {"state": "running"}),
-        (EventKind.EVAL, {"loss": 4.5}),
-        (EventKind.CHECKPOINT_SAVED, {"bytes": 100, "seconds": 0.5, "step": 2}),
-        (EventKind.CHECKPOINT_FAILED, {"step": 3, "fault": "full", "seconds": 0.1}),
-        (EventKind.WORKER_FAILED, {"rank": 1}),
-        (EventKind.NUMERIC_FAULT, {"fault": "loss_not_finite", "skipped_count": 12}),
-        (EventKind.NUMERIC_FAULT, {"fault": "loss_spike", "skipped_count": None}),
+        (StateChanged, {"state": RunState.RUNNING}),
+        (EvalFinished, {"loss": 4.5}),
+        (CheckpointSaved, {"bytes": 100, "seconds": 0.5, "step": 2}),
+        (CheckpointFailed, {"step": 3, "fault": "full", "seconds": 0.1}),
+        (WorkerFailed, {"rank": 1}),
+        (NumericFaultFound, {"fault": FaultKind.LOSS, "skipped_count": 12}),
+        (NumericFaultFound, {"fault": FaultKind.SPIKE, "skipped_count": None}),
     ]:  # fmt: skip
-        observer.on_event(Event(kind, 1.0, fields))
+        observer.on_event(event(kind, 1.0, **fields))
     observer.on_step(report(1))
     observer.on_step(report(2))
     return observer

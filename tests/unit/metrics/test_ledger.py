@@ -5,38 +5,58 @@ from pathlib import Path
 import pytest
 
 from orchestrator.atomic_files import read_json
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import (
+    EVENT_TYPES,
+    CheckpointRestored,
+    CheckpointSaved,
+    ClusterReady,
+    DataProgress,
+    DataReady,
+    EvalFinished,
+    EventBody,
+    ModelExported,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    ScaleAnswered,
+    StateChanged,
+    WorkerFailed,
+    WorkerPhase,
+    WorkerStarted,
+)
+from orchestrator.domain.events.event_codec import fields_of
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.ledger import Category, Ledger, LedgerRecorder
+from tests import events
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
 
 
-def event(ledger: Ledger, kind: EventKind, time_s: float, **fields: object) -> None:
-    ledger.on_event(Event(kind, time_s, dict(fields)), time_s)
+def event(ledger: Ledger, kind: type[EventBody], time_s: float, **fields: object) -> None:
+    ledger.on_event(events.event(kind, time_s, **fields), time_s)
 
 
 def a_run(report: Make) -> Ledger:
     """110 s: each phase of a run with a length of its own."""
     ledger = Ledger(0.0)
-    event(ledger, EventKind.RUN_CREATED, 1.0)
-    event(ledger, EventKind.DATA_PROGRESS, 2.0, phase="scan")
-    event(ledger, EventKind.DATA_READY, 12.0, seconds=10.0)
-    event(ledger, EventKind.CLUSTER_READY, 18.0, seconds=6.0)
-    event(ledger, EventKind.STATE_CHANGED, 18.0, state="starting")
-    event(ledger, EventKind.WORKER_STARTED, 24.0, rank=0, seconds=6.0)
-    event(ledger, EventKind.WORKER_PHASE, 26.0, phase="build")
-    event(ledger, EventKind.WORKER_PHASE, 31.0, phase="train")
-    event(ledger, EventKind.STATE_CHANGED, 31.0, state="running")
-    event(ledger, EventKind.EVAL, 34.0, seconds=3.0)
+    event(ledger, RunCreated, 1.0)
+    event(ledger, DataProgress, 2.0, phase="scan")
+    event(ledger, DataReady, 12.0, seconds=10.0)
+    event(ledger, ClusterReady, 18.0, seconds=6.0)
+    event(ledger, StateChanged, 18.0, state="starting")
+    event(ledger, WorkerStarted, 24.0, rank=0, seconds=6.0)
+    event(ledger, WorkerPhase, 26.0, phase="build")
+    event(ledger, WorkerPhase, 31.0, phase="train")
+    event(ledger, StateChanged, 31.0, state="running")
+    event(ledger, EvalFinished, 34.0, seconds=3.0)
     for step in range(1, 51):
         ledger.on_step(report(step, time_s=34.0 + step, data_wait_s=0.1), 34.0 + step)
-    event(ledger, EventKind.CHECKPOINT_SAVED, 88.0, seconds=4.0, step=50)
-    event(ledger, EventKind.WORKER_PHASE, 89.0, phase="export")
-    event(ledger, EventKind.EXPORTED, 95.0, seconds=5.0)
-    event(ledger, EventKind.STATE_CHANGED, 96.0, state="succeeded")
+    event(ledger, CheckpointSaved, 88.0, seconds=4.0, step=50)
+    event(ledger, WorkerPhase, 89.0, phase="export")
+    event(ledger, ModelExported, 95.0, seconds=5.0)
+    event(ledger, StateChanged, 96.0, state="succeeded")
     return ledger
 
 
@@ -59,8 +79,8 @@ def test_every_second_of_a_run_has_its_place(report: Make) -> None:
 
 def test_a_checkpoint_inside_a_step_is_booked_once(report: Make) -> None:
     ledger = Ledger(0.0)
-    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
-    event(ledger, EventKind.CHECKPOINT_SAVED, 2.9, seconds=2.0, step=1)
+    event(ledger, WorkerPhase, 0.0, phase="train")
+    event(ledger, CheckpointSaved, 2.9, seconds=2.0, step=1)
     step = report(1, time_s=3.0, step_time_s=3.0)
     ledger.on_step(step, 3.0)
     assert ledger.seconds[Category.CHECKPOINTING] == pytest.approx(2.0)
@@ -69,23 +89,23 @@ def test_a_checkpoint_inside_a_step_is_booked_once(report: Make) -> None:
 
 def test_what_a_failure_interrupts_is_lost(report: Make) -> None:
     ledger = Ledger(0.0)
-    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(ledger, WorkerPhase, 0.0, phase="train")
     ledger.on_step(report(1, time_s=1.0), 1.0)
-    event(ledger, EventKind.WORKER_FAILED, 5.0, rank=1, error="boom")
-    event(ledger, EventKind.STATE_CHANGED, 6.0, state="failed")
+    event(ledger, WorkerFailed, 5.0, rank=1, error="boom")
+    event(ledger, StateChanged, 6.0, state="failed")
     assert ledger.seconds[Category.LOST] == pytest.approx(4.0)
     assert ledger.seconds[Category.TRAINING] == pytest.approx(0.9)
 
 
 def test_steps_after_the_checkpoint_gone_back_to_are_lost_across_drivers(report: Make) -> None:
     first = Ledger(0.0)
-    event(first, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(first, WorkerPhase, 0.0, phase="train")
     for step in range(1, 11):
         first.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
         if step == 5:
-            event(first, EventKind.CHECKPOINT_SAVED, 5.0, step=5, seconds=0.0)
+            event(first, CheckpointSaved, 5.0, step=5, seconds=0.0)
     second = Ledger(1000.0, carried=first.to_json(10.0))
-    event(second, EventKind.CHECKPOINT_RESTORED, 1002.0, step=5, seconds=2.0)
+    event(second, CheckpointRestored, 1002.0, step=5, seconds=2.0)
     value = second.to_json(1002.0)
     assert value["elapsed_s"] == pytest.approx(12.0)
     assert value["seconds"]["lost"] == pytest.approx(5.0)
@@ -108,9 +128,12 @@ def test_whatever_happens_the_seconds_add_up(report: Make) -> None:
                     "seconds": draw.random() * 10,
                     "step": draw.randrange(20),
                     "phase": draw.choice(["import", "build", "train", "export", "?"]),
-                    "state": draw.choice(["starting", "running", "failed", "stopped"]),
+                    "state": draw.choice([RunState.STARTING, RunState.RUNNING, RunState.FAILED, RunState.STOPPED]),
                 }
-                ledger.on_event(Event(draw.choice(list(EventKind)), time_s, fields), now_s)
+                kind = draw.choice(EVENT_TYPES)
+                known = {field.name for field in fields_of(kind)} - ({"state"} if kind is ScaleAnswered else set())
+                given = {name: value for name, value in fields.items() if name in known}
+                ledger.on_event(events.event(kind, time_s, **given), now_s)
             assert min(ledger.seconds.values()) >= 0
         value = ledger.to_json(now_s)
         assert sum(value["seconds"].values()) == pytest.approx(value["elapsed_s"]) == pytest.approx(now_s)
@@ -120,7 +143,7 @@ def test_the_file_is_written_and_gone_on_from(tmp_path: Path) -> None:
     times = iter([float(t) for t in range(100)])
     layout = RunLayout(tmp_path)
     recorder = LedgerRecorder(layout, lambda: next(times))
-    recorder.on_event(Event(EventKind.STATE_CHANGED, 1.0, {"state": "starting"}))
+    recorder.on_event(events.event(StateChanged, 1.0, state="starting"))
     recorder.close()
     before = read_json(layout.ledger)
     assert before is not None
@@ -131,18 +154,18 @@ def test_the_file_is_written_and_gone_on_from(tmp_path: Path) -> None:
 
 def test_a_recovery_is_one_thing_whatever_it_consists_of(report: Make) -> None:
     ledger = Ledger(0.0)
-    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(ledger, WorkerPhase, 0.0, phase="train")
     for step in range(1, 11):
         ledger.on_step(report(step, time_s=float(step)), float(step))
         if step == 8:
-            event(ledger, EventKind.CHECKPOINT_SAVED, 8.0, step=8, seconds=0.0)
-    event(ledger, EventKind.WORKER_FAILED, 10.5, rank=1)
-    event(ledger, EventKind.STATE_CHANGED, 10.5, state="recovering")
-    event(ledger, EventKind.WORKER_PHASE, 12.0, phase="build")
-    event(ledger, EventKind.WORKER_PHASE, 14.0, phase="restore")
-    event(ledger, EventKind.CHECKPOINT_RESTORED, 15.0, step=8, seconds=1.0)
-    event(ledger, EventKind.WORKER_PHASE, 15.0, phase="train")
-    event(ledger, EventKind.STATE_CHANGED, 15.0, state="running")
+            event(ledger, CheckpointSaved, 8.0, step=8, seconds=0.0)
+    event(ledger, WorkerFailed, 10.5, rank=1)
+    event(ledger, StateChanged, 10.5, state="recovering")
+    event(ledger, WorkerPhase, 12.0, phase="build")
+    event(ledger, WorkerPhase, 14.0, phase="restore")
+    event(ledger, CheckpointRestored, 15.0, step=8, seconds=1.0)
+    event(ledger, WorkerPhase, 15.0, phase="train")
+    event(ledger, StateChanged, 15.0, state="running")
     ledger.on_step(report(9, time_s=16.5), 16.5)
     seconds = ledger.to_json(16.5)["seconds"]
     assert seconds["lost"] == pytest.approx(0.5 + 2 * 0.9)
@@ -154,11 +177,11 @@ def test_a_recovery_is_one_thing_whatever_it_consists_of(report: Make) -> None:
 def test_steps_made_again_from_the_beginning_are_lost(report: Make) -> None:
     """Without a checkpoint nothing is restored: the recovery's own event says where it goes on."""
     ledger = Ledger(0.0)
-    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(ledger, WorkerPhase, 0.0, phase="train")
     for step in range(1, 11):
         ledger.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
-    event(ledger, EventKind.STATE_CHANGED, 10.0, state="recovering")
-    event(ledger, EventKind.RECOVERY_STARTED, 10.0, checkpoint=None, source="beginning", from_step=0)
+    event(ledger, StateChanged, 10.0, state="recovering")
+    event(ledger, RecoveryStarted, 10.0, checkpoint=None, source="beginning", from_step=0)
     seconds = ledger.to_json(10.0)["seconds"]
     assert (seconds["training"], seconds["lost"]) == (pytest.approx(0.0), pytest.approx(10.0))
 
@@ -166,7 +189,7 @@ def test_steps_made_again_from_the_beginning_are_lost(report: Make) -> None:
 def trained(report: Make, steps: int) -> Ledger:
     """Steps of a second each, all of it productive."""
     ledger = Ledger(0.0)
-    event(ledger, EventKind.WORKER_PHASE, 0.0, phase="train")
+    event(ledger, WorkerPhase, 0.0, phase="train")
     for step in range(1, steps + 1):
         ledger.on_step(report(step, time_s=float(step), data_wait_s=0.0), float(step))
     return ledger
@@ -174,16 +197,16 @@ def trained(report: Make, steps: int) -> Ledger:
 
 def recovered(ledger: Ledger, at_s: float, from_step: int, source: str) -> None:
     """A worker is lost, and training goes on from a step, as a run tells it."""
-    event(ledger, EventKind.WORKER_FAILED, at_s, rank=1)
-    event(ledger, EventKind.STATE_CHANGED, at_s, state="recovering")
+    event(ledger, WorkerFailed, at_s, rank=1)
+    event(ledger, StateChanged, at_s, state="recovering")
     checkpoint = "/runs/x/checkpoints/step" if source == "storage" else None
-    event(ledger, EventKind.RECOVERY_STARTED, at_s, from_step=from_step, source=source, checkpoint=checkpoint)
+    event(ledger, RecoveryStarted, at_s, from_step=from_step, source=source, checkpoint=checkpoint)
 
 
 def test_a_recovery_from_vaults_that_makes_no_step_again_costs_none(report: Make) -> None:
     ledger = trained(report, 10)
     recovered(ledger, 10.0, 10, "vaults")
-    event(ledger, EventKind.CHECKPOINT_RESTORED, 12.0, step=10, path="vaults", seconds=0.5)
+    event(ledger, CheckpointRestored, 12.0, step=10, path="vaults", seconds=0.5)
     ledger.on_step(report(11, time_s=13.0, data_wait_s=0.0), 13.0)
     value = ledger.to_json(13.0)
     assert value["seconds"]["lost"] == 0.0
@@ -208,7 +231,7 @@ def test_a_state_that_turns_out_newer_undoes_less(report: Make) -> None:
     ledger = trained(report, 10)
     recovered(ledger, 10.0, 4, "storage")
     assert ledger.to_json(10.0)["seconds"]["lost"] == pytest.approx(6.0)
-    event(ledger, EventKind.CHECKPOINT_RESTORED, 12.0, step=9, path="vaults", seconds=0.5)
+    event(ledger, CheckpointRestored, 12.0, step=9, path="vaults", seconds=0.5)
     assert ledger.to_json(12.0)["seconds"]["lost"] == pytest.approx(1.0)
     ledger.on_step(report(10, time_s=13.0, data_wait_s=0.0), 13.0)
     assert ledger.to_json(13.0)["seconds"]["lost"] == pytest.approx(1.0)
@@ -217,16 +240,16 @@ def test_a_state_that_turns_out_newer_undoes_less(report: Make) -> None:
 def test_the_step_that_a_checkpoint_is_of_is_kept(report: Make) -> None:
     """Its event comes before the report of the step."""
     ledger = trained(report, 4)
-    event(ledger, EventKind.CHECKPOINT_SAVED, 5.0, step=5, seconds=0.0)
+    event(ledger, CheckpointSaved, 5.0, step=5, seconds=0.0)
     ledger.on_step(report(5, time_s=5.0, data_wait_s=0.0), 5.0)
     again = Ledger(100.0, carried=ledger.to_json(5.0))
-    event(again, EventKind.CHECKPOINT_RESTORED, 101.0, step=5, seconds=1.0)
+    event(again, CheckpointRestored, 101.0, step=5, seconds=1.0)
     assert again.to_json(101.0)["seconds"]["lost"] == 0.0
 
 
 def test_a_driver_that_goes_on_from_the_beginning_supersedes_what_the_one_before_made(report: Make) -> None:
     second = Ledger(1000.0, carried=trained(report, 10).to_json(10.0))
-    event(second, EventKind.WORKER_PHASE, 1001.0, phase="train")
+    event(second, WorkerPhase, 1001.0, phase="train")
     assert second.to_json(1001.0)["seconds"]["lost"] == 0.0
     second.on_step(report(1, time_s=1002.0, data_wait_s=0.0), 1002.0)
     seconds = second.to_json(1002.0)["seconds"]
@@ -247,8 +270,8 @@ def test_a_ledger_of_an_earlier_version_is_gone_on_from(report: Make) -> None:
     for key in ("trained_after_step", "going_on_from"):
         del before[key]
     second = Ledger(1000.0, carried={**before, "trained_at_checkpoint": {"0": 0.0, "5": 5.0}})
-    event(second, EventKind.CHECKPOINT_RESTORED, 1001.0, step=10, seconds=0.0)
-    event(second, EventKind.WORKER_PHASE, 1001.0, phase="train")
+    event(second, CheckpointRestored, 1001.0, step=10, seconds=0.0)
+    event(second, WorkerPhase, 1001.0, phase="train")
     second.on_step(report(11, time_s=1002.0, data_wait_s=0.0), 1002.0)
     seconds = second.to_json(1002.0)["seconds"]
     assert (seconds["lost"], seconds["training"]) == (pytest.approx(0.0), pytest.approx(11.0))
@@ -256,12 +279,12 @@ def test_a_ledger_of_an_earlier_version_is_gone_on_from(report: Make) -> None:
 
 def test_an_export_without_a_step_to_make_ends_a_recovery(report: Make) -> None:
     ledger = trained(report, 10)
-    event(ledger, EventKind.WORKER_PHASE, 10.0, phase="export")
+    event(ledger, WorkerPhase, 10.0, phase="export")
     recovered(ledger, 11.0, 10, "storage")
-    event(ledger, EventKind.WORKER_PHASE, 13.0, phase="restore")
-    event(ledger, EventKind.WORKER_PHASE, 14.0, phase="export")
-    event(ledger, EventKind.EXPORTED, 16.0, seconds=2.0)
-    event(ledger, EventKind.STATE_CHANGED, 16.0, state="succeeded")
+    event(ledger, WorkerPhase, 13.0, phase="restore")
+    event(ledger, WorkerPhase, 14.0, phase="export")
+    event(ledger, ModelExported, 16.0, seconds=2.0)
+    event(ledger, StateChanged, 16.0, state="succeeded")
     seconds = ledger.to_json(16.0)["seconds"]
     assert (seconds["recovering"], seconds["exporting"]) == (pytest.approx(3.0), pytest.approx(3.0))
     assert seconds["lost"] == 0.0

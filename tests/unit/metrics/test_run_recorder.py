@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import DataProgress, Event, WarningIssued, WorkerLog
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.jsonl import JsonlWriter, last_object, read_jsonl
 from orchestrator.metrics.run_recorder import RunRecorder
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 
@@ -26,15 +27,15 @@ def test_a_line_is_on_disk_as_soon_as_the_step_is_over(tmp_path: Path, report: C
     recorder = RunRecorder(layout)
     recorder.on_step(report(1))
     assert layout.steps.read_bytes().endswith(b"\n")
-    recorder.on_event(Event(EventKind.EVAL, 5.0, {"step": 1, "loss": 2.5}))
-    assert json.loads(layout.events.read_text()) == {"time_s": 5.0, "kind": "eval", "step": 1, "loss": 2.5}
+    recorder.on_event(Event(WarningIssued("hot"), 5.0))
+    assert json.loads(layout.events.read_text()) == {"time_s": 5.0, "kind": "warning", "v": 2, "message": "hot"}
 
 
 def test_progress_and_worker_output_stay_out_of_the_events(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     recorder = RunRecorder(layout)
-    recorder.on_event(Event(EventKind.DATA_PROGRESS, 1.0, {"done_bytes": 5}))
-    recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 3, "line": "hällo\n"}))
+    recorder.on_event(event(DataProgress, 1.0, done_bytes=5))
+    recorder.on_event(event(WorkerLog, 1.0, rank=3, line="hällo\n"))
     assert not layout.events.exists()
     assert layout.log(3).read_text() == "hällo\n"
 
@@ -58,7 +59,7 @@ def test_logs_are_bounded(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     recorder = RunRecorder(layout, log_limit_bytes=1000)
     for number in range(500):
-        recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 0, "line": f"line {number:04d}"}))
+        recorder.on_event(event(WorkerLog, 1.0, rank=0, line=f"line {number:04d}"))
     files = list(layout.logs.iterdir())
     assert len(files) == 2
     assert sum(file.stat().st_size for file in files) <= 2000
@@ -73,7 +74,7 @@ def test_a_disk_that_fails_is_told_once_and_stops_nothing(
     recorder = RunRecorder(RunLayout(blocked))
     recorder.on_step(report(1))
     recorder.on_step(report(2))
-    recorder.on_event(Event(EventKind.WORKER_LOG, 1.0, {"rank": 0, "line": "x"}))
+    recorder.on_event(event(WorkerLog, 1.0, rank=0, line="x"))
     assert capsys.readouterr().err.count("cannot record") == 1
 
 
@@ -108,13 +109,13 @@ def test_what_a_driver_writes_after_it_was_taken_over_does_not_count(
     before = RunRecorder(layout, lease=1)
     for step in (1, 2, 3):
         before.on_step(report(step))
-    before.on_event(Event(EventKind.WARNING, 1.0, {"message": "of lease 1"}))
+    before.on_event(Event(WarningIssued("of lease 1"), 1.0))
     after = RunRecorder(layout, lease=2)
-    after.on_event(Event(EventKind.WARNING, 3.0, {"message": "of lease 2"}))
+    after.on_event(Event(WarningIssued("of lease 2"), 3.0))
     after.on_step(report(3))
     for step in (4, 5, 6):
         before.on_step(report(step))
-    before.on_event(Event(EventKind.WARNING, 2.0, {"message": "too late"}))
+    before.on_event(Event(WarningIssued("too late"), 2.0))
     assert [value["step"] for value in read_jsonl(layout.steps)] == [1, 2, 3, 3]
     assert [value["message"] for value in read_jsonl(layout.events)] == ["of lease 1", "of lease 2"]
     assert all("lease" not in value for value in read_jsonl(layout.steps)), "a step has no such field"

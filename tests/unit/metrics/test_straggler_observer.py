@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import EventBody, RecoveryStarted, WorkerSlow, WorkerStarted
+from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.policy.stragglers import MIN_STEPS, WINDOW_STEPS
 from orchestrator.domain.step_report import PhaseTimes, StepReport
 from orchestrator.metrics.exporter import MetricsObserver
 from orchestrator.metrics.straggler_observer import StragglerRecorder
+from tests.events import event, recorded
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -30,15 +32,15 @@ def feed(recorder: StragglerRecorder, reports: list[StepReport]) -> None:
 
 
 def test_it_tells_when_it_begins_and_when_it_is_over(report: Make) -> None:
-    told: list[tuple[EventKind, dict[str, Any]]] = []
-    recorder = StragglerRecorder(lambda kind, fields: told.append((kind, fields)))
-    recorder.on_event(Event(EventKind.WORKER_STARTED, 1.0, {"rank": 1, "node": "10.0.0.7", "pid": 3}))
+    told: list[tuple[type[EventBody], dict[str, Any]]] = []
+    recorder = StragglerRecorder(lambda body: told.append(recorded(body)))
+    recorder.on_event(event(WorkerStarted, 1.0, rank=1, node="10.0.0.7", pid=3))
     usual = [report(step) for step in range(1, WINDOW_STEPS + 1)]
     feed(recorder, usual)
     assert told == []
     feed(recorder, [slowed(item, 1, 3.0) for item in usual])
     ((kind, fields),) = told
-    assert kind is EventKind.WORKER_SLOW
+    assert kind is WorkerSlow
     assert (fields["rank"], fields["node"], fields["slow"], fields["phase"]) == (1, "10.0.0.7", True, "backward")
     assert recorder.ratios[1] > 2 > recorder.ratios[0]
     feed(recorder, usual)
@@ -47,10 +49,10 @@ def test_it_tells_when_it_begins_and_when_it_is_over(report: Make) -> None:
 
 def test_another_gang_is_compared_anew(report: Make) -> None:
     told: list[dict[str, Any]] = []
-    recorder = StragglerRecorder(lambda _, fields: told.append(fields))
+    recorder = StragglerRecorder(lambda body: told.append(encode_body(body)))
     slow = [slowed(report(step), 1, 3.0) for step in range(1, MIN_STEPS + 1)]
     feed(recorder, slow[1:])
-    recorder.on_event(Event(EventKind.RECOVERY_STARTED, 1.0, {}))
+    recorder.on_event(event(RecoveryStarted, 1.0))
     feed(recorder, slow[1:])
     assert told == []
     alone = replace(slow[0], ranks=slow[0].ranks[:1])
@@ -60,7 +62,7 @@ def test_another_gang_is_compared_anew(report: Make) -> None:
 
 
 def test_the_ratio_is_a_metric(report: Make) -> None:
-    recorder = StragglerRecorder(lambda *_: None)
+    recorder = StragglerRecorder(lambda body: None)
     metrics = MetricsObserver("tiny-1", "tiny", slowness=lambda: recorder.ratios)
     labels = {"run": "tiny-1", "job": "tiny", "rank": "1"}
     assert metrics.registry.get_sample_value("convoy_straggler_ratio", labels) is None

@@ -1,15 +1,18 @@
 """Whether a job fits its GPUs, and what would help."""
 
+from typing import Any
+
 import pytest
 
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
-from orchestrator.planner.device_fit import build_problem, check_fit, parts_text, planned_fields, remedies
+from orchestrator.domain.events import DevicePlanned, EventBody, WarningIssued
+from orchestrator.planner.device_fit import build_problem, check_fit, device_planned, parts_text, remedies
 from orchestrator.planner.device_memory import device_need
 from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
+from tests.events import recorded
 
 pytestmark = pytest.mark.unit
 
@@ -68,8 +71,8 @@ def test_memory_that_others_hold_is_named() -> None:
     shared = DeviceRoom(10 * GIB, 80 * GIB)
     text = check_fit(spec(2), SEVEN_B, 8, shared)
     assert text is not None
-    assert "80.0 GiB, 69.4 GiB of it taken" in text
-    assert "ending what holds 69.4 GiB on the GPU" in text
+    assert "80.0 GiB, 69.4 GiB of it in use" in text
+    assert "ending the processes that hold 69.4 GiB on the GPU" in text
 
 
 def test_a_gpu_that_is_full_before_the_first_sample() -> None:
@@ -87,8 +90,8 @@ def test_small_parts_are_added_up_for_people() -> None:
 
 
 def test_a_run_is_told_once_and_as_early_as_it_can_be() -> None:
-    told: list[tuple[EventKind, dict[str, object]]] = []
-    fitting = GpuFit(spec(1), lambda kind, fields: told.append((kind, fields)))
+    told: list[tuple[type[EventBody], dict[str, Any]]] = []
+    fitting = GpuFit(spec(1), lambda body: told.append(recorded(body)))
     config = {"model_type": "llama"}
     fitting.check_early(8, None, config)  # on CPUs
     fitting.check_early(8, H100, {})  # a pretrained model that is not here yet
@@ -96,16 +99,16 @@ def test_a_run_is_told_once_and_as_early_as_it_can_be() -> None:
     fitting.check_early(8, H100, config)
     shape = ModelShape(6_738_149_376, 32, 4096, 32, 32_000, 11_008, 4096, 4096, "llama")
     fitting.check(8, H100, shape)  # the same, once the data is prepared
-    assert [kind for kind, _ in told] == [EventKind.WARNING]
+    assert [kind for kind, _ in told] == [WarningIssued]
     fitting.tell(8, H100, shape, 1)
     fitting.tell(8, H100, shape, 1)
-    assert [kind for kind, _ in told] == [EventKind.WARNING, EventKind.DEVICE_PLANNED]
-    fields = planned_fields(device_need(spec(1), shape, 8), 1, H100)
-    assert told[-1][1] == fields
-    assert sum(fields["parts"].values()) == fields["need_bytes"]  # type: ignore[attr-defined]
+    assert [kind for kind, _ in told] == [WarningIssued, DevicePlanned]
+    planned = device_planned(device_need(spec(1), shape, 8), 1, H100)
+    assert told[-1] == recorded(planned)
+    assert sum(planned.parts.values()) == planned.need_bytes
 
 
 def test_a_job_that_can_never_fit_is_refused_before_its_data() -> None:
-    fitting = GpuFit(spec(0), lambda kind, fields: None)
+    fitting = GpuFit(spec(0), lambda body: None)
     with pytest.raises(ClusterError):
         fitting.check_early(8, H100, {"model_type": "llama"})

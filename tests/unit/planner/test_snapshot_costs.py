@@ -8,7 +8,6 @@ from orchestrator.planner.snapshot_costs import (
     SnapshotCosts,
     node_loss,
     snapshot_costs,
-    step_estimate_s,
 )
 
 pytestmark = pytest.mark.unit
@@ -57,8 +56,6 @@ def test_copies_that_take_longer_than_the_budget_set_the_interval() -> None:
     pinned = costs(SEVENTY, 8, PINNED)
     assert pinned.stall_s / BUDGET == pytest.approx(26, rel=0.02)
     assert pinned.interval_s(BUDGET) == pinned.sent_s
-    assert pinned.interval_steps(10.0, BUDGET) == 5  # 42 s are five steps of 10 s
-    assert costs(SEVEN, 1).interval_steps(1.0, BUDGET) == 132
 
 
 def test_the_loss_of_a_node_repeats_an_interval_and_what_was_on_its_way() -> None:
@@ -71,8 +68,3 @@ def test_the_loss_of_a_node_repeats_an_interval_and_what_was_on_its_way() -> Non
     assert loss.read_s == pytest.approx(48, rel=0.01)
     alone = costs(SEVEN, 1)
     assert node_loss(alone, SEVEN, (8,), PAGEABLE, 100.0) is None
-
-
-def test_a_step_at_a_given_speed() -> None:
-    # 6 x 7e9 x 4 M tokens at 400 TFLOP/s on each of 64 GPUs.
-    assert step_estimate_s(SEVEN, 4_000_000, 64, 4e14) == pytest.approx(6.56, rel=0.01)

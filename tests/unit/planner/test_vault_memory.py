@@ -43,7 +43,6 @@ def test_two_slots_of_masters_and_moments_and_as_much_for_each_copy() -> None:
     need = needed((1, 1, 1, 1))
     assert need.cell_bytes == 2 * (12 * 300_000 + SMALL_STATE_BYTES)
     assert (need.copies, need.node_bytes) == (1, 2 * need.cell_bytes)
-    assert need.total_bytes == 8 * need.cell_bytes
     assert needed((1, 1, 1, 1), replicas=3).node_bytes == 4 * need.cell_bytes
     assert needed((1, 1, 1, 1), replicas=0).node_bytes == need.cell_bytes
     assert vault_need(spec(memory=False), MILLION, (1, 1)) is None
@@ -52,6 +51,12 @@ def test_two_slots_of_masters_and_moments_and_as_much_for_each_copy() -> None:
 def test_there_are_no_more_copies_than_other_nodes() -> None:
     need = needed((4,), replicas=2)
     assert (need.copies, need.node_bytes) == (0, 4 * need.cell_bytes)
+
+
+def test_a_node_that_keeps_copies_of_a_larger_rack_needs_more() -> None:
+    need = vault_need(spec(), MILLION, (1, 1, 1), most_copies=2)
+    assert need is not None
+    assert (need.copies, need.node_bytes) == (1, 3 * need.cell_bytes)
 
 
 def test_the_fullest_nodes_are_what_counts() -> None:
@@ -86,7 +91,7 @@ def test_room_for_training_but_not_for_a_recovery_is_a_warning() -> None:
     need = needed((1, 1))
     warning = check_room(need, 100 * MIB + need.recovery_bytes - 1, 100 * MIB)
     assert warning is not None
-    assert "while a recovery goes on" in warning
+    assert "during a recovery" in warning
     assert check_room(need, 100 * MIB + need.recovery_bytes, 100 * MIB) is None
 
 

@@ -10,13 +10,14 @@ import pytest
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints
 from orchestrator.domain.errors import CheckpointError, DataError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import CheckpointRejected, EventBody, NumericFaultFound, WarningIssued
 from orchestrator.domain.policy.numeric import FaultKind, NumericFault, Refusal
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.store.rollback import Rollback, answer_fault, resume_point
 from orchestrator.store.skip_file import read_skips
+from tests.events import recorded
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -36,12 +37,12 @@ SPEC = JobSpec.model_validate(
 
 class Told:
     def __init__(self) -> None:
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.events: list[tuple[type[EventBody], dict[str, Any]]] = []
 
-    def __call__(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.events.append((kind, fields))
+    def __call__(self, body: EventBody) -> None:
+        self.events.append(recorded(body))
 
-    def of(self, kind: EventKind) -> list[dict[str, Any]]:
+    def of(self, kind: type[EventBody]) -> list[dict[str, Any]]:
         return [fields for found, fields in self.events if found is kind]
 
 
@@ -69,11 +70,11 @@ def test_it_goes_back_and_records_what_it_leaves_out(layout: RunLayout) -> None:
     assert (skip.first, skip.count, skip.from_step, skip.time_s) == (264, 12, 20, 1000.0)
     assert skip.fault is not None
     assert skip.fault.rank == 1
-    (event,) = told.of(EventKind.NUMERIC_FAULT)
+    (event,) = told.of(NumericFaultFound)
     assert (event["fault"], event["action"], event["value"]) == ("loss_not_finite", "rollback", "nan")
     assert (event["skipped_first"], event["skipped_count"], event["from_step"]) == (264, 12, 20)
-    (warning,) = told.of(EventKind.WARNING)
-    assert "rolled back, going on from step 20 without samples [264, 276) of the order" in warning["message"]
+    (warning,) = told.of(WarningIssued)
+    assert "rolled back, continuing from step 20 without samples [264, 276) of the order" in warning["message"]
 
 
 def test_newer_checkpoints_do_not_outlive_a_rollback(layout: RunLayout) -> None:
@@ -101,7 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over(layout: RunLayout) -> None:
     answer = answer_fault(layout, FAULT, SPEC, (), 1000.0, told)
     assert isinstance(answer, Rollback)
     assert answer.from_step == 10
-    assert told.of(EventKind.CHECKPOINT_REJECTED)[0]["path"] == str(layout.checkpoint(20))
+    assert told.of(CheckpointRejected)[0]["path"] == str(layout.checkpoint(20))
 
 
 def test_no_checkpoint_means_the_beginning_but_bad_ones_do_not(layout: RunLayout) -> None:
@@ -113,7 +114,7 @@ def test_no_checkpoint_means_the_beginning_but_bad_ones_do_not(layout: RunLayout
     flip_byte(layout.checkpoint(20) / "shard-00000.bin", 3)
     refused = answer_fault(layout, FAULT, SPEC, (), 1000.0, Told())
     assert isinstance(refused, Refusal)
-    assert "there is no good checkpoint from before it" in refused.reason
+    assert "there is no good checkpoint from before the fault" in refused.reason
     assert not layout.skips.exists()
 
 
@@ -127,8 +128,8 @@ def test_what_is_refused_changes_nothing_on_disk(layout: RunLayout) -> None:
         refused = answer_fault(layout, replace(FAULT, first_position=276), spec, (), 1001.0, told)
         assert isinstance(refused, Refusal)
         assert refused.hint
-        assert told.of(EventKind.NUMERIC_FAULT)[0]["action"] == action
-        assert not told.of(EventKind.WARNING)
+        assert told.of(NumericFaultFound)[0]["action"] == action
+        assert not told.of(WarningIssued)
         assert (steps_on_disk(layout), len(read_skips(layout))) == (before[0], len(before[1]))
 
 
@@ -142,7 +143,7 @@ def test_the_same_step_again_goes_to_an_older_state(layout: RunLayout) -> None:
     assert [(skip.first, skip.count) for skip in read_skips(layout)] == [(264, 12), (276, 12)]
     refused = answer_fault(layout, replace(FAULT, first_position=288), SPEC, (), 1002.0, Told())
     assert isinstance(refused, Refusal)
-    assert "no good checkpoint older than the one gone back to already" in refused.reason
+    assert "no good checkpoint older than the one already restored" in refused.reason
     assert steps_on_disk(layout) == [10]
 
 
@@ -154,14 +155,14 @@ def test_a_checkpoint_that_saw_what_is_left_out_is_not_resumed_from(layout: RunL
     found = resume_point(layout, None, BATCH, told)
     assert found is not None
     assert found.step == 20
-    assert "has seen them" in told.of(EventKind.CHECKPOINT_REJECTED)[0]["reason"]
+    assert "has seen them" in told.of(CheckpointRejected)[0]["reason"]
     assert resume_point(RunLayout(layout.root / "none"), None, BATCH, told) is None
 
 
 def test_all_checkpoints_bad_is_an_error(layout: RunLayout) -> None:
     saved(layout, 10)
     flip_byte(layout.checkpoint(10) / "shard-00000.bin", 3)
-    with pytest.raises(CheckpointError, match="no whole checkpoint: step-00000010"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint: step-00000010"):
         resume_point(layout, None, BATCH, Told())
 
 
@@ -171,10 +172,10 @@ def test_what_was_never_finished_is_no_checkpoint_that_could_be_bad(layout: RunL
     (layout.checkpoint(10) / MANIFEST).unlink()
     told = Told()
     assert resume_point(layout, None, BATCH, told) is None
-    assert "never finished" in told.of(EventKind.CHECKPOINT_REJECTED)[0]["reason"]
+    assert "never finished" in told.of(CheckpointRejected)[0]["reason"]
     saved(layout, 8)
     (layout.checkpoint(8) / MANIFEST).write_text("{")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         resume_point(layout, None, BATCH, told)
 
 
@@ -220,7 +221,7 @@ def test_a_last_step_saved_aside_is_resumed_from_and_does_not_outlive_a_rollback
     found = resume_point(layout, storage, BATCH, told)
     assert found is not None
     assert found.step == 20
-    assert [fields["path"] for fields in told.of(EventKind.CHECKPOINT_REJECTED)] == [str(layout.checkpoint(30))]
+    assert [fields["path"] for fields in told.of(CheckpointRejected)] == [str(layout.checkpoint(30))]
     spec = SPEC.model_copy(update={"checkpoint": SPEC.checkpoint.model_copy(update={"storage": storage})})
     assert isinstance(answer_fault(layout, FAULT, spec, (), 1000.0, Told()), Rollback)
     assert steps_on_disk(layout) == []

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.errors import LeaseLostError, UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import EvalFinished, RunState, TrainingPlanned
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.run_history import current_steps, read_events
 from orchestrator.store.run_store import SILENT_S, RunStore, read_record
+from tests.events import event
 
 pytestmark = pytest.mark.unit
 
@@ -106,8 +107,8 @@ def test_progress_is_read_from_files_that_end_in_the_middle_of_a_line(tmp_path: 
     store = RunStore(tmp_path)
     layout = store.create("tiny", T0)
     recorder = RunRecorder(layout)
-    recorder.on_event(Event(EventKind.PLAN, T0, {"total_steps": 60}))
-    recorder.on_event(Event(EventKind.EVAL, T0, {"step": 5, "loss": 4.25}))
+    recorder.on_event(event(TrainingPlanned, T0, total_steps=60))
+    recorder.on_event(event(EvalFinished, T0, step=5, loss=4.25))
     layout.steps.write_text(
         '{"step": 1, "loss": 9.0, "time_s": 1}\n{"step": 2, "loss": 8.0, "time_s": 1800000000, "tokens_per_s": 5}\n{"st'
     )

@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(run: RunLayout, data_di
     flip_byte(run.checkpoint(9) / "shard-00000.bin", 50)
     done = convoy(run, "export", "last", "--to", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    assert "warning: passed over step-00000009: shard-00000.bin is corrupt" in done.stderr
+    assert "warning: skipped step-00000009: shard-00000.bin is corrupt" in done.stderr
     assert "step 5 of" in done.output
     error = refused(run, "export", "last", "--to", str(tmp_path / "other"), "--step", "9")
     assert isinstance(error, CheckpointError)

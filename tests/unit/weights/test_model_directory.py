@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Change, list[str]]] = {
     "a shard lacks a tensor": (holds(SHARD, tensors(NAMES[2])), ["no shard holds lm_head.weight", INDEX]),
     "two shards hold a tensor": (
         holds(SHARD, tensors(*NAMES[1:])),
-        [f"{SHARD} holds {NAMES[1]}, which model-00001-of-00002.safetensors holds too"],
+        [f"{SHARD} contains {NAMES[1]}, as does model-00001-of-00002.safetensors"],
     ),
     "the index lists what nobody has": (index(model__extra=SHARD), ["no shard holds model.extra"]),
     "the index leads outside": (index(model__extra="../../etc/x.safetensors"), ["'../../etc/x.safetensors'"]),

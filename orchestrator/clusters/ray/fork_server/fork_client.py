@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 PATIENCE_S = 60.0
 """How long the server may take to answer: it may still be importing. Then the worker is started without it. Ray waits
-for longer: see `cluster.LOCAL_ENV`."""
+for longer: see `ray_settings.LOCAL_ENV`."""
 NAMESPACES = ("ipc", "mnt", "net", "pid", "user", "uts")
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 FORKED = "worker-"

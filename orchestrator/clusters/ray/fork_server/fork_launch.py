@@ -5,12 +5,11 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.clusters.ray.processes import start_bound
-from orchestrator.domain.events import EventKind
 
 VARIABLE = "CONVOY_FORK_SERVER"
 """`0`: workers start without one. A path: the socket of one that runs already."""
@@ -44,7 +43,6 @@ class ForkServer:
     status: Path | None = None
     """What it says of itself; None if it is not ours."""
     process: subprocess.Popen[bytes] | None = None
-    _told: bool = False
 
     def command(self, stock: Sequence[str]) -> list[str]:
         """What a raylet runs for a worker. `stock`: what it would run without this server."""
@@ -64,13 +62,6 @@ class ForkServer:
     def refusals(self) -> int:
         """How many processes it was asked for and did not fork."""
         return self._read_status().refusals
-
-    def tell_bypassed(self, emit: Callable[[EventKind, dict[str, object]], None]) -> None:
-        """Report once, as a warning, that workers do not come from this server."""
-        reason = self.bypassed()
-        if reason is not None and not self._told:
-            self._told = True
-            emit(EventKind.WARNING, {"message": f"worker processes start without the fork server: {reason}"})
 
     def _read_status(self) -> "Status":
         if self.status is not None:

@@ -46,7 +46,7 @@ def test_what_is_cut_short_or_missing_is_no_export(export: Path, tmp_path: Path)
         assert "is damaged" in str(export_problem(export, 7)), damaged
         assert exported_step(export) is None
     (export / PROVENANCE).unlink()
-    assert "holds no export" in str(export_problem(export, 7))
+    assert "contains no export" in str(export_problem(export, 7))
 
 
 def test_one_of_an_earlier_version_names_no_files(export: Path) -> None:

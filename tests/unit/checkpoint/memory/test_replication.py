@@ -155,7 +155,7 @@ def test_a_shard_that_cannot_be_written_is_answered_and_so_is_the_next(vaults: l
         return shards()
 
     cell = create(worker, 1)
-    (failed,) = order(1, json.dumps({"no": "rng"}).encode())
+    (failed,) = order(1, json.dumps({"manifest": {"extra": {}}}).encode())
     assert (failed["rank"], failed["fault"]) == (0, "other")
     assert "rng" in failed["error"]
     (written,) = order(2, good)

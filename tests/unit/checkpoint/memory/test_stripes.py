@@ -212,9 +212,9 @@ def test_what_is_left_of_an_earlier_attempt_cannot_spoil_a_slot(vaults: list[Vau
     time.sleep(0.05)  # it is being received
     second = begin(control, 1)
     eventually(lambda: late.hung_up)  # it was broken off
-    with pytest.raises(WireError, match="that copy is over"):
+    with pytest.raises(WireError, match="that copy has ended"):
         early.ask(stripe, b"x" * 1000)
-    with pytest.raises(RefusedError, match="that copy is over"):
+    with pytest.raises(RefusedError, match="that copy has ended"):
         control.ask({"do": "whole", **of(0), "ticket": first})
     data, again = data_of(0, 1), channel(peer)
     for offset in range(0, SIZE.payload_bytes, 4000):

@@ -74,7 +74,7 @@ def test_a_slot_is_whole_or_not_there() -> None:
     assert cell.slot_of(7) is None
     assert cell.slot_of(8) == 1 - slot
     assert json.loads(cell.state(1 - slot)) == {"step": 8}
-    with pytest.raises(ValueError, match="1000 were set aside"):
+    with pytest.raises(ValueError, match="1000 were reserved"):
         cell.finish(slot, 9, b"x" * 1001)
     cell.close()
 
@@ -153,6 +153,33 @@ def test_what_is_asked_wrongly_is_refused(vaults: list[Vault]) -> None:
     with pytest.raises(OSError, match=r"hung up|reset"):
         channel(here).ask({"do": "anything"})
     assert held(here) == set()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"do": "inventory", "generation": "the newest"},
+        {"do": "filled", "generation": 3, "rank": 1},
+        {"do": "create", **key(), "world_size": 2, "payload_bytes": None, "slot_state_bytes": 1},
+        {"do": "copy", **key(7), "world_size": 2, "slot": 0.5},
+        {"do": "peers", "generation": 3, "addresses": "127.0.0.1:80"},
+        {"do": "read", **key(7), "offset": [0], "length": 1},
+        {"do": "forget", "before": {}},
+        {"do": ["ping"]},
+    ],
+)
+def test_a_malformed_frame_ends_its_connection_and_nothing_else(vaults: list[Vault], wrong: dict[str, object]) -> None:
+    here = vaults[0]
+    cell = create(channel(here))
+    fill(cell, 7)
+    standing = channel(here)
+    standing.ask({"do": "ping"})
+    with pytest.raises(OSError, match=r"hung up|reset"):
+        channel(here).ask(wrong)
+    standing.ask({"do": "ping"})
+    assert held(here) == {(7, True)}
+    assert standing.ask({"do": "inventory"})[0]["generation"] == 3
+    cell.close()
 
 
 def test_no_more_memory_is_taken_than_there_is() -> None:

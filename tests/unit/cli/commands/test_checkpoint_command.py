@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, read_manifest
 from orchestrator.cli.commands.checkpoint_command import checkpoint
 from orchestrator.domain.errors import UsageError
-from orchestrator.domain.events import Event, EventKind, RunState
+from orchestrator.domain.events import CheckpointSaved, EvalFinished, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.resources import CheckpointSpec
 from orchestrator.store.checkpoint_retention import Retention
 from orchestrator.store.run_store import RunStore
+from tests.events import event
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
 from tests.unit.spec.jobs_for_tests import BASE
 
@@ -60,7 +61,7 @@ def test_list_names_the_damaged(run: RunLayout) -> None:
 
 def test_verify_reads_every_byte(run: RunLayout) -> None:
     code, text = call(run, "verify", "last")
-    assert (code, text.count("whole")) == (0, 3)
+    assert (code, text.count("complete")) == (0, 3)
     flip_byte(run.checkpoints / "step-00000020" / "shard-00001.bin", 9)
     code, text = call(run, "verify", "last")
     assert code == 1
@@ -88,22 +89,22 @@ def test_prune_keeps_multiples(run: RunLayout) -> None:
 
 def test_a_run_that_goes_on_is_left_alone(run: RunLayout) -> None:
     RunStore(run.root.parent).set_state(run, RunState.RUNNING)
-    with pytest.raises(UsageError, match="is going on"):
+    with pytest.raises(UsageError, match="is active"):
         call(run, "prune", "last", "--keep-last", "1")
     assert steps(run) == [10, 20, 30]
 
 
 def test_the_driver_keeps_to_the_rule_of_the_spec(run: RunLayout) -> None:
     retention = Retention(run, CheckpointSpec(keep_last=1, keep_every=10))
-    retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    retention.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
     elsewhere = Retention(run, CheckpointSpec(keep_last=1, storage="/somewhere"))
-    elsewhere.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    elsewhere.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
     retention = Retention(run, CheckpointSpec(keep_last=1))
-    retention.on_event(Event(EventKind.EVAL, 0.0, {"step": 30}))
+    retention.on_event(event(EvalFinished, 0.0, step=30))
     assert steps(run) == [10, 20, 30]
-    retention.on_event(Event(EventKind.CHECKPOINT_SAVED, 0.0, {"step": 30}))
+    retention.on_event(event(CheckpointSaved, 0.0, step=30))
     assert steps(run) == [30]
 
 
@@ -112,7 +113,7 @@ def test_convert_gives_and_takes(run: RunLayout, tmp_path: Path) -> None:
     given = tmp_path / "given"
     code, text = call(run, "convert", "last", "--to-deepspeed", str(given), "--json")
     assert code == 0
-    assert re.search(r"passed over \S+step-00000030: ", text)
+    assert re.search(r"skipped \S+step-00000030: ", text)
     value = json.loads(text[text.index("{") :])
     assert (value["step"], value["parameters"], value["path"]) == (20, 24, str(given / "global_step20_universal"))
     code, text = call(run, "convert", str(given), "--to-convoy", str(tmp_path / "taken"), "--position", "7")
@@ -126,9 +127,9 @@ def test_convert_gives_and_takes(run: RunLayout, tmp_path: Path) -> None:
 def test_convert_says_what_it_wants(run: RunLayout, tmp_path: Path) -> None:
     there = str(tmp_path / "there")
     wrong = {
-        "one direction": ["last"],
-        "name one direction": ["last", "--to-deepspeed", there, "--to-convoy", there],
-        "--position is for": ["last", "--to-deepspeed", there, "--position", "3"],
+        "expected one of": ["last"],
+        "expected one of --to-deepspeed and --to-convoy": ["last", "--to-deepspeed", there, "--to-convoy", there],
+        "--position needs": ["last", "--to-deepspeed", there, "--position", "3"],
         "--step chooses": ["last", "--to-convoy", there, "--step", "3"],
         "no checkpoint of step 25": ["last", "--to-deepspeed", there, "--step", "25"],
         "no steps to choose": [str(run.checkpoints / "step-00000010"), "--to-deepspeed", there, "--step", "10"],
@@ -149,7 +150,7 @@ def test_checkpoints_in_a_storage_of_their_own_are_found_there(run: RunLayout, t
     job = yaml.safe_load(BASE) | {"checkpoint": {"storage": str(storage)}}
     run.spec.write_text(yaml.safe_dump(job))
     assert call(run, "list", "last", "--json")[1].count(f'"{storage}/{run.run_id}/step-000000') == 3
-    assert call(run, "verify", "last")[1].count("whole") == 3
+    assert call(run, "verify", "last")[1].count("complete") == 3
     assert call(run, "prune", "last", "--keep-last", "1", "--keep-every", "10")[1] == "nothing to remove\n"
     assert call(run, "prune", "last", "--keep-last", "1")[0] == 0
     assert [path.name for path in (storage / run.run_id).iterdir()] == ["step-00000030"]

@@ -51,7 +51,7 @@ def test_a_run_that_goes_on(a_run: Callable[..., RunLayout]) -> None:
     layout = a_run(RunState.RUNNING, survey(time.time()).to_json())
     lines = convoy(layout).output.splitlines()
     assert lines[0] == f"{layout.run_id}  running, step 42"
-    assert lines[1] == "  at risk now    2 steps: without any one node it would go on from step 40"
+    assert lines[1] == "  at risk now    2 steps: after the loss of any one node it would continue from step 40"
     text = "\n".join(lines)
     assert "STALE" not in text
     assert [line.split() for line in lines if line.startswith("memory,")] == [
@@ -69,8 +69,8 @@ def test_a_run_that_goes_on(a_run: Callable[..., RunLayout]) -> None:
 
 def test_without_copies_it_names_the_nodes(a_run: Callable[..., RunLayout]) -> None:
     text = convoy(a_run(RunState.RUNNING, survey(time.time(), copies=False).to_json())).output
-    assert "at risk now    12 steps: without any one node it would go on from step 30" in text
-    assert "memory alone would not survive the loss of: aaaaaaaa, bbbbbbbb" in text
+    assert "at risk now    12 steps: after the loss of any one node it would continue from step 30" in text
+    assert "the state in memory would not survive the loss of: aaaaaaaa, bbbbbbbb" in text
     assert "step 30, storage" in text
     assert "\x1b" not in text
 
@@ -96,7 +96,7 @@ def test_a_run_whose_driver_is_gone(a_run: Callable[..., RunLayout], ago_s: floa
 def test_a_run_that_is_over(a_run: Callable[..., RunLayout]) -> None:
     over = {**survey(time.time() - 5).to_json(), "over_s": time.time() - 4}
     text = convoy(a_run(RunState.FAILED, over)).output
-    assert "the run is over" in text
+    assert "the run has ended" in text
     assert "step 30, on storage" in text
     kept = {**over, "kept": True, "memory_kept_s": 900.0}
     assert "continue from there with `convoy run --resume`" in convoy(a_run(RunState.FAILED, kept)).output
@@ -118,8 +118,8 @@ def test_what_losing_a_node_costs_at_this_size(a_run: Callable[..., RunLayout]) 
     loss = {"repeated_steps": 22, "repeated_s": 220.0, "read_s": 48.0, "copied_s": 47.0}
     layout = a_run(RunState.RUNNING, {**survey(time.time()).to_json(), "node_loss": loss})
     assert (
-        "  node loss      at most 22 steps again (3:40), 48.0 s to read the state from peers, 47.0 s more until it has "
-        "its copies again"
+        "  node loss      at most 22 steps recomputed (3:40), 48.0 s to read the state from peers, 47.0 s more until "
+        "all copies exist again"
     ) in convoy(layout).output
     # Of a run whose driver did not write it.
     value = survey(time.time()).to_json()

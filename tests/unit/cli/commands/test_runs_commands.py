@@ -60,7 +60,7 @@ def test_a_finished_run_is_shown(recorded: Recorded) -> None:
         "step        10 of 10",
         "loss        7.6000 -> 4.0000 (-47.4%)",
         "validation  8.0000 -> 4.5000 (-43.8%)",
-        "2,000 tokens/s, 1.0 s a step, 1.0% of it waiting for data",
+        "2,000 tokens/s, 1.0 s per step, 1.0% of it waiting for data",
         "2.0 GiB resident at peak, most 1.0 GiB in a worker",
         "1 written, kept: step 5; the last 50.0 MiB in 0.20 s",
         "preparing data       4.0 s",

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.commands.validate_command import schema, validate
+from orchestrator.domain.events.event_schema import events_schema
 from orchestrator.spec.describe.schema import json_schema
 
 pytestmark = pytest.mark.unit
@@ -35,7 +36,7 @@ def test_what_a_gpu_needs_is_estimated_where_the_model_is_known() -> None:
     assert "GPU memory" not in call(QUICKSTART).stdout
     result = call(QUICKSTART, "--set", "resources.gpus_per_worker=1", "--set", "train.precision=bf16")
     line = next(line for line in result.stdout.splitlines() if line.startswith("  GPU memory "))
-    assert " a GPU with 4 workers and a micro batch of " in line
+    assert " per GPU with 4 workers and a micro batch of " in line
     assert "communicators 960.0 MiB" in line or "communicators 0.9 GiB" in line
 
 
@@ -88,6 +89,12 @@ def test_schema_is_printed_whole() -> None:
     result = CliRunner().invoke(schema)
     assert result.exit_code == 0
     assert json.loads(result.stdout) == json_schema()
+
+
+def test_the_schema_of_the_events_is_printed_whole() -> None:
+    result = CliRunner().invoke(schema, ["--events"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == events_schema()
 
 
 def test_nothing_heavy_is_imported_and_it_is_quick() -> None:

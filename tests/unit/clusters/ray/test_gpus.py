@@ -78,7 +78,7 @@ def test_memory_that_others_hold_is_told_by_name() -> None:
     text = device_checks.shared_text(HELLO, SHARED)
     assert text is not None
     assert text.startswith(
-        "others hold 49.4 of 80.0 GiB on the NVIDIA H100 of a worker on gpu-03 (10.0.0.7, process 47"
+        "other processes hold 49.4 of 80.0 GiB on the NVIDIA H100 of a worker on gpu-03 (10.0.0.7, process 47"
     )
 
 
@@ -132,5 +132,5 @@ def test_a_worker_whose_gpu_does_not_work_never_joins(monkeypatch: pytest.Monkey
     found.call("group")
     assert found.look() == ["node"]
     assert found.ready == 1
-    assert "others hold 49.4 of 80.0 GiB" in told[-1]
+    assert "other processes hold 49.4 of 80.0 GiB" in told[-1]
     assert found.join(1)[0].room == SHARED

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from orchestrator.clusters.ray.cluster import Cluster
+from orchestrator.clusters.ray.local.local_cluster import LocalCluster
 from orchestrator.clusters.ray.processes import kill_processes
 
 pytestmark = pytest.mark.unit
@@ -22,7 +22,7 @@ def test_a_process_is_ended_and_waited_for() -> None:
 
 
 def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster("", local=True, seconds=0.0)
+    cluster = LocalCluster(1, {})
     with subprocess.Popen(SLEEP) as stranger:
         try:
             # As it is once a worker has ended and the kernel has given its number to another process.
@@ -41,6 +41,6 @@ def test_processes_that_are_gone_already_are_not_remembered() -> None:
     child = subprocess.Popen(SLEEP)
     child.kill()
     child.wait()
-    cluster = Cluster("", local=True, seconds=0.0)
+    cluster = LocalCluster(1, {})
     cluster.remember([child.pid])
     assert cluster.workers == set()

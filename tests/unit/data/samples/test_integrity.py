@@ -13,8 +13,9 @@ from orchestrator.data.prepare import Kept, PreparedData, prepare
 from orchestrator.data.samples.dataset import TokenDataset
 from orchestrator.data.samples.integrity import file_states, problem
 from orchestrator.data.tokens.tokenizer import load
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import DataProgress, WarningIssued
 from orchestrator.spec.job import JobSpec
+from tests.events import recorded
 from tests.unit.data.corpora import Bench, job, sentences
 
 pytestmark = pytest.mark.unit
@@ -88,7 +89,7 @@ def again(bench: Bench, spec: JobSpec, before: PreparedData) -> PreparedData:
     kept = Kept(load(before.directory / "tokenizer", "own"))
     bench.events = []
     return prepare(
-        spec, bench.root, bench.cache, LocalExecutor(0), lambda kind, fields: bench.events.append((kind, fields)), kept
+        spec, bench.root, bench.cache, LocalExecutor(0), lambda body: bench.events.append(recorded(body)), kept
     )
 
 
@@ -99,7 +100,7 @@ def test_damaged_data_is_made_again_for_a_run_that_goes_on(bench: Bench, spec: J
     flip(before.directory / name, 16)  # the file of the token directory too: it is the same
     found = again(bench, spec, before)
     assert not found.cached
-    assert any("the cache is damaged" in fields["message"] for fields in bench.kinds(EventKind.WARNING))
+    assert any("the cache is damaged" in fields["message"] for fields in bench.kinds(WarningIssued))
     assert TokenDataset.open(found.directory).train(0, 50).digest() == first
     assert found.tokens_digest == before.tokens_digest
 
@@ -119,7 +120,7 @@ def test_a_kept_tokenizer_is_used_on_other_text(bench: Bench, spec: JobSpec) -> 
     bench.jsonl("a.jsonl", ["zebra quagga " * 30 for _ in range(300)])
     found = again(bench, spec, before)
     assert load(found.directory / "tokenizer", "found").key == own.key
-    assert not any(fields["phase"] == "tokenizer" for fields in bench.kinds(EventKind.DATA_PROGRESS))
+    assert not any(fields["phase"] == "tokenizer" for fields in bench.kinds(DataProgress))
     # A new job on the new text has a tokenizer of its own.
     assert load(bench.prepare(spec).directory / "tokenizer", "new").key != own.key
 

@@ -104,7 +104,7 @@ def test_parquet(bench: Bench) -> None:
         read(bench, "a.parquet", content)
     with pytest.raises(DataError, match="holds int64, not text"):
         read(bench, "a.parquet", content, field="n")
-    with pytest.raises(DataError, match=r"a\.parquet is not a whole Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a complete Parquet file"):
         read(bench, "a.parquet", content[:-20], field="body")
 
 
@@ -120,7 +120,7 @@ def test_gzip(bench: Bench) -> None:
     assert len(texts(read(bench, "a.jsonl.gz", gzip.compress(content)))) == 50
     assert texts(read(bench, "b.txt.gz", gzip.compress(b"one document"))) == ["one document"]
     for name, damaged in (("c.jsonl.gz", content), ("d.jsonl.gz", gzip.compress(content)[:-30])):
-        with pytest.raises(DataError, match=f"{name} is not a whole gzip file"):
+        with pytest.raises(DataError, match=f"{name} is not a complete gzip file"):
             read(bench, name, damaged)
 
 

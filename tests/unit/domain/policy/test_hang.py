@@ -225,7 +225,7 @@ def test_at_the_same_place_stacks_tell() -> None:
     inside = {"beat": 2, "phase": Phase.FORWARD, "waits": True}
     culprits, reason = name_culprits(gang(inside, {**inside, "waits": False}, inside))
     assert culprits == (1,)
-    assert reason == "it is in forward of step 7 and in no collective, the others wait in forward of step 7"
+    assert reason == "it is in forward of step 7 and in no collective, while the others wait in forward of step 7"
 
 
 def test_the_one_that_is_ahead_of_a_majority_is_odd() -> None:

@@ -149,7 +149,7 @@ def test_the_same_step_again_from_the_beginning_is_refused() -> None:
     again = replace(FAULT, first_position=84)
     refusal = refuse(again, [went_back(FAULT, 0)], 9)
     assert refusal is not None
-    assert "it is not the data" in refusal.reason
+    assert "the data is not the cause" in refusal.reason
     assert refuse(again, [went_back(FAULT, 5)], 9) is None
     assert refuse(replace(again, step=8), [went_back(FAULT, 0)], 9) is None
 

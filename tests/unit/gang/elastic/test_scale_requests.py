@@ -9,16 +9,17 @@ import pytest
 
 from orchestrator.clusters.placement import WorkerRequest, request_of
 from orchestrator.domain.errors import ClusterError, ConvoyError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody, NodeDraining, ScaleAnswered
 from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest, ScaleState
 from orchestrator.gang.elastic.scale_requests import LOOK_S, ScaleRequests
 from orchestrator.spec.loading.load import load_job
+from tests.events import recorded
 
 pytestmark = pytest.mark.unit
 
 JOB = Path(__file__).parents[4] / "jobs" / "quickstart.yaml"
 SETTINGS = ("resources.workers={min: 2, max: 4}", "train.global_batch=8", "cluster.nodes=4")
-Emitted = list[tuple[EventKind, dict[str, Any]]]
+Emitted = list[tuple[type[EventBody], dict[str, Any]]]
 
 
 class Desk:
@@ -55,7 +56,7 @@ def watch(draining: dict[str, float | None]) -> Any:
 
 def planned_for(desk: Desk, emitted: Emitted) -> ScaleRequests:
     spec = load_job(JOB, SETTINGS).spec
-    return ScaleRequests(spec, request_of(spec.resources), desk, lambda kind, fields: emitted.append((kind, fields)))
+    return ScaleRequests(spec, request_of(spec.resources), desk, lambda body: emitted.append(recorded(body)))
 
 
 def test_a_request_becomes_the_aim_and_is_done_with_the_first_step_of_that_many(
@@ -76,8 +77,8 @@ def test_a_request_becomes_the_aim_and_is_done_with_the_first_step_of_that_many(
     assert "2 leave at a step boundary" in desk.answers[0].message
     assert desk.answers[1].message == "2 workers from step 10 on"
     assert [(kind, fields["state"]) for kind, fields in emitted] == [
-        (EventKind.SCALE, "accepted"),
-        (EventKind.SCALE, "done"),
+        (ScaleAnswered, "accepted"),
+        (ScaleAnswered, "done"),
     ]
 
 
@@ -99,7 +100,7 @@ def test_what_the_spec_excludes_is_refused_and_changes_nothing() -> None:
     assert (planned.request.minimum, planned.request.maximum) == (2, 4)
     (answer,) = desk.answers
     assert answer.state is ScaleState.REFUSED
-    assert "2 to 4 workers, 1 were asked for; --force" in answer.message
+    assert "2 to 4 workers, 1 were requested; --force" in answer.message
 
 
 def test_force_goes_below_the_minimum_and_the_run_then_gets_along_with_that() -> None:
@@ -121,7 +122,7 @@ def test_what_the_cluster_could_never_hold_is_refused_with_its_reason() -> None:
     planned.begin(watch({}), can_hold)
     assert not planned.look(members(3), 1.0)
     assert [(request.minimum, request.maximum) for request in asked] == [(4, 4)]
-    assert desk.answers[0].message == "cannot: three nodes, strictly spread; add one"
+    assert desk.answers[0].message == "refused: three nodes, strictly spread; add one"
 
 
 def test_what_an_earlier_driver_accepted_stands() -> None:
@@ -138,6 +139,6 @@ def test_a_node_that_is_about_to_go_is_told_once_with_its_ranks() -> None:
     assert planned.look(there, 1.0)
     assert not planned.look(there, 2.0)
     assert planned.draining == {"n": 2000.0, "elsewhere": None}
-    told = {fields["node"]: fields for kind, fields in emitted if kind is EventKind.NODE_DRAINING}
+    told = {fields["node"]: fields for kind, fields in emitted if kind is NodeDraining}
     assert (told["n"]["ranks"], told["n"]["address"], told["n"]["deadline_s"]) == ([0], "10.0.0.7", 2000.0)
     assert (told["elsewhere"]["ranks"], told["elsewhere"]["address"], told["elsewhere"]["notice_s"]) == ([], None, None)

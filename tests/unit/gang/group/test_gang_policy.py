@@ -2,19 +2,17 @@
 
 import pytest
 
-from orchestrator.domain.engine_errors import CAUSE, Cause
+from orchestrator.clusters.ray.worker_death import DeathKind, WorkerDeath
+from orchestrator.domain.engine_errors import Cause
+from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.gang.group.gang_policy import (
     GATHER_S,
     GRACE_S,
     Action,
-    Ending,
-    Failure,
     GangFacts,
     Quiet,
     decide,
-    ends_process,
     explain_death,
-    is_out_of_memory,
     root_cause,
     silent_nodes,
     unseen_lines,
@@ -23,15 +21,16 @@ from orchestrator.gang.group.gang_policy import (
 
 pytestmark = pytest.mark.unit
 
-VICTIM = Failure(
-    0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", facts={CAUSE: Cause.PEER.value}
+VICTIM = WorkerFailure(
+    0, Ending.RAISED, 10.0, "RuntimeError: [gloo] Connection closed by peer", details=FailureDetails(Cause.PEER)
 )
-CULPRIT = Failure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
-KILLED = Failure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
+CULPRIT = WorkerFailure(2, Ending.RAISED, 10.4, "ValueError: 3 is no good")
+DIED = WorkerDeath(DeathKind.PROCESS_DIED, "The actor died unexpectedly before finishing this task.")
+KILLED = WorkerFailure(1, Ending.PROCESS_DIED, 10.6, "its process was killed by SIGKILL")
 
 
 def facts(
-    now_s: float = 11.0, returned: int = 0, failures: tuple[Failure, ...] = (), stop_since_s: float | None = None
+    now_s: float = 11.0, returned: int = 0, failures: tuple[WorkerFailure, ...] = (), stop_since_s: float | None = None
 ) -> GangFacts:
     return GangFacts(now_s, 4, returned, failures, stop_since_s)
 
@@ -71,28 +70,28 @@ def test_a_failure_while_stopping_is_no_failure_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "lines", "oom_kills", "said"),
+    ("death", "lines", "oom_kills", "said"),
     [
-        ("connection error code 2. End of file.", ["Fatal Python error: Segmentation fault"], 0, "SIGSEGV"),
-        ("connection error code 2. End of file.", ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
-        ("Worker exits with an exit code 3.", [], 0, "exit code 3"),
-        ("connection error code 2. End of file.", ["step 3"], 0, "SIGKILL"),
-        ("connection error code 2. End of file.", ["step 3"], 1, "want of memory"),
-        ("Task was killed due to the node running low on memory.", [], 0, "memory monitor"),
+        (DIED, ["Fatal Python error: Segmentation fault"], 0, "SIGSEGV"),
+        (DIED, ["*** SIGABRT received at time=17"], 0, "SIGABRT"),
+        (WorkerDeath(DeathKind.PROCESS_DIED, exit_code=3), [], 0, "exit code 3"),
+        (DIED, ["step 3"], 0, "SIGKILL"),
+        (DIED, ["step 3"], 1, "kernel OOM killer"),
+        (WorkerDeath(DeathKind.UNKNOWN), ["step 3"], 0, "SIGKILL"),
+        (WorkerDeath(DeathKind.OUT_OF_MEMORY), [], 0, "memory monitor"),
     ],
 )
-def test_a_death_is_explained(message: str, lines: list[str], oom_kills: int, said: str) -> None:
-    assert said in explain_death(message, lines, oom_kills).text
+def test_a_death_is_explained(death: WorkerDeath, lines: list[str], oom_kills: int, said: str) -> None:
+    assert said in explain_death(death, lines, oom_kills).text
 
 
 def test_a_death_has_a_cause_if_something_tells_it() -> None:
-    ended = "connection error code 2. End of file."
     aborted = ["CUDA error: an illegal memory access was encountered", "*** SIGABRT received at time=17"]
-    assert explain_death(ended, aborted, 0).cause is Cause.DEVICE
-    assert explain_death(ended, ["*** SIGABRT received at time=17"], 0).cause is None
-    assert explain_death(ended, ["step 3"], 1).cause is Cause.OUT_OF_MEMORY
-    assert explain_death(ended, ["step 3"], 0).cause is None
-    assert explain_death("killed due to the node running low on memory.", [], 0).cause is Cause.OUT_OF_MEMORY
+    assert explain_death(DIED, aborted, 0).cause is Cause.DEVICE
+    assert explain_death(DIED, ["*** SIGABRT received at time=17"], 0).cause is None
+    assert explain_death(DIED, ["step 3"], 1).cause is Cause.OUT_OF_MEMORY
+    assert explain_death(DIED, ["step 3"], 0).cause is None
+    assert explain_death(WorkerDeath(DeathKind.OUT_OF_MEMORY), [], 0).cause is Cause.OUT_OF_MEMORY
 
 
 def test_lines_that_did_not_arrive() -> None:
@@ -104,15 +103,17 @@ def test_lines_that_did_not_arrive() -> None:
 
 
 def test_want_of_memory_is_known_by_its_cause() -> None:
-    assert is_out_of_memory(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: "out of memory"}))
-    assert is_out_of_memory(Failure(0, Ending.PROCESS_DIED, 1.0, "any", facts={CAUSE: "out of memory"}))
-    assert not any(is_out_of_memory(failure) for failure in (VICTIM, CULPRIT, KILLED))
+    assert WorkerFailure(0, Ending.RAISED, 1.0, "any", details=FailureDetails(Cause.OUT_OF_MEMORY)).is_out_of_memory
+    assert WorkerFailure(
+        0, Ending.PROCESS_DIED, 1.0, "any", details=FailureDetails(Cause.OUT_OF_MEMORY)
+    ).is_out_of_memory
+    assert not any(failure.is_out_of_memory for failure in (VICTIM, CULPRIT, KILLED))
 
 
 @pytest.mark.parametrize(("cause", "ends"), [(cause, cause.ends_process) for cause in Cause])
 def test_a_process_whose_context_is_lost_cannot_go_on(cause: Cause, ends: bool) -> None:
-    assert ends_process(Failure(0, Ending.RAISED, 1.0, "any", facts={CAUSE: cause.value})) is ends
-    assert not ends_process(CULPRIT)
+    assert WorkerFailure(0, Ending.RAISED, 1.0, "any", details=FailureDetails(cause)).ends_process is ends
+    assert not CULPRIT.ends_process
 
 
 def test_a_node_is_silent_when_none_of_its_workers_is_heard() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointSaved, Event, WarningIssued
 from orchestrator.domain.policy.hang import (
     CHECKPOINT_FLOOR_S,
     FIRST_CHECKPOINT_S,
@@ -26,6 +26,7 @@ from orchestrator.gang.agent.worker_actor import Hello
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health import hang_monitor as module
 from orchestrator.gang.health.hang_monitor import HangMonitor
+from orchestrator.metrics.event_bus import EventBus
 
 pytestmark = pytest.mark.unit
 
@@ -51,8 +52,10 @@ class Watched:
             member.lease = Heartbeat(member.rank, 7, phase, 3)
         monkeypatch.setattr(module, "judge_pulses", self._judge)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
-        self.watch = HangMonitor(True, None)
-        self.watch.begin(self.members, "/none", [self])
+        self.watch = HangMonitor(one_host=True, vaults=None)
+        bus = EventBus()
+        bus.add("the test", self)
+        self.watch.begin(self.members, "/none", bus)
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
@@ -108,13 +111,13 @@ def test_progress_does_not_say_who_is_behind(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_only_checkpoints_that_training_waits_for_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, Phase.CHECKPOINT)
-    in_background = {"seconds": 0.05, "write_seconds": 168.0}
+    in_background = CheckpointSaved(8, "place", 1, 0.05, 168.0)
     for _ in range(10):
         watched.watch.take_checkpoint(in_background)
     watched.round()
     assert watched.paces[-1].checkpoints_s == ()
     assert bound_s(Phase.CHECKPOINT, watched.paces[-1], None) == FIRST_CHECKPOINT_S
-    watched.watch.take_checkpoint({"seconds": 168.0, "write_seconds": None})
+    watched.watch.take_checkpoint(CheckpointSaved(8, "place", 1, 168.0))
     watched.round()
     assert bound_s(Phase.CHECKPOINT, watched.paces[-1], None) == 1680.0 > CHECKPOINT_FLOOR_S
 
@@ -161,7 +164,7 @@ def test_storage_that_does_not_answer_is_told_of_once(monkeypatch: pytest.Monkey
             watched.round()
         watched.says(0, blocked=False)
         watched.round()
-    messages = [event.fields["message"] for event in watched.events if event.kind is EventKind.WARNING]
+    messages = [event.body.message for event in watched.events if isinstance(event.body, WarningIssued)]
     assert len(messages) == 2
     assert messages[0].startswith("no progress for 10 s: the storage of worker 0 does not answer")
 

@@ -3,13 +3,12 @@
 import socket
 import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from orchestrator.clusters.ray.ports import listens
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody, WarningIssued
 from orchestrator.gang.health.head import END_S, PARK_S, TELL_S, Course, Head, course
 
 pytestmark = pytest.mark.unit
@@ -23,12 +22,12 @@ class Watched:
     silent_s: float = 0.0
     told: list[str] = field(default_factory=list)
 
-    def head(self, local: bool = False) -> Head:
-        return Head(self.address, self, local, self._tell)
+    def head(self, resume_hint: str = "") -> Head:
+        return Head(self.address, self, resume_hint, self._tell)
 
-    def _tell(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        assert kind is EventKind.WARNING
-        self.told.append(fields["message"])
+    def _tell(self, body: EventBody) -> None:
+        assert isinstance(body, WarningIssued)
+        self.told.append(body.message)
 
 
 def free_address() -> str:
@@ -39,8 +38,8 @@ def free_address() -> str:
 @pytest.mark.parametrize(
     ("silent_s", "expected"),
     [
-        (0.0, Course.GO_ON),
-        (TELL_S - 0.1, Course.GO_ON),
+        (0.0, Course.CONTINUE),
+        (TELL_S - 0.1, Course.CONTINUE),
         (TELL_S, Course.TELL),
         (PARK_S, Course.PARK),
         (END_S - 0.1, Course.PARK),
@@ -90,11 +89,8 @@ def test_a_head_that_listens_is_not_waited_for() -> None:
 def test_a_head_that_stays_away_ends_the_run_with_a_hint() -> None:
     watched = Watched(free_address(), silent_s=END_S)
     with pytest.raises(ClusterError, match=watched.address) as raised:
-        watched.head().require(lambda: False)
-    assert "cluster.address" in (raised.value.hint or "")
-    with pytest.raises(ClusterError) as raised:
-        watched.head(local=True).require(lambda: False)
-    assert "cluster.address" not in (raised.value.hint or "")
+        watched.head("continue elsewhere").require(lambda: False)
+    assert raised.value.hint == "continue elsewhere"
 
 
 def test_a_head_that_comes_back_in_time_is_gone_on_with() -> None:

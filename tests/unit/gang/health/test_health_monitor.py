@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.domain.generation import Ending
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.worker_actor import Hello
-from orchestrator.gang.group.gang_policy import Ending
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health import health_monitor as module
 from orchestrator.gang.health.health_monitor import QUIET_S, HealthMonitor

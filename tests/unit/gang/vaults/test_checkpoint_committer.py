@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,23 +11,23 @@ from orchestrator.checkpoint.memory.vault_server import VaultServer
 from orchestrator.checkpoint.memory.wire import Channel
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.surveyor import VaultContact
-from orchestrator.domain.events import Event, EventKind
+from orchestrator.domain.events import CheckpointFailed, CheckpointSaved, CheckpointStarted, Event
 from orchestrator.gang.vaults import checkpoint_committer as module
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter, Pacer
 
 pytestmark = pytest.mark.unit
 
-STARTED = {"step": 8, "place": "/runs/a/checkpoints", "world_size": 2, "stage": 1, "seconds": 0.1}
+STARTED = CheckpointStarted(8, "/runs/a/checkpoints", 2, 1, 0.1)
 
 
 def test_what_is_not_written_when_the_run_ends_has_failed() -> None:
-    saves = CheckpointCommitter(lambda: [], Rule(3, None, None), None)  # no vault knows of it, and none will
+    saves = CheckpointCommitter(lambda: [], Rule(3, None, None))  # no vault knows of it, and none will
     saves.begin(1, STARTED)
     assert saves.busy
     (event,) = saves.end(0.3)
-    assert (event.kind, event.fields["step"]) == (EventKind.CHECKPOINT_FAILED, 8)
-    assert event.fields["place"] == STARTED["place"]
-    assert event.fields["reason"] == "the run ended before it was written: 0.3 s were not enough"
+    assert (type(event.body), event.body.step) == (CheckpointFailed, 8)
+    assert event.body.place == STARTED.place
+    assert event.body.reason == "the run ended before the checkpoint was written: it took longer than 0.3 s"
     assert not saves.busy
     assert saves.end(0.0) == []
 
@@ -41,12 +42,12 @@ def test_an_error_nobody_expected_fails_one_checkpoint_and_not_all_that_follow()
             raise ZeroDivisionError("on purpose")
         return []
 
-    saves = CheckpointCommitter(contacts, Rule(3, None, None), None)
+    saves = CheckpointCommitter(contacts, Rule(3, None, None))
     saves.begin(1, STARTED)
     (event,) = wait_for_events(saves)
-    assert (event.kind, event.fields["step"]) == (EventKind.CHECKPOINT_FAILED, 8)
-    assert event.fields["reason"] == "checkpoint of step 8: ZeroDivisionError: on purpose"
-    saves.begin(1, {**STARTED, "step": 16})
+    assert (type(event.body), event.body.step) == (CheckpointFailed, 8)
+    assert event.body.reason == "checkpoint of step 8: ZeroDivisionError: on purpose"
+    saves.begin(1, replace(STARTED, step=16))
     wait_until(lambda: asked > 1)  # the thread lives
     assert saves.busy
 
@@ -89,8 +90,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def saves_from(vault: WritingVault) -> CheckpointCommitter:
     contact = VaultContact("node", vault.address, "token")
-    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None), None)
-    saves.begin(1, {**STARTED, "world_size": 1})
+    saves = CheckpointCommitter(lambda: [contact], Rule(3, None, None))
+    saves.begin(1, replace(STARTED, world_size=1))
     return saves
 
 
@@ -100,7 +101,7 @@ def test_a_checkpoint_is_given_up_when_nothing_more_of_it_is_written() -> None:
     saves, started_s = saves_from(vault), time.monotonic()
     (event,) = wait_for_events(saves)
     vault.close()
-    assert event.fields["reason"] == "checkpoint of step 8: nothing was written for 1 s"
+    assert event.body.reason == "checkpoint of step 8: nothing was written for 1 s"
     assert vault.asked > 60
     assert time.monotonic() - started_s > 60 * 0.02 + 1.0  # longer than it may be without progress
 
@@ -111,21 +112,21 @@ def test_the_end_of_a_run_waits_as_long_as_a_checkpoint_is_written() -> None:
     saves, started_s = saves_from(vault), time.monotonic()
     (event,) = saves.end(0.5, lambda: False)
     assert time.monotonic() - started_s > 60 * 0.02 + 0.5
-    assert event.fields["reason"] == "the run ended before it was written: nothing was written for 0.5 s"
+    assert event.body.reason == "the run ended before the checkpoint was written: nothing was written for 0.5 s"
     vault.close()
-    for stopped, why in ((None, "0.5 s were not enough"), (lambda: True, "it was stopped")):
+    for stopped, why in ((None, "it took longer than 0.5 s"), (lambda: True, "the run was stopped")):
         slower = WritingVault(parts=10_000)
         saves, started_s = saves_from(slower), time.monotonic()
         (event,) = saves.end(0.5 if stopped is None else 500.0, stopped)
-        assert event.fields["reason"] == f"the run ended before it was written: {why}"
+        assert event.body.reason == f"the run ended before the checkpoint was written: {why}"
         assert time.monotonic() - started_s < 10.0
         slower.close()
 
 
 def test_the_interval_follows_what_a_checkpoint_costs() -> None:
     cheap, dear = Pacer(True), Pacer(True)
-    cheap.take({"seconds": 0.01, "write_seconds": 0.1})
-    dear.take({"seconds": 10.0, "write_seconds": 60.0})
+    cheap.take(CheckpointSaved(8, "place", 1, 0.01, 0.1))
+    dear.take(CheckpointSaved(8, "place", 1, 10.0, 60.0))
     for pacer in (cheap, dear):
         assert not pacer.due(0.0)
     waited = {}

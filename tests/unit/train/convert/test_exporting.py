@@ -10,13 +10,14 @@ import torch
 
 from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.domain.errors import CheckpointError, UsageError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.events import EventBody, ModelExported, SampleGenerated, WarningIssued
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.gang.file_transfer import Files, FileServer, write_marker
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.convert import export, exporting
 from orchestrator.train.convert.exporting import export_run
 from orchestrator.train.convert.generate import generate
+from tests.events import recorded
 from tests.unit.train.exportable import checkpoint, job, prepared_data
 
 pytestmark = pytest.mark.unit
@@ -27,7 +28,7 @@ class Session:
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.events: list[tuple[type[EventBody], dict[str, Any]]] = []
         self.fetch, self.store, self.move_into_place = files.fetch, files.store, files.move_into_place
 
     @property
@@ -37,8 +38,8 @@ class Session:
     def progress(self) -> None:
         """Nobody watches."""
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.events.append((kind, fields))
+    def report_event(self, body: EventBody) -> None:
+        self.events.append(recorded(body))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_it_is_whole_and_nothing_else_is_left(make: Make, trained: tuple[JobSpec
         assert export_problem(RunLayout(Path(context.plan.run_dir)).export, 7) is None
         assert left(context) == ["export"]
         ((kind, fields),) = context.session.events
-        assert (kind, fields["path"]) == (EventKind.EXPORTED, str(Path(context.plan.run_dir) / "export"))
+        assert (kind, fields["path"]) == (ModelExported, str(Path(context.plan.run_dir) / "export"))
 
 
 @pytest.mark.parametrize(("way", "point"), [("shared", 1), ("remote", 1), ("remote", 4), ("shared", 9), ("remote", 9)])
@@ -172,7 +173,7 @@ def test_a_sample_that_cannot_be_made_fails_no_run(
         monkeypatch.setattr(exporting, "generate", instead)
     export_of(context, str(trained[2]), 7)
     (exported, _), (told, fields) = context.session.events
-    assert (exported, told) == (EventKind.EXPORTED, EventKind.WARNING)
+    assert (exported, told) == (ModelExported, WarningIssued)
     assert "no sample" in fields["message"]
     assert words in fields["message"]
 
@@ -184,9 +185,9 @@ def test_no_sample_is_made_of_a_model_that_the_host_cannot_hold(
     context = make("shared")
     context.spec = with_prompt(trained[0], max_new_tokens=2)
     export_of(context, str(trained[2]), 7)
-    assert context.session.events[-1][0] is EventKind.SAMPLE
+    assert context.session.events[-1][0] is SampleGenerated
     monkeypatch.setattr(exporting, "SAMPLE_MEMORY_RATIO", 1e12)
     export_of(context, str(trained[2]), 7)
     told, fields = context.session.events[-1]
-    assert told is EventKind.WARNING
+    assert told is WarningIssued
     assert "MiB of host memory" in fields["message"]

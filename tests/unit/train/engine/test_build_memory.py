@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
-from orchestrator.domain.errors import BEFORE_SAMPLES, WantOfMemoryError
-from orchestrator.domain.events import EventKind
+from orchestrator.domain.errors import BEFORE_SAMPLES, DeviceMemoryError
+from orchestrator.domain.events import EventBody, WarningIssued
+from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.gang.agent import worker_actor
-from orchestrator.gang.group.gang_policy import Ending, Failure
-from orchestrator.gang.group.worker_group import GangOutcome
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine import gpu_check as module
 from orchestrator.train.engine.build_memory import no_samples_yet, shape_of, tell_room
 from orchestrator.train.engine.gpu_check import check_gpu, device_room
 from orchestrator.train.standalone import StandaloneSession, smallest_room
+from tests.events import recorded
 
 pytestmark = pytest.mark.unit
 
@@ -42,10 +42,10 @@ class Told(StandaloneSession):
 
     def __init__(self) -> None:
         super().__init__(3, 8, 3, None)
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.events: list[tuple[type[EventBody], dict[str, Any]]] = []
 
-    def report_event(self, kind: EventKind, fields: dict[str, Any]) -> None:
-        self.events.append((kind, fields))
+    def report_event(self, body: EventBody) -> None:
+        self.events.append(recorded(body))
 
 
 @pytest.fixture
@@ -58,10 +58,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def failed(error: Exception) -> Failure:
+def failed(error: Exception) -> WorkerFailure:
     """What arrives at the driver."""
     raised = worker_actor.describe(3, error)
-    return Failure(3, Ending.RAISED, 1.0, f"{raised.type}: {raised.message}", "", raised.hint, raised.details)
+    details = FailureDetails.from_json(raised.details)
+    return WorkerFailure(3, Ending.RAISED, 1.0, f"{raised.type}: {raised.message}", "", raised.hint, details)
 
 
 def test_a_gpu_that_works_tells_its_memory(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_a_gpu_that_works_tells_its_memory(gpu: SimpleNamespace, monkeypatch: py
 def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleNamespace) -> None:
     session = Told()
     with (
-        pytest.raises(WantOfMemoryError) as caught,
+        pytest.raises(DeviceMemoryError) as caught,
         no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 436.00 MiB.\nMore.")
@@ -89,30 +90,28 @@ def test_out_of_memory_before_the_first_sample_says_what_would_help(gpu: SimpleN
     assert session.events == []
     # What the driver makes of it: no halving, and no recovery, since nobody was lost.
     failure = failed(caught.value)
-    outcome = GangOutcome((), failure, False, 0)
-    assert (outcome.out_of_memory, outcome.before_samples, outcome.lost_nobody) == (True, True, True)
+    assert (failure.is_out_of_memory, failure.details.before_samples, failure.lost_nobody) == (True, True, True)
 
 
 def test_memory_that_others_hold_is_told_and_may_come_back(gpu: SimpleNamespace) -> None:
     gpu.free = 20 * GIB
     session = Told()
     with (
-        pytest.raises(WantOfMemoryError) as caught,
+        pytest.raises(DeviceMemoryError) as caught,
         no_samples_yet(session, SPEC, lambda: SHAPE, tell_room(session, CUDA)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     ((kind, fields),) = session.events
-    assert kind is EventKind.WARNING
-    assert fields["message"].startswith("others hold 59.4 of 80.0 GiB on the NVIDIA H100 of rank 3 on ")
+    assert kind is WarningIssued
+    assert fields["message"].startswith("other processes hold 59.4 of 80.0 GiB on the NVIDIA H100 of rank 3 on ")
     assert caught.value.details[BEFORE_SAMPLES]["foreign_bytes"] == 60 * GIB - CONTEXT_BYTES
     failure = failed(caught.value)
-    assert not GangOutcome((), failure, False, 0).lost_nobody
+    assert not failure.lost_nobody
 
 
 def test_on_a_cpu_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("a GPU was asked"))
     assert tell_room(Told(), torch.device("cpu")) is None
-    assert not GangOutcome((), Failure(0, Ending.RAISED, 1.0, "MemoryError", "", None, {}), False, 0).before_samples
 
 
 def test_the_sizes_of_a_model_that_is_built() -> None:

@@ -1,6 +1,5 @@
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.errors import UsageError
-from orchestrator.run.launcher import _base_question
+from orchestrator.run.launcher import TRAIN_ENTRY, workload_of
 from orchestrator.spec.checks.check_execution import ALL_KINDS, attention_kinds
 from orchestrator.spec.loading.load import LoadedJob, load_job
 from orchestrator.spec.spec_errors import SpecError
@@ -111,10 +110,8 @@ def job_at(directory: Path, *changes: tuple[str, str]) -> LoadedJob:
 
 def test_what_is_not_installed_is_told_at_its_place_in_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = job_at(tmp_path, ("  lr: 1e-3\n", "  lr: 1e-3\n  compile: blocks\n"))
-    run: Any = SimpleNamespace(spec=job.spec)
-    assert _base_question(run) is not None
-    run.spec = spec_of()
-    assert _base_question(run) is None
+    assert workload_of(job.spec, TRAIN_ENTRY).question is not None
+    assert workload_of(spec_of(), TRAIN_ENTRY).question is None
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
     with pytest.raises(SpecError) as raised:
         _check_base(job)

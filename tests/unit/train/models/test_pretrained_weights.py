@@ -291,7 +291,7 @@ def test_shards_of_torch_files(tmp_path: Path) -> None:
     as_torch_shards(tmp_path / "twice")
     first, second = sorted((tmp_path / "twice").glob("*.bin"))
     torch.save(torch.load(first) | torch.load(second), second)
-    refused(tmp_path / "twice", "holds lm_head.weight, which another file holds too")
+    refused(tmp_path / "twice", "holds lm_head.weight, which another file also contains")
 
 
 class Trap:

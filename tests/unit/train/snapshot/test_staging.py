@@ -71,7 +71,7 @@ def test_one_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate()
     background = BackgroundStaging(gate)
     background.begin(pieces(), lambda problem: None)
-    with pytest.raises(RuntimeError, match="while the one before it"):
+    with pytest.raises(RuntimeError, match="while the previous one"):
         background.begin(pieces(), lambda problem: None)
     gate.open.set()
     assert background.wait(10.0)

@@ -1,11 +1,12 @@
-"""Command lines of the processes of a local Ray cluster: one GCS, and a raylet for each node. Pure.
+"""Command lines of the processes of a local Ray cluster: one GCS, and a raylet for each node.
 
 Ray's own launcher adds two agents (metrics, runtime environments) to every raylet and a dashboard process to the
 head: ten more Python processes for four nodes, seconds of start on a small machine, and nothing that training
-needs. The flags are those of Ray 2.60 (`ray/_private/services.py`, `start_gcs_server` and `start_raylet`); the
-package pins that minor release.
+needs. The flags are those of `start_gcs_server` and `start_raylet` in Ray's `ray/_private/services.py`; the releases
+they were checked with are in pyproject.toml.
 """
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -41,6 +42,22 @@ class RayFiles:
     worker_setup: str
     worker: str
     commit: str
+
+
+def installed_ray() -> RayFiles:
+    """Those of this Python."""
+    import ray
+    from ray._private import ray_constants, services
+
+    workers = Path(services.__file__).parent / "workers"
+    return RayFiles(
+        gcs=services.GCS_SERVER_EXECUTABLE,
+        raylet=services.RAYLET_EXECUTABLE,
+        native_library=services.DEFAULT_NATIVE_LIBRARY_PATH,
+        worker_setup=str(workers / ray_constants.SETUP_WORKER_FILENAME),
+        worker=str(workers / "default_worker.py"),
+        commit=ray.__commit__,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ def raylet_command(
         "--ray-debugger-external=0",
         f"--gcs-address={gcs}",
         f"--session-name={files.session_name}",
-        "--labels=",
+        f"--labels={json.dumps(dict(node.place.labels)) if node.place.labels else ''}",
         f"--cluster-id={cluster_id}",
         f"--stdout_filepath={files.logs / f'raylet-{node.index}.out'}",
         f"--stderr_filepath={files.logs / f'raylet-{node.index}.err'}",

@@ -1,0 +1,83 @@
+"""A run that an earlier version recorded is still shown and proved: `recorded/version-1`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli.commands.data_command import data
+from orchestrator.cli.commands.runs_commands import runs, show
+from orchestrator.cli.display.plain_display import describe
+from orchestrator.cli.display.run_view import RunView
+from orchestrator.domain.events import RecoveryFinished, RecoveryStarted, RunState, StateChanged, UnknownEvent
+from orchestrator.domain.events.event_codec import encode_event
+from orchestrator.metrics.jsonl import read_jsonl
+from orchestrator.store.recorded_progress import read_progress
+from orchestrator.store.run_history import current_steps, read_events
+from orchestrator.store.run_store import RunStore
+
+pytestmark = pytest.mark.unit
+RECORDED = Path(__file__).parent / "recorded" / "version-1"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with the run in it, and with the data where the run's record says."""
+    identity = json.loads((RECORDED / "run" / "run.json").read_text())["id"]
+    run = tmp_path / "runs" / identity
+    shutil.copytree(RECORDED / "run", run)
+    shutil.copytree(RECORDED / "prepared", tmp_path / "prepared")
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**facts, "directory": str(tmp_path / "prepared")}))
+    return tmp_path / "runs"
+
+
+def test_every_event_of_it_is_known_and_nothing_of_it_is_lost() -> None:
+    for file in (RECORDED / "run" / "events.jsonl", RECORDED / "events-of-a-recovery.jsonl"):
+        events = list(read_events(file))
+        assert not [event for event in events if isinstance(event.body, UnknownEvent) or event.extra]
+        written = [{**line, "v": 2} for line in read_jsonl(file)]
+        assert [encode_event(event) for event in events] == written
+
+
+def test_its_recovery_is_told_as_ever() -> None:
+    view, told = RunView(), []
+    for event in read_events(RECORDED / "events-of-a-recovery.jsonl"):
+        view.on_event(event)
+        if isinstance(event.body, RecoveryStarted | RecoveryFinished | StateChanged):
+            told.append(describe(event.body, view))
+    assert view.state is RunState.SUCCEEDED
+    assert [line for line in told if line and "recover" in line] == [
+        "recovering: worker 2 was lost at step 20, continuing from step 20 (vaults)",
+        "recovered in 1.5 s with 3 workers, 0 steps recomputed",
+    ]
+
+
+def test_it_is_shown(home: Path) -> None:
+    shown = CliRunner().invoke(show, ["last", "--home", str(home)])
+    assert shown.exit_code == 0, shown.output
+    for line in (
+        "step        8 of 8",
+        "workers     2, micro batch 4, accumulation 1",
+        "loss        5.6924 -> 5.4103 (-5.0%)",
+        "validation  5.6694 -> 5.3886 (-5.0%)",
+        "checkpoints 2 written",
+    ):
+        assert line in shown.output
+    listed = CliRunner().invoke(runs, ["--home", str(home)]).output
+    assert "succeeded" in listed
+    facts = json.loads(CliRunner().invoke(show, ["last", "--json", "--home", str(home)]).output)
+    assert facts["plan"]["world_size"] == 2
+    assert sorted(saved["step"] for saved in facts["checkpoints"]) == [4, 8]
+    assert [evaluation["step"] for evaluation in facts["evaluations"]] == [0, 4, 8]
+
+
+def test_its_steps_are_read_and_its_data_is_proved(home: Path) -> None:
+    layout = RunStore(home).read("last").layout
+    assert [step.step for step in current_steps(layout.steps)] == list(range(1, 9))
+    progress = read_progress(layout)
+    assert (progress.step, progress.total_steps, progress.workers) == (8, 8, 2)
+    proved = CliRunner().invoke(data, ["verify", "last", "--home", str(home)])
+    assert proved.exit_code == 0, proved.output
