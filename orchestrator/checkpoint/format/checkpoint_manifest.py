@@ -189,6 +189,7 @@ class Manifest:
             shards=tuple(ShardEntry.from_json(shard) for shard in objects(body, "shards")),
             versions=optional(text_mapping, body, "versions") or {},
             saved_at_s=optional(number, body, "saved_at_s") or 0.0,
+            lease=optional(integer, body, "lease") or 0,
         )
 
 
