@@ -86,7 +86,7 @@ def _put_manifest(storage: Storage, name: str, manifest: Manifest, exists: bool)
             return
         exists = MANIFEST in storage.sizes(name)
     raise StorageError(
-        f"{storage.place(name)}/{MANIFEST} was replaced by somebody else {COMMIT_ATTEMPTS} times meanwhile",
+        f"{storage.place(name)}/{MANIFEST} was replaced by another process {COMMIT_ATTEMPTS} times meanwhile",
         StorageFault.OTHER,
     )
 

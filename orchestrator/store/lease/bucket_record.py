@@ -21,7 +21,7 @@ SYNC_S = 5.0
 MAX_FILE_BYTES = 64 << 20
 """Larger ones stay behind: the list of the files of a corpus of millions of files. A resume cannot compare them
 then."""
-CLOSE_S = 1.0
+LAST_UPLOAD_S = 1.0
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in ns."""
@@ -44,9 +44,9 @@ class BucketRecord:
         self._thread = LastingThread(f"copy of the run's record in {storage.place(RECORD)}", self._turn)
 
     def close(self) -> None:
-        """Upload what has changed last; waits `CLOSE_S` at most. Idempotent."""
+        """Upload what has changed last; waits `LAST_UPLOAD_S` at most. Idempotent."""
         self._ending.set()
-        self._thread.join(CLOSE_S)
+        self._thread.join(LAST_UPLOAD_S)
         self._thread.stop()
 
     def _turn(self) -> bool:
