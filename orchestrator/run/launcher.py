@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,17 +92,7 @@ def create_run(job: LoadedJob, home: Path, stop: threading.Event, arranged: Arra
     write_json(layout.data, {"job_dir": str(job_dir)})
     if arranged is not None:
         write_skips(layout, arranged.skips)
-    run = RunContext(
-        spec,
-        job_dir,
-        layout,
-        store,
-        stop,
-        EventBus(),
-        arranged=arranged or Arranged(),
-        locate=partial(at_value, job),
-    )
-    return RunHandle(run)
+    return _handle(job, RunContext(spec, job_dir, layout, store, stop, EventBus()), arranged)
 
 
 @dataclass(frozen=True)
@@ -143,21 +133,16 @@ def claim_run(
     try:
         if changes.overrides:
             write_text(layout.spec, dump_job(job.spec))
-        run = RunContext(
-            pinned(anchored(job.spec, job_dir), resumption.history),
-            job_dir,
-            layout,
-            store,
-            stop,
-            EventBus(),
-            arranged=arranged or Arranged(),
-            locate=partial(at_value, job),
-            resumption=resumption,
-        )
-        return RunHandle(run)
+        spec = pinned(anchored(job.spec, job_dir), resumption.history)
+        run = RunContext(spec, job_dir, layout, store, stop, EventBus(), resumption=resumption)
+        return _handle(job, run, arranged)
     except BaseException as error:
         store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
         raise
+
+
+def _handle(job: LoadedJob, run: RunContext, arranged: Arranged | None) -> RunHandle:
+    return RunHandle(replace(run, arranged=arranged or Arranged(), locate=partial(at_value, job)))
 
 
 def _watch(observers: Sequence[Observer], stop: threading.Event) -> Callable[[int], None]:

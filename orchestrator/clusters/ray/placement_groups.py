@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import (
     NodeCapacity,
@@ -17,6 +17,9 @@ from orchestrator.clusters.placement import (
     place,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.clusters.ray.handles import PlacementGroup
+
 
 def reserve(
     request: WorkerRequest,
@@ -25,7 +28,7 @@ def reserve(
     timeout_s: float,
     global_batch: int,
     stopped: Callable[[], bool],
-) -> list[Any] | None:
+) -> "list[PlacementGroup] | None":
     """A placement group for each of as many workers as fit, all of them or none; None if `stopped`.
 
     One group per worker: Ray places a group whose node is lost again by itself as soon as any node has room for it. A
@@ -58,7 +61,7 @@ def reserve(
     return None
 
 
-def group_on(node_id: str | None, bundle: Resources) -> Any:
+def group_on(node_id: str | None, bundle: Resources) -> "PlacementGroup":
     """A reservation for one worker, on that node if it has room, otherwise on any that has."""
     from ray.util.placement_group import placement_group
 
@@ -66,7 +69,7 @@ def group_on(node_id: str | None, bundle: Resources) -> Any:
     return placement_group([dict(bundle)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
 
 
-def release(groups: Sequence[Any]) -> None:
+def release(groups: "Sequence[PlacementGroup]") -> None:
     """Give reservations back."""
     from ray.exceptions import RayError
     from ray.util.placement_group import remove_placement_group
@@ -77,7 +80,7 @@ def release(groups: Sequence[Any]) -> None:
 
 
 def _all_placed(
-    groups: Sequence[Any], patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
+    groups: "Sequence[PlacementGroup]", patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
 ) -> bool:
     deadline = time.monotonic() + patience_s
     for group in groups:
@@ -103,7 +106,7 @@ def _draw_nodes(request: WorkerRequest, patience_s: float, stopped: Callable[[],
         release([group])
 
 
-def node_of(group: Any) -> str | None:
+def node_of(group: "PlacementGroup") -> str | None:
     """The id of the node that a reservation is on; None if it has none, or Ray does not say."""
     from ray.exceptions import RayError
     from ray.util.placement_group import placement_group_table
