@@ -15,7 +15,7 @@ from orchestrator.domain.events import MetricsServing, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
-from orchestrator.metrics.event_bus import EventBus
+from orchestrator.metrics.event_bus import EventBus, named
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.preparation import Workload
@@ -176,7 +176,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         durability=handle.durability,
     )
     handle.watch("the metrics", metrics)
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         handle.watch(name, observer)
     server = None
     try:
@@ -192,14 +192,9 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         handle.close()
 
 
-def _named(observers: Sequence[Observer]) -> list[tuple[str, Observer]]:
-    """Observers that a caller brings have no names: they get that of their class, and a number."""
-    return [(f"observer {number}, {type(each).__name__}", each) for number, each in enumerate(observers, 1)]
-
-
 def _bus_of(observers: Sequence[Observer]) -> EventBus:
     bus = EventBus()
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         bus.add(name, observer)
     return bus
 
