@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -109,13 +110,27 @@ def _call(item: object) -> object:
 
 
 def _end(pool: ProcessPoolExecutor, wait_for_tasks: bool) -> None:
-    """Shut the pool down; do not wait for running tasks if their results are no longer needed."""
+    """Shut the pool down; end its processes if the results of running tasks are no longer needed."""
     processes = list((getattr(pool, "_processes", None) or {}).values())
     if not wait_for_tasks:
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        if processes:
+            _await_broken(pool)
     pool.shutdown(wait=True, cancel_futures=True)
-    for process in processes:
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
+
+
+def _await_broken(pool: ProcessPoolExecutor) -> None:
+    """Wait until the pool has noticed that its processes are gone, 5 s at most. A pool that is shut down before waits
+    for ever for its thread that writes large items to a pipe that has no reader any more."""
+    deadline_s = time.monotonic() + 5.0
+    while time.monotonic() < deadline_s:
+        try:
+            pool.submit(int).cancel()
+        except BrokenProcessPool:
+            return
+        time.sleep(0.005)

@@ -10,12 +10,7 @@ from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.survey.surveyor import Surveyor
 from orchestrator.clusters.cluster_provider import ClusterProvider
-from orchestrator.clusters.placement import (
-    WorkerRequest,
-    explain,
-    fitting_workers,
-    request_of,
-)
+from orchestrator.clusters.placement import WorkerRequest, explain, fitting_workers, request_of
 from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.placement_groups import group_on, release_of_run, reserve
@@ -219,17 +214,11 @@ class GangDriver:
         if self._vaults is None and spec.checkpoint.memory:
             self._vaults = self._new_vaults()
         assert self._head is not None  # connected
-        self._gang = Gang(
-            found,
-            self._gang_settings(cluster),
-            self._vaults,
-            self._committer(),
-            self.planned,
-            self._head,
-            self.seek,
-        )
-        self._require_gang().warm(warm, later, check, question)
-        return len(found) if self._require_gang().device_checks.passed(self._stopped, self.planned.warn) else None
+        settings = self._gang_settings(cluster)
+        gang = Gang(found, settings, self._vaults, self._committer(), self.planned, self._head, self.seek)
+        self._gang = gang
+        gang.warm(warm, later, check, question)
+        return len(found) if gang.device_checks.passed(self._stopped, self.planned.warn) else None
 
     def _gang_settings(self, cluster: ClusterProvider) -> "GangSettings":
         from orchestrator.gang.group.worker_group import GangSettings
@@ -258,7 +247,7 @@ class GangDriver:
         return CheckpointCommitter(self._vaults.contacts, rule, self._lease)
 
     def wait_for_answers(self) -> str | None:
-        """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
+        """The workers' answers to the question of `start_workers`: see `startup_question.wait_for_answers`."""
         from orchestrator.gang.group.startup_question import wait_for_answers
 
         return wait_for_answers(self._require_gang().answers, self._stopped)

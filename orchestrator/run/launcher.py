@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
-from orchestrator.metrics.event_bus import EventBus
+from orchestrator.metrics.event_bus import EventBus, named
 from orchestrator.metrics.exporter import MetricsObserver, serve_metrics
 from orchestrator.run.driver_lease import LeaseChoice, lease_of_new_run, lease_of_resumed_run, settle
 from orchestrator.run.group_protocol import WorkerGroup
@@ -104,18 +104,8 @@ def create_run(
     write_json(layout.data, {"job_dir": str(job_dir)})
     if arranged is not None:
         write_skips(layout, arranged.skips)
-    run = RunContext(
-        spec,
-        job_dir,
-        layout,
-        store,
-        stop,
-        EventBus(),
-        lease_of_new_run(layout, choice or LeaseChoice(), stop),
-        arranged=arranged or Arranged(),
-        locate=partial(at_value, job),
-    )
-    return RunHandle(run)
+    lease = lease_of_new_run(layout, choice or LeaseChoice(), stop)
+    return _handle(job, RunContext(spec, job_dir, layout, store, stop, EventBus(), lease), arranged)
 
 
 @dataclass(frozen=True)
@@ -158,24 +148,18 @@ def claim_run(
         store.claim(layout, lease.token)
         if changes.overrides:
             write_text(layout.spec, dump_job(job.spec))
-        run = RunContext(
-            pinned(anchored(job.spec, job_dir), resumption.history),
-            job_dir,
-            layout,
-            store,
-            stop,
-            EventBus(),
-            lease,
-            arranged=arranged or Arranged(),
-            locate=partial(at_value, job),
-            resumption=resumption,
-        )
-        return RunHandle(run)
+        spec = pinned(anchored(job.spec, job_dir), resumption.history)
+        run = RunContext(spec, job_dir, layout, store, stop, EventBus(), lease, resumption=resumption)
+        return _handle(job, run, arranged)
     except BaseException as error:
         with contextlib.suppress(LeaseLostError):
             store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
         lease.close()
         raise
+
+
+def _handle(job: LoadedJob, run: RunContext, arranged: Arranged | None) -> RunHandle:
+    return RunHandle(replace(run, arranged=arranged or Arranged(), locate=partial(at_value, job)))
 
 
 def _unfinished(store: RunStore, run_dir: Path) -> RunLayout:
@@ -220,7 +204,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         durability=handle.durability,
     )
     handle.watch("the metrics", metrics)
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         handle.watch(name, observer)
     server = None
     try:
@@ -236,14 +220,9 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         handle.close()
 
 
-def _named(observers: Sequence[Observer]) -> list[tuple[str, Observer]]:
-    """Observers that a caller brings have no names: they get that of their class, and a number."""
-    return [(f"observer {number}, {type(each).__name__}", each) for number, each in enumerate(observers, 1)]
-
-
 def _bus_of(observers: Sequence[Observer]) -> EventBus:
     bus = EventBus()
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         bus.add(name, observer)
     return bus
 

@@ -18,7 +18,7 @@ from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from orchestrator.run.controller import Preparation, RunController
 from orchestrator.run.driver_lease import WhileHeld, keep_in_bucket
-from orchestrator.run.ending import INTERRUPTED, Ended
+from orchestrator.run.ending import INTERRUPTED, Ended, with_hint
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.memory_checkpoints import MemoryCheckpoints
 from orchestrator.run.preparation import RunPreparation, Workload
@@ -136,8 +136,7 @@ class RunHandle:
 
     def fail(self, error: ConvoyError) -> RunOutcome:
         """End it with an error."""
-        reason = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
-        return self.conclude(Ended(RunState.FAILED, reason, error.exit_code))
+        return self.conclude(Ended(RunState.FAILED, with_hint(error.message, error.hint), error.exit_code))
 
     def conclude(self, ended: Ended) -> RunOutcome:
         """Record the final state. If another driver has taken the run over, nothing is recorded and the outcome says

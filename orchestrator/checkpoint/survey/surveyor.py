@@ -36,6 +36,10 @@ class VaultContact:
 
 def holdings(address: str, answer: JsonObject) -> tuple[Holding, ...]:
     """The holdings in a vault's answer to `inventory`."""
+    return _holdings(address, decode(InventoryAnswer, answer))
+
+
+def _holdings(address: str, said: InventoryAnswer) -> tuple[Holding, ...]:
     return tuple(
         Holding(
             vault=address,
@@ -46,7 +50,7 @@ def holdings(address: str, answer: JsonObject) -> tuple[Holding, ...]:
             own=item["own"],
             size_bytes=item["bytes"],
         )
-        for item in decode(InventoryAnswer, answer)["held"]
+        for item in said["held"]
     )
 
 
@@ -122,6 +126,7 @@ class Surveyor:
                     return VaultReport(contact.node, contact.address, answers=False, problem=f"no answer: {error}")
                 continue
             self._channels[contact.address] = channel
-            held, said = holdings(contact.address, answer), decode(InventoryAnswer, answer)
+            said = decode(InventoryAnswer, answer)
+            held = _holdings(contact.address, said)
             return VaultReport(contact.node, contact.address, True, held, said["memory_bytes"], said["problem"])
         return VaultReport(contact.node, contact.address, answers=False, problem="no answer")

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import (
     NodeCapacity,
@@ -18,6 +18,9 @@ from orchestrator.clusters.placement import (
     place,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.clusters.ray.handles import PlacementGroup
+
 
 def reserve(
     request: WorkerRequest,
@@ -27,7 +30,7 @@ def reserve(
     global_batch: int,
     stopped: Callable[[], bool],
     run_id: str = "",
-) -> list[Any] | None:
+) -> "list[PlacementGroup] | None":
     """A placement group for each of as many workers as fit, all of them or none; None if `stopped`.
 
     One group per worker: Ray places a group whose node is lost again by itself as soon as any node has room for it. A
@@ -61,7 +64,7 @@ def reserve(
     return None
 
 
-def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> Any:
+def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> "PlacementGroup":
     """A reservation for one worker, on that node if it has room, otherwise on any that has. Its name contains the run:
     see `release_of_run`."""
     from ray.util.placement_group import placement_group
@@ -87,7 +90,7 @@ def _group_prefix(run_id: str) -> str:
     return f"convoy-place:{run_id}:"
 
 
-def release(groups: Sequence[Any]) -> None:
+def release(groups: "Sequence[PlacementGroup]") -> None:
     """Give reservations back."""
     from ray.exceptions import RayError
     from ray.util.placement_group import remove_placement_group
@@ -98,7 +101,7 @@ def release(groups: Sequence[Any]) -> None:
 
 
 def _all_placed(
-    groups: Sequence[Any], patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
+    groups: "Sequence[PlacementGroup]", patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
 ) -> bool:
     deadline = time.monotonic() + patience_s
     for group in groups:
@@ -124,7 +127,7 @@ def _draw_nodes(request: WorkerRequest, patience_s: float, stopped: Callable[[],
         release([group])
 
 
-def node_of(group: Any) -> str | None:
+def node_of(group: "PlacementGroup") -> str | None:
     """The id of the node that a reservation is on; None if it has none, or Ray does not say."""
     from ray.exceptions import RayError
     from ray.util.placement_group import placement_group_table

@@ -3,7 +3,7 @@ hand."""
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,8 @@ from orchestrator.domain.run_states import FINAL_STATES, TRANSITIONS
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.metrics.run_recorder import RunRecorder
-from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.run.clock import Clock
-from orchestrator.run.controller import Prepared
 from orchestrator.run.driver_lease import LeaseChoice, lease_of_new_run
-from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.restore_points import RestorePoint, RestorePoints
 from orchestrator.run.run_context import RunContext
 from orchestrator.run.run_handle import RunHandle, RunOutcome
@@ -42,7 +39,15 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.store.run_history import read_events
 from orchestrator.store.run_store import RunStore
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
-from tests.unit.run.scripted_group import Generation, HandClock, MakeReport, Reform, Script, ScriptedGroup
+from tests.unit.run.scripted_group import (
+    Generation,
+    HandClock,
+    MakeReport,
+    Reform,
+    Script,
+    ScriptedGroup,
+    ScriptedPreparation,
+)
 from tests.unit.train.builders import manifest_with, spec_with
 
 pytestmark = pytest.mark.unit
@@ -50,33 +55,6 @@ pytestmark = pytest.mark.unit
 LAST = 10
 P, S, R, C, W = RunState.PREPARING, RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.WAITING
 OK, F, X = RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED
-
-
-@dataclass
-class ScriptedPreparation:
-    """Implements `Preparation`."""
-
-    data: PreparedData
-    script: Script
-    origin: RestorePoint = field(default_factory=RestorePoint)
-    error: Exception | None = None
-    stops: bool = False
-    recorded: list[int] = field(default_factory=list)
-
-    def open(self, points: RestorePoints) -> None:
-        pass
-
-    def run(self, group: WorkerGroup, fit: GpuFit) -> Prepared | None:
-        if self.error is not None:
-            raise self.error
-        size = group.start_workers((), (), None)
-        if self.stops or size is None:
-            return None
-        adopted = self.script.adopted
-        return Prepared("entry", self.data, size, self.origin, self.origin.step if adopted is not None else None)
-
-    def record(self, data: PreparedData, step: int) -> None:
-        self.recorded.append(step)
 
 
 class Seen:
