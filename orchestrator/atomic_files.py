@@ -1,12 +1,20 @@
 """Files and directories that others read while one writes: replaced whole, never seen in part. Under all layers."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.json_values import JsonObject, JsonValue
+
+LOCK_LIMIT_S = 5.0
+"""How long to wait for a lock: a process that was stopped may hold it for ever."""
+LOCK_LOOK_S = 0.01
 
 
 def read_json(path: Path) -> JsonObject | None:
@@ -62,6 +70,28 @@ def replace_directory(work: Path, final: Path) -> None:
     work.rename(final)
     sync_path(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, limit_s: float = LOCK_LIMIT_S) -> Iterator[None]:
+    """Hold the directory's advisory lock, which the kernel drops if this process dies. If the lock is not to be had
+    within the limit, or the file system has no locks, go on without it: it orders writers that live, no more."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + limit_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(LOCK_LOOK_S)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_path(path: Path) -> None:

@@ -82,42 +82,22 @@ def array(fields: JsonFields, key: str) -> list[JsonValue]:
 
 def objects(fields: JsonFields, key: str) -> list[JsonObject]:
     """A list of objects. Raises JsonShapeError."""
-    found: list[JsonObject] = []
-    for item in array(fields, key):
-        if not isinstance(item, dict):
-            raise _mismatch(key, "a list of objects", item)
-        found.append(item)
-    return found
+    return _items(mapping, fields, key, "a list of objects")
 
 
 def texts(fields: JsonFields, key: str) -> list[str]:
     """A list of texts. Raises JsonShapeError."""
-    found: list[str] = []
-    for item in array(fields, key):
-        if not isinstance(item, str):
-            raise _mismatch(key, "a list of texts", item)
-        found.append(item)
-    return found
+    return _items(text, fields, key, "a list of texts")
 
 
 def integers(fields: JsonFields, key: str) -> list[int]:
     """A list of whole numbers. Raises JsonShapeError."""
-    found: list[int] = []
-    for item in array(fields, key):
-        if not isinstance(item, int) or isinstance(item, bool):
-            raise _mismatch(key, "a list of whole numbers", item)
-        found.append(item)
-    return found
+    return _items(integer, fields, key, "a list of whole numbers")
 
 
 def numbers(fields: JsonFields, key: str) -> list[float]:
     """A list of numbers. Raises JsonShapeError."""
-    found: list[float] = []
-    for item in array(fields, key):
-        if not isinstance(item, int | float) or isinstance(item, bool):
-            raise _mismatch(key, "a list of numbers", item)
-        found.append(float(item))
-    return found
+    return _items(number, fields, key, "a list of numbers")
 
 
 def integer_rows(fields: JsonFields, key: str) -> list[list[int]]:
@@ -147,6 +127,17 @@ def kind_of(value: object) -> str:
         (Mapping, "an object"),
     )
     return next((name for kind, name in names if isinstance(value, kind)), type(value).__name__)
+
+
+def _items(read: Callable[[JsonFields, str], T], fields: JsonFields, key: str, expected: str) -> list[T]:
+    """A list whose items `read` accepts."""
+    found: list[T] = []
+    for item in array(fields, key):
+        try:
+            found.append(read({key: item}, key))
+        except JsonShapeError:
+            raise _mismatch(key, expected, item) from None
+    return found
 
 
 def _present(fields: JsonFields, key: str) -> JsonValue:

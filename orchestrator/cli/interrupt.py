@@ -1,4 +1,5 @@
-"""Ctrl-C: the first signal asks the run to stop; a second one, or five seconds, ends it at once."""
+"""Ctrl-C: the first signal asks the run to stop; a second one, or five seconds, ends it at once. So does the loss of
+the run to another driver."""
 
 import os
 import signal
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 import psutil
+
+from orchestrator.base_error import ConvoyError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -22,6 +25,8 @@ class Interrupt:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.first_signal: int | None = None
+        self.lost: ConvoyError | None = None
+        """Why the run is not this process's any more."""
         self._count = 0
         self._deadline_s = float("inf")
 
@@ -31,6 +36,11 @@ class Interrupt:
         if self.first_signal is None:
             self.first_signal = number
             self._deadline_s = time.monotonic() + STOP_DEADLINE_S
+        self.stop.set()
+
+    def lose(self, error: ConvoyError) -> None:
+        """Another driver has taken the run over. For any thread."""
+        self.lost = error
         self.stop.set()
 
     @property

@@ -1,4 +1,4 @@
-"""What a run asks of its cluster, whoever started it."""
+"""The interface between a run and its cluster."""
 
 from collections.abc import Collection, Mapping
 from typing import Protocol, Self

@@ -208,8 +208,8 @@ _CAUSES = (
 def explain_error(error: str, mask: str | None) -> DeviceProblem:
     """The meaning of an error of torch or of the GPU driver, from its text.
 
-    The text of the error is kept only if no cause is known: failures of a gang are told apart by their text, and a
-    smaller batch does not help on a device whose memory other processes use.
+    The text of the error is kept only if no cause is known. It may mention memory, which would read like a batch that
+    is too large; a smaller batch does not help on a device whose memory other processes use.
     """
     for pattern, why, hint in _CAUSES:
         if re.search(pattern, error, re.IGNORECASE):

@@ -43,6 +43,10 @@ class DeviceMemoryError(ConvoyError):
         return {CAUSE: Cause.OUT_OF_MEMORY.value, BEFORE_SAMPLES: {"foreign_bytes": self.foreign_bytes}}
 
 
+class LeaseLostError(ConvoyError):
+    """Another driver has taken the run over: this one must end, and write nothing more."""
+
+
 class WeightsError(UsageError):
     """The weights of a pretrained model are missing, damaged, or not those of the model that its config describes."""
 

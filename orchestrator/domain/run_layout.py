@@ -41,6 +41,11 @@ class RunLayout:
         return self.root / "run.json"
 
     @property
+    def leases(self) -> Path:
+        """A file for each driver: who may write."""
+        return self.root / "leases"
+
+    @property
     def ledger(self) -> Path:
         return self.root / "ledger.json"
 

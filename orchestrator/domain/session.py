@@ -97,6 +97,8 @@ class TrainPlan:
     """(first position, positions) of samples that are left out, whole batches."""
     injections: tuple[Injection, ...] = ()
     """Faults to inject, each once."""
+    lease: int = 0
+    """Token of the driver that made the plan."""
 
     @property
     def restores(self) -> bool:

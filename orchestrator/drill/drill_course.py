@@ -40,6 +40,7 @@ from orchestrator.drill.drill_plan import (
 )
 from orchestrator.drill.drilled_run import DrilledRun
 from orchestrator.drill.fault_injector import Injector, Means
+from orchestrator.metrics.event_bus import named
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import LoadedJob
 from orchestrator.store.data_proof import prove
@@ -163,8 +164,8 @@ def _disturbed(
         injector = Injector(home, [each for each in planned if each[1] not in INJECTED], draw, means)
         stack.callback(injector.close)
         run.watch("the drill", injector, essential=True)
-        for number, observer in enumerate(observers, 1):
-            run.watch(f"observer {number}, {type(observer).__name__}", observer)
+        for name, observer in named(observers):
+            run.watch(name, observer)
         outcome = run.carry(stop)
     return outcome, injector.tally.results
 

@@ -9,22 +9,18 @@ from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
 from orchestrator.checkpoint.survey.surveyor import Surveyor
 from orchestrator.clusters.cluster_provider import ClusterProvider
-from orchestrator.clusters.placement import (
-    WorkerRequest,
-    explain,
-    fitting_workers,
-    request_of,
-)
+from orchestrator.clusters.placement import WorkerRequest, explain, fitting_workers, request_of
 from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
 from orchestrator.clusters.ray.draining import DrainWatch
-from orchestrator.clusters.ray.placement_groups import group_on, reserve
+from orchestrator.clusters.ray.placement_groups import group_on, release_of_run, reserve
 from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
-from orchestrator.domain.errors import ClusterError, ConvoyError
+from orchestrator.domain.errors import ClusterError, ConvoyError, LeaseLostError
 from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
+from orchestrator.domain.lease import first_generation, token_of
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
@@ -59,9 +55,11 @@ class GangDriver:
         emit: Emit,
         run_id: str,
         places: Sequence[NodeAddress] = (),
+        lease: int = 0,
     ) -> None:
         """`env` is the driver's environment; at the `desk` other processes ask for another number of workers. `places`:
-        of a local cluster's nodes, where they are not on loopback."""
+        of a local cluster's nodes, if they are not on loopback. `lease`: the token of this driver; the generations of
+        its gangs are above those of all drivers before it."""
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
         self.planned = ScaleRequests(spec, request_of(spec.resources), desk, emit)
@@ -74,8 +72,9 @@ class GangDriver:
         self._vaults: VaultClients | None = None
         self._surveyor: Surveyor | None = None
         self._head: Head | None = None
-        self._generation = 0
-        """The newest of the run's drivers before this one."""
+        self._lease = lease
+        self._generation = first_generation(lease)
+        """Below those of this driver's gangs, and not below those of the drivers before it."""
 
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. `preload`: see `LocalCluster`. Raises
@@ -99,7 +98,12 @@ class GangDriver:
         ended: set[int] = set()
         if found:
             self._vaults = self._new_vaults()
-            self._generation = self._vaults.adopt(found)
+            self._generation = max(self._generation, self._vaults.adopt(found))
+            if token_of(self._generation) > self._lease:
+                raise LeaseLostError(
+                    f"the vaults of run {self._run_id} belong to a later driver (lease {token_of(self._generation)}; "
+                    f"this driver has lease {self._lease})"
+                )
             gone, left = self._vaults.fence(self._generation + 1)
             if left:
                 raise ClusterError(
@@ -108,6 +112,7 @@ class GangDriver:
                 )
             ended = set(gone)
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
+        release_of_run(self._run_id)
         if not found:
             return None
         return Adopted(len(found), workers, time.monotonic() - started)
@@ -202,23 +207,18 @@ class GangDriver:
             spec.resources.placement_timeout_s,
             spec.train.global_batch,
             self._stopped,
+            self._run_id,
         )
         if found is None:
             return None
         if self._vaults is None and spec.checkpoint.memory:
             self._vaults = self._new_vaults()
         assert self._head is not None  # connected
-        self._gang = Gang(
-            found,
-            self._gang_settings(cluster),
-            self._vaults,
-            self._committer(),
-            self.planned,
-            self._head,
-            self.seek,
-        )
-        self._require_gang().warm(warm, later, check, question)
-        return len(found) if self._require_gang().device_checks.passed(self._stopped, self.planned.warn) else None
+        settings = self._gang_settings(cluster)
+        gang = Gang(found, settings, self._vaults, self._committer(), self.planned, self._head, self.seek)
+        self._gang = gang
+        gang.warm(warm, later, check, question)
+        return len(found) if gang.device_checks.passed(self._stopped, self.planned.warn) else None
 
     def _gang_settings(self, cluster: ClusterProvider) -> "GangSettings":
         from orchestrator.gang.group.worker_group import GangSettings
@@ -244,10 +244,10 @@ class GangDriver:
             return None
         keep = self._spec.checkpoint
         rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-        return CheckpointCommitter(self._vaults.contacts, rule)
+        return CheckpointCommitter(self._vaults.contacts, rule, self._lease)
 
     def wait_for_answers(self) -> str | None:
-        """See `asking.wait_for_answers`: what the workers say to the question of `start_workers`."""
+        """The workers' answers to the question of `start_workers`: see `startup_question.wait_for_answers`."""
         from orchestrator.gang.group.startup_question import wait_for_answers
 
         return wait_for_answers(self._require_gang().answers, self._stopped)
@@ -323,12 +323,14 @@ class GangDriver:
         that may be used, if there is one now."""
         request = self.request
         if not request.placement.startswith("strict"):
-            return group_on(None, request.bundle)
+            return group_on(None, request.bundle, self._run_id)
         used = {member.hello.node_id for member in self._require_gang().members if member.lives}
         nodes = [node for node in self._require_cluster().nodes() if fitting_workers([node], request.bundle, "pack")]
         spreads = request.placement == "strict_spread"
         fits = [node for node in nodes if (node.node_id in used) is not spreads]
-        return group_on(fits[0].node_id, request.bundle) if fits and not self._require_gang().recruits.coming else None
+        if not fits or self._require_gang().recruits.coming:
+            return None
+        return group_on(fits[0].node_id, request.bundle, self._run_id)
 
     def _cannot_hold(self, request: WorkerRequest) -> ConvoyError | None:
         """Why the cluster can never hold a request; None if it can, or if nodes may join."""

@@ -8,13 +8,18 @@ run cannot continue without it, so what it raises reaches the caller.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orchestrator.domain.events import Event, EventBody, Observer, WarningIssued
 from orchestrator.domain.step_report import StepReport
 
 MAX_QUEUED = 10_000
 """Items that wait while one is delivered. Only observers that emit without end, or a second thread, come so far."""
+
+
+def named(observers: Sequence[Observer]) -> list[tuple[str, Observer]]:
+    """Names for observers that a caller brings without any: a number and the name of the class."""
+    return [(f"observer {number}, {type(each).__name__}", each) for number, each in enumerate(observers, 1)]
 
 
 class EventBus:

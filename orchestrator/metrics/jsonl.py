@@ -2,15 +2,23 @@
 
 A writer that is killed leaves at most one line without its newline. The next writer closes that line off, so that
 only it is lost; readers skip lines that are not JSON objects.
+
+Each line carries the token of its driver's lease. A driver that has lost its run may still write some lines: readers
+drop a line with a lower token than one before it, so that the file has one history.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.domain.lease import LEASE, LeaseOrder, token_in
+
 TAIL_BYTES = 64 * 1024
+LATE_BYTES = 4 * 1024 * 1024
+"""More than a driver that has lost its run writes before it ends."""
 
 
 class JsonlWriter:
@@ -19,8 +27,9 @@ class JsonlWriter:
     The file is opened at the first line: a run that never trains has no empty `steps.jsonl`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, lease: int = 0) -> None:
+        """`lease`: the token in each line; 0: none."""
+        self.path, self._lease = path, lease
         self._file: BinaryIO | None = None
 
     def append(self, value: dict[str, Any]) -> None:
@@ -28,6 +37,8 @@ class JsonlWriter:
 
         NaN and infinity become null: JSON has neither, and a diverged loss must not make the file unreadable.
         """
+        if self._lease:
+            value = {**value, LEASE: self._lease}
         text = json.dumps(finite(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         if self._file is None:
             self._file = _open_for_append(self.path)
@@ -74,20 +85,31 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole object of the file, in order, in constant memory. Nothing where there is no file."""
+    """Every whole object of the file that counts, in order, in constant memory, without its token. Nothing if there is
+    no file."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return
     with file:
-        for line in file:
-            value = parse_line(line)
-            if value is not None:
-                yield value
+        yield from _counting(file, LeaseOrder())
 
 
-def last_object(path: Path) -> dict[str, Any] | None:
-    """The last whole object, reading from the end: cheap however long the file is."""
+def _counting(lines: Iterable[bytes], order: LeaseOrder) -> Iterator[dict[str, Any]]:
+    """The objects on the lines that count, without their tokens."""
+    for line in lines:
+        value = parse_line(line)
+        if value is not None and order.counts(token_in(value)):
+            value.pop(LEASE, None)
+            yield value
+
+
+def last_object(path: Path, lease: int = 0) -> dict[str, Any] | None:
+    """The last whole object that counts, reading from the end: cheap however long the file is.
+
+    `lease`: the token of the run's present driver. Lines at the end that an earlier one wrote too late are recognised
+    by a line with this token before them, which is looked for within `LATE_BYTES`.
+    """
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
@@ -100,10 +122,8 @@ def last_object(path: Path) -> dict[str, Any] | None:
             file.seek(start)
             lines = file.read(size - start).split(b"\n")
             # The first piece is a line's end unless the window reaches the file's start.
-            for line in reversed(lines if start == 0 else lines[1:]):
-                value = parse_line(line)
-                if value is not None:
-                    return value
-            if start == 0:
-                return None
+            order = LeaseOrder()
+            found = deque(_counting(lines if start == 0 else lines[1:], order), maxlen=1)
+            if (found and (order.highest >= lease or window >= LATE_BYTES)) or start == 0:
+                return found[0] if found else None
             window *= 4

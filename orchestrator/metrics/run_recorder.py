@@ -21,11 +21,13 @@ class RunRecorder:
     Not thread-safe: one thread feeds it, as the driver does.
     """
 
-    def __init__(self, layout: RunLayout, log_limit_bytes: int = LOG_LIMIT_BYTES) -> None:
+    def __init__(self, layout: RunLayout, log_limit_bytes: int = LOG_LIMIT_BYTES, lease: int = 0) -> None:
+        """`lease`: the token of this driver, in every line. What an earlier driver writes after the first of them does
+        not count."""
         self.layout = layout
-        self._steps = JsonlWriter(layout.steps)
-        self._ranks = JsonlWriter(layout.ranks)
-        self._events = JsonlWriter(layout.events)
+        self._steps = JsonlWriter(layout.steps, lease)
+        self._ranks = JsonlWriter(layout.ranks, lease)
+        self._events = JsonlWriter(layout.events, lease)
         self._log_limit_bytes = log_limit_bytes
         self._logs: dict[int, _RotatingLog] = {}
         self._failed = False

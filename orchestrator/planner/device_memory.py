@@ -104,7 +104,7 @@ class Assumptions:
     attention: str = "sdpa"
     """`sdpa`, `flash` or `eager`."""
     loss_chunk_tokens: int | None = None
-    """See `activations`."""
+    """See `activation_memory`."""
     whole_model_at_build: bool = WHOLE_MODEL_AT_BUILD
     context_bytes: int = CONTEXT_BYTES
     communicator_bytes: int = COMMUNICATOR_BYTES

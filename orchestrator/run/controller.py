@@ -29,7 +29,7 @@ from orchestrator.planner.batch_shape import total_steps
 from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.planner.model_shape import model_shape
 from orchestrator.planner.train_plan import DataFacts, PlanLimits, train_plan
-from orchestrator.run.ending import Ended, after_last_step, gave_up, stopped
+from orchestrator.run.ending import Ended, after_last_step, gave_up, stopped, with_hint
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.memory_checkpoints import MemoryCheckpoints
 from orchestrator.run.restore_points import RestorePoint, RestorePoints
@@ -194,6 +194,7 @@ class RunController:
         self._fit.tell(workers, room, shape, plan.micro_batch)
         return replace(
             plan,
+            lease=run.lease.token,
             resume_from=origin.checkpoint,
             peer_state=origin.peers,
             skips=tuple((skip.first, skip.count) for skip in read_skips(run.layout)),
@@ -256,7 +257,7 @@ class RunController:
         answer = answer_fault(run.layout, fault, run.spec, in_memory, run.clock.unix_s(), run.emit)
         if isinstance(answer, Refusal):
             progress.step = progress.furthest
-            return Ended(RunState.FAILED, f"{answer.reason}\nhint: {answer.hint}", 1)
+            return Ended(RunState.FAILED, with_hint(answer.reason, answer.hint), 1)
         self._enter_recovery(failure)
         return self._begin_recovery(failure, self._points.roll_back(answer), answer)
 

@@ -23,6 +23,11 @@ class Ended:
     exit_code: int
 
 
+def with_hint(reason: str, hint: str | None) -> str:
+    """The reason of a final state, as `run.json` has it and `convoy show` prints it."""
+    return f"{reason}\nhint: {hint}" if hint else reason
+
+
 def stopped() -> Ended:
     """It was stopped on request."""
     return Ended(RunState.STOPPED, "stopped on request", INTERRUPTED)
@@ -33,12 +38,12 @@ def after_last_step(layout: RunLayout, outcome: GenerationOutcome, exports: bool
     failure = outcome.failure
     if failure is not None:
         reason = f"worker of rank {failure.rank} failed: {failure.message}"
-        return Ended(RunState.FAILED, f"{reason}\nhint: {failure.hint}" if failure.hint else reason, 1)
+        return Ended(RunState.FAILED, with_hint(reason, failure.hint), 1)
     if outcome.stopped or not all(result.finished for result in outcome.results):
         return stopped()
     problem = _missing(layout, outcome.results, exports)
     if problem is not None:
-        return Ended(RunState.FAILED, f"{problem}\nhint: convoy run --resume {layout.run_id}", 1)
+        return Ended(RunState.FAILED, with_hint(problem, f"convoy run --resume {layout.run_id}"), 1)
     return Ended(RunState.SUCCEEDED, None, 0)
 
 
@@ -46,7 +51,7 @@ def gave_up(ended: Ended, verdict: Verdict) -> Ended:
     """The end of a run that does not recover from a failure that ends it like `ended`."""
     if verdict.reason is None:
         return ended
-    return replace(ended, reason=f"{verdict.reason}; the last: {ended.reason}\nhint: {verdict.hint}")
+    return replace(ended, reason=with_hint(f"{verdict.reason}; the last: {ended.reason}", verdict.hint))
 
 
 def _missing(layout: RunLayout, results: Sequence[TrainResult], exports: bool) -> str | None:

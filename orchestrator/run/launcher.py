@@ -1,23 +1,26 @@
 """Composition root: what a command means, made from the parts. The command line and, later, the server call it."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from orchestrator.atomic_files import read_json, write_json, write_text
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
 from orchestrator.data.prepare_progress import PrepareProgress
-from orchestrator.domain.errors import ConvoyError, UsageError
-from orchestrator.domain.events import MetricsServing, Observer, RunState
+from orchestrator.domain.errors import ConvoyError, LeaseLostError, UsageError
+from orchestrator.domain.events import Emit, MetricsServing, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
-from orchestrator.metrics.event_bus import EventBus
+from orchestrator.metrics.event_bus import EventBus, named
 from orchestrator.metrics.exporter import MetricsObserver
 from orchestrator.metrics.metrics_endpoint import serve_metrics
+from orchestrator.run.driver_lease import LeaseChoice, lease_of_new_run, lease_of_resumed_run, settle
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.preparation import Workload
 from orchestrator.run.run_context import RunContext
@@ -52,13 +55,15 @@ def run_job(
     stop: threading.Event,
     entry: str = TRAIN_ENTRY,
     arranged: Arranged | None = None,
+    choice: LeaseChoice | None = None,
 ) -> RunOutcome:
-    """Create a run of `job` under `home` and drive it to its end. `entry` names the workers' entry point.
+    """Create a run of `job` under `home` and drive it to its end. `entry` names the workers' entry point;
+    `choice`: see `LeaseChoice`.
 
     Failures of the run are in the outcome; what is raised is a bug, or a mistake before there was a run. Whatever
     happens, the run's state is final and nothing is left running afterwards. Setting `stop` ends it within 5 s.
     """
-    return _drive(create_run(job, home, stop, arranged), observers, entry)
+    return _drive(create_run(job, home, stop, arranged, choice), observers, entry)
 
 
 def resume_run(
@@ -70,18 +75,25 @@ def resume_run(
     arranged: Arranged | None = None,
     overrides: Sequence[str] = (),
     accept_changes: bool = False,
+    choice: LeaseChoice | None = None,
 ) -> RunOutcome:
     """Continue a run from its newest valid state, or from the start if it has none. Samples that it leaves out were
     decided before: those of `arranged` do not count. See `claim_run` for the other arguments and the errors.
 
     Raises CheckpointError if checkpoints exist and none of them is complete.
     """
-    watch = _watch(observers, stop)
-    handle = claim_run(run_dir, home, stop, watch, arranged, Changes(tuple(overrides), accept_changes))
+    changes = Changes(tuple(overrides), accept_changes)
+    handle = claim_run(run_dir, home, stop, _bus_of(observers).emit, arranged, changes, choice)
     return _drive(handle, observers, entry)
 
 
-def create_run(job: LoadedJob, home: Path, stop: threading.Event, arranged: Arranged | None = None) -> RunHandle:
+def create_run(
+    job: LoadedJob,
+    home: Path,
+    stop: threading.Event,
+    arranged: Arranged | None = None,
+    choice: LeaseChoice | None = None,
+) -> RunHandle:
     """A new run of `job` under `home`, driven by this process. Nothing is started. Raises UsageError, SpecError if the
     job cannot be run."""
     check_files(job)
@@ -93,17 +105,8 @@ def create_run(job: LoadedJob, home: Path, stop: threading.Event, arranged: Arra
     write_json(layout.data, {"job_dir": str(job_dir)})
     if arranged is not None:
         write_skips(layout, arranged.skips)
-    run = RunContext(
-        spec,
-        job_dir,
-        layout,
-        store,
-        stop,
-        EventBus(),
-        arranged=arranged or Arranged(),
-        locate=partial(at_value, job),
-    )
-    return RunHandle(run)
+    lease = lease_of_new_run(layout, choice or LeaseChoice(), stop)
+    return _handle(job, RunContext(spec, job_dir, layout, store, stop, EventBus(), lease), arranged)
 
 
 @dataclass(frozen=True)
@@ -120,50 +123,60 @@ def claim_run(
     run_dir: Path,
     home: Path,
     stop: threading.Event,
-    watch: Callable[[int], None],
+    emit: Emit,
     arranged: Arranged | None = None,
     changes: Changes | None = None,
+    choice: LeaseChoice | None = None,
 ) -> RunHandle:
-    """A run that exists, driven by this process from now on. `watch` gets the bytes of the files that are compared.
+    """A run that exists, driven by this process from now on. Waits for the lease of an earlier driver that may still
+    run (`choice`: see `LeaseChoice`). `emit` reports that wait, and the progress of the comparison of files.
 
     Raises UsageError if it has succeeded or another process drives it, ChangedError if something has changed that is
-    not accepted or cannot be, SpecError if the spec is wrong. The run is unchanged then.
+    not accepted or cannot be, SpecError if the spec is wrong, StorageError if its bucket does not answer,
+    KeyboardInterrupt if `stop` is set meanwhile. The run is unchanged then.
     """
-    store, changes = RunStore(home), changes or Changes()
+    store, changes, choice = RunStore(home), changes or Changes(), choice or LeaseChoice()
+    layout = _unfinished(store, run_dir)
+    storage = load_job(layout.spec, changes.overrides).spec.checkpoint.storage
+    opening = settle(layout, storage, choice, emit, stop)
+    layout = _unfinished(store, run_dir)  # a driver on another machine may have continued it meanwhile
+    job = load_job(layout.spec, changes.overrides)
+    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
+    watch = _watch(emit, stop)
+    resumption = examine(layout, job.spec, job_dir, cache_directory(job.spec, home), changes.accept, watch)
+    lease = lease_of_resumed_run(layout, job.spec.checkpoint.storage, opening, choice, stop)
+    try:
+        store.claim(layout, lease.token)
+        if changes.overrides:
+            write_text(layout.spec, dump_job(job.spec))
+        spec = pinned(anchored(job.spec, job_dir), resumption.history)
+        run = RunContext(spec, job_dir, layout, store, stop, EventBus(), lease, resumption=resumption)
+        return _handle(job, run, arranged)
+    except BaseException as error:
+        with contextlib.suppress(LeaseLostError):
+            store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
+        lease.close()
+        raise
+
+
+def _handle(job: LoadedJob, run: RunContext, arranged: Arranged | None) -> RunHandle:
+    return RunHandle(replace(run, arranged=arranged or Arranged(), locate=partial(at_value, job)))
+
+
+def _unfinished(store: RunStore, run_dir: Path) -> RunLayout:
+    """The run in a directory. Raises UsageError if it has succeeded."""
     record = store.read(str(run_dir.absolute()))
     if record.state is RunState.SUCCEEDED:
         raise UsageError(
             f"run {record.id} has succeeded: there is nothing to resume",
             hint="start a new run with more steps (--set train.steps=...)",
         )
-    layout = record.layout
-    job = load_job(layout.spec, changes.overrides)
-    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
-    resumption = examine(layout, job.spec, job_dir, cache_directory(job.spec, home), changes.accept, watch)
-    store.claim(layout)
-    try:
-        if changes.overrides:
-            write_text(layout.spec, dump_job(job.spec))
-        run = RunContext(
-            pinned(anchored(job.spec, job_dir), resumption.history),
-            job_dir,
-            layout,
-            store,
-            stop,
-            EventBus(),
-            arranged=arranged or Arranged(),
-            locate=partial(at_value, job),
-            resumption=resumption,
-        )
-        return RunHandle(run)
-    except BaseException as error:
-        store.set_state(layout, RunState.FAILED, f"could not be resumed: {error}")
-        raise
+    return record.layout
 
 
-def _watch(observers: Sequence[Observer], stop: threading.Event) -> Callable[[int], None]:
+def _watch(emit: Emit, stop: threading.Event) -> Callable[[int], None]:
     """Shows how much of the files has been read that were touched since; a stop ends that as Ctrl-C does."""
-    progress = PrepareProgress(_bus_of(observers).emit, 0)
+    progress = PrepareProgress(emit, 0)
 
     def watch(done_bytes: int) -> None:
         if stop.is_set():
@@ -192,7 +205,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         durability=handle.durability,
     )
     handle.watch("the metrics", metrics)
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         handle.watch(name, observer)
     server = None
     try:
@@ -208,14 +221,9 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         handle.close()
 
 
-def _named(observers: Sequence[Observer]) -> list[tuple[str, Observer]]:
-    """Observers that a caller brings have no names: they get that of their class, and a number."""
-    return [(f"observer {number}, {type(each).__name__}", each) for number, each in enumerate(observers, 1)]
-
-
 def _bus_of(observers: Sequence[Observer]) -> EventBus:
     bus = EventBus()
-    for name, observer in _named(observers):
+    for name, observer in named(observers):
         bus.add(name, observer)
     return bus
 
@@ -225,7 +233,7 @@ def ray_workers(run: RunContext, desk: ScaleDesk) -> WorkerGroup:
     from orchestrator.gang.driver import GangDriver
 
     env, run_id = dict(os.environ), run.layout.run_id
-    return GangDriver(run.spec, env, run.stop.is_set, desk, run.emit, run_id, run.arranged.nodes)
+    return GangDriver(run.spec, env, run.stop.is_set, desk, run.emit, run_id, run.arranged.nodes, run.lease.token)
 
 
 def workload_of(spec: JobSpec, entry: str) -> Workload:

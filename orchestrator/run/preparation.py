@@ -51,10 +51,13 @@ class RunPreparation:
         memory: MemoryCheckpoints,
         workload: Workload,
         record_step: Callable[[StepReport], None],
+        keep_in_bucket: Callable[[], None],
     ) -> None:
-        """`record_step` writes down a step that an earlier driver did not live to record."""
+        """`record_step` writes down a step that an earlier driver did not live to record; `keep_in_bucket` is
+        called when storage has answered."""
         self._run, self._progress, self._memory = run, progress, memory
         self._workload, self._record_step = workload, record_step
+        self._keep_in_bucket = keep_in_bucket
         self._origin = RestorePoint()
         self._problem: CheckpointError | None = None
         """Why storage has nothing, if vaults that outlived their driver may still have it."""
@@ -78,6 +81,7 @@ class RunPreparation:
         """See `Preparation`."""
         run, work = self._run, self._workload
         require_storage(run.layout, run.spec.checkpoint.storage)
+        self._keep_in_bucket()
         size = group.connect(work.imports)
         run.emit(ClusterReady(size.address, size.nodes, size.cpus, size.gpus, size.seconds))
         adopted = self._memory.begin(group, run.resumption is not None, self._record_step)

@@ -16,6 +16,7 @@ from orchestrator.planner.model_shape import known_config
 from orchestrator.run.clock import Clock
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.spec_errors import SpecError
+from orchestrator.store.lease.run_lease import RunLease
 from orchestrator.store.resume_check import Resumption
 from orchestrator.store.run_store import RunStore
 
@@ -33,6 +34,8 @@ class RunContext:
     """Set by anyone to end the run within 5 s."""
     bus: EventBus
     """Delivers its events and step reports."""
+    lease: RunLease
+    """Held by this process until the run ends here."""
     clock: Clock = field(default_factory=Clock)
     arranged: Arranged = field(default_factory=Arranged)
     """What a drill has arranged."""

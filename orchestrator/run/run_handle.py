@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.errors import ConvoyError, LeaseLostError
 from orchestrator.domain.events import Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk, ScaleRequest
@@ -17,7 +17,8 @@ from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from orchestrator.run.controller import Preparation, RunController
-from orchestrator.run.ending import INTERRUPTED, Ended
+from orchestrator.run.driver_lease import WhileHeld, keep_in_bucket
+from orchestrator.run.ending import INTERRUPTED, Ended, with_hint
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.memory_checkpoints import MemoryCheckpoints
 from orchestrator.run.preparation import RunPreparation, Workload
@@ -25,6 +26,7 @@ from orchestrator.run.run_context import RunContext
 from orchestrator.run.run_progress import RunProgress
 from orchestrator.run.state_machine import RunStateMachine
 from orchestrator.store.checkpoint_retention import Retention
+from orchestrator.store.lease.bucket_record import BucketRecord
 from orchestrator.store.recorded_progress import read_progress
 from orchestrator.store.run_store import read_record
 from orchestrator.store.scale_files import ScaleFiles, ask
@@ -52,7 +54,8 @@ class RunHandle:
 
     def __init__(self, run: RunContext) -> None:
         self.context = run
-        self._recorder = RunRecorder(run.layout)
+        self._recorder = RunRecorder(run.layout, lease=run.lease.token)
+        self._copies: list[BucketRecord] = []
         self.ledger = LedgerRecorder(run.layout, time.time)
         self.stragglers = StragglerRecorder(run.emit)
         incidents = len(list(run.layout.incidents.glob("*.md")))
@@ -68,11 +71,15 @@ class RunHandle:
         )
         self.durability = self._memory.recorder
         # The records on disk come first. The run must not go on if the recorder raises: it tolerates a failing disk.
-        run.bus.add("the recorder", self._recorder, essential=True)
-        run.bus.add("the ledger", self.ledger)
-        run.bus.add("the durability record", self.durability)
-        run.bus.add("the incident pages", IncidentRecorder(run.layout))
-        run.bus.add(LAST_RECORD, Retention(run.layout, run.spec.checkpoint))
+        self._record("the recorder", self._recorder, essential=True)
+        self._record("the ledger", self.ledger)
+        self._record("the durability record", self.durability)
+        self._record("the incident pages", IncidentRecorder(run.layout))
+        self._record(LAST_RECORD, Retention(run.layout, run.spec.checkpoint))
+
+    def _record(self, name: str, observer: Observer, essential: bool = False) -> None:
+        """Add an observer that writes into the run's directory."""
+        self.context.bus.add(name, WhileHeld(observer, self.context.lease), essential)
 
     @property
     def run_id(self) -> str:
@@ -100,7 +107,13 @@ class RunHandle:
 
     def preparation(self, workload: Workload) -> Preparation:
         """What happens before training, for `drive`."""
-        return RunPreparation(self.context, self._progress, self._memory, workload, self._recorder.on_step)
+        record_step = WhileHeld(self._recorder, self.context.lease).on_step
+        return RunPreparation(self.context, self._progress, self._memory, workload, record_step, self._keep_in_bucket)
+
+    def _keep_in_bucket(self) -> None:
+        run = self.context
+        copies = keep_in_bucket(run.layout, run.spec.checkpoint.storage, run.lease, new=run.resumption is None)
+        self._copies.extend(copies)
 
     def drive(self, make_group: GroupFactory, preparation: Preparation) -> RunOutcome:
         """Train to the end. Failures of the run are in the outcome; what is raised is a bug. In any case the state of
@@ -123,16 +136,28 @@ class RunHandle:
 
     def fail(self, error: ConvoyError) -> RunOutcome:
         """End it with an error."""
-        reason = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
-        return self.conclude(Ended(RunState.FAILED, reason, error.exit_code))
+        return self.conclude(Ended(RunState.FAILED, with_hint(error.message, error.hint), error.exit_code))
 
     def conclude(self, ended: Ended) -> RunOutcome:
-        """Record the final state."""
-        self._states.enter(ended.state, ended.reason)
-        layout = self.layout
+        """Record the final state. If another driver has taken the run over, nothing is recorded and the outcome says
+        so."""
+        layout, lease = self.layout, self.context.lease
+        lost: LeaseLostError | None = None
+        if lease.held():
+            try:
+                self._states.enter(ended.state, ended.reason)
+            except LeaseLostError as error:
+                lost = error
+        lost = lease.lost or lost
+        if lost is not None:
+            ended = Ended(RunState.FAILED, lost.message, lost.exit_code)
         return RunOutcome(layout.run_id, layout.root, ended.state, ended.reason, self._progress.step, ended.exit_code)
 
     def close(self) -> None:
-        """Write the last records. Idempotent."""
-        self.ledger.close()
+        """Write the last records, and give the lease back. Idempotent."""
+        if self.context.lease.held():
+            self.ledger.close()
         self._recorder.close()
+        for copy in self._copies:
+            copy.close()
+        self.context.lease.close()

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from math import isfinite
 
+from orchestrator.atomic_files import read_json
 from orchestrator.domain.events import EvalFinished, TrainingPlanned
+from orchestrator.domain.lease import token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.jsonl import last_object
 from orchestrator.store.run_history import read_events
@@ -36,7 +38,7 @@ def read_progress(layout: RunLayout) -> RecordedProgress:
                 total_steps = plan.total_steps
             case EvalFinished() as evaluation:
                 validation_loss = evaluation.loss if isfinite(evaluation.loss) else None
-    last = last_object(layout.steps) or {}
+    last = last_object(layout.steps, token_in(read_json(layout.state) or {})) or {}
     return RecordedProgress(
         step=_integer(last.get("step")) or 0,
         total_steps=total_steps,

@@ -1,20 +1,18 @@
 """The runs under `CONVOY_HOME`: creating, finding and describing them. A run is a directory with a `run.json`."""
 
 import difflib
-import fcntl
-import os
 import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.atomic_files import read_json, write_json
-from orchestrator.domain.errors import UsageError
+from orchestrator.atomic_files import locked, read_json, write_json
+from orchestrator.domain.errors import LeaseLostError, UsageError
 from orchestrator.domain.events import RunState
+from orchestrator.domain.lease import LEASE, next_token, token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.run_states import FINAL_STATES
 from orchestrator.json_values import JsonObject
@@ -23,6 +21,9 @@ from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
 LOST = "lost"
 """Shown for a run whose state says it is going on while its driver is gone."""
+
+SILENT_S = 120.0
+"""A driver that this host cannot see, and that has not renewed its lease for this long, is shown as gone."""
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -41,7 +42,8 @@ class RunRecord:
     """Unix time of the last change of state, or of the last step where that is later."""
     driver: DriverProcess | None
     lost: bool
-    """The state is not final, but the driver is gone: it was killed, or its host was."""
+    """The state is not final, but the driver is gone: it was killed, or its host was. Of a driver on another host, or
+    before a reboot of this one: it seems to be gone."""
     progress: RecordedProgress
     asked_workers: int | None
     """As many as it was asked to have (`convoy scale`); None where nobody asked."""
@@ -110,6 +112,8 @@ class RunStore:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._tokens: dict[str, int] = {}
+        """By run id: the token of the lease with which this store writes a run's state."""
 
     def create(self, name: str, now_s: float | None = None) -> RunLayout:
         """A fresh directory `name-YYYYmmdd-HHMMSS-xxxx` (local time) with state `preparing`, driven by this process.
@@ -134,40 +138,48 @@ class RunStore:
                     f"cannot create a run under {self.home}: {error.strerror}", hint="set CONVOY_HOME or --home"
                 ) from error
             value = {"id": layout.run_id, "name": name, "created_s": now_s, **_state(RunState.PREPARING, None, now_s)}
-            write_json(layout.state, {**value, "driver": DriverProcess.current().to_json()})
+            self._tokens[layout.run_id] = token = next_token(())
+            write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
             return layout
+
+    def claim(self, layout: RunLayout, token: int, now_s: float | None = None) -> None:
+        """Become the driver of a run, with the lease of `token`; state `preparing`. From now on this store writes no
+        state of the run once somebody has a higher one. Raises LeaseLostError if somebody has already."""
+        self._tokens[layout.run_id] = token
+        with locked(layout.root):
+            value = self._read_own(layout)
+            now_s = time.time() if now_s is None else now_s
+            value.update({"id": layout.run_id, LEASE: token, **_state(RunState.PREPARING, None, now_s)})
+            value.setdefault("name", _name_of(layout.run_id))
+            value.setdefault("created_s", now_s)
+            write_json(layout.state, {**value, "driver": DriverProcess.current().to_json()})
 
     def set_state(
         self, layout: RunLayout, state: RunState, reason: str | None = None, now_s: float | None = None
     ) -> None:
-        """Record a change of state, atomically. A state that is not final names this process as the run's driver."""
-        with _locked(layout.root):
-            value = read_json(layout.state) or {"id": layout.run_id, "name": _name_of(layout.run_id)}
+        """Record a change of state, atomically. A state that is not final names this process as the run's driver.
+
+        Raises LeaseLostError if this store has claimed the run and another driver has taken it over since.
+        """
+        with locked(layout.root):
+            value = self._read_own(layout) or {"id": layout.run_id, "name": _name_of(layout.run_id)}
             value.update(_state(state, reason, time.time() if now_s is None else now_s))
             value.setdefault("created_s", value["updated_s"])
             if state not in FINAL_STATES:
                 value["driver"] = DriverProcess.current().to_json()
             write_json(layout.state, value)
 
-    def claim(self, layout: RunLayout, now_s: float | None = None) -> None:
-        """Become the driver of a run that is to be resumed; state `preparing`.
-
-        Raises UsageError where another living process drives it: two would overwrite each other's state.
-        """
-        with _locked(layout.root):
-            value = read_json(layout.state) or {}
-            driver = DriverProcess.from_json(value.get("driver"))
-            final = _parse_state(value.get("state")) in FINAL_STATES
-            if driver is not None and not final and driver != DriverProcess.current() and driver.alive() is not False:
-                raise UsageError(
-                    f"run {layout.run_id} has an active driver: process {driver.pid} on {driver.host}",
-                    hint="stop that driver first (Ctrl-C there), or wait until it ends",
-                )
-            now_s = time.time() if now_s is None else now_s
-            value.update({"id": layout.run_id, **_state(RunState.PREPARING, None, now_s)})
-            value.setdefault("name", _name_of(layout.run_id))
-            value.setdefault("created_s", now_s)
-            write_json(layout.state, {**value, "driver": DriverProcess.current().to_json()})
+    def _read_own(self, layout: RunLayout) -> JsonObject:
+        """`run.json` as it is, to be replaced. Raises LeaseLostError if a later driver has written it."""
+        value = read_json(layout.state) or {}
+        own = self._tokens.get(layout.run_id)
+        if own is not None and token_in(value) > own:
+            raise LeaseLostError(
+                f"run {layout.run_id} was taken over by another driver (lease {token_in(value)}; this driver had lease "
+                f"{own}): this driver has ended and writes nothing more",
+                hint="`convoy runs` shows the run",
+            )
+        return value
 
     def list(self) -> list[RunRecord]:
         """Every run, newest first. Directories that are no runs are passed over."""
@@ -212,7 +224,7 @@ class RunStore:
         heads = []
         for layout in self._layouts():
             value = read_json(layout.state)
-            if value is not None and _parse_state(value.get("state")) is not None:
+            if value is not None and parse_state(value.get("state")) is not None:
                 name = str(value.get("name") or _name_of(layout.run_id))
                 heads.append(_Head(layout, name, _number(value.get("created_s"))))
         return tuple(sorted(heads, key=lambda head: (head.created_s, head.layout.run_id), reverse=True))
@@ -236,11 +248,12 @@ class RunStore:
 def read_record(layout: RunLayout) -> RunRecord | None:
     """Describe the run in a directory; None where there is none."""
     value = read_json(layout.state)
-    state = _parse_state(value.get("state")) if value else None
+    state = parse_state(value.get("state")) if value else None
     if value is None or state is None:
         return None
     driver = DriverProcess.from_json(value.get("driver"))
-    lost = state not in FINAL_STATES and (driver is None or driver.alive() is False)
+    alive = driver.alive() if driver is not None else False
+    lost = state not in FINAL_STATES and (alive is False or (alive is None and _is_silent(layout, time.time())))
     progress = read_progress(layout)
     updated_s = _number(value.get("updated_s"))
     asked = (read_json(layout.scale_answer) or {}).get("standing")
@@ -259,22 +272,23 @@ def read_record(layout: RunLayout) -> RunRecord | None:
     )
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory's advisory lock: the kernel drops it should this process die."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _is_silent(layout: RunLayout, now_s: float) -> bool:
+    """Whether the run's lease has not been renewed for so long that a person may be told that its driver is gone.
+    Nobody takes a run over because of that: it compares clocks of two machines. False for runs of versions without
+    leases."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        renewed_s = max(path.stat().st_mtime for path in layout.leases.iterdir())
+    except (OSError, ValueError):
+        return False
+    return now_s - renewed_s > SILENT_S
 
 
 def _state(state: RunState, reason: str | None, now_s: float) -> JsonObject:
     return {"state": state.value, "reason": reason, "updated_s": now_s}
 
 
-def _parse_state(value: object) -> RunState | None:
+def parse_state(value: object) -> RunState | None:
+    """The state in a `run.json`; None if it is none."""
     try:
         return RunState(str(value))
     except ValueError:

@@ -40,7 +40,7 @@ class NumericGuard:
         kept = optional(numbers, start.extra, LOSSES) if self._bound is not None else None
         self._losses: deque[float] = deque(kept or (), maxlen=spike.window if spike is not None else 0)
         mine = [each for each in context.plan.injections if each.rank == context.session.rank]
-        self._injections = [each for each in mine if each.kind != "oom"]  # see `scarcity`
+        self._injections = [each for each in mine if each.kind != "oom"]  # see `oom_injection`
 
     def check(self, outcome: StepOutcome) -> None:
         """Raises TrainingDivergedError at a fault, the same on every rank, unless `recovery.on_nan` is `continue`."""

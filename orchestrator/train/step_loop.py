@@ -300,6 +300,7 @@ class TrainLoop:
                 Rule(spec.keep_last, spec.keep_every, spec.keep_best),
                 storage,
                 writing=self._protection.stored,
+                lease=context.plan.lease,
             )
         except StorageError as error:
             self._unsaved = error.message

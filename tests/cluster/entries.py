@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.checkpoint.format.exported import PROVENANCE
 from orchestrator.domain.device import DeviceProblem
 from orchestrator.domain.events import WarningIssued, WorkerPhase
+from orchestrator.domain.lease import GENERATIONS_PER_TOKEN
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import summarise
@@ -26,6 +27,11 @@ HEADROOM_BYTES = 200 * 2**20
 """Enough to build a small engine and threads, too little for a step of many samples at once."""
 RELIEF_BYTES = 200 * 2**20
 """For the gang that does with less, and the threads of the export after it: each asks for 64 MiB of addresses."""
+
+
+def gang_of(session: Session) -> int:
+    """Which gang of its driver this one is: 1 for the first."""
+    return int(getattr(session, "generation", 0)) % GENERATIONS_PER_TOKEN
 
 
 def a_step(step: int, world_size: int) -> StepReport:
@@ -214,7 +220,7 @@ def hang_in_python(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real; in the first gang the training thread of rank 1 stops for ever in Python after some steps."""
     from orchestrator.train.worker import run_worker
 
-    if session.rank == 1 and getattr(session, "generation", 0) == 1:
+    if session.rank == 1 and gang_of(session) == 1:
         asked = 0
         leave = session.leave
 
@@ -238,7 +244,7 @@ def everybody_hangs(session: Session, plan: TrainPlan) -> TrainResult:
     """All ranks of the first gang stop for ever at the same place."""
     from orchestrator.train.worker import run_worker
 
-    if getattr(session, "generation", 0) == 1:
+    if gang_of(session) == 1:
         beat = session.beat
 
         def beat_or_hang(step: int, phase: Phase) -> None:
@@ -307,14 +313,14 @@ def restores_something_else(session: Session, plan: TrainPlan) -> TrainResult:
 class HeldSession:
     """A session for tests that must not be late, whatever else the machine does. Steps take `PACE_S` longer until
     there is a file `safe` beside the run's directory. Training stands still, at a step boundary, while there is a file
-    `hold-GENERATION`, until somebody wants it to be left."""
+    `hold-GANG`, until somebody wants it to be left."""
 
     PACE_S = 0.3
     LONGEST_S = 120.0
 
     def __init__(self, session: Session, run_dir: str) -> None:
         self._session = session
-        self._hold = Path(run_dir).parent / f"hold-{session.generation}"
+        self._hold = Path(run_dir).parent / f"hold-{gang_of(session)}"
         self._safe = Path(run_dir).parent / "safe"
 
     def __getattr__(self, name: str) -> Any:

@@ -18,6 +18,7 @@ from orchestrator.checkpoint.memory import cells, vault_writer, wire
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult
 from orchestrator.gang.vaults.vault_actor import VaultActor
+from tests.cluster.entries import gang_of
 from tests.cluster.train_processes import late_copies
 
 VARIABLE = "CONVOY_TEST_PAUSES"
@@ -141,7 +142,7 @@ class PausingSession:
             pause_at(Point.BEGIN, step, self._session.rank)
         elif phase is Phase.BACKWARD:
             pause_at(Point.STEP, step, self._session.rank)
-        elif phase is Phase.RESTORE and getattr(self._session, "generation", 0) > 1:
+        elif phase is Phase.RESTORE and gang_of(self._session) > 1:
             pause_at(Point.RESTORE, step, self._session.rank)
 
     def leave(self) -> Leave:

@@ -37,7 +37,7 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.shard_damage import corrupt_newest
 from orchestrator.run.launcher import resume_run, run_job
 from orchestrator.spec.loading.load import load_job
-from tests.cluster.gang_runs import Recording, own_temporary_directory, write_job
+from tests.cluster.gang_runs import Recording, write_job
 from tests.cluster.s3_server import BUCKET, Link, S3Server, environment
 from tests.cluster.zero_gang import Gang, LocalSession, Setup, build, train
 
@@ -330,16 +330,9 @@ class Cutting(Recording):
             self._link.mend()
 
 
-@pytest.fixture
-def own_temporary(tmp_path: Path) -> Iterator[Path]:
-    with own_temporary_directory() as directory:
-        yield directory
-
-
 @pytest.mark.faults
-def test_a_run_outlives_its_bucket_and_is_resumed_from_it(
-    tmp_path: Path, own_temporary: Path, place: str, link: Link
-) -> None:
+@pytest.mark.usefixtures("temporary_directory")
+def test_a_run_outlives_its_bucket_and_is_resumed_from_it(tmp_path: Path, place: str, link: Link) -> None:
     changes: dict[str, Any] = {
         "train": {"steps": 9, "global_batch": 4, "lr": 1e-3},
         "checkpoint": {"interval_steps": 3, "keep_last": 3, "storage": place, "memory": False},
@@ -392,7 +385,8 @@ class RoomAtLast(Recording):
 
 @pytest.mark.needs("mounts")
 @pytest.mark.faults
-def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Path, own_temporary: Path) -> None:
+@pytest.mark.usefixtures("temporary_directory")
+def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "convoy-test", str(disk)], check=True)

@@ -120,6 +120,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     saved_at_s: float = 0.0
     """Unix time."""
+    lease: int = 0
+    """Token of the driver whose gang saved it; 0: of an older version, or nobody's who drives a run."""
 
     @property
     def size_bytes(self) -> int:
@@ -187,6 +189,7 @@ class Manifest:
             shards=tuple(ShardEntry.from_json(shard) for shard in objects(body, "shards")),
             versions=optional(text_mapping, body, "versions") or {},
             saved_at_s=optional(number, body, "saved_at_s") or 0.0,
+            lease=optional(integer, body, "lease") or 0,
         )
 
 

@@ -222,7 +222,7 @@ class InventoryAnswer(TypedDict):
 
 
 class DescribeRequest(StepFields):
-    """Somebody who restores asks for the index and the small state of a step. Answer: DescribeAnswer."""
+    """A restoring worker requests the index and the small state of a step. Answer: DescribeAnswer."""
 
     do: Literal["describe"]
 
@@ -239,7 +239,7 @@ class DescribeAnswer(TypedDict):
 
 
 class ReadRequest(StepFields):
-    """Somebody who restores asks for bytes [offset, offset + length) of a payload, which follow the empty answer."""
+    """A restoring worker requests bytes [offset, offset + length) of a payload. They follow the empty answer."""
 
     do: Literal["read"]
     offset: int

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from orchestrator.checkpoint.memory.frames import StripeRequest, TicketFields
@@ -154,9 +155,11 @@ class Arrivals:
         self._arrivals: dict[CellKey, _Arrival] = {}
         self._tickets = itertools.count(1)
 
-    def begin(self, key: CellKey, held: Held, slot: int, step: int, state: bytes) -> int:
-        """Clear the slot's step, and return the ticket for its stripes. An earlier attempt for the cell is aborted.
-        Raises OSError if that takes too long."""
+    def begin(
+        self, key: CellKey, held: Held, slot: int, step: int, state: bytes, changing: AbstractContextManager[None]
+    ) -> int:
+        """Clear the slot's step within `changing`, and return the ticket for its stripes. An earlier attempt for the
+        cell is aborted. Raises OSError if that takes too long, and what `changing` raises."""
         with self._changed:
             before = self._arrivals.pop(key, None)
             if before is not None:
@@ -164,7 +167,7 @@ class Arrivals:
                     channel.abort()
                 if not self._changed.wait_for(lambda: not before.receiving, ABORT_LIMIT_S):
                     raise OSError("an earlier copy is still being received")
-            with held.in_use() as cell:
+            with held.in_use() as cell, changing:
                 cell.begin(slot).release()
             arrival = self._arrivals[key] = _Arrival(held, slot, step, state, next(self._tickets))
         return arrival.ticket

@@ -24,6 +24,7 @@ from orchestrator.checkpoint.memory.stripes import Arrivals
 from orchestrator.checkpoint.memory.vault_server import Handler, VaultServer
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder
 from orchestrator.checkpoint.memory.wire import Channel, WireError
+from orchestrator.domain.lease import first_generation, token_of
 from orchestrator.json_values import JsonObject, integer
 from orchestrator.planner.state_size import SLOTS
 
@@ -51,7 +52,8 @@ class Vault:
         self._newest = 0
         """The newest generation that was heard of."""
         self._fence = 0
-        """Generations before this one are over: nothing of theirs is taken any more."""
+        """Generations before this one are over: nothing of theirs is taken any more. Read and raised under the lock by
+        whatever changes cells, so that nothing of theirs is changed after it was raised."""
         self._ready = threading.Event()
         """Everything below is there: a request may come before the constructor returns."""
         self._server = VaultServer(host, token, self._handle)
@@ -111,11 +113,20 @@ class Vault:
         what = str(frame.get("do"))
         if what in _DRIVERS:
             self.asked_s = time.monotonic()
-        self._newest = max(self._newest, integer(frame, "generation") if "generation" in frame else 0)
+        self._hear_of(integer(frame, "generation") if "generation" in frame else 0)
         handler = handlers.get(what)
         if handler is None:
             raise WireError(f"unknown request {frame.get('do')!r}")
         handler(channel, frame)
+
+    def _hear_of(self, generation: int) -> None:
+        """Whoever uses a generation has a lease. Once one with a higher token is known, requests of earlier drivers and
+        of their gangs are refused."""
+        if generation <= self._newest:
+            return
+        with self._lock:
+            self._newest = max(self._newest, generation)
+            self._fence = max(self._fence, first_generation(token_of(generation)))
 
     def _on_create(self, channel: Channel, frame: frames.CreateRequest) -> None:
         """A cell for a rank of this node; answers with the descriptor to map."""
@@ -148,6 +159,7 @@ class Vault:
 
     def _on_store(self, _: Channel, frame: frames.StoreRequest) -> None:
         """A slot of a rank of this node is to be written to storage. Not answered; see `written`."""
+        self._require_current(frame)
         self._replication.put(
             ShardOrder(
                 generation=frame["generation"],
@@ -166,6 +178,11 @@ class Vault:
 
     def _on_peers(self, channel: Channel, frame: frames.PeersRequest) -> None:
         """Where the states of a generation are to be copied."""
+        try:
+            self._require_current(frame)
+        except WireError as error:
+            channel.send({"error": str(error)})
+            return
         self._replication.set_peers(int(frame["generation"]), frame["addresses"])
         channel.send({})
 
@@ -185,18 +202,21 @@ class Vault:
         if frame.get("striped"):
             state = channel.take(frame["state_bytes"])
             try:
-                ticket = self._arrivals.begin(_key(frame), held, slot, int(frame["step"]), state)
+                changing = self._changing(frame)
+                ticket = self._arrivals.begin(_key(frame), held, slot, int(frame["step"]), state, changing)
             except OSError as error:
                 channel.send({"error": str(error)})
             else:
                 channel.send({"ticket": ticket})
             return
         with held.in_use() as cell:
-            payload = cell.begin(slot)
+            with self._changing(frame):
+                payload = cell.begin(slot)
             state = channel.take(frame["state_bytes"])
             channel.take_into(payload)
             payload.release()
-            cell.finish(slot, int(frame["step"]), state)
+            with self._changing(frame):
+                cell.finish(slot, int(frame["step"]), state)
         self._spent.add(started_s)
         channel.send({})
 
@@ -216,8 +236,8 @@ class Vault:
     def _on_whole(self, channel: Channel, frame: frames.WholeRequest) -> None:
         """All stripes of a slot have been sent."""
         try:
-            self._require_current(frame)
-            self._arrivals.finish(_key(frame), int(frame["ticket"]))
+            with self._changing(frame):
+                self._arrivals.finish(_key(frame), int(frame["ticket"]))
         except OSError as error:
             channel.send({"error": str(error)})
             return
@@ -275,8 +295,13 @@ class Vault:
             channel.send({"error": "not here"})
 
     def _on_forget(self, channel: Channel, frame: frames.ForgetRequest) -> None:
-        """Free the cells of generations before one."""
+        """Free the cells of generations before one. An earlier driver is refused."""
         before = int(frame["before"])
+        try:
+            self._require_current({"generation": before})
+        except WireError as error:
+            channel.send({"error": str(error)})
+            return
         with self._lock:
             self._fence = max(self._fence, before)  # or a copy that is on its way would be held for good
             gone = [key for key in self._cells if key.generation < before]
@@ -298,6 +323,14 @@ class Vault:
             old = [held for key, held in self._cells.items() if key.generation < before and held.writer]
         ended, left = end_writers([(held.writer, held.cell.descriptor) for held in old])
         channel.send({"ended": ended, "left": left})
+
+    @contextlib.contextmanager
+    def _changing(self, frame: frames.GenerationFields) -> Iterator[None]:
+        """A cell is changed within, briefly: the fence cannot be raised meanwhile. Raises WireError if the frame's
+        generation is over."""
+        with self._lock:
+            self._require_current(frame)
+            yield
 
     def _require_current(self, frame: frames.GenerationFields) -> None:
         if int(frame["generation"]) < self._fence:
@@ -331,7 +364,7 @@ class Vault:
         with preferring(frame.get("numa_node")):
             cell = Cell.create(size, f"{key.generation}-{key.rank}", writes=not own)
         held = Held(cell, int(frame["world_size"]), index, own, writer)
-        return self._hold(key, held)
+        return self._hold(frame, held)
 
     def _join(self, frame: frames.ShareRequest, index: bytes) -> Held:
         """Hold memory of another vault of this host. Raises OSError, ValueError where it cannot be reached."""
@@ -340,11 +373,16 @@ class Vault:
         if cell.serial != int(frame["serial"]) or not index:
             cell.close()
             raise ValueError("that is a different cell")
-        return self._hold(_key(frame), Held(cell, int(frame["world_size"]), index, own=False, shared=True))
+        return self._hold(frame, Held(cell, int(frame["world_size"]), index, own=False, shared=True))
 
-    def _hold(self, key: CellKey, held: Held) -> Held:
-        with self._lock:
-            before, self._cells[key] = self._cells.get(key), held
+    def _hold(self, frame: frames.StateFields, held: Held) -> Held:
+        key = _key(frame)
+        try:
+            with self._changing(frame):
+                before, self._cells[key] = self._cells.get(key), held
+        except WireError:
+            held.free()
+            raise
         if before is not None:
             before.free()
         return held

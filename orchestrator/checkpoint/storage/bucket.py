@@ -8,6 +8,7 @@ fsspec would be three libraries with three ways to set limits.
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from orchestrator.checkpoint.storage.storage import StorageError, StorageFault, StorageLimits, checked, counted
@@ -23,6 +31,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.tick import Tick, no_tick
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode
     from obstore.store import ClientConfig, RetryConfig
 
 _PART_BYTES = 8 << 20
@@ -135,6 +144,30 @@ class BucketStorage:
                 max_concurrency=_CONCURRENT_PARTS,
             )
 
+    def read_version(self, name: str, file: str) -> tuple[bytes, str]:
+        key = _key(name, file)
+        with _translated(self.place(key)):
+            found = obstore.get(self._store, key)
+            return bytes(found.bytes()), _version_of(found.meta)
+
+    def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
+        key = _key(name, file)
+        mode: PutMode = "create"
+        if version is not None:
+            mode = json.loads(version)
+        with _translated(self.place(key)):
+            try:
+                obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                # The answer to a first attempt may have been lost, and the library has tried again: then it is ours.
+                try:
+                    return bytes(obstore.get(self._store, key).bytes()) == data
+                except (NotFoundError, FileNotFoundError):
+                    return False
+            except (NotFoundError, FileNotFoundError):
+                return False
+        return True
+
     def remove_file(self, name: str, file: str) -> None:
         self._delete([_key(name, file)])
 
@@ -151,6 +184,12 @@ class BucketStorage:
                 if error.fault is not StorageFault.MISSING:
                     raise
             tick()
+
+
+def _version_of(meta: "ObjectMeta") -> str:
+    """Stores tell versions by one or both of these. What `obstore.put` takes as `mode`, as JSON."""
+    told = {"e_tag": meta["e_tag"], "version": meta["version"]}
+    return json.dumps({key: value for key, value in told.items() if value is not None})
 
 
 def _key(name: str, file: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, Manifest, ShardEntry
 from orchestrator.checkpoint.format.shard import CHUNK_BYTES, Interval, ShardIndex, digest, shard_stem
-from orchestrator.checkpoint.storage.storage import Storage, StorageError
+from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault
 from orchestrator.domain.errors import CheckpointError
 from orchestrator.domain.tick import Tick, no_tick
+
+COMMIT_ATTEMPTS = 5
 
 
 def write_shard(
@@ -52,7 +54,8 @@ def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick
     """Commit the checkpoint: check that every shard exists in its size, then write the manifest.
 
     Files of earlier attempts are removed afterwards, if storage permits it. Raises CheckpointError if a shard is
-    missing, StorageError if storage fails; then an earlier checkpoint of that name remains, if there was one.
+    missing, or if a later driver has saved that step (its manifest has a higher `lease`), StorageError if storage
+    fails; then an earlier checkpoint of that name remains, if there was one.
     """
     sizes = storage.sizes(name)
     for shard in manifest.shards:
@@ -65,10 +68,41 @@ def commit(storage: Storage, name: str, manifest: Manifest, tick: Tick = no_tick
                 f"{storage.place(name)}/{shard.file} {what}",
                 hint="every worker must see the same storage: a directory must be mounted on all nodes",
             )
-    data = manifest.to_bytes()
-    storage.put(name, MANIFEST, [data], len(data))
+    _put_manifest(storage, name, manifest, exists=MANIFEST in sizes)
     named = {MANIFEST} | {file for shard in manifest.shards for file in (shard.file, shard.index)}
     _remove_files(storage, name, [file for file in sizes if file not in named], tick)
+
+
+def _put_manifest(storage: Storage, name: str, manifest: Manifest, exists: bool) -> None:
+    """Write the manifest, in place of one that `exists` unless a later driver wrote it. If another driver does the same
+    at this moment, one of the two finds that the manifest is not what it looked at, and looks again."""
+    data = manifest.to_bytes()
+    for _ in range(COMMIT_ATTEMPTS):
+        version: str | None = None
+        if exists:
+            found, version = storage.read_version(name, MANIFEST)
+            require_later(found, manifest, f"{storage.place(name)}/{MANIFEST}")
+        if storage.put_if(name, MANIFEST, data, version):
+            return
+        exists = MANIFEST in storage.sizes(name)
+    raise StorageError(
+        f"{storage.place(name)}/{MANIFEST} was replaced by another process {COMMIT_ATTEMPTS} times meanwhile",
+        StorageFault.OTHER,
+    )
+
+
+def require_later(found: bytes, manifest: Manifest, where: str) -> None:
+    """Raises CheckpointError if the manifest that was `found` is of a later driver than the new one. One that is
+    damaged may be replaced by anybody."""
+    try:
+        before = Manifest.from_bytes(found, where)
+    except CheckpointError:
+        return
+    if before.lease > manifest.lease:
+        raise CheckpointError(
+            f"{where} was written by a later driver of the run (lease {before.lease}, this driver has lease "
+            f"{manifest.lease}) and is not replaced"
+        )
 
 
 def abandon(storage: Storage, name: str, rank: int, tag: str = "") -> None:

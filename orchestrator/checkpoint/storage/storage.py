@@ -6,8 +6,10 @@ when its upload is complete. Errors are one type, with a `StorageFault` that cal
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.atomic_files import sync_path
+from orchestrator.atomic_files import locked, sync_path
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
@@ -86,6 +88,13 @@ class Storage(Protocol):
         """Write a file of `size_bytes`, the parts one after the other: complete and durable on return, absent if it
         raises. Exceptions of iterating `parts` are passed on. Replaces a file of that name."""
 
+    def read_version(self, name: str, file: str) -> tuple[bytes, str]:
+        """A small file, whole, and what tells its present content from any other, for `put_if`."""
+
+    def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
+        """Write a small file if there is none of that name (`version` None), or if its content still is that of
+        `version`; whether it was written. Of several processes that try the same at once, one succeeds."""
+
     def remove_file(self, name: str, file: str) -> None:
         """Remove a file if it exists."""
 
@@ -149,6 +158,22 @@ class LocalStorage:
                 raise
             sync_path(path.parent)
             sync_path(self.root)
+
+    def read_version(self, name: str, file: str) -> tuple[bytes, str]:
+        data = self.read(name, file)
+        return data, _version(data)
+
+    def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
+        path = self.root / checked(name) / checked(file)
+        with translated(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.parent):
+                if version is None:
+                    return _created(path, data)
+                if not path.is_file() or _version(path.read_bytes()) != version:
+                    return False
+                self.put(name, file, [data], len(data))
+                return True
 
     def remove_file(self, name: str, file: str) -> None:
         path = self.root / checked(name) / checked(file)
@@ -275,6 +300,32 @@ def remove_tree(directory: Path, tick: Tick) -> None:
             path.unlink(missing_ok=True)
         tick()
     directory.rmdir()
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _created(path: Path, data: bytes) -> bool:
+    """Make a file that must not exist, durably and with all its content at once."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb", buffering=0) as target:
+            _write_all(target.fileno(), memoryview(data))
+            os.fsync(target.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: the caller's lock has to do
+            if path.exists():
+                return False
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(path.parent)
+    sync_path(path.parent.parent)
+    return True
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

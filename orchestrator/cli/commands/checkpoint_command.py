@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +12,7 @@ from orchestrator.domain.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.checkpoint.storage.checkpoint_catalog import FoundCheckpoint
+    from orchestrator.json_values import JsonObject
     from orchestrator.store.run_store import RunRecord
     from orchestrator.train.convert.to_deepspeed import Adam
     from orchestrator.train.convert.universal import Converted
@@ -266,7 +267,7 @@ def _read(run: str, home: Path) -> "RunRecord":
     return RunStore(home).read(run)
 
 
-def _value(entry: "FoundCheckpoint") -> dict[str, Any]:
+def _value(entry: "FoundCheckpoint") -> "JsonObject":
     manifest = entry.manifest
     return {
         "step": entry.step,

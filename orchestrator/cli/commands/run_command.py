@@ -24,6 +24,7 @@ from orchestrator.domain.step_report import StepReport
 if TYPE_CHECKING:
     from orchestrator.run.launcher import RunOutcome
     from orchestrator.spec.loading.load import LoadedJob
+    from orchestrator.store.run_store import RunRecord
 
 
 class Display(Observer, Protocol):
@@ -44,7 +45,16 @@ class Display(Observer, Protocol):
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. train.lr=1e-3. Repeatable."
 )
 @click.option(
-    "--resume", metavar="RUN", shell_complete=complete_run, help="Continue a run from its newest complete state."
+    "--resume",
+    metavar="RUN",
+    shell_complete=complete_run,
+    help="Continue a run from its newest complete state. With checkpoints in a bucket, on any machine: "
+    "s3://bucket/path/RUN.",
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="With --resume: do not wait until the lease of the last driver expires. A driver that still runs is ended.",
 )
 @click.option(
     "--accept-changes",
@@ -55,12 +65,11 @@ class Display(Observer, Protocol):
 @json_option
 @click.option("--plain", is_flag=True, help="Print lines instead of the live display, also on a terminal.")
 @click.option("--no-progress", is_flag=True, help="Print only warnings and the result.")
-@click.pass_context
 def run(
-    ctx: click.Context,
     job: Path | None,
     overrides: tuple[str, ...],
     resume: str | None,
+    take_over: bool,
     accept_changes: bool,
     home: Path,
     as_json: bool,
@@ -79,17 +88,24 @@ def run(
       convoy run --resume last
       convoy run --resume last --set cluster.address=10.0.0.6:6379
       convoy run --resume last --accept-changes
+      convoy run --resume s3://bucket/runs/quickstart-20260101-120000-1a2b
       convoy run job.yaml --json > events.jsonl
+
+    A run has one driver. If the last one may still run, for instance on another machine, a resume waits up to 20
+    seconds until its lease expires.
 
     Exit codes: 0 the run reached its last step; 1 it failed; 2 the job file or the command is wrong, or the data,
     tokenizer, model or code of a resumed run has changed; 130 it was interrupted.
     """
     if accept_changes and resume is None:
         raise UsageError("--accept-changes needs --resume: a new run has nothing to compare with")
-    start = _what_to_start(job, overrides, resume, home, accept_changes)
+    if take_over and resume is None:
+        raise UsageError("--take-over needs --resume: a new run has no other driver")
+    interrupt = Interrupt()
+    start = _what_to_start(job, overrides, resume, home, accept_changes, take_over, interrupt)
     display = _display(as_json, plain, no_progress)
-    code = _drive(start, display, home, quiet=as_json)
-    ctx.exit(code)
+    code = _drive(start, display, home, quiet=as_json, interrupt=interrupt)
+    click.get_current_context().exit(code)
 
 
 MAY_CHANGE = "cluster.address"
@@ -98,7 +114,13 @@ Start = Callable[[list[Observer], threading.Event], "RunOutcome"]
 
 
 def _what_to_start(
-    job: Path | None, overrides: tuple[str, ...], resume: str | None, home: Path, accept_changes: bool = False
+    job: Path | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    home: Path,
+    accept_changes: bool,
+    take_over: bool,
+    interrupt: Interrupt,
 ) -> Start:
     """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
     from orchestrator.spec.loading.load import load_job
@@ -111,41 +133,51 @@ def _what_to_start(
                 f"--resume and {given} exclude each other: a run continues with the spec it began with",
                 hint=f"convoy run --resume {resume}; only {MAY_CHANGE} may be changed",
             )
-        from orchestrator.store.run_store import RunStore
-
-        record = RunStore(home).read(resume)
-        if record.active:
-            raise UsageError(f"run {record.id} is {record.status}", hint="it can be resumed after it has stopped")
+        record = _to_resume(resume, home)
         if record.state is RunState.SUCCEEDED:
             raise UsageError(f"run {record.id} reached its last step: there is nothing to continue")
         if overrides:
             load_job(record.layout.spec, overrides)  # what does not fit is told before anything is begun
-        return lambda observers, stop: _resume(record.directory, home, observers, stop, overrides, accept_changes)
+
+        def resumed(observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+            from orchestrator.run.driver_lease import LeaseChoice
+            from orchestrator.run.launcher import resume_run
+
+            choice = LeaseChoice(take_over, interrupt.lose)
+            return resume_run(
+                record.directory, home, observers, stop,
+                overrides=overrides, accept_changes=accept_changes, choice=choice,
+            )  # fmt: skip
+
+        return resumed
     if job is None:
         raise UsageError(
             "which job? Give a job file, or --resume RUN", hint="convoy run job.yaml, or convoy run --resume last"
         )
     loaded = load_job(job, overrides)
-    return lambda observers, stop: _run_job(loaded, home, observers, stop)
+    return lambda observers, stop: _run_job(loaded, home, observers, stop, interrupt)
 
 
-def _run_job(loaded: "LoadedJob", home: Path, observers: list[Observer], stop: threading.Event) -> "RunOutcome":
+def _to_resume(resume: str, home: Path) -> "RunRecord":
+    """The run that is meant: by its name, its directory or, if its checkpoints are in a bucket, its URL there. Raises
+    UsageError, StorageError."""
+    from orchestrator.checkpoint.storage.storage import is_url
+    from orchestrator.store.run_store import RunStore
+
+    if not is_url(resume):
+        return RunStore(home).read(resume)
+    from orchestrator.store.lease.bucket_record import bring_run
+
+    return RunStore(home).read(str(bring_run(resume, home).root))
+
+
+def _run_job(
+    loaded: "LoadedJob", home: Path, observers: list[Observer], stop: threading.Event, interrupt: Interrupt
+) -> "RunOutcome":
+    from orchestrator.run.driver_lease import LeaseChoice
     from orchestrator.run.launcher import run_job
 
-    return run_job(loaded, home, observers, stop)
-
-
-def _resume(
-    directory: Path,
-    home: Path,
-    observers: list[Observer],
-    stop: threading.Event,
-    overrides: tuple[str, ...],
-    accept_changes: bool,
-) -> "RunOutcome":
-    from orchestrator.run.launcher import resume_run
-
-    return resume_run(directory, home, observers, stop, overrides=overrides, accept_changes=accept_changes)
+    return run_job(loaded, home, observers, stop, choice=LeaseChoice(on_lost=interrupt.lose))
 
 
 def _display(as_json: bool, plain: bool, no_progress: bool) -> Display:
@@ -196,9 +228,9 @@ class _Sheltered:
             raise  # the run goes on: its event bus isolates the display
 
 
-def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
+def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: Interrupt | None = None) -> int:
     """Run the driver in a thread, so that the main thread can always handle signals."""
-    interrupt, ended = Interrupt(), _Ended()
+    interrupt, ended = interrupt or Interrupt(), _Ended()
 
     def drive() -> None:
         try:
@@ -215,6 +247,8 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool) -> int:
             told = False
             while thread.is_alive():
                 thread.join(timeout=0.1)
+                if interrupt.lost is not None:
+                    _end_lost(display, interrupt.lost)
                 if interrupt.stop.is_set() and not told:
                     told = True
                     display.stopping()
@@ -244,6 +278,16 @@ def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
     return end_summary.failed(view, layout, home, outcome.reason)
 
 
+def _end_lost(display: Display, error: ConvoyError) -> None:
+    """Another driver has the run: end this process and all that it started, without a word in the run's files."""
+
+    def last_words() -> None:
+        display.stop()
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
+
+    end_now(error.exit_code, last_words)
+
+
 def _last_words(display: Display, home: Path, why: str) -> None:
     """Before a forced end: restore the terminal and record what happened in the run's state."""
     display.stop()
@@ -251,9 +295,11 @@ def _last_words(display: Display, home: Path, why: str) -> None:
     print(f"killed: {why}", file=sys.stderr, flush=True)
     if run_id is None:
         return
-    from orchestrator.store.run_store import RunStore
+    from orchestrator.store.driver_process import DriverProcess
+    from orchestrator.store.run_store import RunStore, read_record
 
     layout = RunLayout(home.absolute() / run_id)
-    if layout.root.is_dir():
+    record = read_record(layout)
+    if record is not None and record.driver == DriverProcess.current():
         RunStore(home).set_state(layout, RunState.STOPPED, f"killed: {why}", now_s=time.time())
         print(end_summary.stopped(display.view, layout, home, f"killed: {why}"), flush=True)

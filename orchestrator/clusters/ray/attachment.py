@@ -5,7 +5,6 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from orchestrator.clusters.ray.processes import kept_signal_handlers
 from orchestrator.domain.errors import ClusterError
@@ -47,7 +46,7 @@ def logs_directory() -> Path:
     say."""
     import ray
 
-    node: Any = ray._private.worker.global_worker.node
+    node = ray._private.worker.global_worker.node
     return Path(node.get_logs_dir_path() if node is not None else tempfile.gettempdir())
 
 
@@ -82,5 +81,5 @@ def _quiet() -> Iterator[None]:
         worker.listen_error_messages = listen
 
 
-def _print_nothing(worker: Any, threads_stopped: Any) -> None:
+def _print_nothing(worker: object, threads_stopped: object) -> None:
     """In place of Ray's thread that prints."""

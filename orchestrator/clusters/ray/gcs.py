@@ -2,9 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray import ActorID
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.common_pb2 import ActorDeathCause
+    from ray.core.generated.gcs_pb2 import ActorTableData
 
 BACKSTOP_S = 1.0
 """How much later than Ray's own limit an answer is given up."""
@@ -26,7 +32,7 @@ class GcsNode:
 class GcsConnection:
     """Questions to one GCS. Methods raise ray.exceptions.RayError if it does not answer."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: "GcsClient") -> None:
         """`client`: Ray's `GcsClient`."""
         self._client = client
 
@@ -93,19 +99,19 @@ class GcsConnection:
             self._client.internal_kv_get(b"__autoscaler_v2_enabled", None)
         )
 
-    def death_cause(self, actor_id: str, timeout_s: float) -> Any:
-        """The `ActorDeathCause` protobuf of an actor that has died; None if none is recorded. Raises RayError,
+    def death_cause(self, actor_id: str, timeout_s: float) -> "ActorDeathCause | None":
+        """Of an actor that has died; None if none is recorded. Raises RayError,
         OSError, RuntimeError, ValueError if the GCS does not answer in time."""
         import ray
 
         wanted = ray.ActorID.from_hex(actor_id)
-        found = asyncio.run(_result(self._client.async_get_all_actor_info, wanted, timeout_s))
+        found = asyncio.run(self._actor_info(wanted, timeout_s))
         record = found.get(wanted)
         return record.death_cause if record is not None and record.HasField("death_cause") else None
 
-
-async def _result(ask: Any, actor_id: Any, timeout_s: float) -> Any:
-    """Called within an event loop: Ray's asynchronous methods bind their answer to the running one."""
-    answer: Awaitable[Any] = ask(actor_id=actor_id, timeout=timeout_s)
-    # Ray keeps to its limit; ours is a backstop. Ray complains about an answer that comes for a cancelled question.
-    return await asyncio.wait_for(answer, timeout_s + BACKSTOP_S)
+    async def _actor_info(self, actor_id: "ActorID", timeout_s: float) -> "Mapping[ActorID, ActorTableData]":
+        """Called within an event loop: Ray's asynchronous methods bind their answer to the running one."""
+        answer = self._client.async_get_all_actor_info(actor_id=actor_id, timeout=timeout_s)
+        # Ray keeps to its limit; ours is a backstop. Ray complains about an answer that comes for a cancelled question.
+        found: Mapping[ActorID, ActorTableData] = await asyncio.wait_for(answer, timeout_s + BACKSTOP_S)
+        return found

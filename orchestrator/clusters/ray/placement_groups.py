@@ -1,10 +1,11 @@
 """Reservations: a placement group of Ray for each worker."""
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import (
     NodeCapacity,
@@ -17,6 +18,9 @@ from orchestrator.clusters.placement import (
     place,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.clusters.ray.handles import PlacementGroup
+
 
 def reserve(
     request: WorkerRequest,
@@ -25,7 +29,8 @@ def reserve(
     timeout_s: float,
     global_batch: int,
     stopped: Callable[[], bool],
-) -> list[Any] | None:
+    run_id: str = "",
+) -> "list[PlacementGroup] | None":
     """A placement group for each of as many workers as fit, all of them or none; None if `stopped`.
 
     One group per worker: Ray places a group whose node is lost again by itself as soon as any node has room for it. A
@@ -50,7 +55,8 @@ def reserve(
             _draw_nodes(request, left_s, stopped)
             continue
         groups = [
-            group_on(node_id, request.bundle) for node_id in place(nodes, request.bundle, request.placement, count)
+            group_on(node_id, request.bundle, run_id)
+            for node_id in place(nodes, request.bundle, request.placement, count)
         ]
         if _all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
             return groups
@@ -58,15 +64,33 @@ def reserve(
     return None
 
 
-def group_on(node_id: str | None, bundle: Resources) -> Any:
-    """A reservation for one worker, on that node if it has room, otherwise on any that has."""
+def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> "PlacementGroup":
+    """A reservation for one worker, on that node if it has room, otherwise on any that has. Its name contains the run:
+    see `release_of_run`."""
     from ray.util.placement_group import placement_group
 
+    name = f"{_group_prefix(run_id)}{secrets.token_hex(4)}" if run_id else ""
     # Only STRICT_PACK takes a target; for one bundle all strategies mean the same.
-    return placement_group([dict(bundle)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
+    return placement_group([dict(bundle)], strategy="STRICT_PACK", name=name, _soft_target_node_id=node_id)
 
 
-def release(groups: Sequence[Any]) -> None:
+def release_of_run(run_id: str) -> None:
+    """Give back the reservations of an earlier driver of a run. Ray does that only when it sees the end of that
+    driver's process, which may be stopped or cut off."""
+    from ray.exceptions import RayError
+    from ray.util import get_placement_group, placement_group_table
+
+    for entry in placement_group_table().values():
+        if entry["name"].startswith(_group_prefix(run_id)) and entry["state"] != "REMOVED":
+            with contextlib.suppress(RayError, ValueError):  # removed meanwhile
+                release([get_placement_group(entry["name"])])
+
+
+def _group_prefix(run_id: str) -> str:
+    return f"convoy-place:{run_id}:"
+
+
+def release(groups: "Sequence[PlacementGroup]") -> None:
     """Give reservations back."""
     from ray.exceptions import RayError
     from ray.util.placement_group import remove_placement_group
@@ -77,7 +101,7 @@ def release(groups: Sequence[Any]) -> None:
 
 
 def _all_placed(
-    groups: Sequence[Any], patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
+    groups: "Sequence[PlacementGroup]", patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
 ) -> bool:
     deadline = time.monotonic() + patience_s
     for group in groups:
@@ -103,7 +127,7 @@ def _draw_nodes(request: WorkerRequest, patience_s: float, stopped: Callable[[],
         release([group])
 
 
-def node_of(group: Any) -> str | None:
+def node_of(group: "PlacementGroup") -> str | None:
     """The id of the node that a reservation is on; None if it has none, or Ray does not say."""
     from ray.exceptions import RayError
     from ray.util.placement_group import placement_group_table

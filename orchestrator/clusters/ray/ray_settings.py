@@ -9,7 +9,7 @@ import secrets
 from collections.abc import MutableMapping
 
 WORKER_ENV = {"RAY_worker_niceness": "0"}  # Ray's default runs workers at nice 15
-"""For workers, whoever starts their raylet."""
+"""Environment of every worker process, on local and on joined clusters."""
 
 LOCAL_ENV = {
     **WORKER_ENV,

@@ -1,14 +1,18 @@
 """Why a worker's process ended, from what Ray says about it.
 
-Ray tells by the type of an exception, by the actor's death cause in the GCS, and in words. Types come first, then the
-recorded cause. Words decide only what neither tells: the exit code, and everything if the GCS does not answer.
+There are three sources: the type of Ray's exception, the death cause that the GCS has recorded for the actor, and the
+exception's text. The type takes precedence over the recorded cause. The text decides only what the others lack: the
+exit code, and everything if the GCS does not answer.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.core.generated.common_pb2 import ActorDeathCause
 
 RECORD_TIMEOUT_S = 0.3
 """For the GCS to say what it has recorded. It answers in milliseconds; one that is gone must not delay a recovery."""
@@ -41,7 +45,7 @@ def worker_death(error: Exception) -> WorkerDeath:
     return classify(error, _recorded_cause(error) if kind_by_type(error) is None else None)
 
 
-def classify(error: Exception, cause: Any = None) -> WorkerDeath:
+def classify(error: Exception, cause: "ActorDeathCause | None" = None) -> WorkerDeath:
     """The same without asking. `cause`: the `ActorDeathCause` protobuf, if the GCS has one."""
     text = str(error)
     kind = kind_by_type(error) or _kind_by_cause(cause) or _kind_by_words(text)
@@ -67,7 +71,7 @@ def kind_by_type(error: Exception) -> DeathKind | None:
     return None
 
 
-def _kind_by_cause(cause: Any) -> DeathKind | None:
+def _kind_by_cause(cause: "ActorDeathCause | None") -> DeathKind | None:
     if cause is None:
         return None
     if cause.HasField("oom_context"):
@@ -94,7 +98,7 @@ def _kind_by_words(text: str) -> DeathKind:
     return DeathKind.PROCESS_DIED if _PROCESS.search(text) else DeathKind.UNKNOWN
 
 
-def _recorded_cause(error: Exception) -> Any:
+def _recorded_cause(error: Exception) -> "ActorDeathCause | None":
     from ray.exceptions import RayActorError, RayError
 
     from orchestrator.clusters.ray.gcs import GcsConnection

@@ -61,6 +61,6 @@ class Observer(Protocol):
 
 
 class Emit(Protocol):
-    """A function that publishes an event; whoever implements it adds the time."""
+    """A function that publishes an event. The implementation adds the time."""
 
     def __call__(self, body: EventBody, /) -> None: ...

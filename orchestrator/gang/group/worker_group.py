@@ -1,4 +1,4 @@
-"""The driver's hands: starts workers, forms gangs of them, ends them. Decisions are in `decide`."""
+"""The driver's hands: starts workers, forms gangs of them, ends them. Decisions are in `gang_policy`."""
 
 import contextlib
 import time

@@ -5,7 +5,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.checkpoint.memory.frames import ShardAnswer, WrittenAnswer, WrittenRequest, decode
 from orchestrator.checkpoint.memory.vault_writer import manifest_of
@@ -71,9 +71,9 @@ class Pacer:
 class CheckpointCommitter:
     """`begin` registers a checkpoint; `finished` returns the events of those that ended. Never blocks the driver."""
 
-    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule) -> None:
-        """`contacts`: how to reach the present vaults."""
-        self._contacts, self._rule = contacts, rule
+    def __init__(self, contacts: Callable[[], Sequence[VaultContact]], rule: Rule, lease: int = 0) -> None:
+        """`contacts`: how to reach the present vaults; `lease`: the token of this driver."""
+        self._contacts, self._rule, self._lease = contacts, rule, lease
         self._pending: queue.Queue[_PendingCommit] = queue.Queue()
         self._ended: queue.Queue[tuple[int, Event]] = queue.Queue()
         """Steps and the events of those that came to an end."""
@@ -155,7 +155,7 @@ class CheckpointCommitter:
                 fault = StorageFault(failed["fault"])
                 raise StorageError(f"checkpoint of step {save.step}: rank {failed['rank']}: {failed['error']}", fault)
             storage, name = open_storage(save.place), directory_name(save.step)
-            manifest = manifest_of(shards, time.time())
+            manifest = replace(manifest_of(shards, time.time()), lease=self._lease)
             commit(storage, name, manifest, self._progressed)
             with contextlib.suppress(CheckpointError):  # old ones can be removed another time
                 retain(storage, self._rule, (save.step,), tuple(self._open), self._progressed)

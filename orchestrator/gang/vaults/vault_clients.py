@@ -73,11 +73,15 @@ class VaultClients:
         return max((integer(answer, "generation") for answer in answers.values()), default=0)
 
     def fence(self, generation: int) -> tuple[list[int], list[int]]:
-        """End whoever still writes for a generation before this one, and refuse what comes of it later.
+        """End whoever still writes for a generation before this one, and refuse what comes of it later. A vault that
+        does not answer may still take what the gang before this one sends: it is ended, and what it holds is lost.
 
         Pids of workers that had to be ended, and of those that could not be.
         """
-        answers = self._ask_all({"do": "fence", "generation": generation}, FENCE_TIMEOUT_S).values()
+        found = self._ask_all({"do": "fence", "generation": generation}, FENCE_TIMEOUT_S)
+        for node_id in set(self._known) - set(found):
+            self.lose(node_id)
+        answers = found.values()
         return (
             [pid for answer in answers for pid in integers(answer, "ended")],
             [pid for answer in answers for pid in integers(answer, "left")],

@@ -37,7 +37,7 @@ from orchestrator.checkpoint.format.reader import CheckpointReader, IntervalRead
 from orchestrator.checkpoint.format.shard import ShardPiece, ShardWriter, digest, lay_out, shard_stem
 from orchestrator.checkpoint.memory.peers import PeerReader
 from orchestrator.checkpoint.storage.checkpoint_catalog import clear_interrupted, directory_name, retain
-from orchestrator.checkpoint.storage.durable import abandon, commit, write_shard
+from orchestrator.checkpoint.storage.durable import abandon, commit, require_later, write_shard
 from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault, fault_of, is_url, remove_tree
 from orchestrator.domain.errors import CheckpointError, ConvoyError
@@ -103,9 +103,12 @@ def save_checkpoint(
     rule: Rule,
     storage: Storage | None = None,
     writing: Collection[int] = (),
+    lease: int = 0,
 ) -> SavedCheckpoint:
     """Write the checkpoint of `step` into `storage`, or under `run_dir`/checkpoints, and remove those that `rule` does
     not keep, except steps that are still being written (`writing`).
+
+    `lease`: the token of the gang's driver; a checkpoint of that step from a later driver is not replaced.
 
     Collective, at an accumulation boundary. Without a storage, and if the file system is not shared, the driver removes
     old checkpoints. Raises CheckpointError on every rank if any rank failed: a StorageError if storage was the cause
@@ -130,7 +133,9 @@ def save_checkpoint(
         manifest, problem = None, None
         if dist.get_rank() == 0:
             parts = [mapping(answer, "written") for answer in answers]
-            manifest, problem = _attempt(lambda: _commit(_manifest(capture(engine), progress, parts), session, place))
+            manifest, problem = _attempt(
+                lambda: _commit(_manifest(capture(engine), progress, parts, lease), session, place)
+            )
         answers = exchange_json({"problem": problem, "bytes": manifest.size_bytes if manifest else 0})
         _raise_together(answers, f"checkpoint of step {step} cannot be finished")
         saved = True
@@ -253,7 +258,7 @@ def _stream_shard(state: CapturedState, session: Session, storage: Storage, plac
     return {**asdict(entry), "elements": dict(elements), "moments": state.moments}
 
 
-def _manifest(state: CapturedState, progress: SaveProgress, parts: list[JsonObject]) -> Manifest:
+def _manifest(state: CapturedState, progress: SaveProgress, parts: list[JsonObject], lease: int) -> Manifest:
     """The manifest over all ranks' parts. Raises CheckpointError if they do not add up to the whole model."""
     elements: Counter[str] = Counter()
     moments = False
@@ -276,6 +281,7 @@ def _manifest(state: CapturedState, progress: SaveProgress, parts: list[JsonObje
         loss_scaler=state.loss_scaler,
         lr_scheduler=state.lr_scheduler,
         extra=progress.extra,
+        lease=lease,
         versions=installed_versions(),
         saved_at_s=time.time(),
     )
@@ -301,6 +307,9 @@ def _commit(manifest: Manifest, session: Session, place: _Place) -> Manifest:
         file = place.work / shard.file
         if not file.is_file() or file.stat().st_size != shard.size_bytes:
             raise CheckpointError(f"{file} was written by another rank, and rank 0 cannot see it")
+    before = Path(place.final) / MANIFEST
+    if before.is_file():
+        require_later(before.read_bytes(), manifest, str(before))
     sync_path(place.work)
     aside, final = place.parent / f".{place.name}.old", Path(place.final)
     if final.exists():

@@ -108,3 +108,45 @@ def test_reading_what_is_not_there_gives_nothing(tmp_path: Path) -> None:
     assert last_object(tmp_path / "none") is None
     (tmp_path / "empty").write_text("")
     assert last_object(tmp_path / "empty") is None
+
+
+def test_what_a_driver_writes_after_it_was_taken_over_does_not_count(
+    tmp_path: Path, report: Callable[..., StepReport]
+) -> None:
+    """Both write into the same files, one of them without knowing that it has lost the run."""
+    layout = RunLayout(tmp_path)
+    before = RunRecorder(layout, lease=1)
+    for step in (1, 2, 3):
+        before.on_step(report(step))
+    before.on_event(Event(WarningIssued("of lease 1"), 1.0))
+    after = RunRecorder(layout, lease=2)
+    after.on_event(Event(WarningIssued("of lease 2"), 3.0))
+    after.on_step(report(3))
+    for step in (4, 5, 6):
+        before.on_step(report(step))
+    before.on_event(Event(WarningIssued("too late"), 2.0))
+    assert [value["step"] for value in read_jsonl(layout.steps)] == [1, 2, 3, 3]
+    assert [value["message"] for value in read_jsonl(layout.events)] == ["of lease 1", "of lease 2"]
+    assert all("lease" not in value for value in read_jsonl(layout.steps)), "a step has no such field"
+    assert StepReport.from_json(last_object(layout.steps) or {}) == report(3)
+    raw = [json.loads(line) for line in layout.steps.read_text().splitlines()]
+    assert [(value["step"], value["lease"]) for value in raw] == [
+        *((step, 1) for step in (1, 2, 3)), (3, 2), *((step, 1) for step in (4, 5, 6)),
+    ]  # fmt: skip
+
+
+def test_records_of_versions_without_leases_count(tmp_path: Path, report: Callable[..., StepReport]) -> None:
+    layout = RunLayout(tmp_path)
+    RunRecorder(layout).on_step(report(1))
+    RunRecorder(layout, lease=1).on_step(report(2))
+    assert [StepReport.from_json(value) for value in read_jsonl(layout.steps)] == [report(1), report(2)]
+
+
+def test_the_last_object_is_not_one_of_many_that_came_too_late(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    JsonlWriter(path, 1).append({"step": 7})
+    JsonlWriter(path, 2).append({"step": 8})
+    late = JsonlWriter(path, 1)
+    for step in range(9, 30):
+        late.append({"step": step, "pad": "x" * 10_000})
+    assert last_object(path, lease=2) == {"step": 8}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.data.executor import Executor, LocalExecutor
+from orchestrator.data.prepare import PreparedData
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import (
@@ -30,8 +31,12 @@ from orchestrator.domain.generation import (
 from orchestrator.domain.session import Question, TrainPlan, TrainResult
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.event_bus import EventBus
+from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, vault_need
+from orchestrator.run.controller import Prepared
+from orchestrator.run.group_protocol import WorkerGroup
+from orchestrator.run.restore_points import RestorePoint, RestorePoints
 from orchestrator.spec.job import JobSpec
 
 MakeReport = Callable[..., StepReport]
@@ -223,3 +228,30 @@ class ScriptedGroup:
 
     def _tell(self, bus: EventBus, body: EventBody) -> None:
         bus.publish(Event(body, self._clock.unix()))
+
+
+@dataclass
+class ScriptedPreparation:
+    """Implements `Preparation`."""
+
+    data: PreparedData
+    script: Script
+    origin: RestorePoint = field(default_factory=RestorePoint)
+    error: Exception | None = None
+    stops: bool = False
+    recorded: list[int] = field(default_factory=list)
+
+    def open(self, points: RestorePoints) -> None:
+        pass
+
+    def run(self, group: WorkerGroup, fit: GpuFit) -> Prepared | None:
+        if self.error is not None:
+            raise self.error
+        size = group.start_workers((), (), None)
+        if self.stops or size is None:
+            return None
+        adopted = self.script.adopted
+        return Prepared("entry", self.data, size, self.origin, self.origin.step if adopted is not None else None)
+
+    def record(self, data: PreparedData, step: int) -> None:
+        self.recorded.append(step)

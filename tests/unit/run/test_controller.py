@@ -3,7 +3,7 @@ hand."""
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,8 @@ from orchestrator.domain.run_states import FINAL_STATES, TRANSITIONS
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.metrics.run_recorder import RunRecorder
-from orchestrator.planner.gpu_fit import GpuFit
 from orchestrator.run.clock import Clock
-from orchestrator.run.controller import Prepared
-from orchestrator.run.group_protocol import WorkerGroup
+from orchestrator.run.driver_lease import LeaseChoice, lease_of_new_run
 from orchestrator.run.restore_points import RestorePoint, RestorePoints
 from orchestrator.run.run_context import RunContext
 from orchestrator.run.run_handle import RunHandle, RunOutcome
@@ -41,7 +39,15 @@ from orchestrator.spec.job import JobSpec
 from orchestrator.store.run_history import read_events
 from orchestrator.store.run_store import RunStore
 from tests.unit.checkpoint.written import flip_byte, write_checkpoint
-from tests.unit.run.scripted_group import Generation, HandClock, MakeReport, Reform, Script, ScriptedGroup
+from tests.unit.run.scripted_group import (
+    Generation,
+    HandClock,
+    MakeReport,
+    Reform,
+    Script,
+    ScriptedGroup,
+    ScriptedPreparation,
+)
 from tests.unit.train.builders import manifest_with, spec_with
 
 pytestmark = pytest.mark.unit
@@ -49,33 +55,6 @@ pytestmark = pytest.mark.unit
 LAST = 10
 P, S, R, C, W = RunState.PREPARING, RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.WAITING
 OK, F, X = RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED
-
-
-@dataclass
-class ScriptedPreparation:
-    """Implements `Preparation`."""
-
-    data: PreparedData
-    script: Script
-    origin: RestorePoint = field(default_factory=RestorePoint)
-    error: Exception | None = None
-    stops: bool = False
-    recorded: list[int] = field(default_factory=list)
-
-    def open(self, points: RestorePoints) -> None:
-        pass
-
-    def run(self, group: WorkerGroup, fit: GpuFit) -> Prepared | None:
-        if self.error is not None:
-            raise self.error
-        size = group.start_workers((), (), None)
-        if self.stops or size is None:
-            return None
-        adopted = self.script.adopted
-        return Prepared("entry", self.data, size, self.origin, self.origin.step if adopted is not None else None)
-
-    def record(self, data: PreparedData, step: int) -> None:
-        self.recorded.append(step)
 
 
 class Seen:
@@ -106,7 +85,8 @@ class Bench:
         self.layout = store.create("test")
         self.clock, self.seen, self.stop = HandClock(), Seen(), threading.Event()
         clock = Clock(self.clock.unix, self.clock.monotonic)
-        self.run = RunContext(spec, tmp_path, self.layout, store, self.stop, EventBus(), clock=clock)
+        lease = lease_of_new_run(self.layout, LeaseChoice(), self.stop)
+        self.run = RunContext(spec, tmp_path, self.layout, store, self.stop, EventBus(), lease, clock=clock)
         self.handle = RunHandle(self.run)
         self.handle.watch("the test", self.seen)
         self._report = report
@@ -222,7 +202,7 @@ def test_a_run_that_ended_can_be_resumed(ended: RunState, bench: Bench) -> None:
     """The transitions from final states are the claim of the next driver."""
     store = bench.run.store
     store.set_state(bench.layout, ended, "before")
-    store.claim(bench.layout)
+    store.claim(bench.layout, 2)
     assert store.read(str(bench.layout.root)).state is P
 
 

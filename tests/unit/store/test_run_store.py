@@ -3,17 +3,18 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.errors import LeaseLostError, UsageError
 from orchestrator.domain.events import EvalFinished, RunState, TrainingPlanned
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.run_history import current_steps, read_events
-from orchestrator.store.run_store import RunStore, read_record
+from orchestrator.store.run_store import SILENT_S, RunStore, read_record
 from tests.events import event
 
 pytestmark = pytest.mark.unit
@@ -128,7 +129,7 @@ def test_a_run_whose_driver_was_killed_is_lost_not_running(tmp_path: Path) -> No
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == -9
     record = RunStore(tmp_path).read("last")
     assert (record.state, record.status, record.active) == (RunState.RUNNING, "lost", False)
-    RunStore(tmp_path).claim(record.layout)
+    RunStore(tmp_path).claim(record.layout, 2)
     assert RunStore(tmp_path).read("last").status == "preparing"
 
 
@@ -143,19 +144,41 @@ def test_another_hosts_run_is_believed(tmp_path: Path) -> None:
     assert RunStore(tmp_path).read("last").status == "lost", "the pid was given to another process"
 
 
-def test_two_drivers_cannot_have_one_run(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
-    layout = store.create("tiny", T0)
+def test_the_same_host_name_with_another_boot_may_be_another_machine(tmp_path: Path) -> None:
+    layout = RunStore(tmp_path).create("tiny", T0)
     value = json.loads(layout.state.read_text())
-    parent = os.getppid()
-    ticks = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19])
-    value["driver"] = {**value["driver"], "pid": parent, "start_ticks": ticks}
+    value["driver"]["boot_id"] = "of a container elsewhere with this host name"
     layout.state.write_text(json.dumps(value))
-    with pytest.raises(UsageError, match=f"process {parent}"):
-        store.claim(layout)
-    value["state"] = "failed"
+    assert RunStore(tmp_path).read("last").status == "preparing"
+
+
+def test_a_driver_that_cannot_be_seen_is_shown_as_lost_when_its_lease_is_old(tmp_path: Path) -> None:
+    """After a reboot, for instance; nobody takes a run over because of that."""
+    layout = RunStore(tmp_path).create("tiny", T0)
+    value = json.loads(layout.state.read_text())
+    value["driver"]["boot_id"] = "before the reboot"
     layout.state.write_text(json.dumps(value))
-    store.claim(layout)
+    layout.leases.mkdir()
+    lease = layout.leases / "00000001.json"
+    for age_s, status in ((1.0, "preparing"), (SILENT_S + 60.0, "lost")):
+        lease.write_text("{}")
+        os.utime(lease, (time.time() - age_s, time.time() - age_s))
+        assert RunStore(tmp_path).read("last").status == status
+
+
+def test_a_driver_that_was_taken_over_writes_no_state(tmp_path: Path) -> None:
+    before, after = RunStore(tmp_path), RunStore(tmp_path)
+    layout = before.create("tiny", T0)
+    before.claim(layout, 1)
+    after.claim(layout, 2)
+    after.set_state(layout, RunState.RUNNING)
+    for late in (lambda: before.set_state(layout, RunState.STOPPED, "too late"), lambda: before.claim(layout, 1)):
+        with pytest.raises(LeaseLostError, match="lease 2; this driver had lease 1"):
+            late()
+    record = RunStore(tmp_path).read("last")
+    assert (record.state, record.reason) == (RunState.RUNNING, None)
+    assert json.loads(layout.state.read_text())["lease"] == 2
+    after.set_state(layout, RunState.SUCCEEDED)
 
 
 def _write_states(root: Path, count: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.fencing import end_writers, maps
 from orchestrator.checkpoint.memory.vault import Vault
-from orchestrator.checkpoint.memory.wire import Channel, WireError
+from orchestrator.checkpoint.memory.wire import Channel, WireError, encode
+from orchestrator.domain.lease import first_generation, token_of
 
 pytestmark = pytest.mark.unit
 TOKEN = "a token of these tests"
@@ -105,6 +107,56 @@ def test_a_copy_that_is_there_is_not_written_by_an_older_generation(vault: Vault
     with pytest.raises(WireError, match="generation 3 is over"):
         peer.ask({**copy, "step": 10}, b"{}{}" + bytes(SIZE.payload_bytes))
     assert [item["step"] for item in driver.ask({"do": "inventory"})[0]["held"]] == [9]
+
+
+def a_copy(generation: int, step: int, slot: int = 0) -> dict[str, object]:
+    return {"do": "copy", "generation": generation, "rank": 0, "world_size": 2, "slot": slot, "step": step,
+            "state_bytes": 2, "index_bytes": 2, "payload_bytes": SIZE.payload_bytes,
+            "slot_state_bytes": SIZE.state_bytes}  # fmt: skip
+
+
+def steps(vault: Vault) -> list[tuple[int, int]]:
+    held, _ = Channel.connect(vault.address, TOKEN, 5.0).ask({"do": "inventory"})
+    return sorted((token_of(item["generation"]), item["step"]) for item in held["held"])
+
+
+def test_a_driver_with_a_higher_token_ends_what_the_ones_before_may_do(vault: Vault) -> None:
+    """Whatever it asks for, not only with a fence: a vault that the fence did not reach is fenced by what follows."""
+    old, new = first_generation(1) + 3, first_generation(2) + 1
+    before, driver, worker = (Channel.connect(vault.address, TOKEN, 5.0) for _ in range(3))
+    whole = b"{}{}" + bytes(SIZE.payload_bytes)
+    worker.ask(a_copy(old, 9), whole)
+    driver.ask({"do": "peers", "generation": new, "addresses": []})
+    for refused in ({"do": "peers", "generation": old, "addresses": []}, {"do": "forget", "before": old + 1}):
+        with pytest.raises(WireError, match="is over"):
+            before.ask(refused)
+    with pytest.raises(WireError, match="is over"):
+        worker.ask(a_copy(old, 10, slot=1), whole)
+    store = {"do": "store", "generation": old, "rank": 0, "step": 9, "place": "/x", "name": "n", "tag": "", "extra": {}}
+    late = Channel.connect(vault.address, TOKEN, 5.0)
+    late.send(store)
+    with pytest.raises(OSError, match=r"hung up|reset|closed"):
+        late.answer()
+    assert steps(vault) == [(1, 9)], "the state stays: the new driver goes on from it"
+
+
+def test_a_copy_on_its_way_when_the_fence_is_raised_changes_no_cell(vault: Vault) -> None:
+    old, new = first_generation(1) + 1, first_generation(2) + 1
+    driver, worker = (Channel.connect(vault.address, TOKEN, 5.0) for _ in range(2))
+    payload = b"{}{}" + bytes(SIZE.payload_bytes)
+    worker.ask(a_copy(old, 8, slot=1), payload)
+    worker.ask(a_copy(old, 9), payload)
+    late = Channel.connect(vault.address, TOKEN, 5.0)
+    late._socket.sendall(encode(a_copy(old, 10, slot=1), len(payload)) + payload[:100])
+    deadline = time.monotonic() + 5.0
+    while steps(vault) != [(1, 9)]:  # the slot of step 8 is being written
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    driver.ask({"do": "fence", "generation": new})
+    late._socket.sendall(payload[100:])
+    with pytest.raises(OSError, match=r"hung up|reset|closed"):
+        late.answer()
+    assert steps(vault) == [(1, 9)]
 
 
 def test_a_copy_of_a_forgotten_generation_is_not_taken(vault: Vault) -> None:

@@ -145,6 +145,60 @@ def test_a_checkpoint_exists_when_all_of_it_is_there(tmp_path: Path) -> None:
     assert out.tolist() == list(range(8))
 
 
+def test_a_driver_that_was_taken_over_replaces_no_manifest(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    first, second = ([shard(storage, rank, tag) for rank in range(2)] for tag in ("-a", "-b"))
+    commit(storage, NAME, replace(manifest(first), lease=1))
+    commit(storage, NAME, replace(manifest(first), lease=1))  # the same driver may, after a rollback for instance
+    second = [shard(storage, rank, "-b") for rank in range(2)]
+    commit(storage, NAME, replace(manifest(second), lease=2))
+    late = [shard(storage, rank, "-c") for rank in range(2)]
+    with pytest.raises(CheckpointError, match=r"later driver of the run .lease 2, this driver has lease 1"):
+        commit(storage, NAME, replace(manifest(late), lease=1))
+    assert read_manifest(NAME, storage).lease == 2
+    assert verify_checkpoint(NAME, storage).shards == tuple(second)
+
+
+class Raced(LocalStorage):
+    """Between the look at the manifest and its replacement, a later driver commits."""
+
+    def __init__(self, root: Path, meanwhile: list[Manifest]) -> None:
+        super().__init__(root)
+        self.meanwhile = meanwhile
+
+    def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
+        if self.meanwhile:
+            later = self.meanwhile.pop().to_bytes()
+            self.put(name, file, [later], len(later))
+        return super().put_if(name, file, data, version)
+
+
+def test_of_two_drivers_that_commit_at_once_the_later_one_stays(tmp_path: Path) -> None:
+    storage = Raced(tmp_path, [])
+    entries = [shard(storage, rank) for rank in range(2)]
+    for before in (None, replace(manifest(entries), lease=1)):
+        if before is not None:
+            storage.remove_file(NAME, MANIFEST)
+            commit(storage, NAME, before)
+        storage.meanwhile.append(replace(manifest(entries), lease=2))
+        with pytest.raises(CheckpointError, match="later driver"):
+            commit(storage, NAME, replace(manifest(entries), lease=1))
+        assert read_manifest(NAME, storage).lease == 2
+
+
+def test_a_file_is_put_if_it_is_what_was_looked_at(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    assert storage.put_if("a", "f", b"one", None)
+    assert not storage.put_if("a", "f", b"two", None)
+    data, version = storage.read_version("a", "f")
+    assert data == b"one"
+    assert storage.put_if("a", "f", b"two", version)
+    assert not storage.put_if("a", "f", b"three", version)
+    assert not storage.put_if("a", "none", b"x", version)
+    assert storage.read("a", "f") == b"two"
+    assert storage.sizes("a") == {"f": 3}
+
+
 def test_a_second_attempt_leaves_the_first_alone_until_it_is_whole(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     commit(storage, NAME, manifest([shard(storage, rank, "-aa") for rank in range(2)]))

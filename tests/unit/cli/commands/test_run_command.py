@@ -72,6 +72,7 @@ def test_what_cannot_be_resumed_says_why(recorded: Callable[..., RunLayout]) -> 
     assert isinstance(finished, UsageError)
     assert "reached its last step" in finished.message
     RunStore(layout.root.parent).set_state(layout, RunState.RUNNING)
+    layout.spec.write_text(dump_job(load_job(QUICKSTART).spec))
     active = invoke("--resume", "last", "--home", home)
     assert isinstance(active, UsageError)
     assert "is running" in active.message
