@@ -1,6 +1,6 @@
 """`python -m tests.bench.simulated_workers`: the other ends of a driver at scale, in one process.
 
-Workers connect to a driver's real receiver with the real protocol, send a sign of life twice a second, and rank 0
+Workers connect to a driver's real receiver with the real protocol, send a heartbeat twice a second, and rank 0
 pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. The
 first line on stdin is JSON and says where and how many; stdout has the vaults' addresses, and at `steps` what has been
 pushed.
@@ -68,7 +68,7 @@ class Worker:
         self.number = self.confirmed = 0
 
     def send(self, step: int, item: StepReport | None = None) -> None:
-        """A sign of life, maybe with a report."""
+        """A heartbeat, maybe with a report."""
         beat = Heartbeat(self.rank, step, Phase.FORWARD, 1, 0.1, 0, False, 1)
         self.number += item is not None
         batch = ReportBatch(beat) if item is None else ReportBatch(beat, self.number, (item,))
