@@ -22,6 +22,7 @@ from orchestrator.domain.events import (
     NodeDraining,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
     RunState,
     ScaleAnswered,
@@ -32,7 +33,6 @@ from orchestrator.domain.events import (
     WorkerFailed,
     WorkerHung,
 )
-from orchestrator.domain.generation import FailureReason
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.ranks.rank_summary import EVERY_STEP_RANKS, SLOWEST, RankSpread
 from orchestrator.domain.step_report import StepReport
@@ -87,9 +87,9 @@ class MetricsObserver:
             self.registry.register(DurabilityCollector(self._common, durability))
         self._set(metric_catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING)
-        self._reason = ""
+        self._reason = RecoveryReason.UNKNOWN
         """Of the recovery that has begun."""
-        for reason in FailureReason:
+        for reason in RecoveryReason:
             self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
         self._checkpoint_s = clock()
         age = self._gauges[safety_metrics.CHECKPOINT_AGE.name].labels(*self._common)
@@ -142,7 +142,7 @@ class MetricsObserver:
             case RecoveryStarted() as started:
                 self._reason = started.reason
             case RecoveryFinished() as recovery:
-                self._count(safety_metrics.RECOVERIES, 1, self._reason)
+                self._count(safety_metrics.RECOVERIES, 1, self._reason.value)
                 self._count(safety_metrics.RECOMPUTED_STEPS, recovery.steps_recomputed)
                 self._observe(safety_metrics.RECOVERY_SECONDS, recovery.seconds)
             case GangResized():
