@@ -7,7 +7,8 @@ a stream of its own (`overlap_comm`) it counts in full.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from datetime import timedelta
+from typing import Protocol, Self
 
 from torch.distributed import ProcessGroup, Work
 
@@ -31,8 +32,20 @@ class Mark(Protocol):
     def record(self) -> None:
         """In the calling thread's current stream, which need not have reached it."""
 
-    def elapsed_time(self, end: "Mark") -> float:
+    def elapsed_time(self, end: Self, /) -> float:
         """Milliseconds. Raises RuntimeError if the device has not reached one of the two."""
+
+
+class Launch(Protocol):
+    """A method of `ProcessGroup` that begins a collective."""
+
+    def __call__(self, *args: object, **named: object) -> Work | None: ...
+
+
+class Wait(Protocol):
+    """`Work.wait`."""
+
+    def __call__(self, work: Work, /, *args: timedelta) -> bool: ...
 
 
 class CollectiveSampler:
@@ -71,13 +84,13 @@ class CollectiveSampler:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which collectives are seen."""
-        before: dict[str, Callable[..., Work | None]] = {
+        before: dict[str, Launch] = {
             name: getattr(ProcessGroup, name) for name in LAUNCHES if hasattr(ProcessGroup, name)
         }
         wait = Work.wait
 
-        def waited(work: Work, *args: object, **named: object) -> bool:
-            return self._wait(wait, work, args, named)
+        def waited(work: Work, *args: timedelta) -> bool:
+            return self._wait(wait, work, args)
 
         for name, launch in before.items():
             setattr(ProcessGroup, name, self._launching(launch))
@@ -89,7 +102,7 @@ class CollectiveSampler:
             for name, launch in before.items():
                 setattr(ProcessGroup, name, launch)
 
-    def _launching(self, launch: Callable[..., Work | None]) -> Callable[..., Work | None]:
+    def _launching(self, launch: Launch) -> Launch:
         """`launch`, with a mark before it if its caller waits for it."""
 
         def launched(*args: object, **named: object) -> Work | None:
@@ -105,16 +118,16 @@ class CollectiveSampler:
 
         return launched
 
-    def _wait(self, wait: Callable[..., bool], work: Work, args: tuple[object, ...], named: dict[str, object]) -> bool:
+    def _wait(self, wait: Wait, work: Work, args: tuple[timedelta, ...]) -> bool:
         """`wait`, between two marks of the stream that waits."""
         if not self._sampled:
-            return wait(work, *args, **named)
+            return wait(work, *args)
         begin = self._launched.pop(work, None)
         if begin is None:
             begin = self._mark()
             begin.record()
         phase, end = self.phase, self._mark()
-        result = wait(work, *args, **named)
+        result = wait(work, *args)
         end.record()
         if len(self._spans) < MAX_SPANS:
             self._spans.append((phase, begin, end))
