@@ -15,7 +15,7 @@ from orchestrator.lasting_thread import LastingThread
 
 INTERVAL_S = 15.0
 """Between two readings, as between two scrapes of a Prometheus with its defaults."""
-CLOSE_S = 2.0
+ENDS_WITHIN_S = 2.0
 _MILLIWATTS = 1000.0
 _PERCENT = 100.0
 
@@ -127,9 +127,9 @@ class GpuWatch:
         self._thread = LastingThread("gpu-figures", self._turn)
 
     def close(self) -> None:
-        """Stop; waits for a reading at most `CLOSE_S`."""
+        """Stop; waits for a reading at most `ENDS_WITHIN_S`."""
         self._over.set()
-        self._thread.join(CLOSE_S)
+        self._thread.join(ENDS_WITHIN_S)
 
     def _turn(self) -> bool:
         """One reading. Ends for good if the library is missing or does not know the GPU."""
