@@ -46,7 +46,7 @@ from orchestrator.metrics.collectors.driver_load import DriverLoad
 from orchestrator.metrics.collectors.gpu_gauges import GpuGauges
 from orchestrator.metrics.collectors.loop_pace import LoopPace
 from orchestrator.metrics.collectors.node_gauges import NodeGauges
-from orchestrator.metrics.collectors.recovery_phases import RecoveryTimer
+from orchestrator.metrics.collectors.recovery_phases import RecoveryPhase, RecoveryTimer
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 
@@ -98,6 +98,8 @@ class MetricsObserver:
         """Of the recovery that has begun."""
         for reason in RecoveryReason:
             self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
+        for phase in RecoveryPhase:
+            self._count(safety_metrics.RECOVERY_PHASE_SECONDS, 0, phase.value)
         self._checkpoint_s = clock()
         age = self._gauges[safety_metrics.CHECKPOINT_AGE.name].labels(*self._common)
         age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))

@@ -12,7 +12,7 @@ class LoopPace:
     """Written by one thread, read by any."""
 
     def __init__(self) -> None:
-        self._longest: deque[tuple[float, float]] = deque(maxlen=_PARTS)
+        self._longest: deque[tuple[float, float]] = deque(maxlen=_PARTS + 2)
         """The longest round of each part of the window, with the time of its last round."""
 
     def note(self, now_s: float, round_s: float) -> None:

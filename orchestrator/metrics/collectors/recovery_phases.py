@@ -39,6 +39,7 @@ class RecoveryTimer:
         host: none is below 0."""
         match event.body:
             case RecoveryStarted() as started:
+                self._leave(started.detected_s)
                 alive_s = started.detected_s if started.alive_s is None else started.alive_s
                 self._add(RecoveryPhase.DETECTION, started.detected_s - alive_s)
                 self._add(RecoveryPhase.DECISION, event.time_s - started.detected_s)
