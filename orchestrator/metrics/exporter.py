@@ -83,9 +83,12 @@ class MetricsObserver:
                 if not metric.labels:
                     counter.labels(*self._common)  # a counter is there, at 0, before anything is counted
             else:
-                self._histograms[metric.name] = Histogram(
+                found = Histogram(
                     metric.name, metric.help, metric.all_labels, registry=self.registry, buckets=metric.buckets
                 )
+                self._histograms[metric.name] = found
+                if not metric.labels:
+                    found.labels(*self._common)
         self._nodes, self._gpus = NodeGauges(self._common), GpuGauges(self._common, clock)
         self._collect(ledger, slowness, durability, pace)
         self._recovery = RecoveryTimer()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from orchestrator.domain.events import MemoryMeasured
+from orchestrator.domain.loss_chunks import loss_chunk_tokens
 from orchestrator.json_values import integer, optional
 from orchestrator.planner.activation_memory import activations
 from orchestrator.planner.device_memory import assumed_of
@@ -78,8 +79,9 @@ def predicted_parts(context: TrainContext, workers: int) -> dict[str, int]:
     spec = context.spec
     shape = shape_of(cast("PreTrainedModel", context.engine.module), context.size.parameters)
     zero = zero_memory(spec, shape, workers)
-    assumed = assumed_of(spec, shape)
-    sample = activations(spec, shape, assumed.attention, assumed.loss_chunk_tokens)
+    tokens = context.plan.micro_batch * spec.data.sequence_length
+    chunk = loss_chunk_tokens(spec.train.loss_chunk_tokens, tokens, shape.vocab_size)
+    sample = activations(spec, shape, assumed_of(spec, shape).attention, chunk)
     return {
         PARAMETERS: zero.weights_bytes,
         GRADIENTS: zero.gradients_bytes + zero.accumulators_bytes,
