@@ -49,11 +49,13 @@ from orchestrator.domain.events.scaling_events import (
     ScaleState,
 )
 from orchestrator.domain.events.worker_events import (
+    NodeReservation,
     WorkerFailed,
     WorkerHung,
     WorkerLog,
     WorkerPhase,
     WorkerSlow,
+    WorkersReserved,
     WorkerStarted,
 )
 
@@ -67,6 +69,7 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     DataSkipped,
     TrainingPlanned,
     DevicePlanned,
+    WorkersReserved,
     WorkerStarted,
     WorkerPhase,
     WorkerLog,
@@ -123,6 +126,7 @@ __all__ = [
     "MetricsServing",
     "ModelExported",
     "NodeDraining",
+    "NodeReservation",
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
@@ -147,4 +151,5 @@ __all__ = [
     "WorkerPhase",
     "WorkerSlow",
     "WorkerStarted",
+    "WorkersReserved",
 ]
