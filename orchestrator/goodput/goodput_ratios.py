@@ -46,7 +46,8 @@ def losses(
 ) -> dict[LossCause, float]:
     """Worker-seconds that were not productive, by cause: those of incidents by their reason, others by their class.
     `older`: of the incidents before those given."""
-    left = {each: worker_s for each, worker_s in seconds.items() if each is not TimeClass.PRODUCTIVE}
+    left: dict[TimeClass, float] = {**seconds}
+    left.pop(TimeClass.PRODUCTIVE, None)
     found: dict[LossCause, float] = {}
     charged = [*((each.reason, each.seconds) for each in incidents), *older.items()]
     for reason, spent in charged:

@@ -90,11 +90,11 @@ def replayed(ledger: Ledger, facts: Iterable[Fact]) -> Ledger:
     return ledger
 
 
-def shown(value: JsonFields | None, terms: WorkerTerms, recorded: FactsAfter) -> LedgerResult | None:
+def shown(value: JsonFields | None, terms: Callable[[], WorkerTerms], recorded: FactsAfter) -> LedgerResult | None:
     """The result in `ledger.json`, as of its last writing. If it is of an earlier version or missing, it is worked out
     from what was recorded; None if nothing was."""
     try:
         return LedgerResult.from_json(value or {})
     except ValueError:
         ledger = continued(None, recorded)
-    return result_of(ledger, ledger.timeline.now_s, terms) if ledger.timeline.now_s > 0.0 else None
+    return result_of(ledger, ledger.timeline.now_s, terms()) if ledger.timeline.now_s > 0.0 else None

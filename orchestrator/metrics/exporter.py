@@ -36,9 +36,10 @@ from orchestrator.domain.events import (
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.ranks.rank_summary import EVERY_STEP_RANKS, SLOWEST, RankSpread
 from orchestrator.domain.step_report import StepReport
-from orchestrator.json_values import JsonObject, mapping, number
+from orchestrator.goodput.ledger_result import LedgerResult
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.catalog import metric_family, resource_metrics, safety_metrics
+from orchestrator.metrics.collectors.goodput_collector import LEDGER_METRICS, GoodputCollector
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 
@@ -49,7 +50,7 @@ class MetricsObserver:
         self,
         run_id: str,
         job: str,
-        ledger: Callable[[], JsonObject] | None = None,
+        ledger: Callable[[], LedgerResult] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
@@ -63,8 +64,7 @@ class MetricsObserver:
         self._histograms: dict[str, Histogram] = {}
         self._ranks_shown: list[str] = []
         """Labels of the ranks that have series of their own."""
-        computed = {metric_catalog.CATEGORY_SECONDS.name, metric_catalog.GOODPUT.name, safety_metrics.STRAGGLER.name}
-        computed |= {metric.name for metric in COMPUTED}
+        computed = {safety_metrics.STRAGGLER.name, *(metric.name for metric in (*COMPUTED, *LEDGER_METRICS))}
         for metric in metric_catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -80,7 +80,7 @@ class MetricsObserver:
                     metric.name, metric.help, metric.all_labels, registry=self.registry, buckets=metric.buckets
                 )
         if ledger is not None:
-            self.registry.register(_LedgerCollector(self._common, ledger))
+            self.registry.register(GoodputCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
         if durability is not None:
@@ -234,27 +234,6 @@ _OF_RANKS = (
     resource_metrics.PEAK_ALLOCATED,
 )
 """Memory of single ranks, in the order of `RankMemory`."""
-
-
-class _LedgerCollector(Collector):
-    """The ledger's seconds, worked out when asked for."""
-
-    def __init__(self, common: tuple[str, str], ledger: Callable[[], JsonObject]) -> None:
-        self._common = common
-        self._ledger = ledger
-
-    def collect(self) -> Iterable[Metric]:
-        value = self._ledger()
-        seconds_metric = metric_catalog.CATEGORY_SECONDS
-        family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
-        spent = mapping(value, "seconds")
-        for category in spent:
-            family.add_metric((*self._common, category), number(spent, category))
-        goodput = GaugeMetricFamily(
-            metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_family.COMMON_LABELS
-        )
-        goodput.add_metric(self._common, number(value, "goodput"))
-        return [family, goodput]
 
 
 class _SlownessCollector(Collector):
