@@ -257,7 +257,10 @@ class Ledger:
         timeline = self.timeline
         off_s = timeline.now_s - time_s  # the event's time was not plausible
         detected_s = started.detected_s + off_s
-        alive_s = min(detected_s, started.alive_s + off_s) if started.alive_s is not None else detected_s
+        alive_s = started.alive_s + off_s if started.alive_s is not None else detected_s
+        if detected_s < timeline.open_s:  # a failure during a recovery: the first detection is long over
+            detected_s = alive_s
+        alive_s = min(alive_s, detected_s)
         node = timeline.books.crew.node_of(started.rank)
         if timeline.stage is not Stage.TRAINING:  # what was done meanwhile is what it was
             timeline.close(alive_s, timeline.doing)
