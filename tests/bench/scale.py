@@ -126,7 +126,7 @@ class Driver:
         stragglers = StragglerRecorder(self.bus.emit)
         self.durability = DurabilityRecorder(self.layout, lambda: None)
         self.metrics = MetricsObserver(
-            "scale-1", "scale", ledger.snapshot, slowness=lambda: stragglers.ratios, durability=self.durability
+            "scale-1", "scale", ledger.totals, slowness=lambda: stragglers.ratios, durability=self.durability
         )
         observers = {"records": RunRecorder(self.layout), "ledger": ledger, "metrics": self.metrics}
         for name, observer in {**observers, "stragglers": stragglers, "durability": self.durability}.items():
