@@ -22,7 +22,13 @@ from orchestrator.domain.events.data_events import (
     TrainingPlanned,
 )
 from orchestrator.domain.events.event_base import Emit, Event, EventBody, Observer, UnknownEvent
-from orchestrator.domain.events.memory_events import SnapshotsPlanned, VaultsAdopted, VaultsKept, VaultsPlanned
+from orchestrator.domain.events.memory_events import (
+    MemoryMeasured,
+    SnapshotsPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+)
 from orchestrator.domain.events.recovery_events import (
     FaultInjected,
     FaultKind,
@@ -49,6 +55,7 @@ from orchestrator.domain.events.scaling_events import (
     ScaleState,
 )
 from orchestrator.domain.events.worker_events import (
+    GpuMeasured,
     NodeReservation,
     WorkerFailed,
     WorkerHung,
@@ -69,8 +76,10 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     DataSkipped,
     TrainingPlanned,
     DevicePlanned,
+    MemoryMeasured,
     WorkersReserved,
     WorkerStarted,
+    GpuMeasured,
     WorkerPhase,
     WorkerLog,
     WorkerFailed,
@@ -123,6 +132,8 @@ __all__ = [
     "FaultKind",
     "GangResized",
     "GangWaiting",
+    "GpuMeasured",
+    "MemoryMeasured",
     "MetricsServing",
     "ModelExported",
     "NodeDraining",
