@@ -3,11 +3,11 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from orchestrator.atomic_files import write_json
@@ -23,17 +23,19 @@ from orchestrator.domain.events import (
 )
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.metrics import metric_catalog
+from orchestrator.metrics.catalog import metric_family, safety_metrics
+from orchestrator.metrics.collectors.copy_counters import CopyCounter
+from orchestrator.metrics.collectors.families import Labels, family
 from orchestrator.planner.snapshot_costs import measured_loss
 
 COMPUTED = (
-    metric_catalog.STEPS_AT_RISK,
-    metric_catalog.TIER_STEP,
-    metric_catalog.COPIES_MIN,
-    metric_catalog.UNRECOVERABLE_NODES,
-    metric_catalog.VAULT_UP,
-    metric_catalog.VAULT_BYTES,
-    metric_catalog.VAULT_PLANNED_BYTES,
+    safety_metrics.STEPS_AT_RISK,
+    safety_metrics.TIER_STEP,
+    safety_metrics.COPIES_MIN,
+    safety_metrics.UNRECOVERABLE_NODES,
+    safety_metrics.VAULT_UP,
+    safety_metrics.VAULT_BYTES,
+    safety_metrics.VAULT_PLANNED_BYTES,
 )
 """Metrics that are worked out from the newest survey when they are asked for."""
 
@@ -64,9 +66,11 @@ class DurabilityRecorder:
         self.memory_kept_s = 0.0
         """See `Durability.memory_kept_s`."""
         self.last: Durability | None = None
+        self.copies = CopyCounter()
 
     def on_event(self, event: Event) -> None:
         """Learn of checkpoints, of the plan, and of state that is gone back to."""
+        self.copies.on_event(event)
         match event.body:
             case CheckpointSaved() | CheckpointRejected():
                 self._storage_changed = True
@@ -86,6 +90,7 @@ class DurabilityRecorder:
 
     def take(self, reports: Sequence[VaultReport]) -> None:
         """The vaults have answered: write what that means."""
+        self.copies.take(reports)
         if self._storage_changed:
             self._look_at_storage()
         known = Surroundings(self._clock(), self._step, self._storage_step, self._planned_bytes, self.memory_kept_s)
@@ -139,7 +144,7 @@ class DurabilityCollector(Collector):
     """The metrics of the newest survey: a node that is gone has none."""
 
     def __init__(self, common: tuple[str, str], recorder: DurabilityRecorder) -> None:
-        """`common`: values of `metric_catalog.COMMON_LABELS`."""
+        """`common`: values of `metric_family.COMMON_LABELS`."""
         self._common, self._recorder = common, recorder
 
     def collect(self) -> Iterable[Metric]:
@@ -148,18 +153,14 @@ class DurabilityCollector(Collector):
         if last is None:
             return
         tiers = {"own": last.own_step, "peers": last.peers_step, "storage": last.storage_step}
-        yield self._family(metric_catalog.STEPS_AT_RISK, {(): self._recorder.steps_at_risk()})
-        yield self._family(metric_catalog.TIER_STEP, {(tier,): step for tier, step in tiers.items()})
-        yield self._family(metric_catalog.COPIES_MIN, {(): last.copies_min})
-        yield self._family(metric_catalog.UNRECOVERABLE_NODES, {(): len(last.unrecoverable)})
+        yield self._family(safety_metrics.STEPS_AT_RISK, {(): self._recorder.steps_at_risk()})
+        yield self._family(safety_metrics.TIER_STEP, {(tier,): step for tier, step in tiers.items()})
+        yield self._family(safety_metrics.COPIES_MIN, {(): last.copies_min})
+        yield self._family(safety_metrics.UNRECOVERABLE_NODES, {(): len(last.unrecoverable)})
         shown = sorted(last.nodes, key=lambda node: (node.answers, -node.memory_bytes, node.node))[:NODES_SHOWN]
-        yield self._family(metric_catalog.VAULT_UP, {(node.node,): int(node.answers) for node in shown})
-        yield self._family(metric_catalog.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
-        yield self._family(metric_catalog.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
+        yield self._family(safety_metrics.VAULT_UP, {(node.node,): int(node.answers) for node in shown})
+        yield self._family(safety_metrics.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
+        yield self._family(safety_metrics.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
 
-    def _family(self, metric: metric_catalog.Metric, values: dict[tuple[str, ...], int | None]) -> Metric:
-        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
-        for labels, value in values.items():
-            if value is not None:
-                family.add_metric((*self._common, *labels), value)
-        return family
+    def _family(self, metric: metric_family.Metric, values: Mapping[Labels, float | None]) -> Metric:
+        return family(metric, self._common, values)

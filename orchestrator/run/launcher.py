@@ -200,9 +200,10 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,
-        handle.ledger.snapshot,
+        handle.ledger.totals,
         slowness=lambda: handle.stragglers.ratios,
         durability=handle.durability,
+        pace=run.bus.pace,
     )
     handle.watch("the metrics", metrics)
     for name, observer in named(observers):

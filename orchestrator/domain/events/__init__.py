@@ -22,12 +22,19 @@ from orchestrator.domain.events.data_events import (
     TrainingPlanned,
 )
 from orchestrator.domain.events.event_base import Emit, Event, EventBody, Observer, UnknownEvent
-from orchestrator.domain.events.memory_events import SnapshotsPlanned, VaultsAdopted, VaultsKept, VaultsPlanned
+from orchestrator.domain.events.memory_events import (
+    MemoryMeasured,
+    SnapshotsPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+)
 from orchestrator.domain.events.recovery_events import (
     FaultInjected,
     FaultKind,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
 )
 from orchestrator.domain.events.run_events import (
@@ -48,11 +55,14 @@ from orchestrator.domain.events.scaling_events import (
     ScaleState,
 )
 from orchestrator.domain.events.worker_events import (
+    GpuMeasured,
+    NodeReservation,
     WorkerFailed,
     WorkerHung,
     WorkerLog,
     WorkerPhase,
     WorkerSlow,
+    WorkersReserved,
     WorkerStarted,
 )
 
@@ -66,7 +76,10 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     DataSkipped,
     TrainingPlanned,
     DevicePlanned,
+    MemoryMeasured,
+    WorkersReserved,
     WorkerStarted,
+    GpuMeasured,
     WorkerPhase,
     WorkerLog,
     WorkerFailed,
@@ -119,12 +132,16 @@ __all__ = [
     "FaultKind",
     "GangResized",
     "GangWaiting",
+    "GpuMeasured",
+    "MemoryMeasured",
     "MetricsServing",
     "ModelExported",
     "NodeDraining",
+    "NodeReservation",
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
+    "RecoveryReason",
     "RecoveryStarted",
     "RunCreated",
     "RunState",
@@ -145,4 +162,5 @@ __all__ = [
     "WorkerPhase",
     "WorkerSlow",
     "WorkerStarted",
+    "WorkersReserved",
 ]

@@ -22,8 +22,8 @@ class PhaseTimes:
 
 @dataclass(frozen=True)
 class CollectiveTimes:
-    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. Measured
-    with gloo alone; zero with NCCL, where the device waits."""
+    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. With NCCL
+    the device waits; it is measured in some steps alone (`train.collectives.device_spans`) and zero in the others."""
 
     forward_s: float = 0.0
     backward_s: float = 0.0
@@ -56,7 +56,8 @@ class RankReport:
     def own_times_s(self) -> tuple[float, float, float, float]:
         """Seconds of data, forward, backward and optimizer without what the rank waited in collectives.
 
-        On a GPU the waits of the device are not measured, so only phases without collectives count: data and forward.
+        On a GPU the waits of the device are measured in some steps only, so only phases without collectives count: data
+        and forward.
         With ZeRO stage 3 forward has some, too, and a slow GPU can go unnoticed there.
         """
         phases, waits = self.phases, self.waits
