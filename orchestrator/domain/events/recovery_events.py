@@ -39,6 +39,9 @@ class RecoveryStarted(EventBody):
     """Directory or URL of the checkpoint, if the source is one."""
     skipped: tuple[int, ...] | None = None
     """After a numeric fault, the first position and the number of the samples left out; else null."""
+    reason: str = ""
+    """numeric_fault, restore_mismatch, out_of_memory, device, node_lost, worker_hung, process_died or worker_error;
+    empty in events of earlier versions."""
 
 
 @dataclass(frozen=True)
