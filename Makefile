@@ -83,10 +83,11 @@ gpu:
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)
 
-docs: install
+docs: dev
+	$(BIN)/python -m orchestrator.dashboards.write_files
 	$(BIN)/python -m orchestrator.spec.describe.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
-	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
+	$(BIN)/python -m orchestrator.dashboards.monitoring_reference > docs/metrics.md
 	$(BIN)/python -m orchestrator.metrics.event_reference
 	$(BIN)/python -m orchestrator.run.state_reference
 

@@ -9,7 +9,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import bargauge, common, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import dashboard as grafana
 
-from orchestrator.dashboards.panel_layout import Place, places
+from orchestrator.dashboards.panel_layout import GridPlace, places
 from orchestrator.dashboards.panel_values import (
     GRID_COLUMNS,
     Annotation,
@@ -62,7 +62,7 @@ def dashboard_json(dashboard: Dashboard) -> str:
             )
         ],
     )
-    return json.dumps(json.loads(JSONEncoder().encode(built)), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(json.loads(JSONEncoder().encode(built)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _panels(rows: Sequence[Row]) -> Iterator[grafana.Panel | grafana.RowPanel]:
@@ -85,7 +85,7 @@ def _panels(rows: Sequence[Row]) -> Iterator[grafana.Panel | grafana.RowPanel]:
         top = inner_top if row.collapsed else max(place.y + place.height for place in at)
 
 
-def _panel(panel: Panel, place: Place, number: int) -> grafana.Panel:
+def _panel(panel: Panel, place: GridPlace, number: int) -> grafana.Panel:
     return grafana.Panel(
         type_val=panel.visual,
         id_val=number,
@@ -143,7 +143,7 @@ def _value_of(index: int) -> str:
 
 
 def _field_of(column: Column) -> str:
-    return f"Value #{column.field}" if len(column.field) == 1 else column.field
+    return f"Value #{column.source}" if len(column.source) == 1 else column.source
 
 
 def _options(panel: Panel) -> object:
@@ -270,6 +270,8 @@ def _series_properties(series: Series) -> dict[str, object]:
         curve = _curve(series.drawing, limits=False, log_scale=False)
         found["custom.lineInterpolation"] = curve.line_interpolation
         found["custom.fillOpacity"] = curve.fill_opacity
+        found["custom.lineWidth"] = curve.line_width
+        found["custom.stacking"] = curve.stacking
     return found
 
 

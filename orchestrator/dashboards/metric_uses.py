@@ -1,18 +1,17 @@
 """Which panels, recording rules and alerts use which metric of the catalog."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.dashboards.alert_rules import ALERTS
-from orchestrator.dashboards.all_dashboards import DASHBOARDS
+from orchestrator.dashboards.boards.all_dashboards import DASHBOARDS
 from orchestrator.dashboards.panel_values import Dashboard
-from orchestrator.dashboards.recording_rules import RECORDING_RULES
+from orchestrator.dashboards.rules.alert_rules import ALERTS
+from orchestrator.dashboards.rules.recording_rules import RECORDING_RULES
 from orchestrator.metrics.metric_catalog import CATALOG
 
-NOT_DRAWN: Mapping[str, str] = {}
-"""Metrics without a use, and why they are exported all the same."""
 _NAME = re.compile(r"(?<![\w:])convoy_\w+(?!\w*:)")
+_TEXT = re.compile(r'"[^"]*"')
 _OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
 
 
@@ -28,7 +27,7 @@ def metrics_of(expr: str) -> frozenset[str]:
     """The names of Convoy's metrics in an expression, those of histograms without the suffix of their series."""
     histograms = {metric.name for metric in CATALOG if metric.kind == "histogram"}
     found = set()
-    for name in _NAME.findall(expr):
+    for name in _NAME.findall(_TEXT.sub("", expr)):
         base = next((name.removesuffix(end) for end in _OF_HISTOGRAMS if name.endswith(end)), name)
         found.add(base if base in histograms else name)
     return frozenset(found)

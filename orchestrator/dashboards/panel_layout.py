@@ -7,7 +7,7 @@ from orchestrator.dashboards.panel_values import GRID_COLUMNS, Panel
 
 
 @dataclass(frozen=True)
-class Place:
+class GridPlace:
     """A panel's rectangle, in columns and rows of the grid."""
 
     x: int
@@ -16,10 +16,10 @@ class Place:
     height: int
 
 
-def places(panels: Sequence[Panel], top: int) -> tuple[Place, ...]:
+def places(panels: Sequence[Panel], top: int) -> tuple[GridPlace, ...]:
     """From left to right, line by line, from the row `top` on. Raises ValueError if a line is not filled, or its panels
     differ in height."""
-    found: list[Place] = []
+    found: list[GridPlace] = []
     x, y, line_height = 0, top, 0
     for panel in panels:
         if x == GRID_COLUMNS:
@@ -29,7 +29,7 @@ def places(panels: Sequence[Panel], top: int) -> tuple[Place, ...]:
         line_height = panel.height
         if x + panel.width > GRID_COLUMNS:
             raise ValueError(f"{panel.title!r} does not fit: {x} of {GRID_COLUMNS} columns are taken")
-        found.append(Place(x, y, panel.width, panel.height))
+        found.append(GridPlace(x, y, panel.width, panel.height))
         x += panel.width
     if panels and x != GRID_COLUMNS:
         raise ValueError(f"the line of {panels[-1].title!r} ends at column {x} of {GRID_COLUMNS}")

@@ -10,9 +10,9 @@ from typing import Literal
 Visual = Literal["timeseries", "stat", "bargauge", "table"]
 Drawing = Literal["line", "area", "stacked", "share", "steps", "bars", "points"]
 """Of time series. `share`: stacked to 100%."""
-Need = Literal["gpu", "price", "fp16", "exporters"]
-"""What a query's data depends on, beyond Convoy on CPUs: a GPU, `cluster.usd_per_hour`, training in fp16, and the
-exporters of hosts and GPUs (node_exporter, dcgm-exporter)."""
+Need = Literal["gpu", "price", "fp16", "waiting", "exporters"]
+"""What a query's data depends on, beyond a run on CPUs: a GPU, `cluster.usd_per_hour`, training in fp16, fewer workers
+than the minimum, and the exporters of hosts and GPUs (node_exporter, dcgm-exporter)."""
 GRID_COLUMNS = 24
 
 
@@ -49,9 +49,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table, in order. `field`: a label, or the letter of the query whose value it shows."""
+    """A column of a table, in order."""
 
-    field: str
+    source: str
+    """A label, or the letter of the query whose value it shows."""
     title: str
     unit: str = "string"
     decimals: int | None = None

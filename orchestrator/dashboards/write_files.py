@@ -7,21 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.dashboards.alert_rules import ALERTS
-from orchestrator.dashboards.all_dashboards import DASHBOARDS
+from orchestrator.dashboards.boards.all_dashboards import DASHBOARDS
 from orchestrator.dashboards.grafana_json import dashboard_json
-from orchestrator.dashboards.recording_rules import RECORDING_RULES
-from orchestrator.dashboards.rule_files import alerts_file, recording_file
+from orchestrator.dashboards.rules.rule_files import rule_texts
 
 FOLDER = "monitoring"
-
-
-def rule_texts() -> Mapping[str, str]:
-    """The files of rules, by their paths in `monitoring/`."""
-    return {
-        "prometheus/rules/recording.yml": recording_file(RECORDING_RULES),
-        "prometheus/rules/alerts.yml": alerts_file(ALERTS, DASHBOARDS),
-    }
 
 
 def dashboard_texts() -> Mapping[str, str]:

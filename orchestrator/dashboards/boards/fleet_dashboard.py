@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     BAD,
     FLEET_UID,
     GOOD,

@@ -1,6 +1,6 @@
 """The dashboard of failures: what failed, how fast training continued, and what would be lost now."""
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     ANNOTATIONS,
     BAD,
     GOOD,

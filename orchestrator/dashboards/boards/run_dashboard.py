@@ -1,6 +1,6 @@
 """The dashboard of one run. Its first screen: does it learn, how fast, what would a loss cost, what happened."""
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     ANNOTATIONS,
     BAD,
     GOOD,
@@ -20,8 +20,8 @@ from orchestrator.dashboards.panel_parts import (
     sel,
     total,
 )
+from orchestrator.dashboards.boards.run_details import DETAIL_ROWS
 from orchestrator.dashboards.panel_values import Dashboard, Panel, Query, Row, Series
-from orchestrator.dashboards.run_details import DETAIL_ROWS
 
 _LEFT = (
     f"max(({sel('convoy_total_steps')} - {sel('convoy_step')})"
@@ -145,7 +145,7 @@ WORKERS = Panel(
     (
         Query(latest("convoy_workers"), "training"),
         Query(latest("convoy_target_workers"), "requested"),
-        Query(f"{latest('convoy_missing_workers')} > 0", "missing"),
+        Query(f"{latest('convoy_missing_workers')} > 0", "missing", needs="waiting"),
     ),
     width=9,
     drawing="steps",

@@ -1,6 +1,6 @@
 """Figures of each run over minutes, recorded for the alerts and for queries over weeks."""
 
-from orchestrator.dashboards.rule_values import PER_RUN, RecordingRule
+from orchestrator.dashboards.rules.rule_values import PER_RUN, RecordingRule
 
 TOKENS_RATE = "job_run:convoy_tokens:rate5m"
 STEP_MEAN = "job_run:convoy_step_duration_seconds:mean15m"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     ANNOTATIONS,
     BAD,
     GOOD,
@@ -164,7 +164,7 @@ BY_RUN = (
     ),
     Panel(
         "Cost lost by cause",
-        "What time without progress cost. `convoy goodput RUN` lists it by incident.",
+        "What time without progress cost.",
         "currencyUSD",
         (
             Query(

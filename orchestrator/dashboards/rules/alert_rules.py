@@ -3,9 +3,9 @@
 Every alert names what to do. A new one needs a case in `tests/monitoring/test_alerts.py` in which it fires.
 """
 
-from orchestrator.dashboards.panel_parts import GOODPUT_UID, GPUS_UID, RELIABILITY_UID, RUN_UID
-from orchestrator.dashboards.recording_rules import AT_RISK_S, GOODPUT_2H, LOSS_MEAN, TOKENS_RATE, WORKERS
-from orchestrator.dashboards.rule_values import PER_RUN, Alert
+from orchestrator.dashboards.boards.panel_parts import GOODPUT_UID, GPUS_UID, RELIABILITY_UID, RUN_UID
+from orchestrator.dashboards.rules.recording_rules import AT_RISK_S, GOODPUT_2H, LOSS_MEAN, TOKENS_RATE, WORKERS
+from orchestrator.dashboards.rules.rule_values import PER_RUN, Alert
 
 _LIVE = f'max {PER_RUN} (convoy_run_state{{state=~"preparing|starting|running|recovering|waiting"}}) == 1'
 _TRAINS = f'max {PER_RUN} (min_over_time(convoy_run_state{{state="running"}}[10m])) == 1'
@@ -46,7 +46,7 @@ STOPPED: tuple[Alert, ...] = (
         " that hang; this is something that it does not take for a hang: an evaluation that takes very long, or"
         " storage that does not answer.",
         "`convoy show {{ $labels.run }}` names what the workers do and for how long. Check the file system or bucket of"
-        " data and checkpoints. `convoy stop {{ $labels.run }}` and `convoy run --resume {{ $labels.run }}` if it does"
+        " data and checkpoints. End the driver with Ctrl-C and `convoy run --resume {{ $labels.run }}` if it does"
         " not end.",
         RUN_UID,
         "5m",
@@ -70,7 +70,7 @@ STOPPED: tuple[Alert, ...] = (
         "{{ $labels.job }} is waiting for {{ $value }} workers",
         "Fewer workers than `resources.workers.min` are left. The state is safe in memory and in storage, and training"
         " continues by itself when there are nodes.",
-        "Add nodes to the cluster; or continue with fewer workers: `convoy stop {{ $labels.run }}`, then"
+        "Add nodes to the cluster; or continue with fewer workers: Ctrl-C, then"
         " `convoy run --resume {{ $labels.run }} --set resources.workers.min=N`.",
         RUN_UID,
         "10m",
@@ -161,8 +161,8 @@ WASTE: tuple[Alert, ...] = (
         "{{ $labels.job }} trains at less than 60% of its usual speed: {{ $value | humanize }} tokens/s",
         "With as many workers as before, tokens per second are below 60% of the median of six hours, and the run"
         " neither recovers nor waits.",
-        "`convoy why {{ $labels.run }}` names what bounds the speed. On the dashboard, the phase of the step that grew"
-        " shows where to look: data wait, communication, checkpoints.",
+        "On the dashboard, the phase of the step that grew shows where to look: data wait, communication, checkpoints;"
+        " and the slowness by rank, whether one rank is behind.",
         RUN_UID,
         "20m",
     ),
@@ -172,7 +172,7 @@ WASTE: tuple[Alert, ...] = (
         f"{GOODPUT_2H} < 0.5 and on (job, run) (convoy_run_info offset 2h)",
         "{{ $labels.job }}: {{ $value | humanizePercentage }} of the workers' time makes progress",
         "In the last two hours less than half of the time that is paid for was spent on steps that count.",
-        "`convoy goodput {{ $labels.run }}` shows where it goes. Recoveries: find what fails. Waiting: lower"
+        "The dashboard shows where it goes. Recoveries: find what fails. Waiting: lower"
         " `resources.workers.min`, or stop the run until there are nodes. Stalls: write checkpoints less often.",
         GOODPUT_UID,
         "30m",
@@ -185,7 +185,7 @@ WASTE: tuple[Alert, ...] = (
         "The mean loss of ten minutes is far above the lowest of the last six hours, and stays there. Recoveries do not"
         " change the loss; the model itself gets worse.",
         "Compare learning rate and gradient norm on the dashboard. `convoy run --resume {{ $labels.run }}` with"
-        " `--set train.learning_rate=...` continues from the newest checkpoint with another value.",
+        " `--set train.lr=...` continues from the newest checkpoint with another value.",
         RUN_UID,
         "30m",
     ),
@@ -215,7 +215,7 @@ WASTE: tuple[Alert, ...] = (
     Alert(
         "ConvoyGpuThrottled",
         "warning",
-        'max by (job, run, rank, reason) (convoy_gpu_throttled{reason=~".*(thermal|hw).*"}) == 1',
+        'max by (job, run, rank, reason) (convoy_gpu_throttled{reason=~"power_brake|thermal|hardware"}) == 1',
         "{{ $labels.job }}: the GPU of rank {{ $labels.rank }} is throttled: {{ $labels.reason }}",
         "Heat or a fault of the power supply lowers the clock of a GPU. All ranks wait for it in each step. A power cap"
         " does not raise this alert.",

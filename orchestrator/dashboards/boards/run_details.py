@@ -1,6 +1,6 @@
 """The rows of a run's dashboard below its first screen: phases, ranks, memory, state, learning, data, driver."""
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     BAD,
     GOOD,
     MAIN,
@@ -21,7 +21,7 @@ PHASE_COLORS = {
     "forward": Series(SECOND),
     "backward": Series(MAIN),
     "optimizer": Series("dark-blue"),
-    "communication": Series(THIRD),
+    "of which in collectives": Series(THIRD, drawing="line"),
     "checkpoint": Series("dark-green"),
     "snapshot": Series(GOOD),
 }
@@ -45,20 +45,26 @@ def durations(title: str, description: str, histogram: str, width: int = 8) -> P
     return Panel(title, description, "s", queries, width=width, series=QUANTILES, minimum=0)
 
 
-_PER_STEP = (
-    f"{rate('convoy_step_phase_duration_seconds_sum', 'phase')}"
-    f" / on () group_left () {rate('convoy_step_duration_seconds_count')}"
-)
+def per_step(matcher: str) -> str:
+    """Mean seconds of a step by phase."""
+    return (
+        f"{rate('convoy_step_phase_duration_seconds_sum', 'phase', matchers=(matcher,))}"
+        f" / on () group_left () {rate('convoy_step_duration_seconds_count')}"
+    )
+
 
 PHASES = Row(
     "Where a step's time goes",
     (
         Panel(
             "Seconds of a step by phase",
-            "Mean over the ranks. data_wait: waiting for input. communication: waiting in collectives. checkpoint and"
-            " snapshot: the parts of saving that training waits for.",
+            "Mean over the ranks. data_wait: waiting for input. checkpoint and snapshot: the parts of saving that"
+            " training waits for. The line: the part of forward, backward and optimizer that is spent in collectives.",
             "s",
-            (Query(_PER_STEP, "{{phase}}"),),
+            (
+                Query(per_step('phase!="communication"'), "{{phase}}"),
+                Query(per_step('phase="communication"'), "of which in collectives"),
+            ),
             width=12,
             drawing="stacked",
             series=PHASE_COLORS,

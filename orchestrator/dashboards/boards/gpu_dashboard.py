@@ -1,6 +1,6 @@
 """The dashboard of the GPUs of a run, and of the hosts that they are in."""
 
-from orchestrator.dashboards.panel_parts import (
+from orchestrator.dashboards.boards.panel_parts import (
     ANNOTATIONS,
     BAD,
     GPUS_UID,
@@ -33,9 +33,20 @@ def by_rank(metric: str) -> Query:
     return gpu(latest(metric, "rank", matchers=(_RANK,)), "rank {{rank}}")
 
 
+def over_gpus(metric: str, stat: str) -> str:
+    """A figure over the GPUs of all ranks: p50, max or min."""
+    return latest(f"{metric}_stat", matchers=(f'stat="{stat}"',))
+
+
 _MEMORY_SHARE = f"{sel('convoy_gpu_memory_used_bytes')} / {sel('convoy_gpu_memory_total_bytes')}"
 FIGURES = (
-    figure("GPUs", "GPUs that report.", "none", gpu(f"count({sel('convoy_gpu_info')})"), decimals=0),
+    figure(
+        "GPUs",
+        "Workers that train on a GPU.",
+        "none",
+        gpu(f"{latest('convoy_workers')} and on () count({sel('convoy_gpu_info')})"),
+        decimals=0,
+    ),
     figure(
         "MFU",
         "Model FLOP utilisation: FLOP/s of the model, without recomputation, as a share of the devices' peak.",
@@ -46,34 +57,40 @@ FIGURES = (
     ),
     figure(
         "Utilisation",
-        "Share of time in which a kernel ran, mean of the GPUs. It says that a GPU is busy, not how well.",
+        "Share of time in which a kernel ran, median of the GPUs. It says that a GPU is busy, not how well.",
         "percentunit",
-        gpu(f"avg({sel('convoy_gpu_utilization_ratio')})"),
+        gpu(over_gpus("convoy_gpu_utilization_ratio", "p50")),
         thresholds=falling(0.8, 0.5),
         decimals=0,
     ),
     figure(
         "Memory",
-        "Used memory as a share of all, of the GPU that has least left.",
+        "Used memory of the GPU that has least left, as a share of its size.",
         "percentunit",
-        gpu(f"max({_MEMORY_SHARE})"),
+        gpu(f"{over_gpus('convoy_gpu_memory_used_bytes', 'max')} / {latest('convoy_gpu_memory_total_bytes')}"),
         thresholds=rising((0.95, NOTICE), (0.99, BAD)),
         decimals=0,
     ),
-    figure("Power", "Of all GPUs together.", "watt", gpu(f"sum({sel('convoy_gpu_power_watts')})"), decimals=1),
+    figure(
+        "Power",
+        "Of one GPU, median.",
+        "watt",
+        gpu(over_gpus("convoy_gpu_power_watts", "p50")),
+        decimals=0,
+    ),
     figure(
         "Hottest",
         "Temperature of the hottest GPU.",
         "celsius",
-        gpu(latest("convoy_gpu_temperature_celsius")),
+        gpu(over_gpus("convoy_gpu_temperature_celsius", "max")),
         thresholds=rising((80, NOTICE), (88, BAD)),
         decimals=0,
     ),
     figure(
         "Throttled",
-        "GPUs whose clock is lowered now.",
+        "GPUs whose clocks are held down now, for the reason that most of them have.",
         "none",
-        gpu(f"count(max by (rank) ({sel('convoy_gpu_throttled')}) > 0) or 0 * count({sel('convoy_gpu_info')})"),
+        gpu(latest("convoy_gpus_throttled")),
         thresholds=rising((1, NOTICE)),
         decimals=0,
     ),
@@ -125,7 +142,7 @@ CHARTS = (
     ),
     Panel(
         "Power by rank",
-        "Less than the others at the same work: throttled, or waiting.",
+        "Less than the others at the same work: throttled, or waiting. Of more than 8 ranks, the slowest 4.",
         "watt",
         (by_rank("convoy_gpu_power_watts"),),
         minimum=0,
@@ -143,7 +160,7 @@ CHARTS = (
         "Throttling by reason",
         "GPUs whose clock is lowered. A power cap is normal at full load; thermal and hardware slowdowns are not.",
         "none",
-        (gpu(f"sum by (reason) ({sel('convoy_gpu_throttled', _RANK)})", "{{reason}}"),),
+        (gpu(latest("convoy_gpus_throttled", "reason"), "{{reason}}"),),
         drawing="steps",
         minimum=0,
         decimals=0,

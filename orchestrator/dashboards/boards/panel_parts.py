@@ -5,20 +5,21 @@ from orchestrator.dashboards.panel_values import Annotation, Panel, Query, Thres
 FLEET_UID, RUN_UID, GOODPUT_UID = "convoy-fleet", "convoy-run", "convoy-goodput"
 RELIABILITY_UID, GPUS_UID = "convoy-reliability", "convoy-gpus"
 
-GOOD, NOTICE, BAD = "green", "orange", "red"
-"""The three that judge. Everything else is shown in colours that do not."""
+GOOD, NOTICE, BAD = "semi-dark-green", "dark-orange", "red"
+"""The three that judge. These shades can be read as text in Grafana's dark and light theme."""
 MAIN, SECOND, THIRD, QUIET = "blue", "light-blue", "purple", "#8e8e99"
+"""The others judge nothing. `QUIET`: what is there for comparison."""
 
 TIERS = (("own", "a worker"), ("peers", "a node"), ("storage", "the whole cluster"))
 """The tiers of `convoy_tier_step`, and what their states survive the loss of."""
 STATE_COLORS = {
-    "preparing": SECOND,
-    "starting": SECOND,
+    "preparing": MAIN,
+    "starting": MAIN,
     "running": GOOD,
     "recovering": NOTICE,
     "waiting": NOTICE,
     "succeeded": MAIN,
-    "stopped": QUIET,
+    "stopped": "text",
     "failed": BAD,
 }
 
@@ -114,7 +115,7 @@ def marks(counter: str, name: str, color: str, text: str) -> Annotation:
 
 
 ANNOTATIONS = (
-    marks("convoy_recovery_duration_seconds_count", "Recoveries", BAD, "A recovery ended. `convoy why {{run}}`"),
+    marks("convoy_recoveries_total", "Recoveries", BAD, "A recovery ended. `convoy show {{run}}` lists it"),
     marks("convoy_resizes_total", "Resizes", MAIN, "The number of workers changed"),
     marks("convoy_checkpoints_total", "Checkpoints", QUIET, "A checkpoint is complete in storage"),
     Annotation(
