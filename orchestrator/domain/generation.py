@@ -23,21 +23,6 @@ class Ending(StrEnum):
     """Given up: it makes no progress, or the whole gang makes none."""
 
 
-class FailureReason(StrEnum):
-    """Why a generation failed, for those who count recoveries."""
-
-    NUMERIC_FAULT = "numeric_fault"
-    RESTORE_MISMATCH = "restore_mismatch"
-    OUT_OF_MEMORY = "out_of_memory"
-    DEVICE = "device"
-    """A GPU, or a process's context on it, is broken."""
-    NODE_LOST = "node_lost"
-    WORKER_HUNG = "worker_hung"
-    PROCESS_DIED = "process_died"
-    WORKER_ERROR = "worker_error"
-    """The worker's own code raised."""
-
-
 @dataclass(frozen=True)
 class FailureDetails:
     """What is known about a failure besides its text. Decisions depend on this, never on the wording."""
@@ -104,32 +89,11 @@ class WorkerFailure:
         return self.details.cause is Cause.OUT_OF_MEMORY
 
     @property
-    def reason(self) -> FailureReason:
-        """What is known of the cause comes before how the worker ended."""
-        details = self.details
-        if details.numeric_fault is not None:
-            return FailureReason.NUMERIC_FAULT
-        if details.restore_mismatch:
-            return FailureReason.RESTORE_MISMATCH
-        if self.is_out_of_memory:
-            return FailureReason.OUT_OF_MEMORY
-        return FailureReason.DEVICE if self.ends_process else _REASONS[self.ending]
-
-    @property
     def lost_nobody(self) -> bool:
         """A worker's own code raised; as far as is known, no process and no node was lost. Device memory that other
         processes hold does not count as its own fault: they may release it."""
         own = self.ending is Ending.RAISED and not self.is_consequence and not self.ends_process
         return own and not self.details.foreign_bytes
-
-
-_REASONS = {
-    Ending.RAISED: FailureReason.WORKER_ERROR,
-    Ending.PROCESS_DIED: FailureReason.PROCESS_DIED,
-    Ending.NODE_DIED: FailureReason.NODE_LOST,
-    Ending.NODE_SILENT: FailureReason.NODE_LOST,
-    Ending.HUNG: FailureReason.WORKER_HUNG,
-}
 
 
 @dataclass(frozen=True)

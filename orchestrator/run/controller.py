@@ -286,7 +286,6 @@ class RunController:
             source=origin.source,
             checkpoint=origin.checkpoint,
             skipped=(rollback.skip.first, rollback.skip.count) if rollback is not None else None,
-            reason=failure.reason.value,
         )
         self._run.emit(started)
         return origin

@@ -203,6 +203,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         handle.ledger.snapshot,
         slowness=lambda: handle.stragglers.ratios,
         durability=handle.durability,
+        pace=run.bus.pace,
     )
     handle.watch("the metrics", metrics)
     for name, observer in named(observers):

@@ -1,6 +1,8 @@
 """The step loop: data, micro steps, update, exchange, report; evaluation and checkpoints when they are due."""
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from orchestrator.train.batch_feed import Feed, StepBatch
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
 from orchestrator.train.collectives.exchange import RankStep, exchange, global_sum, read_numbers
 from orchestrator.train.engine.engine import Stepper, set_learning_rate
+from orchestrator.train.engine.memory_parts import MemoryProbe
 from orchestrator.train.engine.oom_injection import OomInjection
 from orchestrator.train.engine.process_memory import rank_memory
 from orchestrator.train.evaluation import Evaluation, evaluate
@@ -27,7 +30,7 @@ from orchestrator.train.numeric_guard import NumericGuard, order_from
 from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 from orchestrator.train.snapshot.snapshot_policy import SnapshotPolicy
 from orchestrator.train.step_reporting import StepOutcome, step_report
-from orchestrator.train.step_timing import phase_clock
+from orchestrator.train.step_timing import PHASES, phase_clock
 from orchestrator.train.train_context import TrainContext
 
 LAST_SAVE_PAUSE_S = 0.5
@@ -60,12 +63,12 @@ class TrainLoop:
         self._context = context
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
-        self._collectives = CollectiveTimer()
-        self._clock = phase_clock(context.device, self._collectives)
+        self._clock = phase_clock(context.device, CollectiveTimer())
         self._order = order_from(context, start)
         self._watch = NumericGuard(context, start, self._order)
         self._scarcity = OomInjection(context)
         self._protection = SnapshotPolicy(context, self._order, self._watch.extra)
+        self._memory = MemoryProbe(context)
         self._targets_ahead: int | None = None
         """Targets of the coming step's global batch, if the last exchange contained them."""
         self._checkpoint: str | None = None
@@ -78,7 +81,7 @@ class TrainLoop:
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
-        with self._collectives.running():
+        with self._clock.running():
             return self._run()
 
     def _run(self) -> LoopResult:
@@ -118,6 +121,10 @@ class TrainLoop:
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, feed, wait_s, started)
         step_time_s = time.perf_counter() - started
+        if self._measures_memory(step):
+            measured = self._memory.finish()
+            if context.session.rank == 0:
+                context.session.report_event(measured)
         self._watch.check(outcome)  # before anything is saved or told of this step
         check_replay(context.plan.expected, outcome.step, outcome.loss, outcome.grad_norm)
         checkpoint_s = 0.0
@@ -149,6 +156,9 @@ class TrainLoop:
         """
         context, engine, clock = self._context, self._context.engine, self._clock
         beat, step = context.session.beat, batch.step
+        clock.begin(step)
+        if self._measures_memory(step):
+            self._memory.begin()
         global_targets = self._global_targets(batch)
         lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
@@ -167,7 +177,7 @@ class TrainLoop:
                 del loss
                 beat(step, Phase.OPTIMIZER)
                 with clock.phase("optimizer"):
-                    self._stepper.step(self._protection.fence)
+                    self._stepper.step(self._before_update(step))
         summed, grad_norm = read_numbers((loss_sum, self._stepper.grad_norm()), context.device)
         ahead = feed.targets_ahead()
         facts = self._facts(batch, wait_s, summed, -1 if ahead is None else ahead, started)
@@ -175,9 +185,26 @@ class TrainLoop:
         packed = exchange(facts, context.device)
         context.check_interrupted()
         ranks = tuple(RankStep.unpack(row) for row in packed)
-        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks)
+        stepper = self._stepper
+        skipped = stepper.skipped or not math.isfinite(grad_norm)
+        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks, stepper.loss_scale, skipped)
         self._targets_ahead = outcome.targets_ahead
         return outcome
+
+    def _measures_memory(self, step: int) -> bool:
+        """The second step of a generation: in the first one Adam has no moments until its end."""
+        return step == self._start.step + 2
+
+    def _before_update(self, step: int) -> Callable[[], None]:
+        """What is done when a step's gradients are complete."""
+        if not self._measures_memory(step):
+            return self._protection.fence
+
+        def measured() -> None:
+            self._memory.at_update()
+            self._protection.fence()
+
+        return measured
 
     def _global_targets(self, batch: StepBatch) -> int:
         """Targets of all ranks in this step. Collective if the last exchange did not contain it: in a generation's
@@ -200,7 +227,7 @@ class TrainLoop:
             samples=batch.samples,
             digest=batch.digest,
             phases=phases,
-            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
+            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in PHASES)),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
             save=self._context.session.save_asked(),

@@ -23,6 +23,10 @@ class StepOutcome:
     lr: float
     grad_norm: float
     ranks: tuple[RankStep, ...]
+    loss_scale: float | None = None
+    """See `StepReport`."""
+    skipped: bool = False
+    """See `StepReport`."""
 
     @property
     def targets(self) -> int:
@@ -90,4 +94,6 @@ def step_report(
         accumulation=plan.accumulation,
         protected_step=outcome.replicated_step if outcome.replicated_step >= 0 else None,
         ranks=summarise(ranks, every_rank_due(outcome.step, world_size, first)),
+        loss_scale=outcome.loss_scale,
+        skipped=outcome.skipped,
     )

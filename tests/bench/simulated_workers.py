@@ -1,9 +1,9 @@
 """`python -m tests.bench.simulated_workers`: the other ends of a driver at scale, in one process.
 
-Workers connect to a driver's real receiver with the real protocol, send a sign of life twice a second, and rank 0
-pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. The
-first line on stdin is JSON and says where and how many; stdout has the vaults' addresses, and at `steps` what has been
-pushed.
+Workers connect to a driver's real receiver with the real protocol, send a heartbeat twice a second, and rank 0
+pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). The others push figures of
+their GPUs. Vaults answer surveys. The first line on stdin is JSON and says where and how many; stdout has the vaults'
+addresses, and at `steps` what has been pushed.
 """
 
 import json
@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 from orchestrator.checkpoint.memory.vault_server import VaultServer
 from orchestrator.checkpoint.memory.wire import LENGTH, Channel, encode
+from orchestrator.domain.events import Event, GpuMeasured
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import every_rank_due, summarise
 from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.gpu_figures import INTERVAL_S
 from orchestrator.gang.agent.report_frames import BEAT_S, encode_batch
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch
 from orchestrator.json_values import JsonObject
@@ -53,6 +55,16 @@ def step_report(step: int, ranks: int, rng: random.Random, time_s: float) -> Ste
     )  # fmt: skip
 
 
+def gpu_figures(rank: int, rng: random.Random) -> Event:
+    """Of NVML, as an agent reads them."""
+    used_bytes, watts = 10**10 + rng.randrange(1 << 36), 300 + 400 * rng.random()
+    gpu = GpuMeasured(
+        rank, f"host-{rank // 8}", f"GPU-{rng.getrandbits(128):032x}", "NVIDIA H100 80GB HBM3", rng.random(),
+        used_bytes, 85899345920, watts, 63.0, ("power_cap",), 0, 0,
+    )  # fmt: skip
+    return Event(gpu, time.time())
+
+
 class Worker:
     """One connection."""
 
@@ -65,22 +77,25 @@ class Worker:
         self._answer()
         self.socket.sendall(encode({"worker": name}, 0))
         self.beat_due_s = time.monotonic() + BEAT_S * random.random()
+        self.gpu_due_s = time.monotonic() + INTERVAL_S * random.random()
         self.number = self.confirmed = 0
 
-    def send(self, step: int, item: StepReport | None = None) -> None:
-        """A sign of life, maybe with a report."""
+    def send(self, step: int, item: StepReport | Event | None = None) -> None:
+        """A heartbeat, maybe with a report or an event."""
         beat = Heartbeat(self.rank, step, Phase.FORWARD, 1, 0.1, 0, False, 1)
         self.number += item is not None
         batch = ReportBatch(beat) if item is None else ReportBatch(beat, self.number, (item,))
         self.socket.sendall(encode(encode_batch(batch), 0))
 
-    def take_answer(self) -> None:
-        """The number of the batch that has been dealt with."""
-        self.confirmed = json.loads(self._answer())["seen"]
+    def take_answer(self) -> bool:
+        """Take the number of the batch that has been dealt with. False if the driver has hung up."""
+        answer = self._answer()
+        self.confirmed = json.loads(answer)["seen"] if answer else self.confirmed
+        return bool(answer)
 
     def _answer(self) -> bytes:
-        (length,) = LENGTH.unpack(self.socket.recv(LENGTH.size, socket.MSG_WAITALL))
-        return self.socket.recv(length, socket.MSG_WAITALL)
+        header = self.socket.recv(LENGTH.size, socket.MSG_WAITALL)
+        return self.socket.recv(LENGTH.unpack(header)[0], socket.MSG_WAITALL) if len(header) == LENGTH.size else b""
 
 
 def serve_vaults(nodes: int, per_node: int, token: str) -> list[VaultServer]:
@@ -122,7 +137,8 @@ def serve(workers: list[Worker]) -> None:
         readable, _, _ = select.select([sys.stdin, first.socket], [], [], LOOK_S)
         now_s = time.monotonic()
         if first.socket in readable:
-            first.take_answer()
+            if not first.take_answer():
+                return
             latencies_s.append(now_s - sent_s)
         if sys.stdin in readable:
             words = sys.stdin.readline().split()
@@ -140,6 +156,9 @@ def serve(workers: list[Worker]) -> None:
             if now_s >= worker.beat_due_s:
                 worker.beat_due_s += BEAT_S
                 worker.send(step)
+            if now_s >= worker.gpu_due_s and worker is not first:  # whose answers are those to its steps
+                worker.gpu_due_s += INTERVAL_S
+                worker.send(step, gpu_figures(worker.rank, rng))
 
 
 if __name__ == "__main__":

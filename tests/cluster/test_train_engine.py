@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import WorkerPhase
+from orchestrator.domain.events import MemoryMeasured, WorkerPhase
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import GangFailedError, Outcome, TrainProcesses, train_plan
 from tests.selection import every_day
@@ -54,6 +54,8 @@ def test_bf16_follows_fp32(stage: int, train: Callable[..., Outcome]) -> None:
     close(rounded.losses, exact.losses, 1e-2)
     assert rounded.losses != exact.losses
     assert [n for n in rounded.grad_norms if n is not None] == pytest.approx(exact.grad_norms, rel=0.05)
+    (memory,) = rounded.of(MemoryMeasured)
+    print("MEM", stage, memory)
 
 
 @pytest.mark.parametrize(

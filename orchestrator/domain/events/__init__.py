@@ -22,12 +22,19 @@ from orchestrator.domain.events.data_events import (
     TrainingPlanned,
 )
 from orchestrator.domain.events.event_base import Emit, Event, EventBody, Observer, UnknownEvent
-from orchestrator.domain.events.memory_events import SnapshotsPlanned, VaultsAdopted, VaultsKept, VaultsPlanned
+from orchestrator.domain.events.memory_events import (
+    MemoryMeasured,
+    SnapshotsPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+)
 from orchestrator.domain.events.recovery_events import (
     FaultInjected,
     FaultKind,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
 )
 from orchestrator.domain.events.run_events import (
@@ -48,6 +55,7 @@ from orchestrator.domain.events.scaling_events import (
     ScaleState,
 )
 from orchestrator.domain.events.worker_events import (
+    GpuMeasured,
     WorkerFailed,
     WorkerHung,
     WorkerLog,
@@ -66,7 +74,9 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     DataSkipped,
     TrainingPlanned,
     DevicePlanned,
+    MemoryMeasured,
     WorkerStarted,
+    GpuMeasured,
     WorkerPhase,
     WorkerLog,
     WorkerFailed,
@@ -119,12 +129,15 @@ __all__ = [
     "FaultKind",
     "GangResized",
     "GangWaiting",
+    "GpuMeasured",
+    "MemoryMeasured",
     "MetricsServing",
     "ModelExported",
     "NodeDraining",
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
+    "RecoveryReason",
     "RecoveryStarted",
     "RunCreated",
     "RunState",

@@ -32,10 +32,12 @@ class Assignment:
     """The vault of the worker's node."""
     reports: ReportAccess | None = None
     """Where to push reports; None: they wait until they are polled."""
+    node_id: str = ""
+    """Id of the worker's node in the cluster."""
 
 
 class RaySession:
-    """Created and called by the training thread; the agent reads `lease` and calls `deliver`, `request_leave` and
+    """Created and called by the training thread; the agent reads `heartbeat` and calls `deliver`, `request_leave` and
     `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: ReportQueue, files: Files) -> None:
@@ -78,7 +80,11 @@ class RaySession:
         return self._assignment.node_ip
 
     @property
-    def lease(self) -> Heartbeat:
+    def node_id(self) -> str:
+        return self._assignment.node_id
+
+    @property
+    def heartbeat(self) -> Heartbeat:
         """How far the training thread reports to be, and whether its process is working. Only for the agent."""
         (step, phase, beats, beat_s), (parts, part_s) = self._beat, self._progress
         now_s = time.monotonic()

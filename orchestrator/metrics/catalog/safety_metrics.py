@@ -19,8 +19,8 @@ RECOVERIES = Metric(
     "convoy_recoveries_total",
     "counter",
     "",
-    "Finished recoveries by reason: numeric_fault, restore_mismatch, out_of_memory, device, node_lost, worker_hung, "
-    "process_died, worker_error.",
+    "Finished recoveries by reason: worker_died, node_died, node_silent, hang, worker_error, out_of_memory, "
+    "device_error, numeric_fault, driver_lost, unknown.",
     ("reason",),
     origin="driver",
 )

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,24 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import (
     CheckpointFailed,
     CheckpointSaved,
+    CheckpointStarted,
     DataProgress,
     DataReady,
     EvalFinished,
     FaultKind,
+    MemoryMeasured,
     NumericFaultFound,
+    RecoveryFinished,
+    RecoveryStarted,
     RunState,
     StateChanged,
     TrainingPlanned,
     WorkerFailed,
+    WorkerPhase,
+    WorkerStarted,
 )
+from orchestrator.domain.ranks.rank_report import CollectiveTimes, RankMemory
+from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics import metric_catalog, metrics_endpoint
 from orchestrator.metrics.exporter import MetricsObserver
@@ -55,6 +64,8 @@ def fed(report: Make) -> MetricsObserver:
         (WorkerFailed, {"rank": 1}),
         (NumericFaultFound, {"fault": FaultKind.LOSS, "skipped_count": 12}),
         (NumericFaultFound, {"fault": FaultKind.SPIKE, "skipped_count": None}),
+        (MemoryMeasured, {"measured": {"parameters": 10}, "predicted": {"parameters": 11, "activations": 12}}),
+        (WorkerStarted, {"rank": 0, "host": "host-0", "node_id": "abc"}),
     ]:  # fmt: skip
         observer.on_event(event(kind, 1.0, **fields))
     observer.on_step(report(1))
@@ -109,7 +120,83 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_checkpoint_failures_total") == 1
     assert value("convoy_checkpoint_age_seconds") == 99, "saved at 1, asked at 100"
     assert value("convoy_run_seconds", category="other") == 10
+    assert value("convoy_samples_per_second") == 12
+    assert value("convoy_slowest_rank") == 0
+    assert value("convoy_memory_part_bytes", part="parameters", source="measured") == 10
+    assert value("convoy_memory_part_bytes", part="activations", source="predicted") == 12
+    assert value("convoy_node_info", node="abc", hostname="host-0") == 1
+    assert value("convoy_recoveries_total", reason="hang") == 0, "an increase shows only if there was a 0"
+    assert value("convoy_recovery_phase_seconds_total", phase="restore") == 0
+    assert value("convoy_durable_write_duration_seconds_count") == 1
+    assert value("convoy_skipped_steps_total") == 0
+    assert ("convoy_loss_scale", frozenset({"run": "tiny-1", "job": "tiny"}.items())) not in values
     assert ("convoy_mfu_ratio", frozenset({"run": "tiny-1", "job": "tiny"}.items())) not in values
+
+
+def one(observer: MetricsObserver, name: str, **labels: str) -> float | None:
+    """A sample of a registry; None if there is none."""
+    return observer.registry.get_sample_value(name, {"run": "tiny-1", "job": "tiny", **labels})
+
+
+def test_communication_counts_apart_from_compute_and_only_if_it_was_measured(report: Make) -> None:
+    observer, phase = MetricsObserver("tiny-1", "tiny"), "convoy_step_phase_duration_seconds"
+    cpu = report(1)
+    waits = [replace(rank, waits=CollectiveTimes(0.0, 0.1 * rank.rank, 0.1)) for rank in cpu.ranks.every]
+    observer.on_step(replace(cpu, ranks=summarise(waits)))
+    assert one(observer, "convoy_communication_ratio") == pytest.approx(0.15)
+    assert one(observer, f"{phase}_sum", phase="communication") == pytest.approx(0.15)
+    memory = RankMemory(1, 2, 3, 4, 5)
+    gpus = [replace(rank, memory=memory, waits=CollectiveTimes()) for rank in cpu.ranks.every]
+    on_gpus = MetricsObserver("tiny-1", "tiny")
+    on_gpus.on_step(replace(cpu, ranks=summarise(gpus)))  # a step that was not sampled
+    assert one(on_gpus, "convoy_communication_ratio") is None
+    assert one(on_gpus, f"{phase}_count", phase="communication") is None
+    assert one(on_gpus, "convoy_worker_step_seconds", phase="collective", stat="max") is None
+    sampled = [replace(rank, waits=CollectiveTimes(0.2, 0.0, 0.0)) for rank in gpus]
+    on_gpus.on_step(replace(cpu, ranks=summarise(sampled)))
+    on_gpus.on_step(replace(cpu, ranks=summarise(gpus)))
+    assert one(on_gpus, "convoy_communication_ratio") == pytest.approx(0.2), "of the last one that was"
+    assert one(on_gpus, f"{phase}_count", phase="communication") == 1
+
+
+def test_fp16_and_snapshots_come_from_the_steps(report: Make) -> None:
+    observer, step = MetricsObserver("tiny-1", "tiny"), report(1)
+    observer.on_step(replace(step, loss_scale=1024.0, skipped=True))
+    assert one(observer, "convoy_loss_scale") == 1024
+    assert one(observer, "convoy_skipped_steps_total") == 1
+    assert one(observer, "convoy_snapshot_duration_seconds_count") == 0
+    copied = [replace(r, phases=replace(r.phases, snapshot_s=0.1 + r.rank)) for r in step.ranks.every]
+    observer.on_step(replace(step, ranks=summarise(copied)))
+    assert one(observer, "convoy_snapshot_duration_seconds_sum") == pytest.approx(1.1), "the slowest rank's"
+    assert one(observer, "convoy_skipped_steps_total") == 1
+
+
+def test_recoveries_count_by_reason_and_phase() -> None:
+    observer = MetricsObserver("tiny-1", "tiny")
+    observer.on_event(event(RecoveryStarted, 12.0, reason="hang", detected_s=11.0, alive_s=5.0))
+    observer.on_event(event(WorkerPhase, 13.0, phase="restore"))
+    observer.on_event(event(WorkerPhase, 15.0, phase="train"))
+    observer.on_event(event(RecoveryFinished, 15.5, seconds=4.5))
+    assert one(observer, "convoy_recoveries_total", reason="hang") == 1
+    assert one(observer, "convoy_recoveries_total", reason="worker_died") == 0
+    phases = {"detection": 6.0, "decision": 1.0, "rebuild": 1.0, "restore": 2.0, "first_step": 0.5}
+    assert {name: one(observer, "convoy_recovery_phase_seconds_total", phase=name) for name in phases} == phases
+
+
+def test_checkpoints_that_are_being_written_are_queued() -> None:
+    observer = MetricsObserver("tiny-1", "tiny")
+    seen = []
+    for kind, fields in [
+        (CheckpointStarted, {"step": 1}),
+        (CheckpointStarted, {"step": 2}),
+        (CheckpointSaved, {"step": 1, "seconds": 0.1, "write_seconds": 7.0}),
+        (CheckpointFailed, {"step": 2}),
+        (CheckpointSaved, {"step": 3, "seconds": 0.5}),
+    ]:
+        observer.on_event(event(kind, 1.0, **fields))
+        seen.append(one(observer, "convoy_durable_writes_queued"))
+    assert seen == [1, 2, 1, 0, 0]
+    assert one(observer, "convoy_durable_write_duration_seconds_sum") == 7.5, "one in the foreground: its pause"
 
 
 def test_everything_served_is_in_the_catalog(server: MetricsServer) -> None:
