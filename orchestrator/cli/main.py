@@ -23,6 +23,10 @@ COMMANDS = {
         "orchestrator.cli.commands.durability_command:durability",
         "Show what a run would lose if a node failed now.",
     ),
+    "goodput": (
+        "orchestrator.cli.commands.goodput_command:goodput",
+        "Show what the time of a run's workers was spent on, and its cost.",
+    ),
     "logs": ("orchestrator.cli.commands.runs_commands:logs", "Print the output of a run's workers."),
     "scale": ("orchestrator.cli.commands.scale_command:scale", "Change the number of workers of an active run."),
     "export": ("orchestrator.cli.commands.model_commands:export", "Write a run's model in Hugging Face format."),

@@ -38,11 +38,12 @@ from orchestrator.domain.events import (
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.ranks.rank_summary import EVERY_STEP_RANKS, SLOWEST, RankSpread
 from orchestrator.domain.step_report import StepReport
-from orchestrator.json_values import JsonObject, mapping, number
+from orchestrator.goodput.ledger_result import LedgerResult
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.catalog import metric_family, resource_metrics, safety_metrics
 from orchestrator.metrics.collectors.copy_counters import CopyCollector
 from orchestrator.metrics.collectors.driver_load import DriverLoad
+from orchestrator.metrics.collectors.goodput_collector import GoodputCollector
 from orchestrator.metrics.collectors.gpu_gauges import GpuGauges
 from orchestrator.metrics.collectors.loop_pace import LoopPace
 from orchestrator.metrics.collectors.node_gauges import NodeGauges
@@ -57,7 +58,7 @@ class MetricsObserver:
         self,
         run_id: str,
         job: str,
-        ledger: Callable[[], JsonObject] | None = None,
+        ledger: Callable[[], LedgerResult] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
@@ -109,14 +110,14 @@ class MetricsObserver:
 
     def _collect(
         self,
-        ledger: Callable[[], JsonObject] | None,
+        ledger: Callable[[], LedgerResult] | None,
         slowness: Callable[[], dict[int, float]] | None,
         durability: DurabilityRecorder | None,
         pace: LoopPace | None,
     ) -> None:
         """Have the values asked for that are worked out with each scrape."""
         if ledger is not None:
-            self.registry.register(_LedgerCollector(self._common, ledger))
+            self.registry.register(GoodputCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
         if durability is not None:
@@ -320,27 +321,6 @@ _COLLECTED = (
     resource_metrics.DRIVER_FILES,
 )
 """Metrics whose values are asked for with each scrape, besides those of the ledger and of NVML."""
-
-
-class _LedgerCollector(Collector):
-    """The ledger's seconds, worked out when asked for."""
-
-    def __init__(self, common: tuple[str, str], ledger: Callable[[], JsonObject]) -> None:
-        self._common = common
-        self._ledger = ledger
-
-    def collect(self) -> Iterable[Metric]:
-        value = self._ledger()
-        seconds_metric = metric_catalog.CATEGORY_SECONDS
-        family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
-        spent = mapping(value, "seconds")
-        for category in spent:
-            family.add_metric((*self._common, category), number(spent, category))
-        goodput = GaugeMetricFamily(
-            metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_family.COMMON_LABELS
-        )
-        goodput.add_metric(self._common, number(value, "goodput"))
-        return [family, goodput]
 
 
 class _SlownessCollector(Collector):

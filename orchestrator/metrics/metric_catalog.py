@@ -151,15 +151,6 @@ DATA_SAMPLES = Metric(
     "convoy_data_samples", "gauge", "samples", "Samples: train and validation.", ("split",), origin="driver"
 )
 DATA_BAD = Metric("convoy_data_bad_records", "gauge", "records", "Records that could not be read.", origin="driver")
-CATEGORY_SECONDS = Metric(
-    "convoy_run_seconds",
-    "gauge",
-    "seconds",
-    "Wall time of the run by category, earlier drivers included. Training that is thrown away moves to `lost`.",
-    ("category",),
-    origin="ledger",
-    unused="`convoy_worker_time_seconds` counts the time of each worker, and by more classes",
-)
 WORKER_TIME = Metric(
     "convoy_worker_time_seconds",
     "gauge",
@@ -180,7 +171,7 @@ ETTR = Metric(
     "convoy_ettr_ratio",
     "gauge",
     "",
-    "Effective training time ratio: productive time divided by the time that the run was ready or running, 0 to 1.",
+    "Effective training time ratio, 0 to 1: wall time of steps that count, divided by the wall time of the run.",
     origin="ledger",
 )
 RESERVED_SECONDS = Metric(

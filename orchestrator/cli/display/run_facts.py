@@ -30,9 +30,15 @@ from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.json_values import JsonFields, JsonObject, JsonValue, integer, mapping, number, optional
+from orchestrator.goodput.ledger_result import LedgerResult
+from orchestrator.goodput.time_class import TimeClass
+from orchestrator.json_values import JsonFields, JsonObject, JsonValue, integer, optional
+from orchestrator.store.recorded_ledger import ledger_of
 from orchestrator.store.run_history import current_steps, read_events, read_last_ranks
 from orchestrator.store.run_store import RunRecord
+
+SHOWN_SHARE = 0.005
+"""Classes of time with a smaller share are left out."""
 
 
 @dataclass
@@ -144,8 +150,8 @@ class RunFacts:
     """Of each step."""
     data: JsonObject | None
     """`data.json`."""
-    ledger: JsonObject | None
-    """`ledger.json`."""
+    ledger: LedgerResult | None
+    """None if nothing was recorded."""
 
     def to_json(self) -> JsonObject:
         """For programs; what the run's files do not hold is null or empty."""
@@ -158,7 +164,7 @@ class RunFacts:
             "training": None if self.training is None else asdict(self.training),
             "losses": list(self.losses),
             "data": self.data,
-            "ledger": self.ledger,
+            "ledger": None if self.ledger is None else self.ledger.to_json(),
         }
 
 
@@ -175,7 +181,7 @@ def facts(record: RunRecord) -> RunFacts:
         training=_training(steps, read_last_ranks(layout)),
         losses=tuple(step.loss for step in steps),
         data=read_json(layout.data),
-        ledger=read_json(layout.ledger),
+        ledger=ledger_of(layout),
     )
 
 
@@ -329,17 +335,15 @@ def _kept_lines(run: RunFacts) -> list[str]:
     return lines
 
 
-def _ledger_lines(ledger: JsonFields | None) -> list[str]:
-    elapsed_s = optional(number, ledger, "elapsed_s") if ledger else None
-    if not ledger or not elapsed_s:
+def _ledger_lines(ledger: LedgerResult | None) -> list[str]:
+    if ledger is None or not ledger.reserved_s:
         return []
-    goodput = optional(number, ledger, "goodput") or 0.0
-    lines = ["", f"Where {formatting.duration(elapsed_s)} went (goodput {goodput:.0%}):"]
-    spent = optional(mapping, ledger, "seconds") or {}
-    for category in spent:
-        seconds = number(spent, category)
-        if seconds >= 0.005 * elapsed_s:
-            share = seconds / elapsed_s
-            name = category.replace("_", " ")
-            lines.append(f"  {name:<17} {formatting.duration(seconds):>8}  {share:>4.0%}  {formatting.bar(share, 30)}")
+    what = f"{formatting.duration(ledger.reserved_s)} of worker time"
+    lines = ["", f"Where {what} went (goodput {ledger.goodput:.0%}, ETTR {ledger.ettr:.0%}; `convoy goodput`):"]
+    for time_class in TimeClass:
+        seconds = ledger.seconds.get(time_class, 0.0)
+        share = seconds / ledger.reserved_s
+        if share >= SHOWN_SHARE:
+            name = time_class.value.replace("_", " ")
+            lines.append(f"  {name:<18} {formatting.duration(seconds):>8}  {share:>4.0%}  {formatting.bar(share, 30)}")
     return lines

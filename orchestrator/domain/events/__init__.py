@@ -56,11 +56,13 @@ from orchestrator.domain.events.scaling_events import (
 )
 from orchestrator.domain.events.worker_events import (
     GpuMeasured,
+    NodeReservation,
     WorkerFailed,
     WorkerHung,
     WorkerLog,
     WorkerPhase,
     WorkerSlow,
+    WorkersReserved,
     WorkerStarted,
 )
 
@@ -75,6 +77,7 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     TrainingPlanned,
     DevicePlanned,
     MemoryMeasured,
+    WorkersReserved,
     WorkerStarted,
     GpuMeasured,
     WorkerPhase,
@@ -134,6 +137,7 @@ __all__ = [
     "MetricsServing",
     "ModelExported",
     "NodeDraining",
+    "NodeReservation",
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
@@ -158,4 +162,5 @@ __all__ = [
     "WorkerPhase",
     "WorkerSlow",
     "WorkerStarted",
+    "WorkersReserved",
 ]
