@@ -47,6 +47,7 @@ from orchestrator.domain.events.scaling_events import (
     ScaleAnswered,
     ScaleState,
 )
+from orchestrator.domain.events.tracker_events import TrackerEnded, TrackerReady
 from orchestrator.domain.events.worker_events import (
     WorkerFailed,
     WorkerHung,
@@ -93,6 +94,8 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     ModelExported,
     SampleGenerated,
     MetricsServing,
+    TrackerReady,
+    TrackerEnded,
     WarningIssued,
 )
 """Every kind of event, in the order of the documentation."""
@@ -133,6 +136,8 @@ __all__ = [
     "ScaleState",
     "SnapshotsPlanned",
     "StateChanged",
+    "TrackerEnded",
+    "TrackerReady",
     "TrainingPlanned",
     "UnknownEvent",
     "VaultsAdopted",
