@@ -89,6 +89,7 @@ docs: install
 	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
 	$(BIN)/python -m orchestrator.metrics.event_reference
 	$(BIN)/python -m orchestrator.run.state_reference
+	$(BIN)/python -m orchestrator.monitor.kubernetes_manifests
 
 recording: dev
 	$(BIN)/python -m tests.recording
