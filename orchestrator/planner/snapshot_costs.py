@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.domain.events import SnapshotsPlanned
+from orchestrator.domain.policy.cadence import SNAPSHOT_COST
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.state_size import SLOTS, STATE_BYTES_PER_PARAMETER
 from orchestrator.spec.job import JobSpec
@@ -52,9 +53,9 @@ class SnapshotCosts:
     sent_s: float
 
     def interval_s(self, budget: float) -> float:
-        """Seconds from one snapshot to the next if they may take that share of the time; never less than the copies
+        """Seconds from one snapshot to the next if they may cost that share of the time; never less than the copies
         need to arrive."""
-        return max(self.stall_s / budget, self.sent_s)
+        return max(SNAPSHOT_COST * self.stall_s / budget, self.sent_s)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class CheckpointSpec(SpecModel):
     """Copy state to memory every this many steps. Default: as often as `overhead_budget` allows."""
 
     overhead_budget: float = Field(default=0.02, gt=0, le=1)
-    """Share of the step time that copies to memory may take if no interval is given."""
+    """Share of the step time that copies to memory may cost if no interval is given: one and a half times what they
+    pause a worker for, since they slow down the steps around them too."""
 
     interval_steps: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
     """Write a checkpoint every this many steps. `auto`: the interval of Young and Daly that loses the least time, from

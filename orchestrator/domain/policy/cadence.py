@@ -1,4 +1,4 @@
-"""How often state is written, from what it costs. Pure."""
+"""How often state is copied to memory and written to storage, from what that costs. Pure."""
 
 import math
 from collections import deque
@@ -7,38 +7,44 @@ from statistics import median
 
 _KEPT = 5
 """Measurements that count; their median is used, because one that was delayed says nothing about the cost."""
+SNAPSHOT_COST = 1.5
+"""What a snapshot costs training, for each second that it pauses a rank: the copies of other ranks delay that rank, the
+data it works on is no longer in the caches, and the vaults need processors. `make bench BENCH=snapshot_cost` measured
+0.8, 1.3, 1.5 and 1.7 on two cores."""
 
 
-def steps_between(cost_s: float, step_s: float, budget: float) -> int:
-    """The least number of steps between two writes of `cost_s` with which they take at most `budget` of step time."""
-    if cost_s <= 0 or step_s <= 0:
+def steps_between(pause_s: float, step_s: float, budget: float) -> int:
+    """The least number of steps between two snapshots that pause a rank for `pause_s`, so that they cost at most
+    `budget` of step time."""
+    if pause_s <= 0 or step_s <= 0:
         return 1
-    return max(1, math.ceil(cost_s / (budget * step_s)))
+    return max(1, math.ceil(SNAPSHOT_COST * pause_s / (budget * step_s)))
 
 
 @dataclass
 class Cadence:
-    """Recent costs of a write and a step, the same on every rank that gets the same numbers."""
+    """How long recent snapshots paused a rank, and how long steps took; the same on every rank that gets the same
+    numbers."""
 
     budget: float
-    """Share of step time that writing may take."""
+    """Share of step time that snapshots may cost."""
     fixed: int | None = None
-    """Steps between writes, if the spec sets them."""
+    """Steps between snapshots, if the spec sets them."""
     _step_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
-    _cost_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
+    _pause_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT), init=False)
 
-    def measure(self, step_s: float, cost_s: float) -> None:
-        """Take in a step, and the last write before it (0: there was none)."""
+    def measure(self, step_s: float, pause_s: float) -> None:
+        """Take in a step, and the pause for the snapshot before it (0: there was none)."""
         self._step_s.append(step_s)
-        if cost_s > 0:
-            self._cost_s.append(cost_s)
+        if pause_s > 0:
+            self._pause_s.append(pause_s)
 
     @property
     def steps(self) -> int:
-        """Steps from one write to the next."""
-        if self.fixed is not None or not self._cost_s:
+        """Steps from one snapshot to the next."""
+        if self.fixed is not None or not self._pause_s:
             return self.fixed or 1
-        return steps_between(median(self._cost_s), median(self._step_s), self.budget)
+        return steps_between(median(self._pause_s), median(self._step_s), self.budget)
 
 
 LEAST_S = 30.0

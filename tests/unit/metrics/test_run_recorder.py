@@ -128,7 +128,7 @@ def test_what_a_driver_writes_after_it_was_taken_over_does_not_count(
     assert [value["step"] for value in read_jsonl(layout.steps)] == [1, 2, 3, 3]
     assert [value["message"] for value in read_jsonl(layout.events)] == ["of lease 1", "of lease 2"]
     assert all("lease" not in value for value in read_jsonl(layout.steps)), "a step has no such field"
-    assert StepReport.from_json(last_object(layout.steps) or {}) == report(3)
+    assert StepReport.from_json(last_object(layout.steps) or {}).to_json() == report(3).to_json()
     raw = [json.loads(line) for line in layout.steps.read_text().splitlines()]
     assert [(value["step"], value["lease"]) for value in raw] == [
         *((step, 1) for step in (1, 2, 3)), (3, 2), *((step, 1) for step in (4, 5, 6)),
@@ -139,7 +139,8 @@ def test_records_of_versions_without_leases_count(tmp_path: Path, report: Callab
     layout = RunLayout(tmp_path)
     RunRecorder(layout).on_step(report(1))
     RunRecorder(layout, lease=1).on_step(report(2))
-    assert [StepReport.from_json(value) for value in read_jsonl(layout.steps)] == [report(1), report(2)]
+    assert [value["step"] for value in read_jsonl(layout.steps)] == [1, 2]
+    assert [value["step"] for value in read_jsonl(layout.ranks)] == [1, 2]
 
 
 def test_the_last_object_is_not_one_of_many_that_came_too_late(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ def costs(parameters: int, nodes: int, speeds: object = PAGEABLE, replicas: int 
 @pytest.mark.parametrize(
     ("parameters", "nodes", "state_gb", "stall_s", "every_s", "pinned_s", "pinned_every_s", "own_gb", "copied_gb"),
     [
-        # 12 bytes a parameter; 4 GB/s pageable, 25 GB/s pinned; 2% of the time; two slots of eight workers.
-        (SEVEN, 1, 10.5, 2.6, 131, 0.42, 21, 168, 168),
-        (SEVEN, 8, 1.3, 0.33, 16, 0.05, 3, 21, 42),
-        (SEVENTY, 8, 13.1, 3.3, 164, 0.5, 26, 210, 420),
+        # 12 bytes a parameter; 4 GB/s pageable, 25 GB/s pinned; 2% of the time, of which a pause is two thirds; two
+        # slots of eight workers.
+        (SEVEN, 1, 10.5, 2.6, 197, 0.42, 31.5, 168, 168),
+        (SEVEN, 8, 1.3, 0.33, 24.6, 0.05, 3.9, 21, 42),
+        (SEVENTY, 8, 13.1, 3.3, 246, 0.5, 39.4, 210, 420),
     ],
 )  # fmt: skip
 def test_stall_interval_and_memory(
@@ -37,9 +38,9 @@ def test_stall_interval_and_memory(
     pageable, pinned = costs(parameters, nodes), costs(parameters, nodes, PINNED)
     assert pageable.state_bytes / GB == pytest.approx(state_gb, abs=0.05)
     assert pageable.stall_s == pytest.approx(stall_s, rel=0.02)
-    assert pageable.stall_s / BUDGET == pytest.approx(every_s, rel=0.03)
+    assert 1.5 * pageable.stall_s / BUDGET == pytest.approx(every_s, rel=0.01)
     assert pinned.stall_s == pytest.approx(pinned_s, rel=0.06)
-    assert pinned.stall_s / BUDGET == pytest.approx(pinned_every_s, rel=0.13)  # written as "3 s": it is 2.6
+    assert 1.5 * pinned.stall_s / BUDGET == pytest.approx(pinned_every_s, rel=0.01)
     assert pageable.node_bytes / GB == pytest.approx(own_gb, rel=0.01)
     assert pageable.copied_node_bytes / GB == pytest.approx(copied_gb, rel=0.01)
     assert pageable.recovery_bytes == 2 * pageable.copied_node_bytes
@@ -54,7 +55,7 @@ def test_bytes_on_the_wire() -> None:
 
 def test_copies_that_take_longer_than_the_budget_set_the_interval() -> None:
     pinned = costs(SEVENTY, 8, PINNED)
-    assert pinned.stall_s / BUDGET == pytest.approx(26, rel=0.02)
+    assert 1.5 * pinned.stall_s / BUDGET == pytest.approx(39.4, rel=0.01)
     assert pinned.interval_s(BUDGET) == pinned.sent_s
 
 
@@ -62,8 +63,8 @@ def test_the_loss_of_a_node_repeats_an_interval_and_what_was_on_its_way() -> Non
     pageable = costs(SEVENTY, 8)
     loss = node_loss(pageable, SEVENTY, (8,) * 8, PAGEABLE, pageable.interval_s(BUDGET), step_s=10.0)
     assert loss is not None
-    assert loss.repeated_s == pytest.approx(164 + 42, rel=0.01)
-    assert loss.repeated_steps == 21
+    assert loss.repeated_s == pytest.approx(246 + 42, rel=0.01)
+    assert loss.repeated_steps == 29
     # Seven nodes read 840 GB: 120 GB each at 2.5 GB/s.
     assert loss.read_s == pytest.approx(48, rel=0.01)
     alone = costs(SEVEN, 1)
