@@ -90,6 +90,7 @@ docs: dev
 	$(BIN)/python -m orchestrator.dashboards.monitoring_reference > docs/metrics.md
 	$(BIN)/python -m orchestrator.metrics.event_reference
 	$(BIN)/python -m orchestrator.run.state_reference
+	$(BIN)/python -m orchestrator.monitor.kubernetes_manifests
 
 recording: dev
 	$(BIN)/python -m tests.recording

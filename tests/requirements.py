@@ -30,6 +30,15 @@ def _grafana_sdk() -> str | None:
     return None if found else "grafana-foundation-sdk is not installed; it comes with the extra `dev`"
 
 
+def _tensorboard() -> str | None:
+    found = importlib.util.find_spec("tensorboard")
+    return None if found else "tensorboard is not installed: pip install 'convoy-train[tensorboard]'"
+
+
+def _wandb() -> str | None:
+    return None if importlib.util.find_spec("wandb") else "wandb is not installed: pip install 'convoy-train[wandb]'"
+
+
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "only root may do this"
 
@@ -61,6 +70,8 @@ MISSING: Mapping[str, Callable[[], str | None]] = {
     "promtool": _promtool,
     "prometheus": _prometheus,
     "grafana_sdk": _grafana_sdk,
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
     "root": _root,
     "not_root": _not_root,
     "mounts": limited_disk.why_not,
