@@ -166,7 +166,8 @@ def _options(panel: Panel) -> object:
                 show_unfilled=True,
                 orientation=common.VizOrientation.HORIZONTAL,
                 reduce_options=_LAST,
-                max_viz_height=28,
+                max_viz_height=30,
+                text=common.VizTextDisplayOptions(title_size=13, value_size=15),
             )
         case "table":
             return table.Options(show_header=True, cell_height=common.TableCellHeight.SM)

@@ -3,6 +3,7 @@
 The figures are made up, and go through the real observer of a run's metrics and its real endpoint.
 """
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -44,53 +45,72 @@ def made_up_observer() -> MetricsObserver:
     for rank in range(RANKS):
         host = HOSTS[rank // 2]
         observer.on_event(event(WorkerStarted, rank=rank, host=host, node_id=f"node-{host}"))
-        observer.on_event(Event(gpu(rank, host), time.time()))
-    observer.on_step(step_on_gpus(10))
+    train_on(observer, 10, random.Random(7))
     observer.on_event(event(GangWaiting, need=4, have=3))
     return observer
 
 
-def gpu(rank: int, host: str) -> GpuMeasured:
-    throttled = ("thermal",) if rank == 3 else ()
+def train_on(observer: MetricsObserver, step: int, noise: random.Random) -> None:
+    """The next step, and what NVML says of the GPUs in it."""
+    for rank in range(RANKS):
+        observer.on_event(Event(gpu(rank, noise), time.time()))
+    observer.on_step(step_on_gpus(step, noise))
+
+
+def gpu(rank: int, noise: random.Random) -> GpuMeasured:
+    """The last one is hot, and its clocks are held down."""
+    hot = rank == RANKS - 1
     return GpuMeasured(
-        rank, host, f"GPU-{rank:04d}", "NVIDIA H100 80GB HBM3", 0.96, 61 * GIB, 80 * GIB, 640.0, 70.0 + rank,
-        throttled, 3, 0,
-    )  # fmt: skip
+        rank=rank,
+        host=HOSTS[rank // 2],
+        uuid=f"GPU-{rank:04d}",
+        name="NVIDIA H100 80GB HBM3",
+        utilization=noise.gauss(0.95, 0.01),
+        memory_used_bytes=61 * GIB + noise.randrange(GIB),
+        memory_total_bytes=80 * GIB,
+        power_watts=noise.gauss(560.0 if hot else 640.0, 8.0),
+        temperature_celsius=noise.gauss(86.0 if hot else 66.0 + rank, 0.7),
+        throttled=("thermal",) if hot else (),
+        ecc_corrected=3,
+        ecc_uncorrected=0,
+    )
 
 
-def step_on_gpus(step: int) -> StepReport:
+def step_on_gpus(step: int, noise: random.Random) -> StepReport:
     """In fp16."""
-    phases = PhaseTimes(data_wait_s=0.01, forward_s=0.2, backward_s=0.4, optimizer_s=0.1)
+    slow = noise.gauss(1.0, 0.01)
+    phases = PhaseTimes(data_wait_s=0.01, forward_s=0.2 * slow, backward_s=0.4 * slow, optimizer_s=0.1)
     memory = RankMemory(4 * GIB, 5 * GIB, 50 * GIB, 62 * GIB, 58 * GIB)
     ranks = tuple(RankReport(rank, 8, 16384, phases, memory) for rank in range(RANKS))
     return StepReport(
         step=step, time_s=time.time(), epoch=0.1, loss=3.0, grad_norm=0.9, lr=3e-4, tokens=65536, target_tokens=65000,
-        samples=32, first_position=0, data_digest=7, step_time_s=0.7, tokens_per_s=93000.0,
-        tokens_per_s_per_worker=23000.0, tflops_per_s=1600.0, mfu=0.41, world_size=RANKS, micro_batch=8,
-        accumulation=1, ranks=summarise(ranks), loss_scale=65536.0, skipped=False,
+        samples=32, first_position=0, data_digest=7, step_time_s=0.7 * slow, tokens_per_s=93000.0 / slow,
+        tokens_per_s_per_worker=23000.0 / slow, tflops_per_s=1600.0 / slow, mfu=0.41 / slow, world_size=RANKS,
+        micro_batch=8, accumulation=1, ranks=summarise(ranks), loss_scale=65536.0, skipped=False,
     )  # fmt: skip
 
 
-def exporters_text() -> str:
+def exporters_text(noise: random.Random) -> str:
     """What node_exporter and dcgm-exporter say of the hosts."""
-    lines = []
+    lines, now_s = [], time.monotonic()
     for host in HOSTS:
         at = f'instance="{host}:9100"'
         lines += [
             f'node_uname_info{{{at},nodename="{host}"}} 1',
-            f'node_network_transmit_bytes_total{{{at},device="eth0"}} 1e9',
-            f'node_cpu_seconds_total{{{at},cpu="0",mode="idle"}} 1000',
+            f'node_network_transmit_bytes_total{{{at},device="eth0"}} {now_s * 2.1e9:.0f}',
+            f'node_cpu_seconds_total{{{at},cpu="0",mode="idle"}} {now_s * 0.7:.3f}',
             f"node_memory_MemTotal_bytes{{{at}}} 1e12",
             f"node_memory_MemAvailable_bytes{{{at}}} 4e11",
         ]
-    lines += [f'DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{UUID="GPU-{rank:04d}",gpu="{rank}"}} 0.47' for rank in range(RANKS)]
+    busy = {rank: noise.gauss(0.47, 0.01) for rank in range(RANKS)}
+    lines += [f'DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{UUID="GPU-{rank:04d}"}} {share:.4f}' for rank, share in busy.items()]
     return "\n".join(lines) + "\n"
 
 
 @contextmanager
-def made_up_endpoints() -> Iterator[tuple[str, str]]:
+def made_up_endpoints(observer: MetricsObserver | None = None) -> Iterator[tuple[str, str]]:
     """Addresses of the run's endpoint and of the exporters."""
-    run = MetricsServer(made_up_observer().registry, "127.0.0.1", 0, None)
+    run = MetricsServer((observer or made_up_observer()).registry, "127.0.0.1", 0, None)
     exporters = ThreadingHTTPServer(("127.0.0.1", 0), _Exporters)
     thread = threading.Thread(target=exporters.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -104,8 +124,10 @@ def made_up_endpoints() -> Iterator[tuple[str, str]]:
 
 
 class _Exporters(BaseHTTPRequestHandler):
+    noise = random.Random(7)
+
     def do_GET(self) -> None:
-        body = exporters_text().encode()
+        body = exporters_text(self.noise).encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.end_headers()

@@ -39,7 +39,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Waiting for workers",
+        "Waiting",
         "Runs with fewer workers than their minimum. Their state is safe; they need nodes.",
         "none",
         runs_in("waiting"),
@@ -56,7 +56,7 @@ FIGURES = (
     ),
     figure("Workers", "Workers that train, of all runs.", "none", f"sum({sel('convoy_workers')})", decimals=0),
     figure(
-        "Tokens per second",
+        "Tokens/s",
         "Of all runs together.",
         "short",
         f"sum({sel('convoy_tokens_per_second')})",

@@ -39,7 +39,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Time to recover",
+        "Recovery time",
         "Mean of the recoveries in the range: from the detection of the failure to the end of the first step after it.",
         "s",
         Query(
@@ -51,7 +51,7 @@ FIGURES = (
         decimals=1,
     ),
     figure(
-        "Steps recomputed",
+        "Recomputed",
         "Finished steps that recoveries repeated, in the range.",
         "none",
         Query(total("convoy_recomputed_steps_total"), instant=True),
@@ -66,7 +66,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Copies of the state",
+        "Copies",
         "Smallest number of copies in memory of any shard. With one node there is one; with several, fewer than two"
         " means that the loss of a node costs the steps since the last checkpoint.",
         "none",
@@ -74,7 +74,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Nodes that must not fail",
+        "Critical nodes",
         "Nodes whose loss would leave no complete step in memory.",
         "none",
         latest("convoy_unrecoverable_nodes"),
@@ -82,7 +82,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Vaults without an answer",
+        "Silent vaults",
         "Nodes whose memory of the training state did not answer the last survey.",
         "none",
         f"count({sel('convoy_vault_up')} == 0) or 0 * count({sel('convoy_vault_up')})",
@@ -90,7 +90,7 @@ FIGURES = (
         decimals=0,
     ),
     figure(
-        "Failed checkpoints",
+        "Failed writes",
         "Checkpoints that could not be written, in the range. Training continues without them.",
         "none",
         Query(total("convoy_checkpoint_failures_total"), instant=True),

@@ -59,7 +59,7 @@ FIGURES = (
         decimals=3,
     ),
     figure(
-        "Tokens per second",
+        "Tokens/s",
         "Real tokens, without padding, of all workers together in the last step.",
         "short",
         latest("convoy_tokens_per_second"),
@@ -156,14 +156,14 @@ WORKERS = Panel(
 
 HAPPENED = Panel(
     "What happened",
-    "Events in the range that is shown. `convoy show RUN` lists them, `incidents/` in the run's directory has a page"
-    " for each recovery.",
+    "Events in the range that is shown. Recomputed: steps that recoveries repeated. `convoy show RUN` lists them,"
+    " `incidents/` in the run's directory has a page for each recovery.",
     "none",
     tuple(
         Query(total(counter), name, instant=True)
         for name, counter in (
             ("Recoveries", "convoy_recoveries_total"),
-            ("Steps recomputed", "convoy_recomputed_steps_total"),
+            ("Recomputed", "convoy_recomputed_steps_total"),
             ("Resizes", "convoy_resizes_total"),
             ("Checkpoints", "convoy_checkpoints_total"),
             ("Numeric faults", "convoy_numeric_faults_total"),
@@ -176,7 +176,7 @@ HAPPENED = Panel(
     color=MAIN,
     series={
         "Recoveries": Series(BAD),
-        "Steps recomputed": Series(BAD),
+        "Recomputed": Series(BAD),
         "Numeric faults": Series(BAD),
         "Warnings": Series(NOTICE),
         "Checkpoints": Series(GOOD),

@@ -4,7 +4,7 @@ import { chromium } from 'playwright-core';
 import { inspect } from './inspect.mjs';
 
 const [bundle, data, out] = process.argv.slice(2);
-const WIDTHS = [1280, 1920], MODES = ['dark', 'light'], LIMIT_MS = 60000;
+const WIDTHS = [1280, 1920], MODES = ['dark', 'light'], LIMIT_MS = 60000, FIRST_SCREEN = 900;
 const PAGE = '<!doctype html><html><body style="margin:0"><div id="root" style="position:relative"></div></body></html>';
 const script = readFileSync(bundle, 'utf8');
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
@@ -28,6 +28,11 @@ try {
         else complaints.push(...(await page.evaluate(inspect)));
         const name = `${dashboard.uid}-${width}-${mode}`;
         await page.screenshot({ path: `${out}/${name}.png`, fullPage: true });
+        const session = await page.context().newCDPSession(page);
+        const { data: small } = await session.send('Page.captureScreenshot', {
+          format: 'webp', quality: 82, clip: { x: 0, y: 0, width, height: FIRST_SCREEN, scale: 1 }, captureBeyondViewport: true,
+        });
+        writeFileSync(`${out}/${name}.webp`, Buffer.from(small, 'base64'));
         found.push({ name, complaints });
         await page.close();
       }
