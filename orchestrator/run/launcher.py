@@ -204,7 +204,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,
-        handle.ledger.snapshot,
+        handle.ledger.totals,
         slowness=lambda: handle.stragglers.ratios,
         durability=handle.durability,
         pace=run.bus.pace,

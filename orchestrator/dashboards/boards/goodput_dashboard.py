@@ -164,7 +164,7 @@ BY_RUN = (
     ),
     Panel(
         "Cost lost by cause",
-        "What time without progress cost.",
+        "What time without progress cost. `convoy goodput RUN --by cause` lists it.",
         "currencyUSD",
         (
             Query(

@@ -172,7 +172,7 @@ WASTE: tuple[Alert, ...] = (
         f"{GOODPUT_2H} < 0.5 and on (job, run) (convoy_run_info offset 2h)",
         "{{ $labels.job }}: {{ $value | humanizePercentage }} of the workers' time makes progress",
         "In the last two hours less than half of the time that is paid for was spent on steps that count.",
-        "The dashboard shows where it goes. Recoveries: find what fails. Waiting: lower"
+        "`convoy goodput {{ $labels.run }}` shows where it goes. Recoveries: find what fails. Waiting: lower"
         " `resources.workers.min`, or stop the run until there are nodes. Stalls: write checkpoints less often.",
         GOODPUT_UID,
         "30m",

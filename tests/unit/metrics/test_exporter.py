@@ -123,6 +123,9 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_worker_time_seconds", **{"class": "waiting"}) == 1.0
     assert value("convoy_worker_time_seconds", **{"class": "export"}) == 0.0
     assert (value("convoy_goodput_ratio"), value("convoy_ettr_ratio")) == (0.75, 0.7)
+    assert value("convoy_reserved_seconds", device="gpu") == 4.0
+    assert value("convoy_cost_usd") == 2.0
+    assert value("convoy_cost_lost_usd", cause="node_died") == 0.5
     assert value("convoy_samples_per_second") == 12
     assert value("convoy_slowest_rank") == 0
     assert value("convoy_memory_part_bytes", part="parameters", source="measured") == 10
