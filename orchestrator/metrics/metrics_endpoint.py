@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from socketserver import TCPServer, ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.metrics.scrape_pace import ScrapePace
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
@@ -38,7 +39,8 @@ class MetricsServer:
     def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
         """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
         check_exposure(host, token)
-        app = _guarded(make_wsgi_app(registry), token)
+        self._pace = ScrapePace()
+        app = _guarded(make_wsgi_app(registry), token, self._pace)
         server_class = _ServerV6 if ":" in host else _Server
         try:
             self._server = make_server(host, port, app, server_class, handler_class=_QuietHandler)
@@ -54,6 +56,11 @@ class MetricsServer:
             target=self._server.serve_forever, args=(CLOSE_POLL_S,), name="metrics", daemon=True
         )
         self._thread.start()
+
+    def await_scrape(self) -> bool:
+        """Let Prometheus read the last values, if it reads this endpoint regularly: at most until the next scrape is
+        overdue. Whether it did."""
+        return self._pace.await_next(time.monotonic())
 
     def close(self) -> None:
         """Stop serving."""
@@ -111,7 +118,7 @@ def refuses_connections(target: str) -> bool:
     return False
 
 
-def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
+def _guarded(app: WSGIApplication, token: str | None, pace: ScrapePace) -> WSGIApplication:
     """`app` at `/metrics` alone, for those who have the token."""
     expected = f"Bearer {token}".encode() if token is not None else None
 
@@ -123,9 +130,26 @@ def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
         if environ.get("PATH_INFO") != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"metrics are at /metrics\n"]
-        return app(environ, start_response)
+        return _Scraped(list(app(environ, start_response)), pace)
 
     return guarded
+
+
+class _Scraped:
+    """An answer that is noted once it has been sent. wsgiref asks for the number of blocks, and closes at the end."""
+
+    def __init__(self, blocks: list[bytes], pace: ScrapePace) -> None:
+        self._blocks, self._pace = blocks, pace
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def close(self) -> None:
+        """It has been sent."""
+        self._pace.note(time.monotonic())
 
 
 Request = socket.socket | tuple[bytes, socket.socket]

@@ -223,7 +223,10 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         for name, tracker in trackers.observers:
             handle.watch(name, tracker)
         ending.callback(trackers.close)
-        return handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))
+        outcome = handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))
+        if outcome.state is RunState.FAILED:
+            served.await_scrape()  # for the alert: the series end with the endpoint
+        return outcome
 
 
 def _bus_of(observers: Sequence[Observer]) -> EventBus:

@@ -58,6 +58,11 @@ class ServedMetrics:
         except OSError as error:
             run.emit(WarningIssued(f"Prometheus cannot find the metrics at {server.url}: no file for it: {error}"))
 
+    def await_scrape(self) -> None:
+        """Let Prometheus read the last state of a run that failed. At most `scrape_pace.LONGEST_WAIT_S`."""
+        if self._server is not None:
+            self._server.await_scrape()
+
     def close(self) -> None:
         """Withdraw the announcement and stop serving. Idempotent."""
         if self._file.name:
