@@ -57,6 +57,14 @@ def train_on(observer: MetricsObserver, step: int, noise: random.Random) -> None
     observer.on_step(step_on_gpus(step, noise))
 
 
+def train_until(observer: MetricsObserver, ended: threading.Event) -> None:
+    """A step each second."""
+    noise, step = random.Random(11), 11
+    while not ended.wait(1.0):
+        train_on(observer, step, noise)
+        step += 1
+
+
 def gpu(rank: int, noise: random.Random) -> GpuMeasured:
     """The last one is hot, and its clocks are held down."""
     hot = rank == RANKS - 1
@@ -108,15 +116,20 @@ def exporters_text(noise: random.Random) -> str:
 
 
 @contextmanager
-def made_up_endpoints(observer: MetricsObserver | None = None) -> Iterator[tuple[str, str]]:
-    """Addresses of the run's endpoint and of the exporters."""
-    run = MetricsServer((observer or made_up_observer()).registry, "127.0.0.1", 0, None)
+def made_up_endpoints() -> Iterator[tuple[str, str]]:
+    """Addresses of the endpoint of a run that makes a step each second, and of the exporters."""
+    observer, ended = made_up_observer(), threading.Event()
+    training = threading.Thread(target=train_until, args=(observer, ended), daemon=True)
+    training.start()
+    run = MetricsServer(observer.registry, "127.0.0.1", 0, None)
     exporters = ThreadingHTTPServer(("127.0.0.1", 0), _Exporters)
     thread = threading.Thread(target=exporters.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield run.url.removeprefix("http://").removesuffix("/metrics"), f"127.0.0.1:{exporters.server_port}"
     finally:
+        ended.set()
+        training.join(5)
         run.close()
         exporters.shutdown()
         exporters.server_close()

@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 from tests.cluster.standing import CONVOY, PACED, Driver
 from tests.monitoring.made_up_run import JOB as GPU_JOB
 from tests.monitoring.made_up_run import RUN as GPU_RUN
-from tests.monitoring.made_up_run import made_up_endpoints, made_up_observer, train_on
+from tests.monitoring.made_up_run import made_up_endpoints
 from tests.monitoring.prometheus_server import PrometheusServer, Span, free_port
 from tests.rendering.recording import Recording, recorded
 from tests.session_server import own_server
@@ -88,33 +86,12 @@ def plan(stage: Stage) -> Iterator[tuple[float, Callable[[], None]]]:
     yield 0.75, lambda: stage.hit(2, signal.SIGSTOP)
 
 
-@contextlib.contextmanager
-def training_on_gpus() -> Iterator[tuple[str, str]]:
-    """The endpoints of a made-up run that makes a step each second."""
-    observer, noise, ended = made_up_observer(), random.Random(11), threading.Event()
-
-    def train() -> None:
-        for step in range(11, 100_000):
-            if ended.wait(1.0):
-                return
-            train_on(observer, step, noise)
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    try:
-        with made_up_endpoints(observer) as addresses:
-            yield addresses
-    finally:
-        ended.set()
-        thread.join()
-
-
 def record(seconds: float = SECONDS) -> Recording:
     """Takes a minute more than the seconds of training."""
     with (
         tempfile.TemporaryDirectory(prefix="convoy-recording-") as name,
         own_server(os.environ),
-        training_on_gpus() as (gpus, exporters),
+        made_up_endpoints() as (gpus, exporters),
     ):
         directory = Path(name)
         stage = Stage(directory)
