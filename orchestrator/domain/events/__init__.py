@@ -54,6 +54,7 @@ from orchestrator.domain.events.scaling_events import (
     ScaleAnswered,
     ScaleState,
 )
+from orchestrator.domain.events.tracker_events import TrackerEnded, TrackerReady
 from orchestrator.domain.events.worker_events import (
     GpuMeasured,
     NodeReservation,
@@ -106,6 +107,8 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     ModelExported,
     SampleGenerated,
     MetricsServing,
+    TrackerReady,
+    TrackerEnded,
     WarningIssued,
 )
 """Every kind of event, in the order of the documentation."""
@@ -150,6 +153,8 @@ __all__ = [
     "ScaleState",
     "SnapshotsPlanned",
     "StateChanged",
+    "TrackerEnded",
+    "TrackerReady",
     "TrainingPlanned",
     "UnknownEvent",
     "VaultsAdopted",

@@ -39,9 +39,9 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.collectors.loop_pace import LoopPace
 from orchestrator.metrics.durability_recorder import DurabilityRecorder
 from orchestrator.metrics.exporter import MetricsObserver
-from orchestrator.metrics.ledger import Ledger
 from orchestrator.metrics.metric_catalog import CATALOG
 from tests.events import event
+from tests.unit.goodput.test_ledger_result import RESULT
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -91,7 +91,7 @@ def observer(request: pytest.FixtureRequest, tmp_path: Path, report: Make) -> Me
     observer = MetricsObserver(
         "large-1",
         "large",
-        lambda: Ledger(0.0).to_json(10.0),
+        lambda: RESULT,
         clock=lambda: 100.0,
         slowness=lambda: dict.fromkeys(range(RANKS), 1.0),
         durability=durability,
