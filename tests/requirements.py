@@ -20,6 +20,11 @@ def _promtool() -> str | None:
     return None if shutil.which("promtool") else "promtool is not installed; it comes with Prometheus"
 
 
+def _chromium() -> str | None:
+    found = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    return None if found else "Chromium is not installed"
+
+
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "only root may do this"
 
@@ -49,6 +54,7 @@ def _cuda() -> str | None:
 
 MISSING: Mapping[str, Callable[[], str | None]] = {
     "promtool": _promtool,
+    "chromium": _chromium,
     "root": _root,
     "not_root": _not_root,
     "mounts": limited_disk.why_not,

@@ -49,6 +49,8 @@ class StepReport:
     ranks: RankSummary
     protected_step: int | None = None
     """The newest step whose state is whole in the vaults, as known at this step; None if there is none."""
+    positions: int | None = None
+    """Positions that were computed: the real tokens and the padding. None in reports of earlier versions."""
 
     def to_json(self) -> JsonObject:
         """The step's line in `steps.jsonl`."""
@@ -92,6 +94,7 @@ class StepReport:
             accumulation=integer(value, "accumulation"),
             ranks=_ranks(value),
             protected_step=optional(integer, value, "protected_step"),
+            positions=optional(integer, value, "positions"),
         )
 
 

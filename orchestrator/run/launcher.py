@@ -218,7 +218,17 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
     finally:
         if server is not None:
             server.close()
+        held = run.lease.held()
         handle.close()
+        if held:
+            _report(run.layout)
+
+
+def _report(layout: RunLayout) -> None:
+    """Write `report.html`. Bounded, and it cannot fail."""
+    from orchestrator.report.report_file import write_report_at_end
+
+    write_report_at_end(layout)
 
 
 def _bus_of(observers: Sequence[Observer]) -> EventBus:
