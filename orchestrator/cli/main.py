@@ -6,7 +6,6 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import Any
 
 import click
 
@@ -105,7 +104,7 @@ def main() -> None:
     """Entry point. Errors of the user are printed as one line and a hint; the exit code is that of the error."""
     stdout = sys.stdout
     try:
-        result: Any = cli.main(standalone_mode=False, prog_name="convoy")
+        result: object = cli.main(standalone_mode=False, prog_name="convoy")
         # Without standalone mode, click returns the code of `ctx.exit` instead of ending.
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()

@@ -8,7 +8,7 @@ from click.shell_completion import CompletionItem
 DEFAULT_HOME = Path("runs")
 
 
-def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
     """Run ids under the home given so far on the command line, else `CONVOY_HOME`."""
     from orchestrator.store.run_store import RunStore
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Literal, TextIO
 
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import Event
@@ -17,6 +17,17 @@ from orchestrator.domain.events.event_codec import encode_event
 from orchestrator.domain.fault_plan import Arranged, NodeAddress
 from orchestrator.domain.policy.numeric import Injection
 from orchestrator.domain.step_report import StepReport
+from orchestrator.json_values import (
+    JsonFields,
+    JsonObject,
+    integer,
+    mapping,
+    objects,
+    optional,
+    parse_object,
+    text,
+    text_mapping,
+)
 from orchestrator.run.launcher import RunOutcome, resume_run, run_job
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.load import LoadedJob
@@ -35,7 +46,7 @@ class Relay:
     def on_step(self, report: StepReport) -> None:
         self.send({"step": report.to_message()})
 
-    def send(self, value: dict[str, Any]) -> None:
+    def send(self, value: JsonObject) -> None:
         """One line. Numbers that JSON has no word for are read back by the same library."""
         with self._lock:
             self._stream.write(json.dumps(value) + "\n")
@@ -48,7 +59,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     try:
-        outcome = _carry(json.loads(sys.stdin.readline()), relay, stop)
+        outcome = _carry(parse_object(sys.stdin.readline()), relay, stop)
     except ConvoyError as error:
         relay.send({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
         return 1
@@ -56,17 +67,35 @@ def main() -> int:
     return 0
 
 
-def _carry(asked: dict[str, Any], relay: Relay, stop: threading.Event) -> RunOutcome:
-    home = Path(asked["home"])
+def _carry(asked: JsonFields, relay: Relay, stop: threading.Event) -> RunOutcome:
+    """`asked`: see `DrilledRun`, which sends it. Raises JsonShapeError."""
+    home = Path(text(asked, "home"))
     arranged = Arranged(
-        injections=tuple(Injection(**each) for each in asked["injections"]),
-        nodes=tuple(NodeAddress(**each) for each in asked["nodes"]),
+        injections=tuple(_injection(each) for each in objects(asked, "injections")),
+        nodes=tuple(_node(each) for each in objects(asked, "nodes")),
     )
-    if asked["resume"] is not None:
-        return resume_run(Path(asked["resume"]), home, [relay], stop, arranged=arranged)
-    spec = JobSpec.model_validate_json(json.dumps(asked["spec"]))
-    job = LoadedJob(spec, Path(asked["path"]), asked["source"])
+    resumed = optional(text, asked, "resume")
+    if resumed is not None:
+        return resume_run(Path(resumed), home, [relay], stop, arranged=arranged)
+    spec = JobSpec.model_validate_json(json.dumps(mapping(asked, "spec")))
+    job = LoadedJob(spec, Path(text(asked, "path")), text(asked, "source"))
     return run_job(job, home, [relay], stop, arranged=arranged)
+
+
+def _injection(value: JsonFields) -> Injection:
+    return Injection(_KINDS[text(value, "kind")], integer(value, "step"), integer(value, "rank"))
+
+
+def _node(value: JsonFields) -> NodeAddress:
+    return NodeAddress(
+        text(value, "address"),
+        text(value, "interface"),
+        optional(text, value, "namespace"),
+        text_mapping(value, "labels"),
+    )
+
+
+_KINDS: dict[str, Literal["nan", "spike", "oom"]] = {"nan": "nan", "spike": "spike", "oom": "oom"}
 
 
 def _private_stdout() -> TextIO:

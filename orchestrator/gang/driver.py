@@ -4,10 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.checkpoint.storage.retention import Rule
 from orchestrator.checkpoint.survey.durability import VaultReport
-from orchestrator.checkpoint.survey.inventory import WholeStep, whole_steps
-from orchestrator.checkpoint.survey.surveyor import Surveyor
+from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.clusters.cluster_provider import ClusterProvider
 from orchestrator.clusters.placement import WorkerRequest, explain, fitting_workers, request_of
 from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
@@ -16,21 +14,19 @@ from orchestrator.clusters.ray.placement_groups import group_on, release_of_run,
 from orchestrator.data.executor import Executor
 from orchestrator.domain.device import deterministic_environment
 from orchestrator.domain.device_room import DeviceRoom, smallest
-from orchestrator.domain.errors import ClusterError, ConvoyError, LeaseLostError
+from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
-from orchestrator.domain.lease import first_generation, token_of
+from orchestrator.domain.lease import first_generation
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.worker_actor import worker_environment
-from orchestrator.gang.elastic.resize_policy import Wait, lineup, replaced_later, worth_telling
-from orchestrator.gang.elastic.resizer import leave_lost_nodes, seek
+from orchestrator.gang.elastic.resizer import seek
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
-from orchestrator.gang.group.gang_policy import wants_regroup
 from orchestrator.gang.health.head import Head
-from orchestrator.json_values import parse_object
+from orchestrator.gang.vaults.run_vaults import RunVaults
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.planner.model_shape import ModelShape
 from orchestrator.planner.vault_memory import VaultNeed, check_room, least_worker_bytes, vault_need
@@ -39,8 +35,6 @@ from orchestrator.spec.job import JobSpec
 if TYPE_CHECKING:
     from orchestrator.clusters.ray.handles import PlacementGroup
     from orchestrator.gang.group.worker_group import Gang, GangSettings
-    from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
-    from orchestrator.gang.vaults.vault_clients import VaultClients
 
 
 class GangDriver:
@@ -69,10 +63,8 @@ class GangDriver:
         self._worker_env.update(deterministic_environment(spec.train.deterministic))
         self._cluster: ClusterProvider | None = None
         self._gang: Gang | None = None
-        self._vaults: VaultClients | None = None
-        self._surveyor: Surveyor | None = None
+        self._vaults = RunVaults(spec, run_id, lease)
         self._head: Head | None = None
-        self._lease = lease
         self._generation = first_generation(lease)
         """Below those of this driver's gangs, and not below those of the drivers before it."""
 
@@ -88,54 +80,40 @@ class GangDriver:
 
     def adopt(self) -> Adopted | None:
         """Take over what a driver of this run left on a cluster that outlives drivers: its vaults, with the state in
-        them. Its workers are ended. None where there are no vaults. Raises ClusterError where workers do not end."""
-        if not self._require_cluster().outlives_driver:
+        them. Its workers are ended. None if there are no vaults. Raises ClusterError if workers do not end,
+        LeaseLostError if a later driver has been there."""
+        cluster = self._require_cluster()
+        if not cluster.outlives_driver:
             return None
-        from orchestrator.gang.vaults.adoption import end_workers, find_vaults
+        from orchestrator.gang.vaults.adoption import end_workers
 
         started = time.monotonic()
-        found = find_vaults(self._run_id)
-        ended: set[int] = set()
-        if found:
-            self._vaults = self._new_vaults()
-            self._generation = max(self._generation, self._vaults.adopt(found))
-            if token_of(self._generation) > self._lease:
-                raise LeaseLostError(
-                    f"the vaults of run {self._run_id} belong to a later driver (lease {token_of(self._generation)}; "
-                    f"this driver has lease {self._lease})"
-                )
-            gone, left = self._vaults.fence(self._generation + 1)
-            if left:
-                raise ClusterError(
-                    f"workers of the previous driver of this run cannot be ended: processes {left}",
-                    hint="end them on their nodes: the run cannot continue while they might train",
-                )
-            ended = set(gone)
+        vaults, generation = self._vaults.adopt(cluster)
+        self._generation = max(self._generation, generation)
+        ended = self._vaults.fence(self._generation + 1) if vaults else frozenset()
         workers = max(end_workers(self._run_id, self._stopped), len(ended))
         release_of_run(self._run_id)
-        if not found:
-            return None
-        return Adopted(len(found), workers, time.monotonic() - started)
+        return Adopted(vaults, workers, time.monotonic() - started) if vaults else None
 
     def survey_vaults(self, take: Callable[[Sequence[VaultReport]], None]) -> None:
         """From now on ask the vaults every few seconds what they hold; `take` is called from another thread."""
-        self._surveyor = Surveyor(lambda: self._vaults.contacts() if self._vaults is not None else (), take)
+        self._vaults.watch(take)
 
     @property
     def memory_kept_s(self) -> float:
-        """How long the vaults keep what they have without a driver; 0 where they end with it."""
+        """How long the vaults keep what they have without a driver; 0 if they end with it."""
         outlive = self._spec.checkpoint.memory and self._require_cluster().outlives_driver and not self._headless
         return self._spec.recovery.memory_kept_s if outlive else 0.0
 
     def plan_vaults(self, shape: ModelShape) -> tuple[VaultNeed | None, str | None]:
-        """What the vaults of this gang will take, and a warning where a recovery may not find room. Nothing where the
-        run was stopped. Raises ClusterError where it does not fit."""
+        """What the vaults of this gang will take, and a warning if a recovery may not find room. Nothing if the run was
+        stopped. Raises ClusterError if it does not fit."""
         if not self._arrived():
             return None, None
         gang = self._require_gang()
         by_node, most = gang.workers_by_node, None
-        if self._vaults is not None:
-            most = self._vaults.plan_copies(gang.node_ids(), self._spec.checkpoint.replicas, self.planned.warn)
+        if self._vaults.clients is not None:
+            most = self._vaults.clients.plan_copies(gang.node_ids(), self._spec.checkpoint.replicas, self.planned.warn)
         need = vault_need(self._spec, shape, by_node, most)
         if need is None:
             return None, None
@@ -168,23 +146,10 @@ class GangDriver:
         return True
 
     def leave_vaults(self, stored_step: int) -> LeftBehind | None:
-        """The run is over without success: leave the vaults behind where another driver could go on from them, and
-        they know more than storage; None where they do not, and end."""
-        if self._vaults is None or not self.memory_kept_s:
-            return None
-        whole = self.survey()
-        if not whole or whole[0].step <= stored_step:
-            return None
-        left = LeftBehind(whole[0].step, len(self._vaults.contacts()), self.memory_kept_s)
-        self._vaults.release()
-        self._vaults = None
-        return left
-
-    def _new_vaults(self) -> "VaultClients":
-        from orchestrator.gang.vaults.vault_clients import VaultClients
-
-        kept_s, domain = self._spec.recovery.memory_kept_s, self._spec.checkpoint.failure_domain
-        return VaultClients(self._require_cluster(), self._run_id, kept_s, domain)
+        """The run has ended without success: leave the vaults behind if another driver could continue from them and
+        they hold more than storage; else None."""
+        kept_s = self.memory_kept_s
+        return self._vaults.leave(stored_step, kept_s) if kept_s else None
 
     def start_workers(
         self, warm: tuple[str, ...], later: tuple[str, ...], check: str | None, question: Question | None = None
@@ -211,11 +176,10 @@ class GangDriver:
         )
         if found is None:
             return None
-        if self._vaults is None and spec.checkpoint.memory:
-            self._vaults = self._new_vaults()
+        vaults = self._vaults.start(cluster)
         assert self._head is not None  # connected
         settings = self._gang_settings(cluster)
-        gang = Gang(found, settings, self._vaults, self._committer(), self.planned, self._head, self.seek)
+        gang = Gang(found, settings, vaults, self._vaults.committer(), self.planned, self._head, self.seek)
         self._gang = gang
         gang.warm(warm, later, check, question)
         return len(found) if gang.device_checks.passed(self._stopped, self.planned.warn) else None
@@ -237,15 +201,6 @@ class GangDriver:
             saves_by_cost=spec.checkpoint.interval_steps == "auto",
         )
 
-    def _committer(self) -> "CheckpointCommitter | None":
-        from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
-
-        if self._vaults is None:
-            return None
-        keep = self._spec.checkpoint
-        rule = Rule(keep.keep_last, keep.keep_every, keep.keep_best)
-        return CheckpointCommitter(self._vaults.contacts, rule, self._lease)
-
     def wait_for_answers(self) -> str | None:
         """The workers' answers to the question of `start_workers`: see `startup_question.wait_for_answers`."""
         from orchestrator.gang.group.startup_question import wait_for_answers
@@ -258,61 +213,14 @@ class GangDriver:
         return self.planned.request
 
     def reform(self, waits: Callable[[Shortage | None], None]) -> int | None:
-        """Form the next gang of who is left and who has come; how many workers it has. None where stopped.
+        """Form the next gang from the workers that are left and those that have joined: see `Reformation`. How many
+        workers it has; None if stopped. Raises ClusterError if there can never be enough, or not within
+        `recovery.max_wait_s`."""
+        from orchestrator.gang.elastic.reformation import Reformation
 
-        Where that is fewer than the minimum, wait for those who take the empty places; the states in the vaults are
-        safe meanwhile. `waits` is told when there is more to wait for than processes that start, and again (None) when
-        that is over. Raises ClusterError where they can never come, or not within `recovery.max_wait_s`.
-        """
-        from orchestrator.gang.elastic.liveness_probe import LivenessProbe
-
-        gang, cluster, began_s = self._require_gang(), self._require_cluster(), time.monotonic()
-        gang.head.outlast(gang.saves, self._stopped)
-        roll, told, enough_since_s = LivenessProbe(), False, float("inf")
-        gang.replace_lost()
-        leave_lost_nodes(gang)
-        if not replaced_later(len(gang.staying), gang.recruits.coming, self.request.minimum, self.request.maximum):
-            self.seek()
-        while not self._stopped():
-            if self.planned.look(gang.members, time.monotonic()) or gang.recruits.pause_ended():
-                self.seek()
-            gang.recruits.look()
-            if roll.look(gang.members):  # who waited is lost too: that place is to be taken as well
-                gang.replace_lost()
-                self.seek()
-            now_s, request, recruits = time.monotonic(), self.request, gang.recruits
-            line = lineup(len(gang.staying), recruits.ready, len(gang.doomed), request.minimum, request.maximum)
-            if line is not None:
-                enough_since_s = min(enough_since_s, now_s)
-                if line.kept >= request.minimum or line.lent:
-                    break
-                if wants_regroup(recruits.ready, recruits.arriving, now_s - enough_since_s):
-                    break
-            elif cluster.can_never_hold(request):
-                raise explain(request, cluster.nodes())
-            if line is None:
-                starting = recruits.ready + recruits.arriving
-                wait = Wait(len(gang.staying), request.minimum, starting, now_s - began_s, told)
-                self._check_patience(wait)
-                if worth_telling(wait):
-                    told = True
-                    waits(Shortage(wait.have, wait.need))
-            time.sleep(0.02)
-        if self._stopped():
-            return None
-        if told:
-            waits(None)
-        assert line is not None  # what ends the loop without a stop
-        return gang.reform(line)
-
-    def _check_patience(self, wait: Wait) -> None:
-        """Raises ClusterError where a gang has waited as long as the spec lets it."""
+        gang, cluster = self._require_gang(), self._require_cluster()
         limit_s = self._spec.recovery.max_wait_s
-        if limit_s is not None and wait.waited_s > limit_s:
-            raise ClusterError(
-                f"waited {limit_s:g} s for {wait.need} workers, {wait.have} available: recovery.max_wait_s",
-                hint="resume the run when more nodes are available, or allow fewer workers (resources.workers.min)",
-            )
+        return Reformation(gang, cluster, self.planned, self.seek, waits, limit_s).form(self._stopped)
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
@@ -338,13 +246,12 @@ class GangDriver:
         return explain(request, cluster.nodes()) if cluster.can_never_hold(request) else None
 
     def survey(self) -> list[WholeStep]:
-        """The steps that the vaults hold whole, the newest first."""
-        return whole_steps(self._vaults.survey()) if self._vaults is not None else []
+        """The steps that are complete in the vaults, the newest first."""
+        return self._vaults.survey()
 
     def reports_after(self, step: int) -> list[StepReport]:
-        """Reports that the vaults have of the steps after the last one on record; empty where they have none."""
-        found = self._vaults.reports_after(step) if self._vaults is not None else []
-        return [StepReport.from_json(parse_object(data)) for data in found]
+        """Reports in the vaults of the steps after the last one on record; empty if there are none."""
+        return self._vaults.reports_after(step)
 
     def executor(self) -> Executor:
         """Over this cluster's nodes."""
@@ -374,12 +281,10 @@ class GangDriver:
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
         self.planned.close()
-        surveyor, self._surveyor = self._surveyor, None
-        if surveyor is not None:
-            surveyor.close()
+        self._vaults.stop_watching()
         cluster, self._cluster = self._cluster, None
         gang, self._gang = self._gang, None
-        vaults, self._vaults = self._vaults, None
+        vaults, self._vaults.clients = self._vaults.clients, None
         if gang is not None:
             gang.hang_up()
         if cluster is None:

@@ -4,10 +4,11 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 
+from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.clusters.ray.processes import die_with_parent
 from orchestrator.data.executor import StoppedError
 from orchestrator.domain.device import device_environment
@@ -37,20 +38,21 @@ class RayExecutor:
         limit = min(in_flight or self._parallel, self._parallel) if self._parallel else 1
         shared = [ray.put(fn)]  # in a list: otherwise Ray would fetch it again for every task
         task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_apply)
-        pending: deque[Any] = deque()
+        pending: deque[ObjectRef] = deque()
         try:
             for item in items:
                 pending.append(task.remote(shared, item))
                 if len(pending) >= limit:
-                    yield self._result(pending)
+                    yield self._result(fn, pending)
             while pending:
-                yield self._result(pending)
+                yield self._result(fn, pending)
         finally:
             for ref in pending:
                 with contextlib.suppress(ray.exceptions.RayError, TypeError):
                     ray.cancel(ref, force=True)
 
-    def _result(self, pending: deque[Any]) -> Any:
+    def _result(self, fn: Callable[[T], R], pending: deque[ObjectRef]) -> R:
+        """The next result of `fn`, which is named for its type alone."""
         ref = pending[0]
         while not ray.wait([ref], timeout=0.2)[0]:
             if self._stopped():
@@ -59,7 +61,8 @@ class RayExecutor:
             raise StoppedError("stopped while data was being prepared")
         pending.popleft()
         try:
-            return ray.get(ref)
+            result: R = ray.get(ref)
+            return result
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
@@ -74,10 +77,10 @@ class _Held:
     """The function that a task process applied last, so that a tokenizer is not unpacked for every item."""
 
     key: str = ""
-    fn: Callable[[Any], Any] | None = None
+    fn: Callable[[object], object] | None = None
 
 
-def _apply(shared: list[Any], item: Any) -> Any:
+def _apply(shared: list[ObjectRef], item: object) -> object:
     die_with_parent()
     os.environ.update(device_environment(0))  # the process may serve a worker later, which sets its own
     key = shared[0].hex()

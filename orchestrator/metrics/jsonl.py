@@ -10,11 +10,12 @@ drop a line with a lower token than one before it, so that the file has one hist
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from orchestrator.domain.lease import LEASE, LeaseOrder, token_in
+from orchestrator.json_values import JsonFields, JsonObject, JsonShapeError, JsonValue, parse_object
 
 TAIL_BYTES = 64 * 1024
 LATE_BYTES = 4 * 1024 * 1024
@@ -32,7 +33,7 @@ class JsonlWriter:
         self.path, self._lease = path, lease
         self._file: BinaryIO | None = None
 
-    def append(self, value: dict[str, Any]) -> None:
+    def append(self, value: JsonFields) -> None:
         """Write one line. Raises OSError (disk full, no permission) and ValueError where `value` is not JSON.
 
         NaN and infinity become null: JSON has neither, and a diverged loss must not make the file unreadable.
@@ -64,27 +65,29 @@ def _open_for_append(path: Path) -> BinaryIO:
     return file
 
 
-def finite(value: Any) -> Any:
-    """`value` with every float that JSON cannot hold replaced by None, in lists and objects too."""
+def finite(value: object) -> JsonValue:
+    """`value` with every float that JSON cannot hold replaced by None, in lists and objects too. Raises TypeError if it
+    is no JSON value."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
-    return value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-def parse_line(line: bytes) -> dict[str, Any] | None:
-    """The object on one line; None where it is blank, cut short or something else."""
+def parse_line(line: bytes) -> JsonObject | None:
+    """The object on one line; None if it is blank, cut short or something else."""
     try:
-        value = json.loads(line)
-    except ValueError:
+        return parse_object(line)
+    except JsonShapeError:
         return None
-    return value if isinstance(value, dict) else None
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[JsonObject]:
     """Every whole object of the file that counts, in order, in constant memory, without its token. Nothing if there is
     no file."""
     try:
@@ -95,7 +98,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         yield from _counting(file, LeaseOrder())
 
 
-def _counting(lines: Iterable[bytes], order: LeaseOrder) -> Iterator[dict[str, Any]]:
+def _counting(lines: Iterable[bytes], order: LeaseOrder) -> Iterator[JsonObject]:
     """The objects on the lines that count, without their tokens."""
     for line in lines:
         value = parse_line(line)
@@ -104,7 +107,7 @@ def _counting(lines: Iterable[bytes], order: LeaseOrder) -> Iterator[dict[str, A
             yield value
 
 
-def last_object(path: Path, lease: int = 0) -> dict[str, Any] | None:
+def last_object(path: Path, lease: int = 0) -> JsonObject | None:
     """The last whole object that counts, reading from the end: cheap however long the file is.
 
     `lease`: the token of the run's present driver. Lines at the end that an earlier one wrote too late are recognised

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -112,6 +111,10 @@ def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
     return guarded
 
 
+Request = socket.socket | tuple[bytes, socket.socket]
+"""What a server of the standard library serves: a connection, or a datagram, which there is none of here."""
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     """Anybody who reaches the port can connect, so connections and their time are bounded before the token is read."""
 
@@ -126,7 +129,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         """When each has to be over, the oldest first."""
         self._clients_lock = threading.Lock()
 
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[socket.socket, object]:
         """Accept, as the base class does."""
         try:
             return super().get_request()
@@ -134,16 +137,18 @@ class _Server(ThreadingMixIn, WSGIServer):
             time.sleep(ERROR_PAUSE_S)
             raise
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Request, client_address: object) -> None:
         """Serve a connection in a thread."""
+        assert isinstance(request, socket.socket)
         with self._clients_lock:
             self._clients[request] = time.monotonic() + CLIENT_S
             surplus = list(self._clients)[:-MAX_CLIENTS]
         self._hang_up(surplus)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: Request) -> None:
         """A connection is over."""
+        assert isinstance(request, socket.socket)
         with self._clients_lock:
             self._clients.pop(request, None)
         super().shutdown_request(request)
@@ -154,7 +159,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             late = [client for client, due_s in self._clients.items() if due_s <= time.monotonic()]
         self._hang_up(late)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """An interrupted scrape is not reported; the scraper sees it."""
 
     @staticmethod
@@ -172,5 +177,5 @@ class _ServerV6(_Server):
 class _QuietHandler(WSGIRequestHandler):
     timeout = CLIENT_S
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not news."""

@@ -35,11 +35,11 @@ class MemoryCheckpoints:
         """Observer that keeps `durability.json`."""
 
     def begin(self, group: WorkerGroup, resumed: bool, record: Callable[[StepReport], None]) -> bool:
-        """Adopt what a driver before this one has left, where the run is `resumed`, and have the vaults surveyed from
+        """Adopt the vaults that an earlier driver has left if the run is `resumed`, and have the vaults surveyed from
         now on; whether vaults were adopted.
 
-        Its workers went on until they were ended: `record` gets the steps that it did not live to write down. Raises
-        ClusterError.
+        The earlier driver's workers may have trained after its end: `record` gets the steps that it has not recorded.
+        Raises ClusterError.
         """
         adopted = group.adopt() if resumed else None
         if adopted is not None:
@@ -54,7 +54,7 @@ class MemoryCheckpoints:
         return adopted is not None
 
     def tell_missing(self, step: int) -> None:
-        """Say which steps up to the one that a resume goes on from nobody has written down."""
+        """Warn of steps that a resume continues after, but that no driver has recorded."""
         recorded = self._recorded()
         if step > recorded:
             what = f"steps {recorded + 1} to {step}" if step > recorded + 1 else f"step {step}"
@@ -65,9 +65,9 @@ class MemoryCheckpoints:
             self._emit(WarningIssued(message))
 
     def plan(self, group: WorkerGroup, shape: ModelShape) -> int:
-        """Say what the vaults will take; bytes a worker whose memory nobody has set must leave them.
+        """Emit what the vaults will take. Returns the bytes that a worker without a memory limit must leave them.
 
-        Raises ClusterError where it does not fit, before the first step; later that is a warning: training goes on.
+        Raises ClusterError if it does not fit, before the first step; later that is a warning, and training continues.
         """
         try:
             need, warning = group.plan_vaults(shape)

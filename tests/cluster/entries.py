@@ -131,7 +131,7 @@ def die_on_last(session: Session, plan: TrainPlan) -> TrainResult:
 def scripted(session: Session, plan: TrainPlan) -> TrainResult:
     """Do what `script.json` in the run's directory says for this generation: report steps, then end in some way."""
     generations = json.loads((Path(plan.run_dir) / "script.json").read_text())
-    does = generations[getattr(session, "generation", 1) - 1]
+    does = generations[gang_of(session) - 1]
     last = int(does["steps"])
     if session.rank == 0:
         session.report_event(body(WorkerPhase, rank=0, phase="train"))

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.domain.session import VaultAccess
 from tests.cluster.zero_gang import GLOBAL_BATCH, VOCABULARY, Setup, build, train
 
-LATE_S = 0.05
+LATE_S = 0.1
 
 
 def late_snapshot_differs(setup: Setup, access: VaultAccess, fenced: bool = True) -> tuple[list[str], float]:

@@ -4,7 +4,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, steps_without, whole_steps
-from orchestrator.json_values import JsonObject
+from orchestrator.json_values import (
+    JsonFields,
+    JsonObject,
+    flag,
+    integer,
+    integers,
+    mapping,
+    number,
+    objects,
+    optional,
+    text,
+    texts,
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,45 @@ class Durability:
             "steps_at_risk": self.steps_at_risk,
             "unrecoverable": list(self.unrecoverable),
         }
+
+    @classmethod
+    def from_json(cls, value: JsonFields) -> "Durability":
+        """The reverse of `to_json`. What an early version did not write may be missing. Raises JsonShapeError."""
+        loss = optional(mapping, value, "node_loss")
+        return cls(
+            time_s=number(value, "time_s"),
+            step=integer(value, "step"),
+            own_step=optional(integer, value, "own_step"),
+            peers_step=optional(integer, value, "peers_step"),
+            storage_step=optional(integer, value, "storage_step"),
+            safe_step=integer(value, "safe_step"),
+            copies_step=optional(integer, value, "copies_step"),
+            copies_min=integer(value, "copies_min"),
+            shards=tuple(_shard(each) for each in objects(value, "shards")),
+            nodes=tuple(_node(each) for each in objects(value, "nodes")),
+            planned_bytes=optional(integer, value, "planned_bytes"),
+            memory_kept_s=optional(number, value, "memory_kept_s") or 0.0,
+            node_loss=None if not loss else {name: number(loss, name) for name in loss},
+            over_s=optional(number, value, "over_s"),
+            kept=optional(flag, value, "kept") or False,
+        )
+
+
+def _shard(value: JsonFields) -> ShardCopies:
+    return ShardCopies(integer(value, "rank"), tuple(texts(value, "own")), tuple(texts(value, "peers")))
+
+
+def _node(value: JsonFields) -> NodeLoss:
+    return NodeLoss(
+        node=text(value, "node"),
+        host=text(value, "host"),
+        answers=flag(value, "answers"),
+        memory_bytes=integer(value, "memory_bytes"),
+        ranks=tuple(integers(value, "ranks")),
+        memory_step=optional(integer, value, "memory_step"),
+        from_step=integer(value, "from_step"),
+        problem=optional(text, value, "problem") or "",
+    )
 
 
 @dataclass(frozen=True)

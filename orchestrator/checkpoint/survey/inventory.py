@@ -54,15 +54,9 @@ def whole_steps(holdings: Collection[Holding]) -> list[WholeStep]:
     return sorted(steps, key=lambda whole: (whole.generation, whole.step), reverse=True)
 
 
-def newest_whole(holdings: Collection[Holding], recorded: int | None = None) -> WholeStep | None:
-    """The state to continue from: a generation continues where the previous one ended, so the latest generation wins.
-
-    `recorded`: the last step whose report has arrived at the driver. A later step may be complete although its report
-    was lost with the worker that sent it: it is recomputed for the record if an earlier state exists.
-    """
-    steps = whole_steps(holdings)
-    on_record = [whole for whole in steps if recorded is None or whole.step <= recorded]
-    return next(iter(on_record or steps), None)
+def newest_whole(holdings: Collection[Holding]) -> WholeStep | None:
+    """The newest complete step. A generation continues where the previous one ended, so the latest generation wins."""
+    return next(iter(whole_steps(holdings)), None)
 
 
 def steps_without(vaults: Collection[str], steps: Sequence[WholeStep]) -> dict[str, int | None]:

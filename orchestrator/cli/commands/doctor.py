@@ -8,9 +8,8 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,6 +17,21 @@ from orchestrator.cli.commands.machine_checks import Check, build_checks, machin
 from orchestrator.cli.display import formatting
 from orchestrator.cli.options import home_option, json_option
 from orchestrator.clusters.ray.gpus import count_gpus
+from orchestrator.json_values import (
+    JsonFields,
+    JsonObject,
+    JsonShapeError,
+    array,
+    flag,
+    integer,
+    mapping,
+    number,
+    objects,
+    optional,
+    parse_object,
+    text,
+    text_mapping,
+)
 
 ENGINE_TIMEOUT_S = 120
 CLUSTER_TIMEOUT_S = 60
@@ -91,7 +105,7 @@ def _all_checks(home: Path, address: str | None, fast: bool, show_waiting: bool)
             yield from cluster_checks(address)
 
 
-def _waiting(what: str, show: bool) -> Any:
+def _waiting(what: str, show: bool) -> AbstractContextManager[object]:
     """A spinner while something takes seconds."""
     if not show:
         return nullcontext()
@@ -100,7 +114,7 @@ def _waiting(what: str, show: bool) -> Any:
     return Console(stderr=True).status(what)
 
 
-def _run_facts(command: list[str], timeout_s: float) -> dict[str, Any]:
+def _run_facts(command: list[str], timeout_s: float) -> JsonObject:
     """The JSON object a module of facts prints; `{"error": ...}` if it did not."""
     try:
         done = subprocess.run(
@@ -109,16 +123,13 @@ def _run_facts(command: list[str], timeout_s: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {timeout_s:g} s"}
     try:
-        value = json.loads(done.stdout.strip().rpartition("\n")[2])
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+        return parse_object(done.stdout.strip().rpartition("\n")[2])
+    except JsonShapeError:
         last = done.stderr.strip().rpartition("\n")[2] or "no output"
         return {"error": f"exit code {done.returncode}: {last}"}
-    return value
 
 
-def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
+def engine_checks(facts: JsonFields, present: int = 0) -> Iterator[Check]:
     """What the engine found: importable, devices, operators that could be built. `present`: GPUs of this machine, as
     the driver lists them."""
     if "error" in facts:
@@ -126,45 +137,49 @@ def engine_checks(facts: dict[str, Any], present: int = 0) -> Iterator[Check]:
             "engine",
             "import",
             "missing",
-            facts["error"],
+            text(facts, "error"),
             "reinstall Convoy with its dependencies; in a checkout: make clean install",
         )
         return
-    for name, error in facts["errors"].items():
+    for name, error in text_mapping(facts, "errors").items():
         yield Check("engine", name, "missing", error, f"reinstall it: pip install --force-reinstall {name}")
     if "torch" not in facts:
         return
-    yield from _gpu_checks(facts["cuda"], present)
+    yield from _gpu_checks(mapping(facts, "cuda"), present)
     if "accelerator" in facts:
         yield Check("engine", "accelerator", "ok", f"{facts['accelerator']}, {facts['threads']} threads per process")
     uses = {
         "cpu_adam": "zero.offload_optimizer on the CPU",
     }
-    for name, buildable in facts.get("ops", {}).items():
+    for name, buildable in (optional(mapping, facts, "ops") or {}).items():
         use = uses.get(name, "")
         yield Check(
             "engine", name, "ok" if buildable else "info", f"{'can' if buildable else 'cannot'} be built: {use}"
         )
 
 
-def _gpu_checks(cuda: dict[str, Any], present: int) -> Iterator[Check]:
+def _gpu_checks(cuda: JsonFields, present: int) -> Iterator[Check]:
     """Each GPU that torch sees, whether it works, and what it takes for a job to use it."""
-    devices = cuda["devices"]
+    devices = objects(cuda, "devices")
     for index, device in enumerate(devices):
-        text = f"{device['name']}, {formatting.size(device['memory_bytes'])}, compute capability {device['capability']}"
-        text += ", bf16" if device["bf16"] else ", no bf16"
-        text += f", peers {', '.join(map(str, device['peers']))}" if device["peers"] else ""
-        if device.get("why"):
-            yield Check("engine", f"GPU {index}", "warning", f"{text}; cannot be used: {device['why']}", device["hint"])
+        memory = formatting.size(integer(device, "memory_bytes"))
+        shown = f"{text(device, 'name')}, {memory}, compute capability {device['capability']}"
+        shown += ", bf16" if flag(device, "bf16") else ", no bf16"
+        peers = array(device, "peers")
+        shown += f", peers {', '.join(map(str, peers))}" if peers else ""
+        why = optional(text, device, "why")
+        if why:
+            hint = optional(text, device, "hint")
+            yield Check("engine", f"GPU {index}", "warning", f"{shown}; cannot be used: {why}", hint)
         else:
-            yield Check("engine", f"GPU {index}", "ok", text)
+            yield Check("engine", f"GPU {index}", "ok", shown)
     if devices:
         hidden = f"{len(devices)} of {present} visible to this process; " if present > len(devices) else ""
         use = "a job trains on GPUs if it has resources.gpus_per_worker: 1, else on the CPU"
         yield Check("engine", "GPUs", "info", hidden + use)
     elif present:
-        text = f"{present} in this machine, none can be used: {cuda.get('why') or 'torch sees none'}"
-        yield Check("engine", "GPU", "warning", text, cuda.get("hint"))
+        shown = f"{present} in this machine, none can be used: {cuda.get('why') or 'torch sees none'}"
+        yield Check("engine", "GPU", "warning", shown, optional(text, cuda, "hint"))
     else:
         build = f"built for CUDA {cuda['version']}" if cuda["version"] else "the CPU build"
         yield Check("engine", "GPU", "info", f"none that torch ({build}) can use: training on the CPU, without fp16")
@@ -214,19 +229,21 @@ def cluster_checks(address: str) -> Iterator[Check]:
     """The Ray cluster at an address: whether a run could join it, its nodes and what is free."""
     facts = _run_facts([sys.executable, "-m", "orchestrator.clusters.ray.cluster_facts", address], CLUSTER_TIMEOUT_S)
     if "error" in facts:
-        hint = facts.get("hint") or "both sides need the same versions of Ray and Python"
-        yield Check("cluster", address, "missing", facts["error"], hint)
+        hint = optional(text, facts, "hint") or "both sides need the same versions of Ray and Python"
+        yield Check("cluster", address, "missing", text(facts, "error"), hint)
         return
-    yield Check("cluster", address, "ok", f"Ray {facts['ray']}, {len(facts['nodes'])} nodes")
-    for number, node in enumerate(facts["nodes"]):
-        free, total = resources(node["free"]), resources(node["total"])
-        yield Check("cluster", f"node {number}", "info", f"{node['address']}: {free} free, of {total}")
+    nodes = objects(facts, "nodes")
+    yield Check("cluster", address, "ok", f"Ray {facts['ray']}, {len(nodes)} nodes")
+    for index, node in enumerate(nodes):
+        free, total = resources(mapping(node, "free")), resources(mapping(node, "total"))
+        yield Check("cluster", f"node {index}", "info", f"{node['address']}: {free} free, of {total}")
 
 
-def resources(amounts: dict[str, float]) -> str:
+def resources(amounts: JsonFields) -> str:
     """`4 CPU, 1 GPU, 12.0 GiB memory`."""
     shown = []
-    for name, amount in sorted(amounts.items()):
+    for name in sorted(amounts):
+        amount = number(amounts, name)
         in_bytes = name in ("memory", "object_store_memory")
         shown.append(f"{formatting.size(amount)} {name.replace('_', ' ')}" if in_bytes else f"{amount:g} {name}")
     return ", ".join(shown) or "nothing"

@@ -41,21 +41,9 @@ def runs(show_all: bool, home: Path, as_json: bool) -> None:
     now_s = time.time()
     rows: list[tuple[str, ...]] = [("RUN", "STATE", "WORKERS", "STEP", "LOSS", "VAL", "TOK/S", "UPDATED")]
     rows += [_row(record, now_s) for record in shown]
-    click.echo(table(rows))
+    click.echo(formatting.table(rows))
     if len(shown) < len(records):
         click.echo(f"... and {len(records) - len(shown)} older ones (show them with --all)")
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as their content: the first two aligned left, the others right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def workers(record: RunRecord) -> str:

@@ -29,3 +29,15 @@ def changes(found: Sequence[AcceptedChange], limit: int = 5) -> list[str]:
     """`data: 2 files were added to texts/*.txt: a.txt, b.txt`, a line for each."""
     lines = [printable(f"{each.part}: {each.what}") for each in found[:limit]]
     return lines + ([f"and {len(found) - limit} more"] if len(found) > limit else [])
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns as wide as their content: the first two aligned left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -29,6 +29,7 @@ from orchestrator.domain.events.recovery_events import (
     FaultKind,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
 )
 from orchestrator.domain.events.run_events import (
@@ -128,6 +129,7 @@ __all__ = [
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
+    "RecoveryReason",
     "RecoveryStarted",
     "RunCreated",
     "RunState",

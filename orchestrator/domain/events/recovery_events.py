@@ -15,6 +15,26 @@ class FaultKind(StrEnum):
     SPIKE = "loss_spike"
 
 
+class RecoveryReason(StrEnum):
+    """What made a recovery necessary."""
+
+    WORKER_DIED = "worker_died"
+    NODE_DIED = "node_died"
+    NODE_SILENT = "node_silent"
+    """Nothing on the node answers."""
+    HANG = "hang"
+    WORKER_ERROR = "worker_error"
+    """The worker's own code raised."""
+    OUT_OF_MEMORY = "out_of_memory"
+    DEVICE_ERROR = "device_error"
+    """The worker's GPU failed."""
+    NUMERIC_FAULT = "numeric_fault"
+    DRIVER_LOST = "driver_lost"
+    """A later driver continued the run."""
+    UNKNOWN = "unknown"
+    """Recorded by a version that did not say."""
+
+
 @dataclass(frozen=True)
 class RecoveryStarted(EventBody):
     """A worker or a step was lost, and this is what training continues from."""
@@ -39,6 +59,10 @@ class RecoveryStarted(EventBody):
     """Directory or URL of the checkpoint, if the source is one."""
     skipped: tuple[int, ...] | None = None
     """After a numeric fault, the first position and the number of the samples left out; else null."""
+    reason: RecoveryReason = RecoveryReason.UNKNOWN
+    """What kind of fault it was."""
+    alive_s: float | None = None
+    """When the worker last showed life or progress, in Unix seconds; null if that is not known."""
 
 
 @dataclass(frozen=True)

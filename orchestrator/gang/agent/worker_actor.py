@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING
 
 from orchestrator.clusters.ray.attachment import logs_directory
 from orchestrator.clusters.ray.gpus import show_assigned_gpus, show_gpus
@@ -33,11 +33,16 @@ from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_frames import ReportAccess
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch, ReportQueue
 from orchestrator.gang.agent.report_sender import ReportSender
-from orchestrator.gang.file_transfer import Files, host_cache, remove_host_cache
+from orchestrator.gang.file_transfer import Chunk, FileEntry, Files, host_cache, remove_host_cache
 from orchestrator.gang.health.stacks import Stacks, own_stacks
 from orchestrator.json_values import JsonObject
 
+if TYPE_CHECKING:
+    from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
+
 EntryPoint = Callable[[Session, TrainPlan], TrainResult]
+DeviceCheck = Callable[[], DeviceProblem | DeviceRoom | None]
+Answer = Callable[[JsonObject], None]
 
 # Ray runs an actor's method in a thread of its own, which glibc gives an arena that it trims after every step: the
 # pages of activations and gradients are handed back and faulted in again, 3 to 5% of a step. One arena, rarely
@@ -91,8 +96,8 @@ class Raised:
 class FileAccess:
     """How a worker reaches the driver's files."""
 
-    server: Any
-    """Handle of the file server's actor."""
+    server: "ActorHandle"
+    """The file server."""
     marker: str
     word: str
     run_id: str
@@ -118,11 +123,10 @@ def worker_environment(
     return {**env, **user_variables(gpus, driver, own), **device_environment(gpus)}
 
 
-def resolve(entry: str) -> Any:
-    """The object an import string `module:attribute` names; a module if there is no colon."""
+def place_of(entry: str) -> tuple[ModuleType, str]:
+    """The module and the name of the attribute in an import string `module:attribute`; "" if there is no colon."""
     module, _, attribute = entry.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, attribute) if attribute else found
+    return importlib.import_module(module), attribute
 
 
 class WorkerActor:
@@ -178,12 +182,12 @@ class WorkerActor:
     def check_device(self, entry: str) -> DeviceProblem | DeviceRoom | None:
         """Call a function that returns why this process cannot use its GPU, or how much memory the GPU has."""
         try:
-            found: DeviceProblem | DeviceRoom | None = resolve(entry)()
+            check: DeviceCheck = getattr(*place_of(entry))
+            return check()
         except Exception as error:  # noqa: BLE001  # most likely torch cannot be imported
             lines = str(error).strip().splitlines() or [""]
             hint = "Convoy's installation on that node is broken: run `convoy doctor` there"
             return DeviceProblem(f"{type(error).__name__}: {lines[0]}", hint)
-        return found
 
     def warm(self, entries: tuple[str, ...]) -> float:
         """Import modules before they are needed; a `module:function` is called. Returns the seconds it took. Failures
@@ -191,9 +195,9 @@ class WorkerActor:
         started = time.monotonic()
         for entry in entries:
             with contextlib.suppress(Exception):
-                found = resolve(entry)
-                if callable(found):
-                    found()
+                module, name = place_of(entry)
+                if name:
+                    getattr(module, name)()
         # Imported objects stay alive: scanning them in each garbage collection would slow down recoveries.
         gc.collect()
         gc.freeze()
@@ -202,7 +206,8 @@ class WorkerActor:
     def ask(self, entry: str, value: JsonObject) -> Raised | None:
         """Call a function that answers a question of the driver; return its UsageError, if it raises one."""
         try:
-            resolve(entry)(value)
+            answer: Answer = getattr(*place_of(entry))
+            answer(value)
         except UsageError as error:
             raised = describe(-1, error)
             where = "" if self._one_host else f" (on {socket.gethostname()})"
@@ -223,7 +228,8 @@ class WorkerActor:
         session.deliver(values)
         session.request_leave(leave)
         try:
-            result: TrainResult | Raised = resolve(entry)(session, plan)
+            train: EntryPoint = getattr(*place_of(entry))
+            result: TrainResult | Raised = train(session, plan)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # a SystemExit of user code must not end the actor silently
@@ -303,36 +309,42 @@ class WorkerActor:
 class RemoteFiles:
     """`FileService` through the driver's file server actor. Calls raise what the server raised, and TimeoutError."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: "ActorHandle") -> None:
         self._server = server
 
-    def listing(self, path: str) -> Any:
-        return self._call("listing", path)
+    def listing(self, path: str) -> list[FileEntry]:
+        found: list[FileEntry] = _answer(self._server.listing.remote(path))
+        return found
 
-    def read(self, path: str, offset: int, crc: int) -> Any:
-        return self._call("read", path, offset, crc)
+    def read(self, path: str, offset: int, crc: int) -> Chunk:
+        chunk: Chunk = _answer(self._server.read.remote(path, offset, crc))
+        return chunk
 
-    def checksum(self, path: str, offset: int, end: int, crc: int) -> Any:
-        return self._call("checksum", path, offset, end, crc)
+    def checksum(self, path: str, offset: int, end: int, crc: int) -> tuple[int, int]:
+        found: tuple[int, int] = _answer(self._server.checksum.remote(path, offset, end, crc))
+        return found
 
-    def write(self, path: str, token: str, offset: int, data: bytes) -> Any:
-        return self._call("write", path, token, offset, data)
+    def write(self, path: str, token: str, offset: int, data: bytes) -> int:
+        end: int = _answer(self._server.write.remote(path, token, offset, data))
+        return end
 
-    def commit(self, path: str, token: str, size_bytes: int) -> Any:
-        return self._call("commit", path, token, size_bytes)
+    def commit(self, path: str, token: str, size_bytes: int) -> None:
+        _answer(self._server.commit.remote(path, token, size_bytes))
 
     def move_into_place(self, path: str, final: str) -> None:
-        self._call("move_into_place", path, final)
+        _answer(self._server.move_into_place.remote(path, final))
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        import ray
 
-        try:
-            return ray.get(getattr(self._server, method).remote(*arguments), timeout=FILE_CALL_S)
-        except ray.exceptions.GetTimeoutError:
-            raise TimeoutError(f"the driver's file server has not answered for {FILE_CALL_S:.0f} s") from None
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+def _answer(ref: "ObjectRef") -> "ObjectRef":
+    """The result of a call. The type checker does not know it, as it does not know Ray."""
+    import ray
+
+    try:
+        return ray.get(ref, timeout=FILE_CALL_S)
+    except ray.exceptions.GetTimeoutError:
+        raise TimeoutError(f"the driver's file server has not answered for {FILE_CALL_S:.0f} s") from None
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def describe(rank: int, error: BaseException) -> Raised:

@@ -41,11 +41,6 @@ def test_a_later_generation_wins_even_at_an_earlier_step() -> None:
     assert [(whole.generation, whole.step) for whole in whole_steps(found)] == [(2, 8), (1, 9)]
 
 
-def test_a_step_without_a_record_is_made_again_where_that_can_be() -> None:
-    found = [holding(v, r, step) for v, r in (("a", 0), ("b", 1)) for step in (8, 9)]
-    assert [getattr(newest_whole(found, recorded), "step", None) for recorded in (None, 9, 8, 7)] == [9, 9, 8, 9]
-
-
 def test_what_the_loss_of_a_node_would_leave() -> None:
     found = [holding("a", 0, 3), holding("b", 1, 3), holding("b", 0, 3), holding("a", 0, 4), holding("b", 1, 4)]
     assert steps_without(["a", "b", "c"], whole_steps(found)) == {"a": 3, "b": None, "c": 4}
