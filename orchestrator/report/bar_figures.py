@@ -10,7 +10,7 @@ from orchestrator.run_facts.time_use import TimeUse
 
 MOST_BARS = 64
 SHOWN_SHARE = 0.001
-"""Categories of time below this share are added up."""
+"""Classes of time below this share are added up."""
 MOST_SEGMENTS = 300
 """Periods of one kind in the timeline, the newest."""
 _NARROW = 0.045
@@ -27,18 +27,18 @@ class _Segment:
     title: str
 
 
-def waterfall(use: TimeUse, classes: dict[str, str]) -> Html:
-    """Where the time went: each category begins where the one before it ends. `classes`: style by category."""
+def waterfall(use: TimeUse, style_of: Callable[[str], str]) -> Html:
+    """Where the time went: each class begins where the one before it ends. `style_of` gives its style."""
     rows, offset, rest = [], 0.0, 0.0
     for name, seconds in sorted(use.seconds.items(), key=lambda each: -each[1]):
         share = use.share(name)
         if share < SHOWN_SHARE:
             rest += seconds
             continue
-        rows.append(_waterfall_row(name, seconds, share, offset, classes.get(name, "lost")))
+        rows.append(_waterfall_row(name, seconds, share, offset, style_of(name)))
         offset += share
-    if rest > 0 and use.elapsed_s > 0:
-        rows.append(_waterfall_row("all others", rest, rest / use.elapsed_s, offset, "other"))
+    if rest > 0 and use.total_s > 0:
+        rows.append(_waterfall_row("all others", rest, rest / use.total_s, offset, "other"))
     number = {"scope": "col", "class": "number"}
     head = element("tr", None, element("td"), element("th", number, "time"), element("th", number, "share"),
                    element("td"))  # fmt: skip

@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.report.bar_figures import timeline, waterfall
 from orchestrator.report.html_text import Html, element, joined
 from orchestrator.report.training_sections import nothing, section
 from orchestrator.run_facts.quantity_text import change, clock, count, duration, loss, size, when
 from orchestrator.run_facts.run_model import RunFacts
+from orchestrator.run_facts.time_use import class_of
 from orchestrator.run_facts.why.bottleneck import Bottleneck
 from orchestrator.run_facts.why.diagnosis import Diagnosis
 
 SHOWN_RECOVERIES = 100
 SHOWN_CHECKPOINTS = 20
-TIME_CLASSES = {
-    "training": "productive", "productive": "productive", "other": "other", "idle_tail": "other",
-    "preparing_data": "start", "starting_cluster": "start", "starting_workers": "start", "building": "start",
-    "startup": "start", "restoring": "start", "evaluating": "work", "evaluation": "work", "exporting": "work",
-    "export": "work", "checkpointing": "work", "checkpoint_stall": "work", "snapshot_stall": "work",
+TIME_STYLES = {
+    TimeClass.PRODUCTIVE: "productive", TimeClass.IDLE_TAIL: "other", TimeClass.STARTUP: "start",
+    TimeClass.EVALUATION: "work", TimeClass.EXPORT: "work", TimeClass.CHECKPOINT_STALL: "work",
+    TimeClass.SNAPSHOT_STALL: "work", TimeClass.COMMUNICATION_WAIT: "work",
 }  # fmt: skip
-"""Style of a category of time; all others are lost time."""
+"""Style of a class of time; all others are lost time."""
+_TIME_CLASSES = frozenset(TimeClass)
 
 
 def head(run: RunFacts, now_s: float) -> Html:
@@ -58,7 +60,8 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         where = "on GPUs" if training.on_gpus else "on CPUs"
         tiles.append(("Workers", str(training.world_size), f"{where}, {_parameters(run)}"))
     if use is not None:
-        tiles.append(("Goodput", f"{use.goodput:.0%}", f"of {duration(use.elapsed_s)}"))
+        cost = "" if use.spent_usd is None else f", ${use.spent_usd:,.2f}"
+        tiles.append(("Goodput", f"{use.goodput:.0%}", f"of {duration(use.elapsed_s)}{cost}"))
     recoveries = run.events.totals
     tiles.append(("Recoveries", str(recoveries.recoveries), _recovery_cost(run) if recoveries.recoveries else "none"))
     return tiles
@@ -110,8 +113,21 @@ def time_spent(run: RunFacts) -> Html:
     use = run.time_use
     if use is None:
         return section("time", "Where the time went", nothing("The run has no ledger."))
-    lead = f"{use.goodput:.0%} of {duration(use.elapsed_s)} was spent on training steps that count (goodput)."
-    return section("time", "Where the time went", element("p", {"class": "lead"}, lead), waterfall(use, TIME_CLASSES))
+    total = f"{duration(use.total_s)} of worker time" if use.of_workers else duration(use.elapsed_s)
+    lead = f"{use.goodput:.0%} of {total} was spent on training steps that count (goodput)."
+    if use.ettr is not None:
+        lead += f" Effective training time ratio: {use.ettr:.0%}."
+    if use.spent_usd is not None:
+        lead += f" It cost ${use.spent_usd:,.2f}."
+    figure = waterfall(use, lambda name: _time_style(class_of(name)))
+    return section("time", "Where the time went", element("p", {"class": "lead"}, lead), figure)
+
+
+def _time_style(name: str) -> str:
+    """The style of a class of time."""
+    if name == "other":
+        return "other"
+    return TIME_STYLES.get(TimeClass(name), "lost") if name in _TIME_CLASSES else "lost"
 
 
 def history(run: RunFacts) -> Html:

@@ -91,7 +91,7 @@ def _phase_table(run: RunFacts, shown: Sequence[str]) -> Html:
     if rest_s > 0:
         rows.append(("between phases", rest_s))
     if totals.collective_s > 0:
-        rows.append(("in collectives (part of the above)", totals.collective_s))
+        rows.append(("in collectives (part of the above)", totals.of_all_steps(totals.collective_s)))
     cells = [
         element(
             "tr", None,

@@ -13,6 +13,7 @@ from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.json_values import JsonObject, JsonShapeError
 from orchestrator.metrics.jsonl import last_object
 from orchestrator.run_facts.event_history import EventHistory
@@ -89,6 +90,14 @@ class RunFacts:
         if use is None or self.record.active:
             return max(driven_s, use.elapsed_s if use is not None else 0.0)
         return use.elapsed_s
+
+    def ledger_s(self, *classes: TimeClass) -> float | None:
+        """Seconds of wall clock that the ledger gives to some classes together; None if it does not know all of
+        them."""
+        use = self.time_use
+        if use is None or not all(use.knows(each) for each in classes):
+            return None
+        return use.share_of(*classes) * self.wall_s
 
     @property
     def losses(self) -> list[float]:

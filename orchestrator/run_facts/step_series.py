@@ -32,6 +32,8 @@ class StepTotals:
     phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
     """By phase, in the order of `PHASES`."""
     collective_s: float = 0.0
+    collective_steps_s: float = 0.0
+    """Step times of the steps in which collectives were measured: on GPUs a sample of them."""
     transfer_s: float = 0.0
     """Time in collectives of each step's slowest rank, which waits for no other rank."""
     own_median_s: float = 0.0
@@ -58,6 +60,10 @@ class StepTotals:
         """Share of the computed positions that is padding; None if it was not recorded."""
         return 1.0 - self.positions_tokens / self.positions if self.positions > 0 else None
 
+    def of_all_steps(self, seconds: float) -> float:
+        """From seconds in collectives, in the steps in which they were measured, to those of all steps."""
+        return seconds * self.step_time_s / self.collective_steps_s if self.collective_steps_s > 0 else 0.0
+
     def add(self, point: StepPoint) -> None:
         """Add a step."""
         self.steps += 1
@@ -71,6 +77,8 @@ class StepTotals:
         for index, seconds in enumerate(point.phases_s):
             self.phases_s[index] += seconds
         self.collective_s += point.collective_s
+        if point.collective_s > 0 or not point.on_gpus:
+            self.collective_steps_s += point.step_time_s
         self.transfer_s += point.transfer_s
         self.own_median_s += point.own_median_s
         if point.mfu is not None:

@@ -124,7 +124,10 @@ def _kept_lines(run: RunFacts) -> list[str]:
 def _time_lines(use: TimeUse | None) -> list[str]:
     if use is None:
         return []
-    lines = ["", f"Where {formatting.duration(use.elapsed_s)} went (goodput {use.goodput:.0%}):"]
+    total = (
+        f"{formatting.duration(use.total_s)} of worker time" if use.of_workers else formatting.duration(use.elapsed_s)
+    )
+    lines = ["", f"Where {total} went (goodput {use.goodput:.0%}):"]
     for category, seconds in use.seconds.items():
         share = use.share(category)
         if share >= 0.005:

@@ -76,6 +76,6 @@ def _not_judged(run: RunFacts) -> tuple[str, ...]:
         reasons.append("padding: the version of Convoy that recorded the run did not count it")
     if run.events.micro_step is None:
         reasons.append("the micro batch: its fixed cost was not measured")
-    if last.on_gpus and totals.transfer_s == 0.0:
-        reasons.append("communication: NCCL does not report how long a GPU waits")
+    if totals.collective_steps_s == 0.0:
+        reasons.append("communication: it was not measured on the GPUs")
     return tuple(reasons)

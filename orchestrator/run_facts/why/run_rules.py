@@ -3,8 +3,10 @@
 from collections import Counter
 from itertools import pairwise
 
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.run_facts.quantity_text import duration
 from orchestrator.run_facts.run_model import RunFacts
+from orchestrator.run_facts.time_use import RECOVERING, class_of
 from orchestrator.run_facts.why.bottleneck import Bottleneck, bottleneck
 
 EVALUATION_SHARE = 0.10
@@ -19,13 +21,13 @@ WAITING_SHARE = 0.05
 START_UP_SHARE = 0.20
 START_UP_LEAST_S = 600.0
 """A shorter start-up is not worth a sentence, whatever its share of a short run."""
-_START_UP = ("preparing_data", "starting_cluster", "starting_workers", "building", "startup")
 
 
 def evaluation(run: RunFacts) -> Bottleneck | None:
     """The validation loss is measured too often, or on too many samples."""
     totals, wall_s = run.events.totals, run.wall_s
-    share = totals.evaluation_s / wall_s if wall_s > 0 else 0.0
+    taken_s = max(totals.evaluation_s, run.ledger_s(TimeClass.EVALUATION) or 0.0)
+    share = taken_s / wall_s if wall_s > 0 else 0.0
     if totals.evaluations < FEWEST_RESULTS or share < EVALUATION_SHARE:
         return None
     mean = duration(totals.evaluation_s / totals.evaluations)
@@ -37,17 +39,18 @@ def evaluation(run: RunFacts) -> Bottleneck | None:
         wanted = _wider(every, share)
         advice.insert(0, f"`train.eval_interval_steps: {wanted}` would take {WANTED_SHARE:.0%} of the time")
     headline = "the validation loss is measured too often"
-    return bottleneck("evaluation", totals.evaluation_s, wall_s, headline, tuple(evidence), tuple(advice))
+    return bottleneck("evaluation", taken_s, wall_s, headline, tuple(evidence), tuple(advice))
 
 
 def checkpoints(run: RunFacts) -> Bottleneck | None:
     """Training pauses too often, or too long, for checkpoints."""
     totals, wall_s = run.events.totals, run.wall_s
-    share = totals.checkpoint_stall_s / wall_s if wall_s > 0 else 0.0
+    taken_s = max(totals.checkpoint_stall_s, run.ledger_s(TimeClass.CHECKPOINT_STALL) or 0.0)
+    share = taken_s / wall_s if wall_s > 0 else 0.0
     written = totals.checkpoints + totals.failed_checkpoints
     if written < FEWEST_RESULTS or share < CHECKPOINT_SHARE:
         return None
-    evidence = [f"{written:,} checkpoints, training paused {duration(totals.checkpoint_stall_s / written)} for each"]
+    evidence = [f"{written:,} checkpoints, training paused {duration(taken_s / written)} for each"]
     if totals.failed_checkpoints:
         evidence.append(f"{totals.failed_checkpoints:,} of them could not be written")
     advice = ["`checkpoint.interval_steps: auto` writes them as often as their benefit is worth their cost"]
@@ -57,7 +60,7 @@ def checkpoints(run: RunFacts) -> Bottleneck | None:
         advice.append(f"or `checkpoint.interval_steps: {_wider(every, share)}`, {WANTED_SHARE:.0%} of the time")
     advice.append("use faster storage (`checkpoint.storage`), and keep `checkpoint.memory` on: vaults write beside it")
     headline = "training pauses too often for checkpoints"
-    return bottleneck("checkpoints", totals.checkpoint_stall_s, wall_s, headline, tuple(evidence), tuple(advice))
+    return bottleneck("checkpoints", taken_s, wall_s, headline, tuple(evidence), tuple(advice))
 
 
 def recoveries(run: RunFacts) -> Bottleneck | None:
@@ -66,7 +69,7 @@ def recoveries(run: RunFacts) -> Bottleneck | None:
     step_s = steps.step_time_s / steps.steps if steps.steps else 0.0
     repeated_s = totals.steps_recomputed * step_s
     open_s = _open_recovery_s(run)
-    lost_s = totals.recovery_s + repeated_s + open_s
+    lost_s = max(totals.recovery_s + repeated_s + open_s, run.ledger_s(*RECOVERING) or 0.0)
     if wall_s <= 0 or lost_s / wall_s < RECOVERY_SHARE:
         return None
     found = run.events.periods.recoveries
@@ -96,7 +99,7 @@ def recoveries(run: RunFacts) -> Bottleneck | None:
 def waiting(run: RunFacts) -> Bottleneck | None:
     """Too few workers were available, and the run waited for more."""
     wall_s = run.wall_s
-    waited_s = run.events.periods.waited_s(run.end_s)
+    waited_s = max(run.events.periods.waited_s(run.end_s), run.ledger_s(TimeClass.WAITING) or 0.0)
     if wall_s <= 0 or waited_s / wall_s < WAITING_SHARE:
         return None
     evidence = (f"the run was {duration(waited_s)} in the state `waiting`",)
@@ -112,10 +115,10 @@ def start_up(run: RunFacts) -> Bottleneck | None:
     use, wall_s = run.time_use, run.wall_s
     if use is None or wall_s <= 0:
         return None
-    parts = {name: use.seconds.get(name, 0.0) for name in _START_UP}
-    seconds = sum(parts.values())
+    seconds = use.share_of(TimeClass.STARTUP) * wall_s
     if seconds < START_UP_LEAST_S or seconds / wall_s < START_UP_SHARE:
         return None
+    parts = {name: use.share(name) * wall_s for name in use.seconds if class_of(name) == TimeClass.STARTUP.value}
     longest = max(parts, key=lambda name: parts[name])
     evidence = (f"most of it: {longest.replace('_', ' ')}, {duration(parts[longest])}",)
     advice = (

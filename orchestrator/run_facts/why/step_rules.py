@@ -84,11 +84,12 @@ def _slow_rank_advice(phase: str, where: str) -> tuple[str, ...]:
 
 def communication(run: RunFacts) -> Bottleneck | None:
     """Collectives take long although no rank is waited for: the time in collectives of each step's slowest rank, which
-    is the last to enter them. Measured with gloo; NCCL does not say how long the device waited."""
+    is the last to enter them. Measured with gloo in every step, on GPUs in a sample of the steps."""
     totals, wall_s = run.steps.series.totals, run.wall_s
-    if wall_s <= 0 or totals.transfer_s / wall_s < COMMUNICATION_SHARE:
+    seconds = totals.of_all_steps(totals.transfer_s)
+    if wall_s <= 0 or seconds / wall_s < COMMUNICATION_SHARE:
         return None
-    plan, per_step = run.events.plan, duration(totals.transfer_s / max(1, totals.steps))
+    plan, per_step = run.events.plan, duration(seconds / max(1, totals.steps))
     evidence = [f"the rank that enters the collectives of a step last still spends {per_step} in them"]
     if plan is not None:
         evidence.append(f"{count(plan.parameters)} parameters over {plan.world_size} workers")
@@ -98,13 +99,14 @@ def communication(run: RunFacts) -> Bottleneck | None:
         "compute more between two exchanges: a larger `train.global_batch`",
     )
     headline = "communication between the workers takes long"
-    return bottleneck("communication", totals.transfer_s, wall_s, headline, tuple(evidence), advice)
+    return bottleneck("communication", seconds, wall_s, headline, tuple(evidence), advice)
 
 
 def compute_s(run: RunFacts) -> float:
     """Seconds of forward and backward without collectives, mean over the ranks."""
     totals = run.steps.series.totals
-    return max(0.0, totals.phase_s("forward") + totals.phase_s("backward") - totals.collective_s)
+    waited_s = totals.of_all_steps(totals.collective_s)
+    return max(0.0, totals.phase_s("forward") + totals.phase_s("backward") - waited_s)
 
 
 def micro_batch(run: RunFacts) -> Bottleneck | None:
