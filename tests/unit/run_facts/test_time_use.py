@@ -15,12 +15,12 @@ VERSION_1 = {
 }
 VERSION_2 = {
     "v": 2, "elapsed_s": 100.0, "reserved_s": 400.0, "goodput": 0.5, "ettr": 0.4, "cost": {"spent_usd": 1.5},
-    "seconds": {"productive": 200.0, "waiting": 80.0, "recovery_rebuild": 60.0, "recomputed": 20.0, "of_tomorrow": 40.0},
+    "seconds": {"productive": 180.0, "waiting": 100.0, "recovery_rebuild": 60.0, "recomputed": 20.0, "unheard": 40.0},
 }  # fmt: skip
 
 
 def test_both_versions_have_the_same_shares() -> None:
-    for ledger, productive, recovering in ((VERSION_1, 0.6, 0.2), (VERSION_2, 0.5, 0.2)):
+    for ledger, productive, recovering in ((VERSION_1, 0.6, 0.2), (VERSION_2, 0.45, 0.2)):
         use = time_use(ledger)
         assert use is not None
         assert use.share_of(TimeClass.PRODUCTIVE) == pytest.approx(productive)
@@ -37,10 +37,10 @@ def test_a_ledger_without_time_is_none(ledger: dict[str, object] | None) -> None
 def test_rules_take_the_shares_of_worker_time() -> None:
     run = facts([step(number) for number in range(1, 51)], ledger=VERSION_2)
     assert [(each.name, each.share) for each in diagnose(run).found] == [
-        ("waiting", pytest.approx(0.2)),
+        ("waiting", pytest.approx(0.25)),
         ("recoveries", pytest.approx(0.2)),
     ]
-    assert run.ledger_s(TimeClass.WAITING) == pytest.approx(20.0)
+    assert run.ledger_s(TimeClass.WAITING) == pytest.approx(25.0)
     former = facts([step(1)], ledger=VERSION_1)
     assert former.ledger_s(TimeClass.WAITING) is None
     assert former.ledger_s(TimeClass.EVALUATION) == pytest.approx(20.0)
