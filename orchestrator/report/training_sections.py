@@ -35,7 +35,7 @@ def learning(run: RunFacts) -> Html:
     if len(validation):
         lines.append(series("validation loss", validation, 2, dotted=True))
     main = LineChart("Loss", tuple(lines), loss, marks=_marks(run), note=_loss_note(run), tall=True)
-    rate = LineChart("Learning rate", (series("learning rate", curves["lr"], 3),), _small, tick=_small, from_zero=True)
+    rate = LineChart("Learning rate", (series("learning rate", curves["lr"], 3),), _small, from_zero=True)
     norm = LineChart("Gradient norm", (series("gradient norm", curves["grad_norm"], 4, band=True),), _plain,
                      from_zero=True, note="before clipping")  # fmt: skip
     pair = element("div", {"class": "pair"}, line_chart(rate), line_chart(norm))
