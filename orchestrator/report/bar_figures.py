@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from orchestrator.report.html_text import Html, element
 from orchestrator.run_facts.quantity_text import clock, duration, when
 from orchestrator.run_facts.run_model import RunFacts
+from orchestrator.run_facts.run_periods import GangPeriod, StatePeriod
 from orchestrator.run_facts.time_use import TimeUse
 
 MOST_BARS = 64
@@ -18,7 +19,7 @@ _NARROW = 0.045
 
 
 @dataclass(frozen=True)
-class _Segment:
+class _LaneSegment:
     started_s: float
     ended_s: float
     kind: str
@@ -84,17 +85,8 @@ def timeline(run: RunFacts) -> Html:
     first_s = periods.first_s
     if first_s is None or end_s <= first_s:
         return Html("")
-    states = [
-        _Segment(each.started_s, end_s if each.ended_s is None else each.ended_s, each.state.value, each.state.value,
-                 f"{each.state.value} from {when(each.started_s)}")
-        for each in periods.states if each.ended_s is None or each.ended_s > each.started_s
-    ]  # fmt: skip
-    gangs = [
-        _Segment(each.started_s, end_s if each.ended_s is None else each.ended_s, "gang", str(each.world_size),
-                 f"generation {each.number}: {each.world_size} workers from {when(each.started_s)}"
-                 + (f", {each.ending}" if each.ending else ""))
-        for each in periods.generations
-    ]  # fmt: skip
+    states = [_state_segment(each, end_s) for each in periods.states if each.ended_s != each.started_s]
+    gangs = [_gang_segment(each, end_s) for each in periods.generations]
     marks = [(each.time_s, each.kind, each.text) for each in periods.marks]
     span_s = end_s - first_s
 
@@ -112,7 +104,20 @@ def timeline(run: RunFacts) -> Html:
     )  # fmt: skip
 
 
-def _lane(name: str, segments: Sequence[_Segment], place: Callable[[float], float]) -> Html:
+def _state_segment(period: StatePeriod, end_s: float) -> _LaneSegment:
+    ended_s = end_s if period.ended_s is None else period.ended_s
+    state = period.state.value
+    return _LaneSegment(period.started_s, ended_s, state, state, f"{state} from {when(period.started_s)}")
+
+
+def _gang_segment(gang: GangPeriod, end_s: float) -> _LaneSegment:
+    ended_s = end_s if gang.ended_s is None else gang.ended_s
+    title = f"generation {gang.number}: {gang.world_size} workers from {when(gang.started_s)}"
+    ending = f", {gang.ending}" if gang.ending else ""
+    return _LaneSegment(gang.started_s, ended_s, "gang", str(gang.world_size), title + ending)
+
+
+def _lane(name: str, segments: Sequence[_LaneSegment], place: Callable[[float], float]) -> Html:
     shown = []
     for each in segments:
         left, right = place(each.started_s), place(each.ended_s)

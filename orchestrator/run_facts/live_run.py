@@ -33,7 +33,7 @@ _GAP_FACTOR = 5.0
 
 
 @dataclass(frozen=True)
-class Pace:
+class LivePace:
     """Means over the newest steps."""
 
     tokens_per_s: float | None
@@ -53,7 +53,7 @@ class LiveFacts:
     newest_events: tuple[Event, ...]
     """Oldest first, at most `KEPT_EVENTS`."""
     last: StepPoint | None
-    pace: Pace | None
+    pace: LivePace | None
     losses: tuple[float, ...]
     whole: bool
     """Whether the losses begin with the run's first step."""
@@ -101,7 +101,7 @@ class LiveRun:
             self._ranks, self._durability.read(),
         )  # fmt: skip
 
-    def _progress(self, last: StepPoint | None, pace: Pace | None) -> RecordedProgress:
+    def _progress(self, last: StepPoint | None, pace: LivePace | None) -> RecordedProgress:
         evaluations, plan = self._events.evaluations, self._events.plan
         validation = evaluations[-1].loss if evaluations and isfinite(evaluations[-1].loss) else None
         return RecordedProgress(
@@ -115,7 +115,7 @@ class LiveRun:
         )
 
 
-def pace_of(recent: Sequence[StepPoint]) -> Pace | None:
+def pace_of(recent: Sequence[StepPoint]) -> LivePace | None:
     """The pace of steps in ascending order; None without steps. Pure."""
     if not recent:
         return None
@@ -127,7 +127,7 @@ def pace_of(recent: Sequence[StepPoint]) -> Pace | None:
         sum(point.phases_s[index] for point in recent) / seconds if seconds > 0 else 0.0 for index in range(len(PHASES))
     )
     tokens_per_s = sum(point.tokens for point in recent) / seconds if seconds > 0 else None
-    return Pace(tokens_per_s, step_s, sum(usual) / len(usual) if usual else step_s, shares)
+    return LivePace(tokens_per_s, step_s, sum(usual) / len(usual) if usual else step_s, shares)
 
 
 class LiveFleet:

@@ -25,7 +25,7 @@ _CLOCK_LINES = 1000
 
 
 @dataclass
-class _Segment:
+class _LineSegment:
     """Lines with ascending steps. Those from `below_step` on are superseded."""
 
     first_line: int
@@ -78,10 +78,10 @@ def read_step_series(path: Path, deadline: Deadline | None = None) -> StepsRead:
     return StepsRead(series, max(0, lines - series.totals.steps))
 
 
-def _segments(path: Path, deadline: Deadline) -> tuple[list[_Segment], int]:
+def _segments(path: Path, deadline: Deadline) -> tuple[list[_LineSegment], int]:
     """The segments in the order of the file, and how many lines are steps. Grows with the resumes of a run, not with
     its steps."""
-    segments: list[_Segment] = []
+    segments: list[_LineSegment] = []
     last_step, lines = -1, 0
     for number, (_, step) in enumerate(_numbered(path, deadline)):
         lines += 1
@@ -90,12 +90,12 @@ def _segments(path: Path, deadline: Deadline) -> tuple[list[_Segment], int]:
                 segments.pop()
             if segments:
                 segments[-1].below_step = min(segments[-1].below_step, step)
-            segments.append(_Segment(number, step))
+            segments.append(_LineSegment(number, step))
         last_step = step
     return segments, lines
 
 
-def _counting(path: Path, segments: list[_Segment], deadline: Deadline) -> Iterator[StepPoint]:
+def _counting(path: Path, segments: list[_LineSegment], deadline: Deadline) -> Iterator[StepPoint]:
     place = -1
     for number, (line, step) in enumerate(_numbered(path, deadline)):
         while place + 1 < len(segments) and segments[place + 1].first_line <= number:

@@ -11,7 +11,7 @@ from orchestrator.cli.display.run_view import RunView
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.json_values import JsonFields
 from orchestrator.run_facts.lenient_json import list_of_objects, whole_or_none
-from orchestrator.run_facts.live_run import LiveFacts, Pace
+from orchestrator.run_facts.live_run import LiveFacts, LivePace
 from orchestrator.run_facts.step_point import PHASES
 
 LEAST_WIDTH = 60
@@ -128,7 +128,7 @@ def _speed_line(facts: LiveFacts) -> Text:
     return _line("speed", "  ".join(parts))
 
 
-def _phase_lines(pace: Pace, width: int) -> list[Text]:
+def _phase_lines(pace: LivePace, width: int) -> list[Text]:
     """The phases of the newest steps: a bar whose letters say the phase without colours, and the shares."""
     bar, room = Text(), width - _NAME
     for phase, share in zip(PHASES, pace.phase_shares, strict=True):

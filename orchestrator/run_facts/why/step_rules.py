@@ -8,10 +8,11 @@ from orchestrator.run_facts.why.bottleneck import Bottleneck, bottleneck
 
 DATA_WAIT_SHARE = 0.05
 SLOW_RANK_SHARE = 0.05
-SLOW_RANK_RATIO = 1.2
+SLOW_RANK_RATIO = 1.25
 """Own time of the slowest rank of a step, divided by the median: below, it is the noise of equal machines."""
 SLOW_RANK_STEPS = 0.5
-"""Share of the steps in which the same rank has to be the slowest."""
+"""Of W ranks, one has to be the slowest in this share of the steps and as much again of 1/W: three of four steps with
+two ranks, of which each is the slowest in every other step by chance."""
 COMMUNICATION_SHARE = 0.15
 """Some communication is normal: data-parallel training is planned with 5 to 10%."""
 MICRO_BATCH_SHARE = 0.10
@@ -57,7 +58,8 @@ def slow_rank(run: RunFacts) -> Bottleneck | None:
     slowest_steps = totals.slowest_by_rank[rank]
     own_s = totals.own_median_s * slowest_steps / max(1, totals.steps)
     ratio = 1.0 + by_rank[rank] / own_s if own_s > 0 else 1.0
-    steady = slowest_steps / max(1, sum(totals.slowest_by_rank.values())) >= SLOW_RANK_STEPS
+    often = slowest_steps / max(1, sum(totals.slowest_by_rank.values()))
+    steady = often >= SLOW_RANK_STEPS * (1.0 + 1.0 / last.world_size)
     if lost_s / wall_s < SLOW_RANK_SHARE or ratio < SLOW_RANK_RATIO or not steady:
         return None
     phases_s = totals.straggling_by_phase_s

@@ -115,7 +115,8 @@ def test_of_all_runs_the_active_ones_come_first(tmp_path: Path) -> None:
 
 def test_the_pace_leaves_pauses_out() -> None:
     times = [0.0, 1.0, 2.0, 60.0, 61.0]
-    points = [point_from_report(step(number, Rank(data_s=0.1), time_s=T0 + at_s)) for number, at_s in enumerate(times)]
+    reports = [step(number, Rank(data_s=0.1), time_s=T0 + at_s) for number, at_s in enumerate(times, 1)]
+    points = [point_from_report(report) for report in reports]
     pace = pace_of(points)
     assert pace is not None
     assert (pace.interval_s, pace.step_time_s, pace.tokens_per_s) == (1.0, 1.0, 500.0)
