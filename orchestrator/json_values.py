@@ -105,6 +105,17 @@ def integer_rows(fields: JsonFields, key: str) -> list[list[int]]:
     return [integers({key: row}, key) for row in array(fields, key)]
 
 
+def number_rows(fields: JsonFields, key: str) -> list[list[float]]:
+    """A list of lists of numbers. Raises JsonShapeError."""
+    return [numbers({key: row}, key) for row in array(fields, key)]
+
+
+def number_mapping(fields: JsonFields, key: str) -> dict[str, float]:
+    """An object whose values are numbers. Raises JsonShapeError."""
+    value = mapping(fields, key)
+    return {name: number(value, name) for name in value}
+
+
 def text_mapping(fields: JsonFields, key: str) -> dict[str, str]:
     """An object whose values are texts. Raises JsonShapeError."""
     value = mapping(fields, key)

@@ -23,6 +23,10 @@ COMMANDS = {
         "orchestrator.cli.commands.durability_command:durability",
         "Show what a run would lose if a node failed now.",
     ),
+    "goodput": (
+        "orchestrator.cli.commands.goodput_command:goodput",
+        "Show what the time of a run's workers was spent on, and its cost.",
+    ),
     "why": ("orchestrator.cli.commands.report_commands:why", "Say what bounds the speed of a run, and what to do."),
     "top": ("orchestrator.cli.commands.top_command:top", "Watch runs live."),
     "report": ("orchestrator.cli.commands.report_commands:report", "Write a run's report as one HTML file."),

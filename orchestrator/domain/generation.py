@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from orchestrator.domain.engine_errors import CAUSE, Cause
 from orchestrator.domain.errors import BEFORE_SAMPLES
+from orchestrator.domain.events import RecoveryReason
 from orchestrator.domain.policy.numeric import NumericFault
 from orchestrator.domain.session import TrainResult
 
@@ -71,6 +72,22 @@ class WorkerFailure:
     """Its traceback, or its last lines of output."""
     hint: str | None = None
     details: FailureDetails = field(default_factory=FailureDetails)
+    alive_s: float | None = None
+    """Its last sign of life, or of progress if it hangs, on the driver's monotonic clock; None: until `seen_s`."""
+
+    @property
+    def reason(self) -> RecoveryReason:
+        """What kind of fault it is."""
+        if self.details.numeric_fault is not None:
+            return RecoveryReason.NUMERIC_FAULT
+        of_cause = {
+            Cause.OUT_OF_MEMORY: RecoveryReason.OUT_OF_MEMORY,
+            Cause.DEVICE: RecoveryReason.DEVICE_ERROR,
+            Cause.ASSERTION: RecoveryReason.WORKER_ERROR,
+        }
+        if self.details.cause in of_cause:
+            return of_cause[self.details.cause]
+        return _REASONS[self.ending]
 
     @property
     def is_consequence(self) -> bool:
@@ -94,6 +111,15 @@ class WorkerFailure:
         processes hold does not count as its own fault: they may release it."""
         own = self.ending is Ending.RAISED and not self.is_consequence and not self.ends_process
         return own and not self.details.foreign_bytes
+
+
+_REASONS = {
+    Ending.RAISED: RecoveryReason.WORKER_ERROR,
+    Ending.PROCESS_DIED: RecoveryReason.WORKER_DIED,
+    Ending.NODE_DIED: RecoveryReason.NODE_DIED,
+    Ending.NODE_SILENT: RecoveryReason.NODE_SILENT,
+    Ending.HUNG: RecoveryReason.HANG,
+}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.ranks.rank_summary import RankSummary, ranks_to_columns, summarise
-from orchestrator.json_values import JsonFields, JsonObject, integer, number, objects, optional
+from orchestrator.json_values import JsonFields, JsonObject, flag, integer, number, objects, optional
 
 STEP_VERSION = 2
 """Of the format of steps. Lines of version 1 have no version, and the reports of all ranks instead of a summary."""
@@ -49,6 +49,10 @@ class StepReport:
     ranks: RankSummary
     protected_step: int | None = None
     """The newest step whose state is whole in the vaults, as known at this step; None if there is none."""
+    loss_scale: float | None = None
+    """Factor that the loss had in this step; None unless the precision is fp16."""
+    skipped: bool = False
+    """The update was left out: a gradient was not finite. Under fp16 that is how the loss scale is found."""
     positions: int | None = None
     """Positions that were computed: the real tokens and the padding. None in reports of earlier versions."""
 
@@ -94,6 +98,8 @@ class StepReport:
             accumulation=integer(value, "accumulation"),
             ranks=_ranks(value),
             protected_step=optional(integer, value, "protected_step"),
+            loss_scale=optional(number, value, "loss_scale"),
+            skipped=optional(flag, value, "skipped") or False,
             positions=optional(integer, value, "positions"),
         )
 

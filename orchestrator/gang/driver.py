@@ -25,6 +25,7 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.gang.elastic.resizer import seek
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.group.reserved_workers import ReservedWorkers
 from orchestrator.gang.health.head import Head
 from orchestrator.gang.vaults.run_vaults import RunVaults
 from orchestrator.metrics.event_bus import EventBus
@@ -67,6 +68,7 @@ class GangDriver:
         self._head: Head | None = None
         self._generation = first_generation(lease)
         """Below those of this driver's gangs, and not below those of the drivers before it."""
+        self._reserved = ReservedWorkers(emit)
 
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. `preload`: see `LocalCluster`. Raises
@@ -181,6 +183,7 @@ class GangDriver:
         settings = self._gang_settings(cluster)
         gang = Gang(found, settings, vaults, self._vaults.committer(), self.planned, self._head, self.seek)
         self._gang = gang
+        self._reserved.begin(gang, len(found))
         gang.warm(warm, later, check, question)
         return len(found) if gang.device_checks.passed(self._stopped, self.planned.warn) else None
 
@@ -218,9 +221,13 @@ class GangDriver:
         `recovery.max_wait_s`."""
         from orchestrator.gang.elastic.reformation import Reformation
 
+        def reported(shortage: Shortage | None) -> None:
+            self._reserved.look()
+            waits(shortage)
+
         gang, cluster = self._require_gang(), self._require_cluster()
         limit_s = self._spec.recovery.max_wait_s
-        return Reformation(gang, cluster, self.planned, self.seek, waits, limit_s).form(self._stopped)
+        return Reformation(gang, cluster, self.planned, self.seek, reported, limit_s).form(self._stopped)
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
@@ -276,7 +283,11 @@ class GangDriver:
         if not self._arrived():
             return None
         bus.add("scale requests", self.planned)
-        return self._require_gang().run(entry, plan, readable, bus, self._stopped)
+        bus.add("the reserved workers", self._reserved)
+        self._reserved.look()
+        outcome = self._require_gang().run(entry, plan, readable, bus, self._stopped)
+        self._reserved.look()
+        return outcome
 
     def close(self) -> None:
         """End the workers and leave the cluster; a local one ends with every process of it. Idempotent."""
@@ -298,6 +309,7 @@ class GangDriver:
                 vaults.close()
         finally:
             cluster.close()
+            self._reserved.end()
 
     @property
     def _headless(self) -> bool:

@@ -58,6 +58,10 @@ class IncidentTime:
         """Worker-seconds of all classes."""
         return sum(self.seconds.values())
 
+    def to_json(self) -> JsonObject:
+        """A JSON object; the reverse of `incident_from`."""
+        return {**vars(self), "reason": self.reason.value, "seconds": _known(self.seconds)}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -114,10 +118,7 @@ class LedgerResult:
             "tokens": self.tokens,
             "lost_s": _known(self.lost_s),
             "by_node": [{**vars(node), "seconds": _known(node.seconds)} for node in self.by_node],
-            "by_incident": [
-                {**vars(each), "reason": each.reason.value, "seconds": _known(each.seconds)}
-                for each in self.by_incident
-            ],
+            "by_incident": [each.to_json() for each in self.by_incident],
             "cost": None if self.cost is None else {**vars(self.cost), "lost_usd": _known(self.cost.lost_usd)},
         }
 
@@ -137,7 +138,7 @@ class LedgerResult:
             tokens=integer(value, "tokens"),
             lost_s=_causes_from(mapping(value, "lost_s")),
             by_node=tuple(_node_from(each) for each in objects(value, "by_node")),
-            by_incident=tuple(_incident_from(each) for each in objects(value, "by_incident")),
+            by_incident=tuple(incident_from(each) for each in objects(value, "by_incident")),
             cost=None if cost is None else _cost_from(cost),
         )
 
@@ -162,7 +163,8 @@ def _node_from(value: JsonFields) -> NodeTime:
     )
 
 
-def _incident_from(value: JsonFields) -> IncidentTime:
+def incident_from(value: JsonFields) -> IncidentTime:
+    """Raises JsonShapeError."""
     reason = text(value, "reason")
     return IncidentTime(
         incident=optional(integer, value, "incident"),

@@ -79,3 +79,5 @@ RECOVERY_CLASSES = (
 )
 STEP_CLASSES = (TimeClass.PRODUCTIVE, TimeClass.STRAGGLING, TimeClass.COMMUNICATION_WAIT)
 """The time of steps as goodput counts it."""
+TRAINING_CLASSES = (*STEP_CLASSES, TimeClass.DATA_WAIT)
+"""The time of steps as the effective training time ratio counts it."""

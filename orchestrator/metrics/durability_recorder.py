@@ -23,17 +23,17 @@ from orchestrator.domain.events import (
 )
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.metrics import metric_catalog
+from orchestrator.metrics.catalog import metric_family, safety_metrics
 from orchestrator.planner.snapshot_costs import measured_loss
 
 COMPUTED = (
-    metric_catalog.STEPS_AT_RISK,
-    metric_catalog.TIER_STEP,
-    metric_catalog.COPIES_MIN,
-    metric_catalog.UNRECOVERABLE_NODES,
-    metric_catalog.VAULT_UP,
-    metric_catalog.VAULT_BYTES,
-    metric_catalog.VAULT_PLANNED_BYTES,
+    safety_metrics.STEPS_AT_RISK,
+    safety_metrics.TIER_STEP,
+    safety_metrics.COPIES_MIN,
+    safety_metrics.UNRECOVERABLE_NODES,
+    safety_metrics.VAULT_UP,
+    safety_metrics.VAULT_BYTES,
+    safety_metrics.VAULT_PLANNED_BYTES,
 )
 """Metrics that are worked out from the newest survey when they are asked for."""
 
@@ -139,7 +139,7 @@ class DurabilityCollector(Collector):
     """The metrics of the newest survey: a node that is gone has none."""
 
     def __init__(self, common: tuple[str, str], recorder: DurabilityRecorder) -> None:
-        """`common`: values of `metric_catalog.COMMON_LABELS`."""
+        """`common`: values of `metric_family.COMMON_LABELS`."""
         self._common, self._recorder = common, recorder
 
     def collect(self) -> Iterable[Metric]:
@@ -148,16 +148,16 @@ class DurabilityCollector(Collector):
         if last is None:
             return
         tiers = {"own": last.own_step, "peers": last.peers_step, "storage": last.storage_step}
-        yield self._family(metric_catalog.STEPS_AT_RISK, {(): self._recorder.steps_at_risk()})
-        yield self._family(metric_catalog.TIER_STEP, {(tier,): step for tier, step in tiers.items()})
-        yield self._family(metric_catalog.COPIES_MIN, {(): last.copies_min})
-        yield self._family(metric_catalog.UNRECOVERABLE_NODES, {(): len(last.unrecoverable)})
+        yield self._family(safety_metrics.STEPS_AT_RISK, {(): self._recorder.steps_at_risk()})
+        yield self._family(safety_metrics.TIER_STEP, {(tier,): step for tier, step in tiers.items()})
+        yield self._family(safety_metrics.COPIES_MIN, {(): last.copies_min})
+        yield self._family(safety_metrics.UNRECOVERABLE_NODES, {(): len(last.unrecoverable)})
         shown = sorted(last.nodes, key=lambda node: (node.answers, -node.memory_bytes, node.node))[:NODES_SHOWN]
-        yield self._family(metric_catalog.VAULT_UP, {(node.node,): int(node.answers) for node in shown})
-        yield self._family(metric_catalog.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
-        yield self._family(metric_catalog.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
+        yield self._family(safety_metrics.VAULT_UP, {(node.node,): int(node.answers) for node in shown})
+        yield self._family(safety_metrics.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
+        yield self._family(safety_metrics.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
 
-    def _family(self, metric: metric_catalog.Metric, values: dict[tuple[str, ...], int | None]) -> Metric:
+    def _family(self, metric: metric_family.Metric, values: dict[tuple[str, ...], int | None]) -> Metric:
         family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
         for labels, value in values.items():
             if value is not None:

@@ -22,6 +22,8 @@ from orchestrator.domain.events import (
     NodeDraining,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
+    RecoveryStarted,
     RunState,
     ScaleAnswered,
     ScaleState,
@@ -34,8 +36,10 @@ from orchestrator.domain.events import (
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.ranks.rank_summary import EVERY_STEP_RANKS, SLOWEST, RankSpread
 from orchestrator.domain.step_report import StepReport
-from orchestrator.json_values import JsonObject, mapping, number
+from orchestrator.goodput.ledger_result import LedgerResult
 from orchestrator.metrics import metric_catalog
+from orchestrator.metrics.catalog import metric_family, resource_metrics, safety_metrics
+from orchestrator.metrics.collectors.goodput_collector import LEDGER_METRICS, GoodputCollector
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 
@@ -46,7 +50,7 @@ class MetricsObserver:
         self,
         run_id: str,
         job: str,
-        ledger: Callable[[], JsonObject] | None = None,
+        ledger: Callable[[], LedgerResult] | None = None,
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
@@ -60,8 +64,7 @@ class MetricsObserver:
         self._histograms: dict[str, Histogram] = {}
         self._ranks_shown: list[str] = []
         """Labels of the ranks that have series of their own."""
-        computed = {metric_catalog.CATEGORY_SECONDS.name, metric_catalog.GOODPUT.name, metric_catalog.STRAGGLER.name}
-        computed |= {metric.name for metric in COMPUTED}
+        computed = {safety_metrics.STRAGGLER.name, *(metric.name for metric in (*COMPUTED, *LEDGER_METRICS))}
         for metric in metric_catalog.CATALOG:
             if metric.name in computed:
                 continue
@@ -77,15 +80,19 @@ class MetricsObserver:
                     metric.name, metric.help, metric.all_labels, registry=self.registry, buckets=metric.buckets
                 )
         if ledger is not None:
-            self.registry.register(_LedgerCollector(self._common, ledger))
+            self.registry.register(GoodputCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
         if durability is not None:
             self.registry.register(DurabilityCollector(self._common, durability))
         self._set(metric_catalog.RUN_INFO, 1, __version__)
         self._set_state(RunState.PREPARING)
+        self._reason = RecoveryReason.UNKNOWN
+        """Of the recovery that has begun."""
+        for reason in RecoveryReason:
+            self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
         self._checkpoint_s = clock()
-        age = self._gauges[metric_catalog.CHECKPOINT_AGE.name].labels(*self._common)
+        age = self._gauges[safety_metrics.CHECKPOINT_AGE.name].labels(*self._common)
         age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
 
     def on_event(self, event: Event) -> None:
@@ -93,7 +100,7 @@ class MetricsObserver:
         match event.body:
             case StateChanged(state):
                 self._set_state(state)
-                self._set(metric_catalog.MISSING_WORKERS, 0)  # the event that follows says how many
+                self._set(safety_metrics.MISSING_WORKERS, 0)  # the event that follows says how many
             case TrainingPlanned() as plan:
                 self._set(metric_catalog.TOTAL_STEPS, plan.total_steps)
                 self._set(metric_catalog.WORKERS, plan.world_size)
@@ -110,18 +117,18 @@ class MetricsObserver:
                 self._set(metric_catalog.VALIDATION_LOSS, evaluation.loss)
             case CheckpointSaved() as saved:
                 self._checkpoint_s = event.time_s
-                self._count(metric_catalog.CHECKPOINTS, 1)
-                self._count(metric_catalog.CHECKPOINT_BYTES, saved.bytes)
-                self._count(metric_catalog.CHECKPOINT_SECONDS, saved.seconds)
-                self._set(metric_catalog.CHECKPOINT_STEP, saved.step)
+                self._count(safety_metrics.CHECKPOINTS, 1)
+                self._count(safety_metrics.CHECKPOINT_BYTES, saved.bytes)
+                self._count(safety_metrics.CHECKPOINT_SECONDS, saved.seconds)
+                self._set(safety_metrics.CHECKPOINT_STEP, saved.step)
             case CheckpointFailed():
-                self._count(metric_catalog.CHECKPOINT_FAILURES, 1)
+                self._count(safety_metrics.CHECKPOINT_FAILURES, 1)
             case CheckpointRestored():
-                self._count(metric_catalog.CHECKPOINT_RESTORES, 1)
+                self._count(safety_metrics.CHECKPOINT_RESTORES, 1)
             case CheckpointRejected():
-                self._count(metric_catalog.CHECKPOINT_REJECTIONS, 1)
+                self._count(safety_metrics.CHECKPOINT_REJECTIONS, 1)
             case WarningIssued():
-                self._count(metric_catalog.WARNINGS, 1)
+                self._count(safety_metrics.WARNINGS, 1)
             case _:
                 self._on_trouble(event)
 
@@ -129,24 +136,26 @@ class MetricsObserver:
         """What has to do with lost workers, bad numbers and changes of size."""
         match event.body:
             case WorkerFailed():
-                self._count(metric_catalog.WORKER_FAILURES, 1)
+                self._count(safety_metrics.WORKER_FAILURES, 1)
             case WorkerHung():
-                self._count(metric_catalog.HANGS, 1)
+                self._count(safety_metrics.HANGS, 1)
+            case RecoveryStarted() as started:
+                self._reason = started.reason
             case RecoveryFinished() as recovery:
-                self._count(metric_catalog.RECOVERIES, 1)
-                self._count(metric_catalog.RECOMPUTED_STEPS, recovery.steps_recomputed)
-                self._histograms[metric_catalog.RECOVERY_SECONDS.name].labels(*self._common).observe(recovery.seconds)
+                self._count(safety_metrics.RECOVERIES, 1, self._reason.value)
+                self._count(safety_metrics.RECOMPUTED_STEPS, recovery.steps_recomputed)
+                self._observe(safety_metrics.RECOVERY_SECONDS, recovery.seconds)
             case GangResized():
-                self._count(metric_catalog.RESIZES, 1)
+                self._count(safety_metrics.RESIZES, 1)
             case NumericFaultFound() as found:
-                self._count(metric_catalog.NUMERIC_FAULTS, 1, found.fault.value)
-                self._count(metric_catalog.SKIPPED_SAMPLES, found.skipped_count)
+                self._count(safety_metrics.NUMERIC_FAULTS, 1, found.fault.value)
+                self._count(safety_metrics.SKIPPED_SAMPLES, found.skipped_count)
             case ScaleAnswered(state=ScaleState.ACCEPTED) as answer:
-                self._set(metric_catalog.TARGET_WORKERS, answer.workers)
+                self._set(safety_metrics.TARGET_WORKERS, answer.workers)
             case NodeDraining():
-                self._count(metric_catalog.DRAINING_NODES, 1)
+                self._count(safety_metrics.DRAINING_NODES, 1)
             case GangWaiting() as waiting:
-                self._set(metric_catalog.MISSING_WORKERS, waiting.need - waiting.have)
+                self._set(safety_metrics.MISSING_WORKERS, waiting.need - waiting.have)
                 self._set(metric_catalog.WORKERS, waiting.have)
 
     def on_step(self, report: StepReport) -> None:
@@ -162,14 +171,14 @@ class MetricsObserver:
             metric_catalog.MFU: report.mfu,
             metric_catalog.WORKERS: report.world_size,
             metric_catalog.LAST_STEP_TIME: report.time_s,
-            metric_catalog.PROTECTED_STEP: report.protected_step,
+            safety_metrics.PROTECTED_STEP: report.protected_step,
         }
         for metric, value in gauges.items():
             self._set(metric, value)
         self._count(metric_catalog.STEPS, 1)
         self._count(metric_catalog.TOKENS, report.tokens)
         self._count(metric_catalog.SAMPLES, report.samples)
-        self._histograms[metric_catalog.STEP_SECONDS.name].labels(*self._common).observe(report.step_time_s)
+        self._observe(metric_catalog.STEP_SECONDS, report.step_time_s)
         self._take_spread(report.ranks.spread, report.world_size)
         every = report.ranks.every if report.world_size <= EVERY_STEP_RANKS else ()
         self._take_ranks(every or report.ranks.slowest)
@@ -182,9 +191,9 @@ class MetricsObserver:
             seconds = name.removesuffix("_s")
             metric, kind = metric_catalog.WORKER_SECONDS, seconds
             if seconds == name:
-                metric, kind = metric_catalog.WORKER_MEMORY, name.removesuffix("_bytes")
+                metric, kind = resource_metrics.WORKER_MEMORY, name.removesuffix("_bytes")
             elif seconds not in ("own", "collective"):
-                self._count(metric_catalog.PHASE_SECONDS, figure.mean(world_size), seconds)
+                self._observe(metric_catalog.PHASE_SECONDS, figure.mean(world_size), seconds)
             for stat, value in (("p50", figure.p50), ("p99", figure.p99), ("max", figure.max)):
                 self._set(metric, value, kind, stat)
 
@@ -205,44 +214,26 @@ class MetricsObserver:
         for known in RunState:
             self._set(metric_catalog.RUN_STATE, int(known is state), known.value)
 
-    def _set(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
+    def _set(self, metric: metric_family.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float):
             self._gauges[metric.name].labels(*self._common, *labels).set(value)
 
-    def _count(self, metric: metric_catalog.Metric, value: object, *labels: str) -> None:
+    def _count(self, metric: metric_family.Metric, value: object, *labels: str) -> None:
         if isinstance(value, int | float) and value >= 0:
             self._counters[metric.name].labels(*self._common, *labels).inc(value)
 
+    def _observe(self, metric: metric_family.Metric, seconds: float, *labels: str) -> None:
+        self._histograms[metric.name].labels(*self._common, *labels).observe(seconds)
+
 
 _OF_RANKS = (
-    metric_catalog.RSS,
-    metric_catalog.PEAK_RSS,
-    metric_catalog.ALLOCATED,
-    metric_catalog.RESERVED,
-    metric_catalog.PEAK_ALLOCATED,
+    resource_metrics.RSS,
+    resource_metrics.PEAK_RSS,
+    resource_metrics.ALLOCATED,
+    resource_metrics.RESERVED,
+    resource_metrics.PEAK_ALLOCATED,
 )
 """Memory of single ranks, in the order of `RankMemory`."""
-
-
-class _LedgerCollector(Collector):
-    """The ledger's seconds, worked out when asked for."""
-
-    def __init__(self, common: tuple[str, str], ledger: Callable[[], JsonObject]) -> None:
-        self._common = common
-        self._ledger = ledger
-
-    def collect(self) -> Iterable[Metric]:
-        value = self._ledger()
-        seconds_metric = metric_catalog.CATEGORY_SECONDS
-        family = GaugeMetricFamily(seconds_metric.name, seconds_metric.help, labels=seconds_metric.all_labels)
-        spent = mapping(value, "seconds")
-        for category in spent:
-            family.add_metric((*self._common, category), number(spent, category))
-        goodput = GaugeMetricFamily(
-            metric_catalog.GOODPUT.name, metric_catalog.GOODPUT.help, labels=metric_catalog.COMMON_LABELS
-        )
-        goodput.add_metric(self._common, number(value, "goodput"))
-        return [family, goodput]
 
 
 class _SlownessCollector(Collector):
@@ -253,7 +244,7 @@ class _SlownessCollector(Collector):
         self._slowness = slowness
 
     def collect(self) -> Iterable[Metric]:
-        metric = metric_catalog.STRAGGLER
+        metric = safety_metrics.STRAGGLER
         family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
         ratios = self._slowness()
         ranks = sorted(ratios) if len(ratios) <= EVERY_STEP_RANKS else slowest(ratios)

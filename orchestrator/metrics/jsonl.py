@@ -130,3 +130,29 @@ def last_object(path: Path, lease: int = 0) -> JsonObject | None:
             if (found and (order.highest >= lease or window >= LATE_BYTES)) or start == 0:
                 return found[0] if found else None
             window *= 4
+
+
+def objects_after(path: Path, time_s: float) -> list[JsonObject]:
+    """The whole objects at the end of the file that count and whose `time_s` is later, in order. Read from the end:
+    cheap however long the file is. Nothing if there is no file."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        window = TAIL_BYTES
+        while True:
+            start = max(0, size - window)
+            file.seek(start)
+            lines = file.read(size - start).split(b"\n")
+            found = list(_counting(lines if start == 0 else lines[1:], LeaseOrder()))
+            later = [value for value in found if _later(value, time_s)]
+            if start == 0 or (found and not _later(found[0], time_s)):
+                return later
+            window *= 4
+
+
+def _later(value: JsonFields, time_s: float) -> bool:
+    at_s = value.get("time_s")
+    return isinstance(at_s, int | float) and at_s > time_s

@@ -1,16 +1,17 @@
 """Figures made of bars: where the time went, memory of the ranks, what the run went through over time. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.goodput.ledger_result import LedgerResult
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.report.html_text import Html, element
 from orchestrator.run_facts.quantity_text import clock, duration, when
 from orchestrator.run_facts.run_model import RunFacts
 from orchestrator.run_facts.run_periods import GangPeriod, StatePeriod
-from orchestrator.run_facts.time_use import TimeUse
 
 MOST_BARS = 64
-SHOWN_SHARE = 0.001
+LEAST_SHARE = 0.001
 """Classes of time below this share are added up."""
 MOST_SEGMENTS = 300
 """Periods of one kind in the timeline, the newest."""
@@ -28,18 +29,20 @@ class _LaneSegment:
     title: str
 
 
-def waterfall(use: TimeUse, style_of: Callable[[str], str]) -> Html:
-    """Where the time went: each class begins where the one before it ends. `style_of` gives its style."""
+def waterfall(ledger: LedgerResult, styles: Mapping[TimeClass, str]) -> Html:
+    """Where the time of the workers went: each class begins where the one before it ends. `styles`: of classes that are
+    not lost time."""
     rows, offset, rest = [], 0.0, 0.0
-    for name, seconds in sorted(use.seconds.items(), key=lambda each: -each[1]):
-        share = use.share(name)
-        if share < SHOWN_SHARE:
+    for time_class, seconds in sorted(ledger.seconds.items(), key=lambda each: -each[1]):
+        share = seconds / ledger.reserved_s
+        if share < LEAST_SHARE:
             rest += seconds
             continue
-        rows.append(_waterfall_row(name, seconds, share, offset, style_of(name)))
+        name = time_class.value.replace("_", " ")
+        rows.append(_waterfall_row(name, seconds, share, offset, styles.get(time_class, "lost")))
         offset += share
-    if rest > 0 and use.total_s > 0:
-        rows.append(_waterfall_row("all others", rest, rest / use.total_s, offset, "other"))
+    if rest > 0:
+        rows.append(_waterfall_row("all others", rest, rest / ledger.reserved_s, offset, "other"))
     number = {"scope": "col", "class": "number"}
     head = element("tr", None, element("td"), element("th", number, "time"), element("th", number, "share"),
                    element("td"))  # fmt: skip
@@ -50,7 +53,7 @@ def _waterfall_row(name: str, seconds: float, share: float, offset: float, kind:
     style = f"margin-left:{min(offset, 0.999):.2%};width:{max(share, 0.001):.2%}"
     return element(
         "tr", None,
-        element("th", {"scope": "row"}, name.replace("_", " ")),
+        element("th", {"scope": "row"}, name),
         element("td", {"class": "number"}, duration(seconds)),
         element("td", {"class": "number"}, f"{share:.1%}"),
         element("td", {"class": "bars"}, element("i", {"class": f"bar {kind}", "style": style})),

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from orchestrator.goodput.ledger_result import Cost
 from orchestrator.goodput.time_class import TimeClass
 from orchestrator.report.bar_figures import timeline, waterfall
 from orchestrator.report.html_text import Html, element, joined
 from orchestrator.report.training_sections import nothing, section
 from orchestrator.run_facts.quantity_text import change, clock, count, duration, loss, size, when
 from orchestrator.run_facts.run_model import RunFacts
-from orchestrator.run_facts.time_use import class_of
 from orchestrator.run_facts.why.bottleneck import Bottleneck
 from orchestrator.run_facts.why.diagnosis import Diagnosis
 
@@ -20,7 +20,8 @@ TIME_STYLES = {
     TimeClass.SNAPSHOT_STALL: "work", TimeClass.COMMUNICATION_WAIT: "work",
 }  # fmt: skip
 """Style of a class of time; all others are lost time."""
-_TIME_CLASSES = frozenset(TimeClass)
+SHOWN_CAUSES = 5
+"""Of lost money, the largest."""
 
 
 def head(run: RunFacts, now_s: float) -> Html:
@@ -42,7 +43,7 @@ def _tile(name: str, value: str, detail: str) -> Html:
 
 
 def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
-    record, training, use = run.record, run.training, run.time_use
+    record, training, ledger = run.record, run.training, run.ledger
     total = record.total_steps
     tiles = [("Steps", f"{record.step:,}", f"of {total:,}" if total else "")]
     if training is not None:
@@ -59,9 +60,9 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         tiles.append(("Tokens", count(training.tokens), f"{training.epoch or 0:.2f} epochs"))
         where = "on GPUs" if training.on_gpus else "on CPUs"
         tiles.append(("Workers", str(training.world_size), f"{where}, {_parameters(run)}"))
-    if use is not None:
-        cost = "" if use.spent_usd is None else f", ${use.spent_usd:,.2f}"
-        tiles.append(("Goodput", f"{use.goodput:.0%}", f"of {duration(use.elapsed_s)}{cost}"))
+    if ledger is not None:
+        cost = "" if ledger.cost is None else f", ${ledger.cost.spent_usd:,.2f}"
+        tiles.append(("Goodput", f"{ledger.goodput:.0%}", f"of {duration(ledger.elapsed_s)}{cost}"))
     recoveries = run.events.totals
     tiles.append(("Recoveries", str(recoveries.recoveries), _recovery_cost(run) if recoveries.recoveries else "none"))
     return tiles
@@ -110,24 +111,26 @@ def _with_code(text: str) -> Html:
 
 def time_spent(run: RunFacts) -> Html:
     """Where the time went."""
-    use = run.time_use
-    if use is None:
+    ledger = run.ledger
+    if ledger is None or not ledger.reserved_s:
         return section("time", "Where the time went", nothing("The run has no ledger."))
-    total = f"{duration(use.total_s)} of worker time" if use.of_workers else duration(use.elapsed_s)
-    lead = f"{use.goodput:.0%} of {total} was spent on training steps that count (goodput)."
-    if use.ettr is not None:
-        lead += f" Effective training time ratio: {use.ettr:.0%}."
-    if use.spent_usd is not None:
-        lead += f" It cost ${use.spent_usd:,.2f}."
-    figure = waterfall(use, lambda name: _time_style(class_of(name)))
-    return section("time", "Where the time went", element("p", {"class": "lead"}, lead), figure)
+    worker_time = f"{duration(ledger.reserved_s)} of worker time"
+    lead = f"{ledger.goodput:.0%} of {worker_time} was spent on training steps that count (goodput)."
+    lead += f" Effective training time ratio: {ledger.ettr:.0%}."
+    parts = [element("p", {"class": "lead"}, lead), waterfall(ledger, TIME_STYLES)]
+    if ledger.cost is not None:
+        parts.insert(1, element("p", {"class": "lead"}, _cost(ledger.cost)))
+    return section("time", "Where the time went", *parts)
 
 
-def _time_style(name: str) -> str:
-    """The style of a class of time."""
-    if name == "other":
-        return "other"
-    return TIME_STYLES.get(TimeClass(name), "lost") if name in _TIME_CLASSES else "lost"
+def _cost(cost: Cost) -> str:
+    text = f"It cost ${cost.spent_usd:,.2f}"
+    if cost.usd_per_million_tokens is not None:
+        text += f", ${cost.usd_per_million_tokens:,.2f} per million tokens"
+    lost = sorted(((usd, cause) for cause, usd in cost.lost_usd.items() if usd >= 0.01), reverse=True)[:SHOWN_CAUSES]
+    if lost:
+        text += "; lost: " + ", ".join(f"${usd:,.2f} to {cause.value.replace('_', ' ')}" for usd, cause in lost)
+    return text + "."
 
 
 def history(run: RunFacts) -> Html:

@@ -13,3 +13,8 @@ class Clock:
     """For records that people and other hosts read. It may jump."""
     monotonic_s: Callable[[], float] = time.monotonic
     """For durations. It only goes forward."""
+
+    def steady_unix_s(self) -> Callable[[], float]:
+        """A clock that begins as the Unix time now, and only goes forward."""
+        offset_s = self.unix_s() - self.monotonic_s()
+        return lambda: offset_s + self.monotonic_s()

@@ -273,8 +273,8 @@ class RunController:
 
     def _begin_recovery(self, failure: WorkerFailure, origin: RestorePoint, rollback: Rollback | None) -> RestorePoint:
         clock, progress = self._run.clock, self._progress
-        step = progress.furthest
-        recovery = progress.begin_recovery(origin.step, clock.unix_s() - (clock.monotonic_s() - failure.seen_s))
+        step, offset_s = progress.furthest, clock.unix_s() - clock.monotonic_s()
+        recovery = progress.begin_recovery(origin.step, failure.seen_s + offset_s)
         fault = rollback.skip.fault if rollback is not None else None
         started = RecoveryStarted(
             incident=recovery.incident,
@@ -286,6 +286,8 @@ class RunController:
             source=origin.source,
             checkpoint=origin.checkpoint,
             skipped=(rollback.skip.first, rollback.skip.count) if rollback is not None else None,
+            reason=failure.reason,
+            alive_s=failure.alive_s + offset_s if failure.alive_s is not None else None,
         )
         self._run.emit(started)
         return origin

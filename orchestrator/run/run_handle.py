@@ -3,17 +3,19 @@
 A handle owns what a run records in its directory. It owns neither the cluster, nor a metrics endpoint, nor a terminal:
 the command line and a server bring those."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.domain.errors import ConvoyError, LeaseLostError
 from orchestrator.domain.events import Observer, RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk, ScaleRequest
+from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.ledger_recorder import LedgerRecorder
+from orchestrator.goodput.worker_terms import terms_of
 from orchestrator.metrics.incidents import IncidentRecorder
-from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from orchestrator.run.controller import Preparation, RunController
@@ -28,6 +30,7 @@ from orchestrator.run.state_machine import RunStateMachine
 from orchestrator.store.checkpoint_retention import Retention
 from orchestrator.store.lease.bucket_record import BucketRecord
 from orchestrator.store.recorded_progress import read_progress
+from orchestrator.store.run_history import facts_after
 from orchestrator.store.run_store import read_record
 from orchestrator.store.scale_files import ScaleFiles, ask
 
@@ -56,7 +59,9 @@ class RunHandle:
         self.context = run
         self._recorder = RunRecorder(run.layout, lease=run.lease.token)
         self._copies: list[BucketRecord] = []
-        self.ledger = LedgerRecorder(run.layout, time.time)
+        self.ledger = LedgerRecorder(
+            run.layout, run.clock.steady_unix_s(), terms_of(run.spec), partial(facts_after, run.layout)
+        )
         self.stragglers = StragglerRecorder(run.emit)
         incidents = len(list(run.layout.incidents.glob("*.md")))
         self._progress = RunProgress(run.spec, run.arranged.injections, incidents)
@@ -107,8 +112,13 @@ class RunHandle:
 
     def preparation(self, workload: Workload) -> Preparation:
         """What happens before training, for `drive`."""
-        record_step = WhileHeld(self._recorder, self.context.lease).on_step
-        return RunPreparation(self.context, self._progress, self._memory, workload, record_step, self._keep_in_bucket)
+        keep = self._keep_in_bucket
+        return RunPreparation(self.context, self._progress, self._memory, workload, self._record_step, keep)
+
+    def _record_step(self, report: StepReport) -> None:
+        """A step that an earlier driver did not live to record."""
+        for observer in (self._recorder, self.ledger):
+            WhileHeld(observer, self.context.lease).on_step(report)
 
     def _keep_in_bucket(self) -> None:
         run = self.context

@@ -8,6 +8,7 @@ from orchestrator.domain.events import (
     ChangesAccepted,
     CheckpointFailed,
     CheckpointSaved,
+    DataReady,
     DevicePlanned,
     EvalFinished,
     Event,
@@ -75,6 +76,8 @@ class EventHistory:
     micro_step: MicroStepMeasured | None = None
     """The newest."""
     device: DevicePlanned | None = None
+    data_s: float = 0.0
+    """Seconds of preparing data, over all drivers."""
     metrics_url: str | None = None
     convoy_version: str | None = None
     """Of the newest driver."""
@@ -97,6 +100,8 @@ class EventHistory:
                 self.micro_step = body
             case WorkerStarted() as body:
                 self.nodes[body.rank] = body.node
+            case DataReady(seconds=seconds):
+                self.data_s += seconds
             case MetricsServing(url):
                 self.metrics_url = url
             case ChangesAccepted() as body:

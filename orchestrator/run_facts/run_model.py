@@ -13,12 +13,13 @@ from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.ledger_result import LedgerResult
 from orchestrator.goodput.time_class import TimeClass
 from orchestrator.json_values import JsonObject, JsonShapeError
 from orchestrator.metrics.jsonl import last_object
 from orchestrator.run_facts.event_history import EventHistory
 from orchestrator.run_facts.step_history import Deadline, StepsRead, read_step_series
-from orchestrator.run_facts.time_use import TimeUse, time_use
+from orchestrator.store.recorded_ledger import ledger_of
 from orchestrator.store.run_history import read_events, read_last_ranks
 from orchestrator.store.run_store import RunRecord
 
@@ -64,8 +65,8 @@ class RunFacts:
     """Every rank, when all of them were last recorded."""
     data: JsonObject | None
     """`data.json`."""
-    ledger: JsonObject | None
-    """`ledger.json`."""
+    ledger: LedgerResult | None
+    """What the time of the workers was spent on; None if nothing was recorded."""
     durability: JsonObject | None
     """`durability.json`."""
 
@@ -78,26 +79,18 @@ class RunFacts:
         return max(self.events.periods.last_s or 0.0, last.time_s if last is not None else 0.0)
 
     @property
-    def time_use(self) -> TimeUse | None:
-        """Where its time went."""
-        return time_use(self.ledger)
-
-    @property
     def wall_s(self) -> float:
         """Wall time in which the run had a driver, in seconds."""
         driven_s = self.events.periods.elapsed_s(self.end_s)
-        use = self.time_use
-        if use is None or self.record.active:
-            return max(driven_s, use.elapsed_s if use is not None else 0.0)
-        return use.elapsed_s
+        ledger_s = self.ledger.elapsed_s if self.ledger is not None else 0.0
+        return max(driven_s, ledger_s) if self.record.active or not ledger_s else ledger_s
 
-    def ledger_s(self, *classes: TimeClass) -> float | None:
-        """Seconds of wall clock that the ledger gives to some classes together; None if it does not know all of
-        them."""
-        use = self.time_use
-        if use is None or not all(use.knows(each) for each in classes):
-            return None
-        return use.share_of(*classes) * self.wall_s
+    def ledger_s(self, *classes: TimeClass) -> float:
+        """Seconds of wall clock for the share of the workers' time that belongs to some classes; 0 without a ledger."""
+        ledger = self.ledger
+        if ledger is None or ledger.reserved_s <= 0:
+            return 0.0
+        return sum(ledger.seconds.get(each, 0.0) for each in classes) / ledger.reserved_s * self.wall_s
 
     @property
     def losses(self) -> list[float]:
@@ -115,7 +108,7 @@ class RunFacts:
             "training": None if self.training is None else asdict(self.training),
             "losses": self.losses,
             "data": self.data,
-            "ledger": self.ledger,
+            "ledger": None if self.ledger is None else self.ledger.to_json(),
         }
 
 
@@ -135,7 +128,7 @@ def read_facts(record: RunRecord, now_s: float | None = None, deadline: Deadline
         training=training_figures(steps, ranks),
         ranks=ranks,
         data=read_json(layout.data),
-        ledger=read_json(layout.ledger),
+        ledger=ledger_of(layout),
         durability=read_json(layout.durability),
     )
 

@@ -1,5 +1,6 @@
 """The step loop: data, micro steps, update, exchange, report; evaluation and checkpoints when they are due."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from orchestrator.train.numeric_guard import NumericGuard, order_from
 from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 from orchestrator.train.snapshot.snapshot_policy import SnapshotPolicy
 from orchestrator.train.step_reporting import StepOutcome, step_report
-from orchestrator.train.step_timing import phase_clock
+from orchestrator.train.step_timing import PHASES, phase_clock
 from orchestrator.train.train_context import TrainContext
 
 LAST_SAVE_PAUSE_S = 0.5
@@ -61,8 +62,7 @@ class TrainLoop:
         self._context = context
         self._start = start
         self._stepper = Stepper(context.spec, context.engine, context.session.world_size)
-        self._collectives = CollectiveTimer()
-        self._clock = phase_clock(context.device, self._collectives)
+        self._clock = phase_clock(context.device, CollectiveTimer())
         self._order = order_from(context, start)
         self._watch = NumericGuard(context, start, self._order)
         self._scarcity = OomInjection(context)
@@ -79,7 +79,7 @@ class TrainLoop:
 
     def run(self) -> LoopResult:
         """Collective: every rank runs it, and every rank leaves it after the same step."""
-        with self._collectives.running():
+        with self._clock.running():
             return self._run()
 
     def _run(self) -> LoopResult:
@@ -152,6 +152,7 @@ class TrainLoop:
         """
         context, engine, clock = self._context, self._context.engine, self._clock
         beat, step = context.session.beat, batch.step
+        clock.begin(step)
         global_targets = self._global_targets(batch)
         lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
@@ -178,7 +179,9 @@ class TrainLoop:
         packed = exchange(facts, context.device)
         context.check_interrupted()
         ranks = tuple(RankStep.unpack(row) for row in packed)
-        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks)
+        stepper = self._stepper
+        skipped = stepper.skipped or not math.isfinite(grad_norm)
+        outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks, stepper.loss_scale, skipped)
         self._targets_ahead = outcome.targets_ahead
         return outcome
 
@@ -203,7 +206,7 @@ class TrainLoop:
             samples=batch.samples,
             digest=batch.digest,
             phases=phases,
-            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in ("forward", "backward", "optimizer"))),
+            waits=CollectiveTimes(*(waited.get(name, 0.0) for name in PHASES)),
             memory=rank_memory(self._context.device),
             leave=self._context.session.leave(),
             save=self._context.session.save_asked(),

@@ -23,6 +23,10 @@ class StepOutcome:
     lr: float
     grad_norm: float
     ranks: tuple[RankStep, ...]
+    loss_scale: float | None = None
+    """See `StepReport`."""
+    skipped: bool = False
+    """See `StepReport`."""
 
     @property
     def targets(self) -> int:
@@ -91,4 +95,6 @@ def step_report(
         protected_step=outcome.replicated_step if outcome.replicated_step >= 0 else None,
         positions=sum(r.positions for r in outcome.ranks),
         ranks=summarise(ranks, every_rank_due(outcome.step, world_size, first)),
+        loss_scale=outcome.loss_scale,
+        skipped=outcome.skipped,
     )

@@ -8,12 +8,20 @@ from typing import Literal, Protocol
 import torch
 
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
+from orchestrator.train.collectives.device_spans import CollectiveSampler
 
 Phase = Literal["forward", "backward", "optimizer"]
+PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 
 
 class PhaseClock(Protocol):
     """Times the phases of one step; phases may be entered many times."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Context in which collectives are timed."""
+
+    def begin(self, step: int) -> None:
+        """The step that is timed next."""
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Context whose time counts for `name`."""
@@ -23,7 +31,7 @@ class PhaseClock(Protocol):
         what was timed."""
 
     def waited(self) -> dict[Phase, float]:
-        """Of those, the seconds in collectives, since the last call."""
+        """Of those, the seconds in collectives, since the last call; empty if they were not measured."""
 
 
 class HostClock:
@@ -33,6 +41,12 @@ class HostClock:
         self._collectives = collectives
         self._seconds: dict[Phase, float] = {}
         self._waited: dict[Phase, float] = {}
+
+    def running(self) -> AbstractContextManager[None]:
+        return self._collectives.running()
+
+    def begin(self, step: int) -> None:
+        """Every step is timed alike."""
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -54,14 +68,22 @@ class HostClock:
 
 class CudaClock:
     """A pair of CUDA events around each phase. Reading them does not wait for the device; it raises RuntimeError if the
-    device has not reached them."""
+    device has not reached them. Collectives are measured in some steps: see `CollectiveSampler`."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
+        self._collectives = CollectiveSampler(_event)
+
+    def running(self) -> AbstractContextManager[None]:
+        return self._collectives.running()
+
+    def begin(self, step: int) -> None:
+        self._collectives.begin(step)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = _event(), _event()
+        self._collectives.phase = name
         begin.record()
         try:
             yield
@@ -77,7 +99,12 @@ class CudaClock:
         return result
 
     def waited(self) -> dict[Phase, float]:
-        return {}  # the device waits, and does not say for how long
+        found = self._collectives.seconds() or {}
+        return {name: found.get(name, 0.0) for name in PHASES} if found else {}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def phase_clock(device: torch.device, collectives: CollectiveTimer) -> PhaseClock:

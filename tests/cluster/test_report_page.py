@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.goodput.ledger_result import Cost
+from orchestrator.goodput.time_class import LossCause
 from orchestrator.report.record_sections import IncidentPage
 from orchestrator.report.report_page import SECTIONS, ReportContent, report_page
 from orchestrator.report.report_proof import ReportedProof
 from orchestrator.run_facts.why.diagnosis import diagnose
 from tests.browser import Browser, Look, browser
 from tests.unit.report.test_report import HOSTILE, hostile_events
-from tests.unit.run_facts.made import Rank, event, facts, step
+from tests.unit.run_facts.made import Rank, event, facts, ledger, step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("chromium")]
 
@@ -65,8 +67,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks = [Rank(data_s=0.2, forward_s=0.2, backward_s=0.4, collective_s=0.1)] * 3
     reports = [step(number, *ranks, Rank(forward_s=0.7, backward_s=0.4)) for number in range(1, 1200)]
     run = facts(reports, [*hostile_events(), event_of_validation(100), event_of_validation(900)], ended_s=1300.0)
-    ledger = {"elapsed_s": 1300.0, "goodput": 0.8, "seconds": {"training": 1100.0, "lost": 150.0, HOSTILE: 50.0}}
-    run = replace(run, record=replace(run.record, reason=HOSTILE), ledger=ledger, ranks=reports[-1].ranks.every)
+    spent = ledger(1300.0, workers=4, productive=4400.0, recomputed=600.0, startup=150.0, evaluation=50.0)
+    spent = replace(spent, cost=Cost(12.5, 5.2, {LossCause.NODE_DIED: 1.5}))
+    run = replace(run, record=replace(run.record, reason=HOSTILE), ledger=spent, ranks=reports[-1].ranks.every)
     pages = [IncidentPage("incident-001.md", HOSTILE, HOSTILE * 20)]
     content = ReportContent(run, diagnose(run), ReportedProof(None, HOSTILE), f"name: {HOSTILE * 3}\n", pages)
     path = tmp_path_factory.mktemp("report") / "report.html"

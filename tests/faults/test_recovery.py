@@ -1,7 +1,6 @@
 """Workers and nodes that are killed while they train: the run goes on, and its loss curve does not show it."""
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -20,16 +19,19 @@ from orchestrator.domain.events import (
     GangResized,
     ModelExported,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
     RunState,
     WarningIssued,
     WorkerStarted,
 )
 from orchestrator.domain.fault_plan import Arranged, NodeAddress
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.process_faults import send
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
+from orchestrator.store.recorded_ledger import ledger_of
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
@@ -136,7 +138,8 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
     assert others == [survivor]  # the same process went on
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
     assert "training continues" in page
-    assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["recovering"] > 0
+    (cost,) = ledger_of(RunLayout(outcome.run_dir)).by_incident
+    assert cost.reason is RecoveryReason.WORKER_DIED
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
 

@@ -7,11 +7,15 @@ from typing import TypeVar
 from orchestrator.cli.display import formatting
 from orchestrator.cli.display.end_summary import command
 from orchestrator.domain.events import RunState
+from orchestrator.goodput.ledger_result import LedgerResult
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.run_facts.lenient_json import whole_or_none
 from orchestrator.run_facts.run_model import RunFacts
-from orchestrator.run_facts.time_use import TimeUse
 
 _T = TypeVar("_T")
+
+SHOWN_SHARE = 0.005
+"""Classes of time with a smaller share are left out."""
 
 
 def text(run: RunFacts, now_s: float) -> str:
@@ -35,7 +39,7 @@ def text(run: RunFacts, now_s: float) -> str:
     for each in _newest(events.draining):
         lines.append(f"  draining    node {each.node[:8]}, with workers {list(each.ranks)}")
     lines += _plan_lines(run) + _training_lines(run) + _kept_lines(run) + _trouble_lines(run)
-    lines += _time_lines(run.time_use)
+    lines += _time_lines(run.ledger)
     resumable = not record.active and record.state is not RunState.SUCCEEDED
     if resumable and any(kept is not False for kept in run.kept):
         lines += ["", f"Continue it: {command(f'convoy run --resume {record.id}', record.directory.parent)}"]
@@ -121,16 +125,17 @@ def _kept_lines(run: RunFacts) -> list[str]:
     return lines
 
 
-def _time_lines(use: TimeUse | None) -> list[str]:
-    if use is None:
+def _time_lines(ledger: LedgerResult | None) -> list[str]:
+    if ledger is None or not ledger.reserved_s:
         return []
-    total = formatting.duration(use.total_s) + (" of worker time" if use.of_workers else "")
-    lines = ["", f"Where {total} went (goodput {use.goodput:.0%}):"]
-    for category, seconds in use.seconds.items():
-        share = use.share(category)
-        if share >= 0.005:
-            name = category.replace("_", " ")
-            lines.append(f"  {name:<17} {formatting.duration(seconds):>8}  {share:>4.0%}  {formatting.bar(share, 30)}")
+    what = f"{formatting.duration(ledger.reserved_s)} of worker time"
+    lines = ["", f"Where {what} went (goodput {ledger.goodput:.0%}, ETTR {ledger.ettr:.0%}; `convoy goodput`):"]
+    for time_class in TimeClass:
+        seconds = ledger.seconds.get(time_class, 0.0)
+        share = seconds / ledger.reserved_s
+        if share >= SHOWN_SHARE:
+            name = time_class.value.replace("_", " ")
+            lines.append(f"  {name:<18} {formatting.duration(seconds):>8}  {share:>4.0%}  {formatting.bar(share, 30)}")
     return lines
 
 

@@ -137,3 +137,16 @@ def node_of(group: "PlacementGroup") -> str | None:
     except RayError:
         return None
     return where.get(0)
+
+
+def placed_after_s(group: "PlacementGroup") -> float | None:
+    """From the request of a reservation until it had its node, in seconds; None if Ray does not say."""
+    from ray.exceptions import RayError
+    from ray.util.placement_group import placement_group_table
+
+    try:
+        entry = placement_group_table(group)
+    except RayError:
+        return None
+    latency_ms = entry.get("stats", {}).get("end_to_end_creation_latency_ms")
+    return float(latency_ms) / 1000.0 if latency_ms and entry.get("state") == "CREATED" else None

@@ -50,11 +50,13 @@ from orchestrator.domain.events.scaling_events import (
     ScaleState,
 )
 from orchestrator.domain.events.worker_events import (
+    NodeReservation,
     WorkerFailed,
     WorkerHung,
     WorkerLog,
     WorkerPhase,
     WorkerSlow,
+    WorkersReserved,
     WorkerStarted,
 )
 
@@ -69,6 +71,7 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     TrainingPlanned,
     DevicePlanned,
     MicroStepMeasured,
+    WorkersReserved,
     WorkerStarted,
     WorkerPhase,
     WorkerLog,
@@ -126,6 +129,7 @@ __all__ = [
     "MicroStepMeasured",
     "ModelExported",
     "NodeDraining",
+    "NodeReservation",
     "NumericFaultFound",
     "Observer",
     "RecoveryFinished",
@@ -150,4 +154,5 @@ __all__ = [
     "WorkerPhase",
     "WorkerSlow",
     "WorkerStarted",
+    "WorkersReserved",
 ]

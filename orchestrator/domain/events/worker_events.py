@@ -7,6 +7,32 @@ from orchestrator.domain.events.event_base import EventBody
 
 
 @dataclass(frozen=True)
+class NodeReservation:
+    """Workers that are reserved on one node."""
+
+    node: str
+    """Address of the node; empty until its processes have answered."""
+    node_id: str
+    """Id of the node in the cluster: several can share an address."""
+    members: int
+    """Workers of the gang."""
+    joining: int
+    """Reserved workers that are not of the gang: they start, or their place is kept."""
+
+
+@dataclass(frozen=True)
+class WorkersReserved(EventBody):
+    """The reserved workers have changed, and these are all of them from now on. Without any: all are released."""
+
+    KIND: ClassVar[str] = "workers.reserved"
+
+    nodes: tuple[NodeReservation, ...]
+    """Nodes with workers, in the order of the ranks."""
+    earlier_s: float = 0.0
+    """Worker-seconds for which new ones had been reserved before this event."""
+
+
+@dataclass(frozen=True)
 class WorkerStarted(EventBody):
     """A worker has its engine and is about to train."""
 

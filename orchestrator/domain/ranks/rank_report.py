@@ -22,8 +22,8 @@ class PhaseTimes:
 
 @dataclass(frozen=True)
 class CollectiveTimes:
-    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. Measured
-    with gloo alone; zero with NCCL, where the device waits."""
+    """Seconds of a step's phases that one rank was in collectives: waiting for other ranks, and the transfer. With NCCL
+    the device waits; it is measured in some steps alone (`train.collectives.device_spans`) and zero in the others."""
 
     forward_s: float = 0.0
     backward_s: float = 0.0

@@ -79,6 +79,11 @@ class RankSpread:
     reserved_bytes: Spread | None = None
     peak_allocated_bytes: Spread | None = None
 
+    @property
+    def communication_s(self) -> Spread | None:
+        """Time in collectives; None if it was not measured in this step: on GPUs some steps are sampled."""
+        return None if self.allocated_bytes is not None and not self.collective_s.total else self.collective_s
+
     def to_json(self) -> JsonObject:
         """By figure. Left out: what is zero on every rank, or not there."""
         return {name: dict(vars(spread)) for name, spread in vars(self).items() if spread not in (None, Spread())}

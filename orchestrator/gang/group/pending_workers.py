@@ -61,6 +61,11 @@ class PendingWorkers:
         return [recruit.group for recruit in self._coming]
 
     @property
+    def arrived(self) -> list[tuple[PlacementGroup, Hello]]:
+        """The reservations of those whose processes exist, and where they are."""
+        return [(recruit.group, recruit.hello) for recruit in self._coming if recruit.hello is not None]
+
+    @property
     def paused(self) -> bool:
         """Whether to start none for now: the GPU of the last one did not work, and another may get the same node."""
         return time.monotonic() < self._paused_until_s

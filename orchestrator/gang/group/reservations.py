@@ -1,5 +1,6 @@
 """The reservations of a gang's workers, one for each worker: kept while they are needed, else released."""
 
+import time
 from collections.abc import Collection, Sequence
 
 from orchestrator.clusters.ray.handles import PlacementGroup
@@ -17,11 +18,23 @@ class Reservations:
         self._groups = list(groups)
         self._faults: dict[int, int] = {}
         """By `id` of a reservation: errors of its GPU."""
+        self._asked_s: dict[int, float] = {}
+        """By `id` of a reservation that was added: when, on the monotonic clock."""
+
+    @property
+    def groups(self) -> Sequence[PlacementGroup]:
+        """All of them."""
+        return self._groups
 
     def add(self, group: PlacementGroup) -> None:
-        """Add one, unless it is known."""
+        """Add one that has just been requested, unless it is known."""
         if group not in self._groups:
             self._groups.append(group)
+            self._asked_s[id(group)] = time.monotonic()
+
+    def asked_s(self, group: PlacementGroup) -> float | None:
+        """When one was added, on the monotonic clock; None: it was there from the beginning."""
+        return self._asked_s.get(id(group))
 
     def empty(self, taken: Collection[PlacementGroup]) -> list[PlacementGroup]:
         """Those that are not `taken` and not excluded."""
@@ -48,6 +61,7 @@ class Reservations:
         release(list(groups))
         for group in groups:
             self._faults.pop(id(group), None)
+            self._asked_s.pop(id(group), None)
         self._groups = [group for group in self._groups if group not in groups]
 
     def give_all_back(self) -> None:

@@ -95,25 +95,30 @@ class WorkerHandle:
         if told.kind is DeathKind.NODE_DIED:
             hint = "the machine, its network or its raylet is gone"
             what = f"its node died {where}"
-            self.failure = WorkerFailure(self.rank, Ending.NODE_DIED, now_s, what, told.message, hint)
+            alive_s = self.renewed_s
+            self.failure = WorkerFailure(self.rank, Ending.NODE_DIED, now_s, what, told.message, hint, alive_s=alive_s)
             return
         tail = last_lines(Path(self.hello.output), TAIL_LINES) or list(self.recent)
         death = explain_death(told, tail, oom_kills)
         details = FailureDetails(cause=death.cause)
         what = f"its process {death.text} {where}"
-        self.failure = WorkerFailure(self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, details)
+        self.failure = WorkerFailure(
+            self.rank, Ending.PROCESS_DIED, now_s, what, "\n".join(tail), death.hint, details, self.renewed_s
+        )
 
-    def take_silence(self, message: str, now_s: float) -> None:
-        """Give it up: neither it nor anything else on its node answers."""
+    def take_silence(self, message: str, now_s: float, ending: Ending = Ending.NODE_SILENT) -> None:
+        """Give it up: neither it nor anything else on its node answers. `ending`: NODE_DIED if the node is gone."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the machine is down or stopped, or its network is cut; it is not used again in this run"
-        self.failure = WorkerFailure(self.rank, Ending.NODE_SILENT, now_s, f"{message} {where}", "", hint)
+        self.failure = WorkerFailure(self.rank, ending, now_s, f"{message} {where}", "", hint, alive_s=self.renewed_s)
 
-    def take_hang(self, message: str, now_s: float) -> None:
-        """Give it up: no step finishes, because of this worker or of an unknown one."""
+    def take_hang(self, message: str, now_s: float, still_s: float) -> None:
+        """Give it up: no step finishes, because of this worker or of an unknown one. There has been no progress for
+        `still_s`."""
         where = f"on {self.hello.host} ({self.hello.node_ip}), process {self.hello.pid}"
         hint = "the stacks of all workers are in the run's incidents directory; recovery.hang_timeout_s sets the bound"
-        self.failure = WorkerFailure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint)
+        alive_s = now_s - still_s
+        self.failure = WorkerFailure(self.rank, Ending.HUNG, now_s, f"{message} {where}", "", hint, alive_s=alive_s)
 
 
 def taken_places(members: Sequence[WorkerHandle]) -> list[PlacementGroup]:

@@ -176,7 +176,7 @@ class HangMonitor:
             self._bus.emit(hung)
         message = f"no progress for {finding.still_s:.1f} s: {finding.reason};"
         for rank in finding.culprits or tuple(members):
-            members[rank].take_hang(message, now_s)
+            members[rank].take_hang(message, now_s, finding.still_s)
             self._eyes.end(members[rank])
         self._eyes.close()
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from orchestrator.domain.events import Event, WarningIssued
+from orchestrator.domain.generation import Ending
 from orchestrator.domain.policy.driver_pauses import PAUSE_S, DriverPauses
 from orchestrator.domain.session import Leave
 from orchestrator.gang.elastic.resizer import Regroup
@@ -114,7 +115,7 @@ class HealthMonitor:
             if is_gone:
                 for member in waiting:
                     if member.hello.node_id == node_id:
-                        member.take_silence(GONE, time.monotonic())
+                        member.take_silence(GONE, time.monotonic(), Ending.NODE_DIED)
                 vaults.lose(node_id)
 
     def _waiting(self) -> list[WorkerHandle]:

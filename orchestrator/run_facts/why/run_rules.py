@@ -3,10 +3,9 @@
 from collections import Counter
 from itertools import pairwise
 
-from orchestrator.goodput.time_class import TimeClass
+from orchestrator.goodput.time_class import RECOVERY_CLASSES, TimeClass
 from orchestrator.run_facts.quantity_text import duration
 from orchestrator.run_facts.run_model import RunFacts
-from orchestrator.run_facts.time_use import RECOVERING, class_of
 from orchestrator.run_facts.why.bottleneck import Bottleneck, bottleneck
 
 EVALUATION_SHARE = 0.10
@@ -14,6 +13,8 @@ CHECKPOINT_SHARE = 0.05
 """More than Young and Daly's interval costs, unless failures are frequent."""
 FEWEST_RESULTS = 3
 """Evaluations or checkpoints: the first and the last one of a run say nothing about how often they are due."""
+RECOVERING = (*RECOVERY_CLASSES, TimeClass.RECOMPUTED)
+"""What recoveries cost."""
 WANTED_SHARE = 0.02
 """What a suggested interval would take."""
 RECOVERY_SHARE = 0.05
@@ -26,7 +27,7 @@ START_UP_LEAST_S = 600.0
 def evaluation(run: RunFacts) -> Bottleneck | None:
     """The validation loss is measured too often, or on too many samples."""
     totals, wall_s = run.events.totals, run.wall_s
-    taken_s = max(totals.evaluation_s, run.ledger_s(TimeClass.EVALUATION) or 0.0)
+    taken_s = max(totals.evaluation_s, run.ledger_s(TimeClass.EVALUATION))
     share = taken_s / wall_s if wall_s > 0 else 0.0
     if totals.evaluations < FEWEST_RESULTS or share < EVALUATION_SHARE:
         return None
@@ -45,7 +46,7 @@ def evaluation(run: RunFacts) -> Bottleneck | None:
 def checkpoints(run: RunFacts) -> Bottleneck | None:
     """Training pauses too often, or too long, for checkpoints."""
     totals, wall_s = run.events.totals, run.wall_s
-    taken_s = max(totals.checkpoint_stall_s, run.ledger_s(TimeClass.CHECKPOINT_STALL) or 0.0)
+    taken_s = max(totals.checkpoint_stall_s, run.ledger_s(TimeClass.CHECKPOINT_STALL))
     share = taken_s / wall_s if wall_s > 0 else 0.0
     written = totals.checkpoints + totals.failed_checkpoints
     if written < FEWEST_RESULTS or share < CHECKPOINT_SHARE:
@@ -69,7 +70,7 @@ def recoveries(run: RunFacts) -> Bottleneck | None:
     step_s = steps.step_time_s / steps.steps if steps.steps else 0.0
     repeated_s = totals.steps_recomputed * step_s
     open_s = _open_recovery_s(run)
-    lost_s = max(totals.recovery_s + repeated_s + open_s, run.ledger_s(*RECOVERING) or 0.0)
+    lost_s = max(totals.recovery_s + repeated_s + open_s, run.ledger_s(*RECOVERING))
     if wall_s <= 0 or lost_s / wall_s < RECOVERY_SHARE:
         return None
     found = run.events.periods.recoveries
@@ -99,7 +100,7 @@ def recoveries(run: RunFacts) -> Bottleneck | None:
 def waiting(run: RunFacts) -> Bottleneck | None:
     """Too few workers were available, and the run waited for more."""
     wall_s = run.wall_s
-    waited_s = max(run.events.periods.waited_s(run.end_s), run.ledger_s(TimeClass.WAITING) or 0.0)
+    waited_s = max(run.events.periods.waited_s(run.end_s), run.ledger_s(TimeClass.WAITING))
     if wall_s <= 0 or waited_s / wall_s < WAITING_SHARE:
         return None
     evidence = (f"the run was {duration(waited_s)} in the state `waiting`",)
@@ -112,20 +113,17 @@ def waiting(run: RunFacts) -> Bottleneck | None:
 
 def start_up(run: RunFacts) -> Bottleneck | None:
     """Everything before the first step: preparing data, the cluster, the workers, the model."""
-    use, wall_s = run.time_use, run.wall_s
-    if use is None or wall_s <= 0:
-        return None
-    seconds = use.share_of(TimeClass.STARTUP) * wall_s
+    wall_s, seconds = run.wall_s, run.ledger_s(TimeClass.STARTUP)
     if seconds < START_UP_LEAST_S or seconds / wall_s < START_UP_SHARE:
         return None
-    parts = {name: use.share(name) * wall_s for name in use.seconds if class_of(name) == TimeClass.STARTUP.value}
-    longest = max(parts, key=lambda name: parts[name])
-    evidence = (f"most of it: {longest.replace('_', ' ')}, {duration(parts[longest])}",)
+    evidence = ["processes, data, model and engine before the first step, of every driver"]
+    if run.events.data_s:
+        evidence.append(f"preparing the data took {duration(run.events.data_s)}")
     advice = (
         "`convoy data prepare JOB` prepares the data ahead of time, without the cluster; it is cached",
         "let runs share `data.cache_dir`: equal data is prepared once",
     )
-    return bottleneck("start_up", seconds, wall_s, "the start takes long", evidence, advice)
+    return bottleneck("start_up", seconds, wall_s, "the start takes long", tuple(evidence), advice)
 
 
 def _open_recovery_s(run: RunFacts) -> float:

@@ -18,7 +18,7 @@ from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
 from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config
-from orchestrator.train.engine.engine_types import Engine, LossScale, ParameterGroup
+from orchestrator.train.engine.engine_types import Engine, EngineOptimizer, LossScale, ParameterGroup
 from orchestrator.train.models.shares import is_sharded
 
 WRAPPERS = 4
@@ -120,6 +120,11 @@ class Stepper:
         self._norm: float | torch.Tensor | None = None
         unfused = _is_unfused(engine.optimizer)
         self._scale: LossScale | None = engine.optimizer.loss_scale_config if unfused else None
+        self._scaler = _loss_scale(engine.optimizer) if spec.train.precision == "fp16" else None
+        self.loss_scale: float | None = None
+        """Factor of the loss in the last update; None unless the precision is fp16."""
+        self.skipped = False
+        """DeepSpeed has left the last update out, because gradients were not finite."""
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
         """Gradients of the mean over `global_targets`. DeepSpeed averages over ranks, hence the factor; its average
@@ -147,9 +152,13 @@ class Stepper:
             self._engine.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
             self._norm = norm
         loss_scale = 1.0 if self._scale is None else self._scale.cur_scale
+        skipped_before = self._engine.skipped_steps
         if boundary:
+            self.loss_scale = None if self._scaler is None else float(self._scaler.cur_scale)
             before_update()
         self._engine.step()
+        if boundary:
+            self.skipped = self._engine.skipped_steps > skipped_before
         if boundary and not self._clips:
             found = self._engine.get_global_grad_norm()
             self._norm = None if found is None else found / loss_scale
@@ -160,6 +169,13 @@ class Stepper:
         if self._norm is None:
             raise RuntimeError("DeepSpeed reported no gradient norm for this step")
         return self._norm
+
+
+def _loss_scale(optimizer: EngineOptimizer) -> LossScale | None:
+    """The scale of the loss under fp16, dynamic or fixed: at stage 0 it is a part of the settings, else an object of
+    its own."""
+    found: LossScale | None = getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", None)
+    return found
 
 
 def destroy_engine(engine: Engine) -> None:

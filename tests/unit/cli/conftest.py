@@ -30,7 +30,8 @@ from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankRe
 from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.metrics.ledger import LedgerRecorder
+from orchestrator.goodput.ledger_recorder import LedgerRecorder
+from orchestrator.goodput.worker_terms import WorkerTerms
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.run_store import RunStore
 from tests import events
@@ -126,7 +127,8 @@ def recorded(tmp_path: Path) -> Callable[..., RunLayout]:
             def on_step(self, report: StepReport) -> None:
                 now_s[0] = report.time_s
 
-        recorder, ledger = RunRecorder(layout), LedgerRecorder(layout, lambda: now_s[0])
+        recorder = RunRecorder(layout)
+        ledger = LedgerRecorder(layout, lambda: now_s[0], WorkerTerms(), lambda _: ())
         feed([Clock(), recorder, ledger], recording(layout, fails_at))
         recorder.close()
         ledger.close()

@@ -94,7 +94,8 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_loss") == 4.0
     assert value("convoy_validation_loss") == 4.5
     assert value("convoy_model_flops_per_second") == 0.5e12
-    assert value("convoy_step_phase_seconds_total", phase="backward") == pytest.approx(0.8)
+    assert value("convoy_step_phase_duration_seconds_sum", phase="backward") == pytest.approx(0.8)
+    assert value("convoy_step_phase_duration_seconds_count", phase="backward") == 2
     assert value("convoy_worker_rss_bytes", rank="1") == 1001
     assert value("convoy_worker_memory_bytes", kind="peak_rss", stat="max") == 2001
     assert value("convoy_worker_step_seconds", phase="own", stat="p50") == pytest.approx(0.9)

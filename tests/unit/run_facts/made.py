@@ -10,6 +10,8 @@ from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, R
 from orchestrator.domain.ranks.rank_summary import summarise
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.ledger_result import LedgerResult
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.json_values import JsonObject
 from orchestrator.run_facts.event_history import EventHistory
 from orchestrator.run_facts.run_model import RunFacts, training_figures
@@ -77,12 +79,18 @@ def beginning(workers: int = 2, **plan: object) -> list[Event]:
     ]
 
 
+def ledger(elapsed_s: float, workers: int = 2, **seconds: float) -> LedgerResult:
+    """A ledger; `seconds`: worker-seconds by class, which add up to those that were reserved."""
+    by_class = {TimeClass(name): taken_s for name, taken_s in seconds.items()}
+    return LedgerResult(T0 + elapsed_s, elapsed_s, sum(seconds.values()), workers, by_class, 0.8, 0.7, 0.0, 1000)
+
+
 def facts(
     steps: Iterable[StepReport] = (),
     more: Sequence[Event] = (),
     ended_s: float | None = 100.0,
     now_s: float = 100.0,
-    ledger: JsonObject | None = None,
+    ledger: LedgerResult | None = None,
     data: JsonObject | None = None,
 ) -> RunFacts:
     """A run; `ended_s`: it has succeeded by then, None: it is active. Times are seconds after its beginning."""

@@ -14,7 +14,7 @@ from orchestrator.run_facts.step_point import point_from_report
 from orchestrator.run_facts.why.diagnosis import diagnose
 from orchestrator.store.run_store import RunRecord, RunStore, read_record
 from tests.unit.cli.conftest import T0, feed, recording, step_report
-from tests.unit.run_facts.made import Rank, step
+from tests.unit.run_facts.made import Rank, ledger, step
 
 pytestmark = pytest.mark.unit
 Recorded = Callable[..., RunLayout]
@@ -33,9 +33,9 @@ def test_a_finished_run(recorded: Recorded) -> None:
     assert (run.training.tokens, run.training.tokens_per_s, run.training.world_size) == (20_000, 2000.0, 2)
     assert run.losses == pytest.approx([8.0 - 0.4 * number for number in range(1, 11)])
     assert run.events.validation.means == [8.0, 4.5]
-    assert run.time_use is not None
-    assert sum(run.time_use.seconds.values()) == pytest.approx(run.time_use.elapsed_s)
-    assert run.time_use.share("training") == pytest.approx(run.time_use.goodput)
+    assert run.ledger is not None
+    assert sum(run.ledger.seconds.values()) == pytest.approx(run.ledger.reserved_s)
+    assert run.ledger_s(*run.ledger.seconds) == pytest.approx(run.wall_s)
     assert [rank.rank for rank in run.ranks] == [0, 1]
     assert (run.events.nodes, run.events.metrics_url) == (
         {0: "127.0.0.1", 1: "127.0.0.1"},
@@ -50,20 +50,20 @@ def test_files_that_are_missing_damaged_or_of_the_future(recorded: Recorded) -> 
         file.write('{"time_s": 1700000029.0, "kind": "from.the.future", "v": 9}\n{"time_s": 17000000')
     with layout.steps.open("a") as file:
         file.write('{"v":3,"step":11,"time_s":1700000029.0,"loss":3.5,"spread":[],"slowest":{}}\n{"v":2,"st')
-    layout.ledger.write_text('{"elapsed_s": 28.0, "seconds": {"a_new_class": 28.0, "training": null}}')
+    layout.ledger.write_text(json.dumps({**(whole.ledger or ledger(1.0)).to_json(), "v": 9, "seconds": {"new": 1.0}}))
     layout.durability.write_text("{")
     layout.ranks.write_text('{"v": 3, "ranks": "otherwise"}\n')
     run = read_facts(record_of(layout), T0 + 1000.0)
     assert run.losses == [*whole.losses, 3.5]
     assert (run.durability, run.ranks) == (None, ())
-    assert run.time_use is not None
-    assert run.time_use.seconds == {"a_new_class": 28.0, "training": 0.0}
+    assert run.ledger is not None
+    assert run.ledger.seconds == {}
     assert diagnose(run).steps == 11
     json.dumps(run.to_json())
     for path in (layout.events, layout.steps, layout.ledger, layout.data, layout.ranks):
         path.unlink(missing_ok=True)
     empty = read_facts(record_of(layout), T0 + 1000.0)
-    assert (empty.training, empty.losses, empty.time_use, empty.wall_s) == (None, [], None, 0.0)
+    assert (empty.training, empty.losses, empty.ledger, empty.wall_s) == (None, [], None, 0.0)
     json.dumps(empty.to_json())
 
 

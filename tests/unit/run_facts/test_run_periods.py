@@ -14,7 +14,7 @@ from orchestrator.domain.events import (
     WorkerFailed,
 )
 from orchestrator.run_facts.event_history import KEPT_NOTES, EventHistory
-from tests.unit.run_facts.made import T0, beginning, event, facts, step
+from tests.unit.run_facts.made import T0, beginning, event, facts, ledger, step
 
 pytestmark = pytest.mark.unit
 
@@ -58,10 +58,10 @@ def test_time_without_a_driver_does_not_count() -> None:
 
 
 def test_the_wall_clock_is_the_ledgers_for_a_run_that_is_over() -> None:
-    ledger = {"elapsed_s": 80.0, "seconds": {"training": 60.0}}
-    assert facts([step(1)], ledger=ledger).wall_s == 80.0
-    assert facts([step(1)], ledger=ledger, ended_s=None, now_s=100.0).wall_s == 100.0
-    assert facts([step(1)], ledger={"elapsed_s": "?"}).wall_s == 100.0
+    recorded = ledger(80.0, productive=160.0)
+    assert facts([step(1)], ledger=recorded).wall_s == 80.0
+    assert facts([step(1)], ledger=recorded, ended_s=None, now_s=100.0).wall_s == 100.0
+    assert facts([step(1)]).wall_s == 100.0
 
 
 def test_counts_are_exact_and_lists_are_bounded() -> None:

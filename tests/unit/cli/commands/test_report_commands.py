@@ -9,7 +9,7 @@ from orchestrator.domain.events import MicroStepMeasured
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.run_recorder import RunRecorder
 from tests.unit.cli.conftest import T0
-from tests.unit.run_facts.made import Rank, event, step
+from tests.unit.run_facts.made import Rank, event, ledger, step
 
 pytestmark = pytest.mark.unit
 Recorded = Callable[..., RunLayout]
@@ -26,7 +26,7 @@ def slow_data(layout: RunLayout) -> RunLayout:
         recorder.on_step(step(number, Rank(data_s=0.8), Rank(data_s=0.8), time_s=T0 + 15 + number))
     recorder.on_event(event(MicroStepMeasured, 17.0, step=3, micro_batch=8, forward_s=0.3, fixed_s=0.01))
     recorder.close()
-    layout.ledger.write_text('{"elapsed_s": 48.0, "seconds": {"training": 20.0}}')
+    layout.ledger.write_text(json.dumps(ledger(48.0, productive=96.0).to_json()))
     return layout
 
 

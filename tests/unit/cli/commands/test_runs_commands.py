@@ -63,7 +63,8 @@ def test_a_finished_run_is_shown(recorded: Recorded) -> None:
         "2,000 tokens/s, 1.0 s per step, 1.0% of it waiting for data",
         "2.0 GiB resident at peak, most 1.0 GiB in a worker",
         "1 written, kept: step 5; the last 50.0 MiB in 0.20 s",
-        "preparing data       4.0 s",
+        "went (goodput",
+        "productive           19.8 s",
     ):
         assert expected in text
     assert "█" in text
@@ -74,7 +75,7 @@ def test_the_same_for_programs(recorded: Recorded) -> None:
     value = json.loads(convoy(layout.root.parent, "show", layout.run_id, "--json").output)
     assert value["training"]["tokens"] == 20_000
     assert value["losses"][-1] == pytest.approx(4.0)
-    assert sum(value["ledger"]["seconds"].values()) == pytest.approx(value["ledger"]["elapsed_s"])
+    assert sum(value["ledger"]["seconds"].values()) == pytest.approx(value["ledger"]["reserved_s"])
     assert value["checkpoints"][0]["kept"] is True
 
 

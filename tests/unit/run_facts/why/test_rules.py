@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.domain.events import (
     CheckpointSaved,
+    DataReady,
     EvalFinished,
     MicroStepMeasured,
     RecoveryFinished,
@@ -14,11 +15,12 @@ from orchestrator.domain.events import (
     StateChanged,
     WorkerStarted,
 )
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.run_facts.run_model import RunFacts
 from orchestrator.run_facts.why import run_rules, step_rules
 from orchestrator.run_facts.why.bottleneck import Bottleneck
 from orchestrator.run_facts.why.diagnosis import RULES, diagnose
-from tests.unit.run_facts.made import Rank, event, facts, step
+from tests.unit.run_facts.made import Rank, event, facts, ledger, step
 
 pytestmark = pytest.mark.unit
 
@@ -170,11 +172,22 @@ def test_waiting_for_workers() -> None:
 
 
 def test_a_long_start() -> None:
-    seconds = {"preparing_data": 1500.0, "starting_workers": 20.0, "training": 3000.0}
-    ledger = {"elapsed_s": 4600.0, "goodput": 0.65, "seconds": seconds}
-    found = only(facts([step(number) for number in range(1, 61)], ended_s=4600.0, ledger=ledger))
-    assert (found.name, found.share) == ("start_up", pytest.approx(1520 / 4600))
-    assert "preparing data" in found.evidence[0]
+    recorded = ledger(4600.0, startup=3040.0, productive=6160.0)
+    ready = event(DataReady, 1500.0, seconds=1490.0)
+    found = only(facts([step(number) for number in range(1, 61)], [ready], ended_s=4600.0, ledger=recorded))
+    assert (found.name, found.share) == ("start_up", pytest.approx(3040 / 9200))
+    assert "24:50" in found.evidence[1]
+
+
+def test_shares_of_worker_time_are_those_of_the_ledger() -> None:
+    lost = {"recovery_rebuild": 60.0, "recomputed": 20.0}
+    recorded = ledger(100.0, productive=180.0, waiting=100.0, evaluation=40.0, **lost)
+    run = facts([step(number) for number in range(1, 51)], ledger=recorded)
+    assert [(each.name, each.share) for each in diagnose(run).found] == [
+        ("waiting", pytest.approx(0.25)),
+        ("recoveries", pytest.approx(0.2)),
+    ]
+    assert run.ledger_s(TimeClass.EVALUATION) == pytest.approx(10.0)
 
 
 def test_the_largest_share_comes_first() -> None:
