@@ -127,8 +127,7 @@ def test_nothing_stands_out_in_a_healthy_training(trainer: Trainer) -> None:
 def test_a_slow_disk(trainer: Trainer, slow_disk: SlowDisk) -> None:
     """The token files are on a disk that reads fewer bytes in a second than the samples need."""
     write_corpus(trainer.directory, lines=12_000)
-    # numpy copies rows of more than 500 tokens without the interpreter's lock: only the feed waits for the disk.
-    small = {"global_batch": 4, "micro_batch": 2, "sequence_length": 512}
+    small = {"global_batch": 4, "micro_batch": 2, "sequence_length": 32}
     spec, data = trainer.prepared(slow_disk.path / "cache", steps=16, model=TINY, **small)
     slow_disk.limit("read", READ_BYTES_PER_S)
     for file in data.rglob("*.tokens"):

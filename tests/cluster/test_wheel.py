@@ -98,6 +98,7 @@ def assert_trains(bin_directory: Path, work: Path) -> None:
     run = next((work / "runs").glob("tiny-*"))
     assert (run / "steps.jsonl").read_text().count("\n") == STEPS
     assert (run / "export" / "model.safetensors").is_file()
+    assert "Proved: every sample" in (run / "report.html").read_text(), "with its style sheet and script"
     assert "PROVED" in convoy(bin_directory, work, "data", "verify", "last", timeout_s=60)
 
 
