@@ -14,6 +14,8 @@ from orchestrator.run_facts.why.diagnosis import Diagnosis
 
 SHOWN_RECOVERIES = 100
 SHOWN_CHECKPOINTS = 20
+SHORT_CELL = 24
+"""Characters of a cell that is not broken."""
 TIME_STYLES = {
     TimeClass.PRODUCTIVE: "productive", TimeClass.IDLE_TAIL: "other", TimeClass.STARTUP: "start",
     TimeClass.EVALUATION: "work", TimeClass.EXPORT: "work", TimeClass.CHECKPOINT_STALL: "work",
@@ -143,13 +145,16 @@ def history(run: RunFacts) -> Html:
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozenset[int]) -> Html:
     head_row = element("tr", None, *(_column_head(name, index in numbers) for index, name in enumerate(heads)))
-    body = [
-        element("tr", None, *(element("td", {"class": "number"} if i in numbers else None, c) for i, c in enumerate(r)))
-        for r in rows
-    ]
+    body = [element("tr", None, *(_cell(cell, index in numbers) for index, cell in enumerate(row))) for row in rows]
     table = element("table", {"class": "plain"}, element("caption", None, caption), element("thead", None, head_row),
                     element("tbody", None, *body))  # fmt: skip
     return element("div", {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": caption}, table)
+
+
+def _cell(text: str, number: bool) -> Html:
+    """Short texts stay on one line."""
+    style = "number" if number else "short" if len(text) <= SHORT_CELL else ""
+    return element("td", {"class": style} if style else None, text)
 
 
 def _column_head(name: str, number: bool) -> Html:
