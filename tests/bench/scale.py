@@ -252,7 +252,7 @@ def measure(scratch: Path) -> list[Row]:
         Row(f"driver CPU for a step, {at}", f"{step_s * 1e3:.1f} ms", "", None, "<= 20 ms", step_s <= STEP_CPU_S,
             f"at a step every {PACE_S:g} s; pushed, recorded and confirmed after {delay_s * 1e3:.0f} ms in the median"),
         Row(f"driver CPU while idle, {at}", f"{idle.share:.1%} of a core", "", None, "<= 15%", idle.share <= IDLE_SHARE,
-            f"two signs of life a second from each worker, a survey of {RANKS // RANKS_PER_NODE} vaults every 2 s"),
+            f"two heartbeats a second from each worker, a survey of {RANKS // RANKS_PER_NODE} vaults every 2 s"),
         Row(f"files for a step, {at}", f"{size:.0f} bytes", "", None, "<= 4 KB", size <= STEP_BYTES,
             "steps.jsonl and ranks.jsonl"),
         Row(f"series for Prometheus, {at}", f"{series}", "", None, "<= 2000", series <= MOST_SERIES),

@@ -1,6 +1,6 @@
 """`python -m tests.bench.simulated_workers`: the other ends of a driver at scale, in one process.
 
-Workers connect to a driver's real receiver with the real protocol, send a sign of life twice a second, and rank 0
+Workers connect to a driver's real receiver with the real protocol, send a heartbeat twice a second, and rank 0
 pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. The
 first line on stdin is JSON and says where and how many; stdout has the vaults' addresses, and at `steps` what has been
 pushed.
@@ -68,19 +68,21 @@ class Worker:
         self.number = self.confirmed = 0
 
     def send(self, step: int, item: StepReport | None = None) -> None:
-        """A sign of life, maybe with a report."""
+        """A heartbeat, maybe with a report."""
         beat = Heartbeat(self.rank, step, Phase.FORWARD, 1, 0.1, 0, False, 1)
         self.number += item is not None
         batch = ReportBatch(beat) if item is None else ReportBatch(beat, self.number, (item,))
         self.socket.sendall(encode(encode_batch(batch), 0))
 
-    def take_answer(self) -> None:
-        """The number of the batch that has been dealt with."""
-        self.confirmed = json.loads(self._answer())["seen"]
+    def take_answer(self) -> bool:
+        """Take the number of the batch that has been dealt with. False if the driver has hung up."""
+        answer = self._answer()
+        self.confirmed = json.loads(answer)["seen"] if answer else self.confirmed
+        return bool(answer)
 
     def _answer(self) -> bytes:
-        (length,) = LENGTH.unpack(self.socket.recv(LENGTH.size, socket.MSG_WAITALL))
-        return self.socket.recv(length, socket.MSG_WAITALL)
+        header = self.socket.recv(LENGTH.size, socket.MSG_WAITALL)
+        return self.socket.recv(LENGTH.unpack(header)[0], socket.MSG_WAITALL) if len(header) == LENGTH.size else b""
 
 
 def serve_vaults(nodes: int, per_node: int, token: str) -> list[VaultServer]:
@@ -122,7 +124,8 @@ def serve(workers: list[Worker]) -> None:
         readable, _, _ = select.select([sys.stdin, first.socket], [], [], LOOK_S)
         now_s = time.monotonic()
         if first.socket in readable:
-            first.take_answer()
+            if not first.take_answer():
+                return
             latencies_s.append(now_s - sent_s)
         if sys.stdin in readable:
             words = sys.stdin.readline().split()

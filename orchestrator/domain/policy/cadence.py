@@ -10,7 +10,7 @@ _KEPT = 5
 SNAPSHOT_COST = 1.5
 """What a snapshot costs training, for each second that it pauses a rank: the copies of other ranks delay that rank, the
 data it works on is no longer in the caches, and the vaults need processors. `make bench BENCH=snapshot_cost` measured
-1.3, 1.5 and 1.7 on two cores."""
+0.8, 1.3, 1.5 and 1.7 on two cores."""
 
 
 def steps_between(pause_s: float, step_s: float, budget: float) -> int:

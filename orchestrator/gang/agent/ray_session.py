@@ -35,7 +35,7 @@ class Assignment:
 
 
 class RaySession:
-    """Created and called by the training thread; the agent reads `lease` and calls `deliver`, `request_leave` and
+    """Created and called by the training thread; the agent reads `heartbeat` and calls `deliver`, `request_leave` and
     `interrupt`."""
 
     def __init__(self, assignment: Assignment, outbox: ReportQueue, files: Files) -> None:
@@ -78,7 +78,7 @@ class RaySession:
         return self._assignment.node_ip
 
     @property
-    def lease(self) -> Heartbeat:
+    def heartbeat(self) -> Heartbeat:
         """How far the training thread reports to be, and whether its process is working. Only for the agent."""
         (step, phase, beats, beat_s), (parts, part_s) = self._beat, self._progress
         now_s = time.monotonic()

@@ -1,7 +1,7 @@
 """The frames in which a worker's reports travel to the driver, over the protocol of `checkpoint.memory.wire`.
 
 After the token the worker sends its name (`{"worker": ...}`), then a frame for each batch of its queue, and between
-them signs of life. The driver answers a batch with its number (`{"seen": ...}`). Nothing is unpickled.
+them heartbeats. The driver answers a batch with its number (`{"seen": ...}`). Nothing is unpickled.
 """
 
 import base64
@@ -28,7 +28,7 @@ from orchestrator.json_values import (
 )
 
 BEAT_S = 0.5
-"""From one sign of life of a worker to the next, over a connection or as answers to polls."""
+"""From one heartbeat of a worker to the next, over a connection or as answers to polls."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class ReportAccess:
 
 
 def encode_batch(batch: ReportBatch) -> JsonObject:
-    """A batch, or a sign of life if it holds nothing, as a frame's object."""
-    beat = batch.lease
+    """A batch, or a heartbeat if it holds nothing, as a frame's object."""
+    beat = batch.heartbeat
     frame: JsonObject = {
         "beat": (
             beat.rank, beat.step, beat.phase.value, beat.beat, round(beat.still_s, 3), beat.progress, beat.blocked,
@@ -69,14 +69,14 @@ def decode_batch(frame: JsonFields) -> ReportBatch:
 
 
 def decode_beat(frame: JsonFields) -> Heartbeat:
-    """The sign of life that every frame has. Raises JsonShapeError, ValueError."""
+    """The heartbeat that every frame has. Raises JsonShapeError, ValueError."""
     match frame.get("beat"):
         case [
             int() as rank, int() as step, str() as phase, int() as beat, int() | float() as still_s, int() as progress,
             bool() as blocked, int() as generation, *_,
         ]:  # fmt: skip
             return Heartbeat(rank, step, Phase(phase), beat, still_s, progress, blocked, generation)
-    raise JsonShapeError("the field `beat` is no sign of life")
+    raise JsonShapeError("the field `beat` is not a heartbeat")
 
 
 def _encode_item(item: ReportItem) -> JsonObject:

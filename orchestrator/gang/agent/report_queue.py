@@ -23,7 +23,7 @@ BATCH_CHARACTERS = 8 << 20
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life: how far the worker is, by its own account."""
+    """A heartbeat: how far the worker is, by its own account."""
 
     rank: int
     step: int
@@ -56,7 +56,7 @@ ReportItem = StepReport | Event | Published
 class ReportBatch:
     """What is sent at once, in the order of what happened; log lines apart."""
 
-    lease: Heartbeat
+    heartbeat: Heartbeat
     number: int = 0
     """Counts the batches that hold something; that of the last such one if this holds nothing."""
     items: tuple[ReportItem, ...] = ()
@@ -104,13 +104,17 @@ class ReportQueue:
         with self._changed:
             self._changed.notify_all()
 
-    def to_send(self, lease: Heartbeat, sent: int) -> ReportBatch | None:
+    def to_send(self, heartbeat: Heartbeat, sent: int) -> ReportBatch | None:
         """The batch to send now; None if there is nothing, or if the batch numbered `sent`, which was sent last, has
         not been confirmed yet."""
         with self._changed:
             if self._last is None:
-                self._form(lease)
-            return replace(self._last, lease=lease) if self._last is not None and self._last.number > sent else None
+                self._form(heartbeat)
+            return (
+                replace(self._last, heartbeat=heartbeat)
+                if self._last is not None and self._last.number > sent
+                else None
+            )
 
     def confirm(self, seen: int) -> None:
         """The batches up to this number have arrived."""
@@ -119,7 +123,7 @@ class ReportQueue:
                 self._last = None
 
     def take(
-        self, lease: Heartbeat, timeout_s: float, patient: Callable[[], bool], seen: int | None = None
+        self, heartbeat: Heartbeat, timeout_s: float, patient: Callable[[], bool], seen: int | None = None
     ) -> ReportBatch:
         """Answer a poll: everything queued, at once if there is something, else after `timeout_s`, or as soon as
         `patient` says that nothing will come. `seen`: the number of the last batch that arrived; a later one is
@@ -132,12 +136,12 @@ class ReportQueue:
                     break
                 self._changed.wait(left_s)
             if self._last is not None and self._missed(seen):
-                return replace(self._last, lease=lease)
+                return replace(self._last, heartbeat=heartbeat)
             self._last = None
-            self._form(lease)
-            return self._last or ReportBatch(lease, self._number)
+            self._form(heartbeat)
+            return self._last or ReportBatch(heartbeat, self._number)
 
-    def _form(self, lease: Heartbeat) -> None:
+    def _form(self, heartbeat: Heartbeat) -> None:
         """Make a batch of what is queued, if there is something."""
         if not self._items and not self._lines:
             return
@@ -147,7 +151,7 @@ class ReportQueue:
         while self._lines and (not lines or characters + len(self._lines[0]) <= BATCH_CHARACTERS):
             characters += len(self._lines[0])
             lines.append(self._lines.popleft())
-        self._last = ReportBatch(lease, self._number, tuple(self._items), tuple(lines), self._dropped)
+        self._last = ReportBatch(heartbeat, self._number, tuple(self._items), tuple(lines), self._dropped)
         self._items.clear()
         self._dropped = 0
 

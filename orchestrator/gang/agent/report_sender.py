@@ -27,9 +27,9 @@ END_S = 2.0
 class ReportSender:
     """Connects in a thread of its own, again and again if necessary, and sends until `close`."""
 
-    def __init__(self, access: ReportAccess, queue: ReportQueue, lease: Callable[[], Heartbeat]) -> None:
-        """`lease` gives the worker's present sign of life."""
-        self._access, self._queue, self._lease = access, queue, lease
+    def __init__(self, access: ReportAccess, queue: ReportQueue, heartbeat: Callable[[], Heartbeat]) -> None:
+        """`heartbeat` gives the worker's present heartbeat."""
+        self._access, self._queue, self._heartbeat = access, queue, heartbeat
         self._channel: Channel | None = None
         self._sent = 0
         """Number of the last batch that was sent over this connection."""
@@ -78,7 +78,7 @@ class ReportSender:
         channel.send({"worker": self._access.worker})
 
     def _exchange(self, channel: Channel) -> None:
-        """Wait for an answer, for news, or until a sign of life is due, and deal with it. Raises OSError, ValueError
+        """Wait for an answer, for news, or until a heartbeat is due, and deal with it. Raises OSError, ValueError
         (an answer that is not the protocol's)."""
         ready = self._wait(channel.fileno(), max(0.0, self._beat_due_s - time.monotonic()))
         if self._woken in ready:
@@ -87,11 +87,11 @@ class ReportSender:
             answer, _ = channel.receive(ANSWER_BYTES)
             self._queue.confirm(integer(answer, "seen"))
             self._pause_s = FIRST_PAUSE_S
-        lease = self._lease()
-        batch = self._queue.to_send(lease, self._sent)
+        heartbeat = self._heartbeat()
+        batch = self._queue.to_send(heartbeat, self._sent)
         if batch is None and time.monotonic() < self._beat_due_s:
             return
-        channel.send(encode_batch(batch or ReportBatch(lease)))
+        channel.send(encode_batch(batch or ReportBatch(heartbeat)))
         self._beat_due_s = time.monotonic() + BEAT_S
         if batch is not None:
             self._sent = batch.number

@@ -252,13 +252,13 @@ class WorkerActor:
             self._sender = ReportSender(access, self._outbox, self._beat)
 
     def _beat(self) -> Heartbeat:
-        return self._session.lease if self._session is not None else Heartbeat(-1, 0, Phase.START)
+        return self._session.heartbeat if self._session is not None else Heartbeat(-1, 0, Phase.START)
 
     def poll(self, timeout_s: float, seen: int) -> ReportBatch:
         """Agent: all reports that are queued, waiting up to `timeout_s` for one. `seen`: the last batch that arrived; a
         later one is sent again."""
         batch = self._outbox.take(self._beat(), timeout_s, lambda: self._running is not None, seen)
-        return replace(batch, lease=self._beat())
+        return replace(batch, heartbeat=self._beat())
 
     def notify(self, generation: int, values: dict[str, str], leave: Leave) -> None:
         """Agent: values that other ranks of a generation published, and whether to leave at the next step boundary."""

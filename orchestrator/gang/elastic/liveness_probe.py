@@ -11,7 +11,7 @@ CHECK_S = 1.0
 
 
 class LivenessProbe:
-    """Asks waiting workers for a sign of life: they do nothing that could fail, so a dead one would not be noticed."""
+    """Asks waiting workers for a heartbeat: they do nothing that could fail, so a dead one would not be noticed."""
 
     def __init__(self) -> None:
         self._asked: dict[int, tuple[WorkerHandle, ObjectRef]] = {}

@@ -165,7 +165,7 @@ class Listener:
             member.poll_ref, member.poll_again_s = None, time.monotonic() + POLL_S
             return
         member.poll_ref = None
-        member.renew(batch.lease, time.monotonic())
+        member.renew(batch.heartbeat, time.monotonic())
         self._digest(member, batch)
 
     def _digest(self, member: WorkerHandle, batch: ReportBatch) -> None:

@@ -6,7 +6,7 @@ from queue import Empty, SimpleQueue
 from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.gang.agent.report_frames import ReportAccess
 from orchestrator.gang.agent.report_queue import ReportBatch
-from orchestrator.gang.group.report_receiver import ReportReceiver, SignOfLife, make_room
+from orchestrator.gang.group.report_receiver import ReportReceiver, TimedHeartbeat, make_room
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ReportInbox:
         """Whether the worker is connected."""
         return self._receiver is not None and self._receiver.connected(worker)
 
-    def beats(self) -> dict[str, SignOfLife]:
-        """The newest sign of life of each connected worker since the last call."""
+    def beats(self) -> dict[str, TimedHeartbeat]:
+        """The newest heartbeat of each connected worker since the last call."""
         return {} if self._receiver is None else self._receiver.beats()
 
     def watch(self, ref: ObjectRef) -> None:

@@ -1,6 +1,6 @@
 """The driver's end of its workers' connections: takes in what they push, in one thread for all of them.
 
-What holds news is put into one queue, for the driver's loop; of signs of life only the newest of each worker is kept.
+What holds news is put into one queue, for the driver's loop; of heartbeats only the newest of each worker is kept.
 The loop confirms a batch after it has dealt with it (`confirm`), and a worker sends the next one only then: what is
 waiting here is bounded by one batch for each worker.
 """
@@ -33,7 +33,7 @@ FILES_BESIDE = 1024
 
 
 @dataclass(frozen=True)
-class SignOfLife:
+class TimedHeartbeat:
     """The newest of a worker."""
 
     beat: Heartbeat
@@ -63,7 +63,7 @@ class ReportReceiver:
         self._token = secrets.token_hex(16)
         self._named: dict[str, _Connection] = {}
         """By worker. Written by the receiving thread alone."""
-        self._beats: dict[str, SignOfLife] = {}
+        self._beats: dict[str, TimedHeartbeat] = {}
         self._beats_lock = threading.Lock()
         self._new: deque[socket.socket] = deque()
         self._selector = selectors.DefaultSelector()
@@ -87,8 +87,8 @@ class ReportReceiver:
         """Whether there is a connection of the worker."""
         return worker in self._named
 
-    def beats(self) -> dict[str, SignOfLife]:
-        """The newest sign of life of each worker that has sent one since the last call."""
+    def beats(self) -> dict[str, TimedHeartbeat]:
+        """The newest heartbeat of each worker that has sent one since the last call."""
         with self._beats_lock:
             found, self._beats = self._beats, {}
         return found
@@ -164,7 +164,7 @@ class ReportReceiver:
                 self._drop(before)
             connection.worker, self._named[worker] = worker, connection
             return
-        sign = SignOfLife(decode_beat(frame), time.monotonic())
+        sign = TimedHeartbeat(decode_beat(frame), time.monotonic())
         with self._beats_lock:
             self._beats[connection.worker] = sign
         if "number" in frame:

@@ -32,7 +32,7 @@ class WorkerHandle:
     """Memory of its GPU when its process started; None if it has none or was not asked."""
     run_ref: ObjectRef | None = None
     poll_ref: ObjectRef | None = None
-    lease: Heartbeat | None = None
+    heartbeat: Heartbeat | None = None
     seen: int = 0
     """Number of the last batch that arrived."""
     poll_again_s: float = 0.0
@@ -64,13 +64,13 @@ class WorkerHandle:
     def begin(self, assignment: Assignment, now_s: float) -> None:
         """Start a new generation."""
         self.assignment, self.renewed_s = assignment, now_s
-        self.run_ref = self.poll_ref = self.lease = self.result = self.failure = None
+        self.run_ref = self.poll_ref = self.heartbeat = self.result = self.failure = None
 
     def renew(self, beat: Heartbeat, at_s: float) -> None:
-        """Take a sign of life. One that is about an earlier generation shows that the process lives, and no more."""
+        """Take a heartbeat. One that is about an earlier generation shows that the process lives, and no more."""
         self.renewed_s = max(self.renewed_s, at_s)
         if beat.generation == self.assignment.generation:
-            self.lease = beat
+            self.heartbeat = beat
 
     def take_end(self, ended: TrainResult | Raised, now_s: float) -> None:
         """Its entry point returned."""

@@ -120,11 +120,11 @@ class HangMonitor:
         self._last, self._step_s = last, now_s
 
     def _pulse(self, member: WorkerHandle, now_s: float) -> Pulse:
-        lease, rank = member.lease, member.rank
+        heartbeat, rank = member.heartbeat, member.rank
         beat: _Beat = (0, 0, Phase.START, 0)
-        if lease is not None:
-            beat = (lease.step, lease.beat, lease.phase, lease.progress)
-        quiet_s, blocked = max(0.0, now_s - member.renewed_s), lease is not None and lease.blocked
+        if heartbeat is not None:
+            beat = (heartbeat.step, heartbeat.beat, heartbeat.phase, heartbeat.progress)
+        quiet_s, blocked = max(0.0, now_s - member.renewed_s), heartbeat is not None and heartbeat.blocked
         if self._eyes.has_nothing_of(rank, quiet_s):
             still_s = self._still_s(rank, beat, blocked, now_s)
             return Pulse(rank, beat[0], beat[1], beat[2], still_s, quiet_s, blocked=blocked)

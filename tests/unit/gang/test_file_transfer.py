@@ -219,32 +219,34 @@ def test_a_chunk_that_arrives_damaged_is_sent_again(run_dir: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_copy_is_progress_chunk_by_chunk(run_dir: Path, tmp_path: Path, shared: bool) -> None:
-    """The lease of a worker changes with each chunk, while its beat, which ranks are compared by, stays what it is."""
+    """The heartbeat of a worker changes with each chunk. Its beat, which ranks are compared by, stays what it is."""
     (run_dir / "a").write_bytes(os.urandom(3500))
     marker, word = write_marker(run_dir)
     seen: list[Heartbeat] = []
 
     class Slow(FileServer):
         def read(self, path: str, offset: int, crc: int) -> Chunk:
-            seen.append(worker.lease)
+            seen.append(worker.heartbeat)
             return super().read(path, offset, crc)
 
         def write(self, path: str, token: str, offset: int, data: bytes) -> int:
-            seen.append(worker.lease)
+            seen.append(worker.heartbeat)
             return super().write(path, token, offset, data)
 
     env = {} if shared else {"CONVOY_FILE_TRANSPORT": "remote"}
     files = Files(Slow((str(run_dir),), str(run_dir)), str(marker), word, tmp_path / "cache", env)
     worker = RaySession(Assignment(0, 1, 0, "127.0.0.1"), ReportQueue(), files)
     worker.beat(0, Phase.RESTORE)
-    before = worker.lease
+    before = worker.heartbeat
     local = worker.fetch(str(run_dir / "a"))
     worker.store(local, str(run_dir / "b"))
     assert (run_dir / "b").read_bytes() == (run_dir / "a").read_bytes()
     # Four chunks: stored, and in the other case fetched before.
-    assert worker.lease.progress - before.progress == (4 if shared else 8)
-    assert {(lease.step, lease.beat, lease.phase) for lease in [*seen, worker.lease]} == {(0, 1, Phase.RESTORE)}
-    counts = [lease.progress for lease in seen]
+    assert worker.heartbeat.progress - before.progress == (4 if shared else 8)
+    assert {(heartbeat.step, heartbeat.beat, heartbeat.phase) for heartbeat in [*seen, worker.heartbeat]} == {
+        (0, 1, Phase.RESTORE)
+    }
+    counts = [heartbeat.progress for heartbeat in seen]
     assert counts == sorted(counts)
     assert len(set(counts)) == (0 if shared else 8)
 

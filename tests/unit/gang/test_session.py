@@ -64,40 +64,44 @@ def test_what_a_session_says(tmp_path: Path) -> None:
     assert items[1] == Published("key", "value")
     worker.beat(3, Phase.FORWARD)
     worker.beat(3, Phase.BACKWARD)
-    lease = worker.lease
-    assert (lease.rank, lease.step, lease.phase, lease.beat) == (1, 3, Phase.BACKWARD, 1)
-    assert lease.still_s >= 0
+    heartbeat = worker.heartbeat
+    assert (heartbeat.rank, heartbeat.step, heartbeat.phase, heartbeat.beat) == (1, 3, Phase.BACKWARD, 1)
+    assert heartbeat.still_s >= 0
     assert worker.lookup("key", 0.0) == "value"
 
 
 def test_beats_say_how_far_it_is(tmp_path: Path) -> None:
     worker, _ = session(tmp_path)
-    assert (worker.lease.rank, worker.lease.step, worker.lease.phase) == (1, 0, Phase.START)
+    assert (worker.heartbeat.rank, worker.heartbeat.step, worker.heartbeat.phase) == (1, 0, Phase.START)
     worker.beat(7, Phase.DATA)
-    first = worker.lease
+    first = worker.heartbeat
     worker.beat(7, Phase.FORWARD)
-    second = worker.lease
+    second = worker.heartbeat
     worker.beat(8, Phase.DATA)
-    assert [(lease.step, lease.beat) for lease in (first, second, worker.lease)] == [(7, 0), (7, 1), (8, 0)]
+    assert [(heartbeat.step, heartbeat.beat) for heartbeat in (first, second, worker.heartbeat)] == [
+        (7, 0),
+        (7, 1),
+        (8, 0),
+    ]
     time.sleep(0.02)
-    assert worker.lease.still_s >= 0.02
+    assert worker.heartbeat.still_s >= 0.02
 
 
 def test_progress_is_no_beat(tmp_path: Path) -> None:
     worker, _ = session(tmp_path)
     worker.beat(7, Phase.CHECKPOINT)
-    before = worker.lease
+    before = worker.heartbeat
     pool = [threading.Thread(target=worker.progress) for _ in range(4)]
     for thread in pool:
         thread.start()
     for thread in pool:
         thread.join()
     worker.progress()
-    after = worker.lease
+    after = worker.heartbeat
     assert (after.step, after.beat, after.phase) == (before.step, before.beat, before.phase)
     assert after.progress == before.progress + 5
     worker.beat(8, Phase.DATA)
-    assert worker.lease.progress == after.progress
+    assert worker.heartbeat.progress == after.progress
 
 
 def test_a_process_that_works_without_a_word_is_seen_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +110,10 @@ def test_a_process_that_works_without_a_word_is_seen_to(tmp_path: Path, monkeypa
     monkeypatch.setattr(process_activity, "PAUSE_S", 0.0)
     worker, _ = session(tmp_path)
     worker.beat(0, Phase.EXPORT)
-    before = worker.lease
+    before = worker.heartbeat
     (tmp_path / "weights").write_bytes(bytes(2 << 20))
-    assert worker.lease.progress == before.progress + 1
-    assert not worker.lease.blocked
+    assert worker.heartbeat.progress == before.progress + 1
+    assert not worker.heartbeat.blocked
 
 
 def test_a_lost_answer_comes_again() -> None:
@@ -120,7 +124,7 @@ def test_a_lost_answer_comes_again() -> None:
     outbox.put(Published("b", "2"))
     later = Heartbeat(0, 3, Phase.FORWARD)
     again = outbox.take(later, 0.0, lambda: True, 0)
-    assert (again.items, again.number, again.lease) == (lost.items, lost.number, later)
+    assert (again.items, again.number, again.heartbeat) == (lost.items, lost.number, later)
     arrived = outbox.take(LEASE, 0.0, lambda: True, again.number)
     assert (arrived.items, arrived.number) == ((Published("b", "2"),), again.number + 1)
     empty = outbox.take(LEASE, 0.0, lambda: True, arrived.number)

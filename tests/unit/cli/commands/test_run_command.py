@@ -1,11 +1,14 @@
 """`convoy run` up to the driver, and the loop that waits for it."""
 
+import contextlib
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,12 @@ from orchestrator.cli.commands.run_command import run
 from orchestrator.cli.interrupt import STOP_DEADLINE_S
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
+from orchestrator.domain.lease import Lease
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.loading.load import dump_job, load_job
 from orchestrator.spec.spec_errors import SpecError
+from orchestrator.store.driver_process import DriverProcess
+from orchestrator.store.lease.lease_places import LeaseDirectory, LeaseEntry
 from orchestrator.store.run_store import RunStore
 
 pytestmark = pytest.mark.unit
@@ -76,6 +82,45 @@ def test_what_cannot_be_resumed_says_why(recorded: Callable[..., RunLayout]) -> 
     active = invoke("--resume", "last", "--home", home)
     assert isinstance(active, UsageError)
     assert "is running" in active.message
+
+
+@contextlib.contextmanager
+def renewed(directory: LeaseDirectory, entry: LeaseEntry) -> Iterator[None]:
+    """A driver on another machine that renews its lease."""
+    ending = threading.Event()
+
+    def renew() -> None:
+        lease = entry.lease
+        while not ending.wait(0.05):
+            lease = replace(lease, renewals=lease.renewals + 1)
+            directory.write(replace(entry, lease=lease))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    yield
+    ending.set()
+    thread.join()
+
+
+def test_a_run_is_taken_over_from_a_driver_that_lives_only_if_asked_to(recorded: Callable[..., RunLayout]) -> None:
+    layout = recorded()
+    home = str(layout.root.parent)
+    RunStore(layout.root.parent).set_state(layout, RunState.RUNNING)
+    layout.spec.write_text(dump_job(load_job(QUICKSTART, ["data.sources=[{files: [not/there.txt]}]"]).spec))
+    directory = LeaseDirectory(layout.root)
+    entry = LeaseEntry(Lease("another", 1), DriverProcess(7, "elsewhere", "another boot", 1))
+    assert directory.create(entry)
+    with renewed(directory, entry):
+        driven = invoke("--resume", "last", "--home", home)
+        taken = invoke("--resume", "last", "--home", home, "--take-over")
+    assert isinstance(driven, UsageError)
+    assert "process 7 on elsewhere drives it and renews its lease" in driven.message
+    assert "--take-over" in (driven.hint or "")
+    assert isinstance(taken, SystemExit)
+    assert directory.highest() == 2
+    record = RunStore(layout.root.parent).read("last")
+    assert record.state is RunState.FAILED
+    assert "not/there.txt" in (record.reason or "")
 
 
 DRIVER = textwrap.dedent(

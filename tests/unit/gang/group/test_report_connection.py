@@ -254,7 +254,7 @@ def test_reports_are_published_once_and_in_order(inbox: ReportInbox, worker: Wor
     assert [getattr(each, "step", "event") for each in gang.published] == [1, "event", 2, 3]
     assert gang.listener.last is not None
     assert gang.listener.last.step == 3
-    assert gang.members[1].lease == BEAT
+    assert gang.members[1].heartbeat == BEAT
 
 
 def test_a_sign_of_life_from_an_earlier_gang_says_that_the_process_lives(inbox: ReportInbox, worker: Worker) -> None:
@@ -263,7 +263,7 @@ def test_a_sign_of_life_from_an_earlier_gang_says_that_the_process_lives(inbox: 
     inbox.beats()
     gang.members[1].renewed_s = 0.0
     until(lambda: gang.listener.listen(0.01) or gang.members[1].renewed_s)
-    assert gang.members[1].lease is None
+    assert gang.members[1].heartbeat is None
 
 
 def test_only_a_worker_that_pushes_nothing_is_polled(inbox: ReportInbox, worker: Worker) -> None:

@@ -1,4 +1,4 @@
-"""What the driver makes of leases: beats, progress, storage that does not answer, measured checkpoints."""
+"""What the driver makes of heartbeats: beats, progress, storage that does not answer, measured checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ HOUR_S = 3600.0
 
 
 class Watched:
-    """Two workers in one phase, whose leases a test changes, and a watch whose verdicts it reads."""
+    """Two workers in one phase, whose heartbeats a test changes, and a watch whose verdicts it reads."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, phase: Phase) -> None:
         self.events: list[Event] = []
@@ -49,7 +49,7 @@ class Watched:
         ]
         for member in self.members:
             member.run_ref = object()
-            member.lease = Heartbeat(member.rank, 7, phase, 3)
+            member.heartbeat = Heartbeat(member.rank, 7, phase, 3)
         monkeypatch.setattr(module, "judge_pulses", self._judge)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
         self.watch = HangMonitor(one_host=True, vaults=None)
@@ -75,9 +75,9 @@ class Watched:
         return self.findings[-1]
 
     def says(self, rank: int, **changes: Any) -> None:
-        lease = self.members[rank].lease
-        assert lease is not None
-        self.members[rank].lease = replace(lease, **changes)
+        heartbeat = self.members[rank].heartbeat
+        assert heartbeat is not None
+        self.members[rank].heartbeat = replace(heartbeat, **changes)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
