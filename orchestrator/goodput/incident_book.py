@@ -15,7 +15,7 @@ CAUSE_CHARACTERS = 300
 
 
 @dataclass
-class _Open:
+class _OpenIncident:
     """The recovery that is under way. `seconds` is filled by the books."""
 
     incident: IncidentTime
@@ -29,7 +29,7 @@ class IncidentBook:
     def __init__(self, books: TimeBooks) -> None:
         self._books = books
         self._closed: list[IncidentTime] = []
-        self._open: _Open | None = None
+        self._open: _OpenIncident | None = None
         self._older: dict[RecoveryReason, ClassSeconds] = {}
         """By reason, of the incidents that have no figures of their own any more."""
 
@@ -62,7 +62,7 @@ class IncidentBook:
 
     def _start(self, incident: IncidentTime, node: NodeKey | None) -> None:
         self.close()
-        self._open = _Open(incident, node)
+        self._open = _OpenIncident(incident, node)
         self._books.charged = self._open.seconds
 
     def repeats(self, steps: int) -> None:
@@ -120,6 +120,6 @@ class IncidentBook:
             node = optional(mapping, now, "blamed")
             incident = incident_from(mapping(now, "incident"))
             key = None if node is None else (text(node, "node"), text(node, "node_id"))
-            book._open = _Open(incident, key, dict(incident.seconds))
+            book._open = _OpenIncident(incident, key, dict(incident.seconds))
             books.charged = book._open.seconds
         return book

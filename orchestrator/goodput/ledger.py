@@ -29,11 +29,11 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.goodput.crew import Crew, crew_of
 from orchestrator.goodput.step_split import split_step
 from orchestrator.goodput.time_class import TimeClass
-from orchestrator.goodput.timeline import Stage, Timeline
+from orchestrator.goodput.timeline import LedgerStage, Timeline
 from orchestrator.json_values import JsonFields, JsonObject, flag, integer, mapping, number, optional
 
 _FINAL = (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
-_WHILE_RUNNING = (Stage.STARTUP, Stage.TRAINING, Stage.TAIL)
+_WHILE_RUNNING = (LedgerStage.STARTUP, LedgerStage.TRAINING, LedgerStage.TAIL)
 """Stages that evaluations and checkpoints take their time from; recoveries and resizes come before them."""
 
 
@@ -78,7 +78,7 @@ class Ledger:
                 self._failing = True
             case RecoveryStarted() as recovery:
                 self._recover(recovery, event.time_s)
-            case GangResized() if self.timeline.stage in (Stage.TRAINING, Stage.RESIZING):
+            case GangResized() if self.timeline.stage in (LedgerStage.TRAINING, LedgerStage.RESIZING):
                 self._resize()
             case _:
                 self._take_measured(body)
@@ -98,11 +98,11 @@ class Ledger:
                 timeline.incidents.repeats(max(0, timeline.lineage.last - body.step))
             case ModelExported():
                 timeline.carve(TimeClass.EXPORT, _finite(body.seconds))
-                if timeline.stage is Stage.TRAINING:
+                if timeline.stage is LedgerStage.TRAINING:
                     timeline.doing = TimeClass.IDLE_TAIL
                 timeline.close(timeline.now_s, timeline.doing)
                 timeline.incidents.close()
-                timeline.enter(Stage.TAIL, TimeClass.IDLE_TAIL)
+                timeline.enter(LedgerStage.TAIL, TimeClass.IDLE_TAIL)
 
     def on_step(self, report: StepReport, now_s: float) -> None:
         """Take a finished step that was received at `now_s`."""
@@ -115,13 +115,13 @@ class Ledger:
         self._assume_crew(report.world_size)
         timeline.advance(self._at(report.time_s, now_s))
         split = split_step(report)
-        if timeline.stage is not Stage.TRAINING:
+        if timeline.stage is not LedgerStage.TRAINING:
             timeline.close(timeline.now_s - sum(split.values()), timeline.doing)
-            timeline.enter(Stage.TRAINING, TimeClass.PRODUCTIVE)
+            timeline.enter(LedgerStage.TRAINING, TimeClass.PRODUCTIVE)
         self._make_step(report, split)
         timeline.incidents.close()
         if self._total_steps is not None and report.step >= self._total_steps:
-            timeline.enter(Stage.TAIL, TimeClass.IDLE_TAIL)
+            timeline.enter(LedgerStage.TAIL, TimeClass.IDLE_TAIL)
 
     def _make_step(self, report: StepReport, split: dict[TimeClass, float]) -> None:
         # A checkpoint that its own event has booked already is not booked twice.
@@ -152,24 +152,24 @@ class Ledger:
         if lost:
             timeline.incidents.begin_without_driver(timeline.now_s)
         self._release()
-        timeline.skip_to(time_s if time_s <= now_s else now_s)
+        timeline.skip_to(self._at(time_s, now_s))
         timeline.driven, self._began_s, self._ready_s = True, timeline.now_s, None
         self._reports_crew = self._failing = False
         self._checkpoint_s = 0.0
         if lost:
-            timeline.enter(Stage.RECOVERY, TimeClass.RECOVERY_REBUILD)
+            timeline.enter(LedgerStage.RECOVERY, TimeClass.RECOVERY_REBUILD)
         else:
-            timeline.enter(Stage.STARTUP, TimeClass.STARTUP)
+            timeline.enter(LedgerStage.STARTUP, TimeClass.STARTUP)
 
     def _release(self) -> None:
         """No worker is reserved any more."""
         timeline = self.timeline
-        cut_off = timeline.stage is Stage.TRAINING and (self._failing or timeline.incidents.open)
-        if timeline.stage is Stage.TRAINING:
+        cut_off = timeline.stage is LedgerStage.TRAINING and (self._failing or timeline.incidents.open)
+        if timeline.stage is LedgerStage.TRAINING:
             timeline.doing = TimeClass.RECOMPUTED if cut_off else TimeClass.IDLE_TAIL
         timeline.close(timeline.now_s, timeline.doing)
         timeline.stop_step()
-        timeline.enter(Stage.TAIL, TimeClass.IDLE_TAIL)
+        timeline.enter(LedgerStage.TAIL, TimeClass.IDLE_TAIL)
         timeline.change_crew(Crew())
 
     def _change_crew(self, reserved: WorkersReserved) -> None:
@@ -179,13 +179,11 @@ class Ledger:
             self._release()
             return
         before = timeline.books.crew
-        if crew.members != before.members and before.members:
-            if timeline.stage is Stage.TRAINING and not self._failing:
-                self._resize()
-            elif timeline.stage is not Stage.TRAINING:
-                timeline.close(timeline.now_s, timeline.doing)
         if not before.members:
             timeline.open_s = timeline.now_s
+        elif crew.members != before.members:
+            self._leave_training()
+            timeline.close(timeline.now_s, timeline.doing)
         timeline.change_crew(crew, reserved.earlier_s)
 
     def _assume_crew(self, world_size: int) -> None:
@@ -195,8 +193,8 @@ class Ledger:
         if self._reports_crew or timeline.books.crew.members == world_size or world_size < 1:
             return
         if timeline.books.crew.members:
-            if timeline.stage is not Stage.TRAINING:
-                timeline.close(timeline.now_s, timeline.doing)
+            self._leave_training()
+            timeline.close(timeline.now_s, timeline.doing)
         else:
             timeline.open_s = self._ready_s if self._ready_s is not None else self._began_s
             timeline.reserved_s += (timeline.now_s - timeline.open_s) * world_size
@@ -212,15 +210,15 @@ class Ledger:
             timeline.incidents.close()
             timeline.driven = False
         elif state is RunState.WAITING:
-            if timeline.stage is Stage.TRAINING:
+            if timeline.stage is LedgerStage.TRAINING:
                 self._resize()
             timeline.close(timeline.now_s, timeline.doing)
             timeline.doing = TimeClass.WAITING
         elif timeline.doing is TimeClass.WAITING:
             timeline.close(timeline.now_s, TimeClass.WAITING)
             timeline.doing = {
-                Stage.RECOVERY: TimeClass.RECOVERY_REBUILD,
-                Stage.STARTUP: TimeClass.STARTUP,
+                LedgerStage.RECOVERY: TimeClass.RECOVERY_REBUILD,
+                LedgerStage.STARTUP: TimeClass.STARTUP,
             }.get(timeline.stage, TimeClass.RESIZING)
         elif state is RunState.RECOVERING:
             self._failing = True
@@ -229,24 +227,29 @@ class Ledger:
         """The gang left training after its last step to change its size."""
         self.timeline.stop_step()
         self.timeline.close(self.timeline.now_s, TimeClass.RESIZING)
-        self.timeline.enter(Stage.RESIZING, TimeClass.RESIZING)
+        self.timeline.enter(LedgerStage.RESIZING, TimeClass.RESIZING)
+
+    def _leave_training(self) -> None:
+        """Another gang is formed. If a fact that says why is missing, it is a resize, or the recovery from a failure."""
+        timeline = self.timeline
+        if timeline.stage is LedgerStage.TRAINING and self._failing:
+            timeline.stop_step()
+            timeline.close(timeline.now_s, TimeClass.RECOVERY_DECISION)
+            timeline.enter(LedgerStage.RECOVERY, TimeClass.RECOVERY_REBUILD)
+        elif timeline.stage is LedgerStage.TRAINING:
+            self._resize()
 
     def _enter_phase(self, phase: str) -> None:
         timeline = self.timeline
         if phase == "export":
-            if timeline.stage is Stage.TRAINING:
+            if timeline.stage is LedgerStage.TRAINING:
                 timeline.doing = TimeClass.IDLE_TAIL
             timeline.close(timeline.now_s, timeline.doing)
             timeline.incidents.close()
-            timeline.enter(Stage.TAIL, TimeClass.EXPORT)
+            timeline.enter(LedgerStage.TAIL, TimeClass.EXPORT)
             return
-        if timeline.stage is Stage.TRAINING:  # the fact that says why the gang was formed again is missing
-            if self._failing:
-                timeline.close(timeline.now_s, TimeClass.RECOVERY_DECISION)
-                timeline.enter(Stage.RECOVERY, TimeClass.RECOVERY_REBUILD)
-            else:
-                self._resize()
-        if timeline.stage is Stage.RECOVERY and phase != "train":
+        self._leave_training()
+        if timeline.stage is LedgerStage.RECOVERY and phase != "train":
             timeline.close(timeline.now_s, timeline.doing)
             restores = phase == "restore"
             timeline.doing = TimeClass.RECOVERY_RESTORE if restores else TimeClass.RECOVERY_REBUILD
@@ -262,14 +265,14 @@ class Ledger:
             detected_s = alive_s
         alive_s = min(alive_s, detected_s)
         node = timeline.books.crew.node_of(started.rank)
-        if timeline.stage is not Stage.TRAINING:  # what was done meanwhile is what it was
+        if timeline.stage is not LedgerStage.TRAINING:  # what was done meanwhile is what it was
             timeline.close(alive_s, timeline.doing)
         timeline.incidents.begin(started, max(timeline.open_s, alive_s), node)
         timeline.stop_step()
         timeline.close(alive_s, TimeClass.RECOMPUTED)
         timeline.close(detected_s, TimeClass.RECOVERY_DETECTION)
         timeline.close(timeline.now_s, TimeClass.RECOVERY_DECISION)
-        timeline.enter(Stage.RECOVERY, TimeClass.RECOVERY_REBUILD)
+        timeline.enter(LedgerStage.RECOVERY, TimeClass.RECOVERY_REBUILD)
         timeline.lineage.go_on_from(started.from_step)
         self._failing, self._checkpoint_s = False, 0.0
 

@@ -11,7 +11,7 @@ from orchestrator.goodput.time_class import TRAINING_CLASSES, TimeClass
 from orchestrator.json_values import JsonFields, JsonObject, flag, mapping, number, numbers, text
 
 
-class Stage(StrEnum):
+class LedgerStage(StrEnum):
     """What the run is about. It decides what becomes of open time."""
 
     STARTUP = "startup"
@@ -34,7 +34,7 @@ class Timeline:
         """The members' time from here to `now_s` is open."""
         self.joining_open_s = 0.0
         """The same of the joining workers."""
-        self.stage = Stage.STARTUP
+        self.stage = LedgerStage.STARTUP
         self.doing = TimeClass.STARTUP
         """What open time is outside of training."""
         self.driven = False
@@ -67,7 +67,7 @@ class Timeline:
         self.books.book(time_class, until_s - self.open_s)
         self.open_s = until_s
 
-    def enter(self, stage: Stage, doing: TimeClass) -> None:
+    def enter(self, stage: LedgerStage, doing: TimeClass) -> None:
         """What comes now is about something else."""
         self.stage, self.doing = stage, doing
 
@@ -75,7 +75,7 @@ class Timeline:
         """Up to so much of what is open was spent on this; how much that was."""
         taken_s = max(0.0, min(self.now_s - self.open_s, seconds))
         self.open_s += taken_s
-        if self.stage is Stage.TRAINING and time_class in LINEAGE_CLASSES:
+        if self.stage is LedgerStage.TRAINING and time_class in LINEAGE_CLASSES:
             self._train(time_class, taken_s)
         else:
             self.books.book(time_class, taken_s)
@@ -123,12 +123,12 @@ class Timeline:
     @property
     def member_class(self) -> TimeClass:
         """What open time of members will probably be."""
-        return TimeClass.PRODUCTIVE if self.stage is Stage.TRAINING else self.doing
+        return TimeClass.PRODUCTIVE if self.stage is LedgerStage.TRAINING else self.doing
 
     @property
     def joining_class(self) -> TimeClass:
         """What the time of joining workers is."""
-        return TimeClass.RESIZING if self.stage is Stage.TRAINING else self.doing
+        return TimeClass.RESIZING if self.stage is LedgerStage.TRAINING else self.doing
 
     def _close_joining(self) -> None:
         self.books.book_joining(self.joining_class, self.now_s - self.joining_open_s)
@@ -172,7 +172,7 @@ class Timeline:
         timeline.incidents = IncidentBook.from_json(mapping(value, "incidents"), timeline.books)
         timeline.now_s, timeline.open_s = number(value, "now_s"), number(value, "open_s")
         timeline.joining_open_s = number(value, "joining_open_s")
-        timeline.stage, timeline.doing = Stage(text(value, "stage")), TimeClass(text(value, "doing"))
+        timeline.stage, timeline.doing = LedgerStage(text(value, "stage")), TimeClass(text(value, "doing"))
         timeline.driven, timeline.elapsed_s = flag(value, "driven"), number(value, "elapsed_s")
         timeline.reserved_s, timeline.node_s = number(value, "reserved_s"), number(value, "node_s")
         timeline._step = (numbers(value, "step") + [0.0] * AMOUNTS)[:AMOUNTS]

@@ -33,10 +33,11 @@ from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.hang_monitor import HangMonitor
 from orchestrator.gang.vaults.checkpoint_committer import Pacer
 from orchestrator.gang.vaults.vault_care import VaultCare
+from orchestrator.goodput.ledger_recorder import LedgerRecorder
+from orchestrator.goodput.worker_terms import WorkerTerms
 from orchestrator.metrics.durability_recorder import DurabilityRecorder
 from orchestrator.metrics.event_bus import EventBus
 from orchestrator.metrics.exporter import MetricsObserver
-from orchestrator.metrics.ledger import LedgerRecorder
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.metrics.straggler_observer import StragglerRecorder
 from orchestrator.spec.loading.load import load_job
@@ -121,7 +122,8 @@ class Driver:
         self.layout.root.mkdir(parents=True)
         self.bus = EventBus()
         self.gang = SimulatedGang(self.layout, self.bus)
-        ledger, stragglers = LedgerRecorder(self.layout, time.time), StragglerRecorder(self.bus.emit)
+        ledger = LedgerRecorder(self.layout, time.time, WorkerTerms(), lambda _: ())
+        stragglers = StragglerRecorder(self.bus.emit)
         self.durability = DurabilityRecorder(self.layout, lambda: None)
         self.metrics = MetricsObserver(
             "scale-1", "scale", ledger.snapshot, slowness=lambda: stragglers.ratios, durability=self.durability

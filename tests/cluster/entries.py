@@ -356,6 +356,36 @@ def train_paced(session: Session, plan: TrainPlan) -> TrainResult:
     return run_worker(PacedSession(session, plan.run_dir), plan)
 
 
+SLOW_DATA_STEPS, SLOW_RANK_STEPS, SLOW_S = range(5, 9), range(11, 15), 0.3
+"""In which steps `train_with_bottlenecks` is slow, and by how much."""
+
+
+def train_with_bottlenecks(session: Session, plan: TrainPlan) -> TrainResult:
+    """Train for real; in some steps no rank gets its data in time, in others rank 1 computes for longer."""
+    from orchestrator.train.batch_feed import Feed
+    from orchestrator.train.engine.stepper import Stepper
+    from orchestrator.train.worker import run_worker
+
+    take, backward, step = Feed.take, Stepper.backward, 0
+
+    def late(feed: Any) -> Any:
+        nonlocal step
+        batch = take(feed)
+        step = batch.step
+        time.sleep(SLOW_S if step in SLOW_DATA_STEPS else 0.0)
+        return batch
+
+    def slow(*args: Any) -> None:
+        time.sleep(SLOW_S if session.rank == 1 and step in SLOW_RANK_STEPS else 0.0)
+        backward(*args)
+
+    Feed.take, Stepper.backward = late, slow  # type: ignore[method-assign]
+    try:
+        return run_worker(session, plan)
+    finally:
+        Feed.take, Stepper.backward = take, backward  # type: ignore[method-assign]
+
+
 def own_masks() -> DeviceProblem:
     """In place of a check of a GPU: what tells a worker process which device it trains on."""
     names = ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST
 from orchestrator.cli.main import cli
-from orchestrator.domain.events import RunState
+from orchestrator.domain.events import RecoveryReason, RunState
+from orchestrator.goodput.time_class import RECOVERY_CLASSES, TimeClass
 from orchestrator.run.launcher import run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.data_proof import prove
@@ -30,6 +31,7 @@ from tests.cluster.gang_runs import (
     write_job,
 )
 from tests.cluster.standing import PACED, Driver, standing_cluster
+from tests.faults.ledger_account import check_ledger, cost_of
 
 pytestmark = pytest.mark.faults
 
@@ -120,6 +122,16 @@ def test_another_driver_adopts_the_vaults(tmp_path: Path, standing: str, undistu
     )
     assert ours() == []
     assert losses(home) == undisturbed
+    cost = cost_of(check_ledger(record.layout.root))
+    assert (cost.incident, cost.reason) == (None, RecoveryReason.DRIVER_LOST)
+    last, again = first.of("step")[-1], second.of("step")[0]
+    assert cost.steps_recomputed <= 1
+    # From the reservation of the second driver's workers to its first step, both of them.
+    (reserved,) = [event["time_s"] for event in second.of("workers.reserved")][:1]
+    begins_s = again["time_s"] - again["step_time_s"]
+    rebuilt = sum(cost.seconds.get(each, 0.0) for each in RECOVERY_CLASSES)
+    assert rebuilt == pytest.approx(2 * (begins_s - reserved), abs=2 * (again["step_time_s"] + 0.25))
+    assert cost.seconds.get(TimeClass.RECOMPUTED, 0.0) <= 2 * 3 * (last["step_time_s"] + 0.25)
     left = read_json(record.layout.durability)
     assert left is not None
     assert (left["kept"], left["storage_step"]) == (False, STEPS)

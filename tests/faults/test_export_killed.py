@@ -10,6 +10,9 @@ import pytest
 from orchestrator.atomic_files import read_json
 from orchestrator.checkpoint.format.exported import export_problem
 from orchestrator.domain.events import ModelExported, RecoveryFinished, RecoveryStarted
+from orchestrator.domain.run_layout import RunLayout
+from orchestrator.goodput.time_class import TimeClass
+from orchestrator.store.recorded_ledger import ledger_of
 from tests.cluster.pauses import VARIABLE, Pauses, Point, let_runs_pause
 from tests.faults.striking import STEPS, Striker, curve, train
 
@@ -50,8 +53,9 @@ def test_the_model_is_exported_all_the_same(tmp_path: Path, monkeypatch: pytest.
     assert exported["path"] == str(outcome.run_dir / "export")
     assert export_problem(outcome.run_dir / "export", STEPS) is None
     assert [path.name for path in outcome.run_dir.glob(".export*")] == []
-    ledger = read_json(outcome.run_dir / "ledger.json")
+    ledger = ledger_of(RunLayout(outcome.run_dir))
     assert ledger is not None
-    assert ledger["seconds"]["lost"] == 0.0  # no step was cut off, and none is made again
-    assert ledger["seconds"]["recovering"] > 0.0
+    assert TimeClass.RECOMPUTED not in ledger.seconds  # no step was cut off, and none is made again
+    (cost,) = ledger.by_incident
+    assert cost.seconds[TimeClass.RECOVERY_REBUILD] > 0.0
     assert [step.step for step in striker.steps] == list(range(1, STEPS + 1))

@@ -18,8 +18,17 @@ import psutil
 import pytest
 
 from orchestrator.clusters.ray.node_processes import descendants, raylet_of
-from orchestrator.domain.events import Event, RecoveryFinished, RecoveryStarted, RunState, WorkerHung, WorkerStarted
+from orchestrator.domain.events import (
+    Event,
+    RecoveryFinished,
+    RecoveryReason,
+    RecoveryStarted,
+    RunState,
+    WorkerHung,
+    WorkerStarted,
+)
 from orchestrator.gang.vaults.vault_clients import VaultClients
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.run_history import read_steps
@@ -39,6 +48,7 @@ from tests.cluster.gang_runs import (
     write_job,
 )
 from tests.cluster.standing import PACED
+from tests.faults.ledger_account import check_ledger, cost_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -98,6 +108,9 @@ def test_a_stopped_process_is_named_and_replaced(tmp_path: Path, undisturbed: li
     assert (started["rank"], started["source"]) == (1, "vaults")
     (finished,) = struck.of(RecoveryFinished)
     assert finished["world_size"] == 2
+    cost = cost_of(check_ledger(outcome.run_dir))
+    assert cost.reason is RecoveryReason.HANG
+    assert cost.seconds[TimeClass.RECOVERY_DETECTION] >= 2 * 4.0  # of both, since the last progress
     assert "orchestrator/train/step_loop.py" in stacks(outcome, 0)  # said by itself
     assert "orchestrator/train/step_loop.py" in stacks(outcome, 1)  # read out of its memory
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()

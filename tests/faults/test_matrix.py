@@ -14,6 +14,7 @@ from orchestrator.domain.events import (
     FaultInjected,
     NumericFaultFound,
     RecoveryFinished,
+    RecoveryReason,
     RecoveryStarted,
     RunState,
     WorkerHung,
@@ -23,6 +24,7 @@ from orchestrator.domain.policy.numeric import Injection, Skip
 from tests.cluster.gang_runs import all_pids, own_temporary_directory, shared_memory
 from tests.cluster.pauses import LATE_VARIABLE, VARIABLE, Pauses, Point, let_runs_pause
 from tests.cluster.standing import standing_cluster
+from tests.faults.ledger_account import check_ledger
 from tests.faults.striking import (
     BATCH,
     NAN_STEP,
@@ -59,6 +61,15 @@ QUICK = {
 their own. The others run in `make soak`."""
 STOCK = ("silence-node", "durable")
 """Its workers start without the fork server. They are two: each takes five seconds of CPU to start."""
+
+
+REASONS = {
+    "kill-worker": {RecoveryReason.WORKER_DIED},
+    "kill-node": {RecoveryReason.NODE_DIED, RecoveryReason.WORKER_DIED},  # what is seen first
+    "silence-node": {RecoveryReason.NODE_SILENT},
+    "hang-rank": {RecoveryReason.HANG},
+    "corrupt-shard": {RecoveryReason.WORKER_DIED},
+}
 
 
 def cells() -> Iterator[Any]:
@@ -143,6 +154,8 @@ def struck(fault: str, phase: str, directory: Path, pauses: Pauses, undisturbed:
     if {step.world_size for step in striker.steps} != {2}:
         expected = pytest.approx(undisturbed, rel=1e-5)
     assert curve(outcome) == expected
+    ledger = check_ledger(outcome.run_dir)
+    assert REASONS[fault] & {each.reason for each in ledger.by_incident}, striker.story()
     incidents = len(striker.of(RecoveryStarted))
     # Who is lost before the others have noticed the first loss is got over together with it.
     assert incidents == 1 if phase not in ("waiting", "restore") else incidents in (1, 2), striker.story()
@@ -162,6 +175,7 @@ def numeric(phase: str, directory: Path, pauses: Pauses, without_batch: list[flo
         outcome = train(directory, striker, Arranged(injections=(Injection("nan", NAN_STEP, rank),)))
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None), striker.story()
     assert curve(outcome) == without_batch
+    assert check_ledger(outcome.run_dir).by_incident[-1].reason is RecoveryReason.NUMERIC_FAULT
     assert len(striker.of(FaultInjected)) == 1
     assert len(striker.of(NumericFaultFound)) == 1
     started = striker.of(RecoveryStarted)
@@ -174,3 +188,4 @@ def killed_driver(phase: str, directory: Path, pauses: Pauses, undisturbed: list
     """On a cluster that outlives it; another driver goes on."""
     with standing_cluster(2) as address:
         assert driver_is_killed(phase, directory, pauses, address) == undisturbed
+    check_ledger(next((directory / "runs").glob("*/run.json")).parent)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from orchestrator.domain.events import (
     RecoveryStarted,
     RunState,
     ScaleAnswered,
+    StateChanged,
     WorkerStarted,
 )
 from orchestrator.domain.events.event_codec import encode_body
 from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.time_class import LossCause, TimeClass
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
 from orchestrator.store.run_history import read_steps
@@ -48,6 +51,7 @@ from tests.cluster.gang_runs import (
     shared_memory,
     write_job,
 )
+from tests.faults.ledger_account import Records, check_ledger
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -203,6 +207,14 @@ def test_a_run_is_scaled_up_and_down_by_a_command(tmp_path: Path, undisturbed: l
     assert f"1 worker from step {first[1]} on" in down.stdout
     assert wrong.returncode == 2
     assert freed == [2.0]  # what those had who left is there for others
+    ledger = check_ledger(outcome.run_dir)
+    assert ledger.by_incident == ()
+    # From the last step of two and of three workers to the first of the next gang.
+    changed_s = 0.0
+    for last, following in pairwise(watcher.steps):
+        if last.world_size != following.world_size:
+            changed_s += (following.time_s - following.step_time_s - last.time_s) * min(last.world_size, 2)
+    assert ledger.seconds[TimeClass.RESIZING] >= changed_s - 1.0
     assert "requested   1 workers (convoy scale)" in convoy(tmp_path, "show", "gang").stdout
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
@@ -290,7 +302,13 @@ def test_below_the_minimum_it_waits_and_a_new_node_lets_it_go_on(
     assert waiting["step"] in [saved["step"] for saved in watcher.of(CheckpointSaved)]
     assert watcher.sizes == [2]
     assert watcher.of(RecoveryStarted) == []
-    assert json.loads((outcome.run_dir / "ledger.json").read_text())["seconds"]["waiting"] > 0
+    ledger, records = check_ledger(outcome.run_dir), Records(outcome.run_dir)
+    states = [event for event in records.events if isinstance(event.body, StateChanged)]
+    (since_s,) = [event.time_s for event in states if event.body.state is RunState.WAITING]
+    until_s = next(event.time_s for event in states if event.time_s > since_s)
+    waited = records.worker_s(since_s, until_s)
+    assert ledger.seconds[TimeClass.WAITING] == pytest.approx(waited, rel=0.02, abs=0.25)
+    assert ledger.lost_s[LossCause.WAITING] == pytest.approx(ledger.seconds[TimeClass.WAITING])
 
 
 @pytest.mark.soak

@@ -26,12 +26,11 @@ from orchestrator.domain.events import (
     WorkerStarted,
 )
 from orchestrator.domain.fault_plan import Arranged, NodeAddress
-from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.drill.process_faults import send
+from orchestrator.goodput.time_class import LossCause, TimeClass
 from orchestrator.run.launcher import TRAIN_ENTRY, RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
-from orchestrator.store.recorded_ledger import ledger_of
 from tests.cluster.gang_runs import (
     ENTRIES,
     Recording,
@@ -47,6 +46,7 @@ from tests.cluster.gang_runs import (
     shared_memory,
     write_job,
 )
+from tests.faults.ledger_account import check_ledger, cost_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -138,8 +138,7 @@ def test_a_killed_worker_is_replaced_and_cannot_be_seen_in_the_losses(
     assert others == [survivor]  # the same process went on
     page = (outcome.run_dir / "incidents" / "incident-001.md").read_text()
     assert "training continues" in page
-    (cost,) = ledger_of(RunLayout(outcome.run_dir)).by_incident
-    assert cost.reason is RecoveryReason.WORKER_DIED
+    assert cost_of(check_ledger(outcome.run_dir)).reason is RecoveryReason.WORKER_DIED
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
 
@@ -165,6 +164,15 @@ def test_a_gang_shrinks_at_once_and_grows_when_the_replacement_is_ready(
     assert sizes[0] == 3
     assert sizes[-1] == 3
     assert next(step.step for step in struck.steps if step.step > resized["step"]) == resized["step"] + 1
+    ledger = check_ledger(outcome.run_dir)
+    # The replacement starts while the others train, then all of them leave training for the next gang.
+    (change,) = [event.time_s for event in struck.events if isinstance(event.body, GangResized)]
+    last = next(step for step in struck.steps if step.step == resized["step"])
+    joined = next(step for step in struck.steps if step.step == resized["step"] + 1)
+    assert last.time_s <= change <= joined.time_s
+    between_s = joined.time_s - joined.step_time_s - last.time_s
+    assert ledger.seconds[TimeClass.RESIZING] >= 2 * between_s
+    assert ledger.lost_s[LossCause.RESIZING] == pytest.approx(ledger.seconds[TimeClass.RESIZING])
     assert curve(outcome, BATCH) == pytest.approx(undisturbed(80), rel=1e-5)
 
 
@@ -203,6 +211,9 @@ def test_a_killed_node_leaves_a_smaller_gang(tmp_path: Path, undisturbed: Callab
     # Ray's head would look for room for the lost node's place without a pause.
     assert struck.places.count("CREATED") == 2
     assert "RESCHEDULING" not in struck.places
+    cost = cost_of(check_ledger(outcome.run_dir))
+    assert cost.reason in (RecoveryReason.NODE_DIED, RecoveryReason.WORKER_DIED)
+    assert cost.steps_recomputed == finished["steps_recomputed"]
     assert curve(outcome, BATCH) == pytest.approx(undisturbed(30), rel=1e-5)
     assert ray_processes(pids) == []
 
@@ -301,6 +312,10 @@ def test_without_memory_it_goes_on_from_storage(tmp_path: Path) -> None:
     assert (outcome.state, outcome.reason) == (RunState.SUCCEEDED, None)
     (started,) = struck.of(RecoveryStarted)
     assert (started["from_step"], started["source"]) == (5, "storage")
+    cost = cost_of(check_ledger(outcome.run_dir))
+    thrown_away = [step for step in struck.steps[: started["step"]] if step.step > 5]
+    assert cost.steps_recomputed == len(thrown_away) >= 2
+    assert cost.seconds[TimeClass.RECOMPUTED] >= 2 * sum(step.step_time_s for step in thrown_away)
 
 
 def test_too_few_nodes_left_is_said_and_can_be_resumed(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint,
 from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import RankSpread, ranks_to_columns
 from orchestrator.domain.step_report import StepReport
+from orchestrator.goodput.ledger_result import Cost, IncidentTime, LedgerResult, NodeTime
+from orchestrator.goodput.time_class import TimeClass
 from orchestrator.metrics.event_reference import with_events
-from orchestrator.metrics.ledger import Category, Ledger
 from orchestrator.store.fingerprint_file import FingerprintEntry, PreparedPrint
 from orchestrator.store.run_store import RunStore
 
@@ -84,8 +85,17 @@ def test_what_run_json_holds_is_documented(tmp_path: Path) -> None:
 
 
 def test_what_the_ledger_holds_is_documented() -> None:
-    value = Ledger(0.0).to_json(1.0)
-    assert set(rows("ledger.json")) == set(value) | {f"seconds.{category.value}" for category in Category}
+    expected = {field.name for field in fields(LedgerResult)} | {"v", "state"}
+    expected |= {f"by_node[].{field.name}" for field in fields(NodeTime)}
+    expected |= {f"by_incident[].{field.name}" for field in fields(IncidentTime)}
+    expected |= {f"cost.{field.name}" for field in fields(Cost)}
+    assert set(rows("ledger.json")) - set(TimeClass) == expected - {"by_node", "by_incident", "cost"}
+
+
+def test_every_class_of_time_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
+    documented = re.findall(r"^\| \d+ \| `(\w+)`", text, re.MULTILINE)
+    assert documented == [time_class.value for time_class in TimeClass]
 
 
 def test_what_data_json_holds_is_documented() -> None:

@@ -31,9 +31,9 @@ from orchestrator.domain.events import (
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics import metric_catalog, metrics_endpoint
 from orchestrator.metrics.exporter import MetricsObserver
-from orchestrator.metrics.ledger import Ledger
 from orchestrator.metrics.metrics_endpoint import MetricsServer, serve_metrics
 from tests.events import event
+from tests.unit.goodput.test_ledger_result import RESULT
 from tests.unit.metrics.test_straggler_observer import slowed
 
 pytestmark = pytest.mark.unit
@@ -43,7 +43,7 @@ TOKEN = "0123456789abcdef0123"
 
 
 def fed(report: Make) -> MetricsObserver:
-    observer = MetricsObserver("tiny-1", "tiny", lambda: Ledger(0.0).to_json(10.0), clock=lambda: 100.0)
+    observer = MetricsObserver("tiny-1", "tiny", lambda: RESULT, clock=lambda: 100.0)
     for kind, fields in [
         (TrainingPlanned, {"total_steps": 50, "world_size": 2}),
         (DataProgress, {"done_bytes": 10, "total_bytes": 20}),
@@ -109,7 +109,12 @@ def test_a_scrape_shows_the_run(server: MetricsServer) -> None:
     assert value("convoy_skipped_samples_total") == 12
     assert value("convoy_checkpoint_failures_total") == 1
     assert value("convoy_checkpoint_age_seconds") == 99, "saved at 1, asked at 100"
-    assert value("convoy_run_seconds", category="other") == 10
+    assert value("convoy_worker_time_seconds", **{"class": "waiting"}) == 1.0
+    assert value("convoy_worker_time_seconds", **{"class": "export"}) == 0.0
+    assert (value("convoy_goodput_ratio"), value("convoy_ettr_ratio")) == (0.75, 0.7)
+    assert value("convoy_reserved_seconds", device="gpu") == 4.0
+    assert value("convoy_cost_usd") == 2.0
+    assert value("convoy_cost_lost_usd", cause="node_died") == 0.5
     assert ("convoy_mfu_ratio", frozenset({"run": "tiny-1", "job": "tiny"}.items())) not in values
 
 

@@ -3,21 +3,34 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli.commands.data_command import data
+from orchestrator.cli.commands.goodput_command import goodput
 from orchestrator.cli.commands.runs_commands import runs, show
 from orchestrator.cli.display.plain_display import describe
 from orchestrator.cli.display.run_view import RunView
-from orchestrator.domain.events import RecoveryFinished, RecoveryStarted, RunState, StateChanged, UnknownEvent
+from orchestrator.domain.events import (
+    Event,
+    RecoveryFinished,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    StateChanged,
+    UnknownEvent,
+)
 from orchestrator.domain.events.event_codec import encode_event
+from orchestrator.goodput.ledger_recorder import LedgerRecorder
+from orchestrator.goodput.ledger_result import LedgerResult
+from orchestrator.goodput.worker_terms import WorkerTerms
 from orchestrator.metrics.jsonl import read_jsonl
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.recorded_progress import read_progress
-from orchestrator.store.run_history import current_steps, read_events
+from orchestrator.store.run_history import current_steps, facts_after, read_events
 from orchestrator.store.run_store import RunStore
 
 pytestmark = pytest.mark.unit
@@ -41,7 +54,8 @@ def test_every_event_of_it_is_known_and_nothing_of_it_is_lost() -> None:
         events = list(read_events(file))
         assert not [event for event in events if isinstance(event.body, UnknownEvent) or event.extra]
         written = [{**line, "v": 2} for line in read_jsonl(file)]
-        assert [encode_event(event) for event in events] == written
+        encoded = [encode_event(event) for event in events]
+        assert encoded == [{**now, **then} for now, then in zip(encoded, written, strict=True)]  # a new field: default
 
 
 def test_its_recovery_is_told_as_ever() -> None:
@@ -75,6 +89,27 @@ def test_it_is_shown(home: Path) -> None:
     assert facts["plan"]["world_size"] == 2
     assert sorted(saved["step"] for saved in facts["checkpoints"]) == [4, 8]
     assert [evaluation["step"] for evaluation in facts["evaluations"]] == [0, 4, 8]
+
+
+def test_its_worker_time_is_worked_out_from_its_records(home: Path) -> None:
+    """Its ledger holds wall time by other categories."""
+    found = json.loads(CliRunner().invoke(goodput, ["last", "--json", "--home", str(home)]).output)
+    assert sum(found["seconds"].values()) == pytest.approx(found["reserved_s"])
+    assert found["reserved_s"] == pytest.approx(2 * (1795846583.4328744 - 1795846573.9900718))  # from its cluster on
+    assert 0.4 < found["seconds"]["productive"] < 0.9
+    assert {"startup", "evaluation", "export", "idle_tail", "checkpoint_stall"} <= set(found["seconds"])
+    shown = CliRunner().invoke(show, ["last", "--home", str(home)]).output
+    assert "Where 18.9 s of worker time went (goodput 4%" in shown
+
+
+def test_its_ledger_is_continued_by_a_resume(home: Path) -> None:
+    layout = RunStore(home).read("last").layout
+    now_s = 1795846583.4328744 + 100.0
+    recorder = LedgerRecorder(layout, lambda: now_s, WorkerTerms(), partial(facts_after, layout))
+    recorder.on_event(Event(RunCreated("small", "hash", "0.2"), now_s))
+    assert recorder.snapshot().reserved_s == pytest.approx(18.8856, abs=1e-3)
+    assert recorder.snapshot().tokens == sum(step.tokens for step in current_steps(layout.steps))
+    assert LedgerResult.from_json(json.loads(layout.ledger.read_text())).reserved_s == pytest.approx(18.8856, abs=1e-3)
 
 
 def test_its_steps_are_read_and_its_data_is_proved(home: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_quiet_node_where_nothing_listens_is_given_up_though_no_collective_fai
     look(members, vaults, ("node-1",), monkeypatch)
     assert members[0].failure is None
     assert members[1].failure is not None
-    assert members[1].failure.ending is Ending.NODE_SILENT
+    assert members[1].failure.ending is Ending.NODE_DIED
     assert vaults.lost == ["node-1"]
 
 
