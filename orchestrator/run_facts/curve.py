@@ -1,7 +1,7 @@
 """Curves of long runs in bounded memory: the mean, minimum and maximum over ranges of steps. Pure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 
 MOST_POINTS = 800
@@ -68,12 +68,6 @@ class Curve:
         self._points.append(CurvePoint(step, step, 1, value, value, value))
         if len(self._points) > MOST_POINTS:
             self._thin()
-
-    def copy(self) -> "Curve":
-        """An independent copy."""
-        curve = Curve()
-        curve._stride, curve._points = self._stride, [replace(point) for point in self._points]
-        return curve
 
     def _thin(self) -> None:
         self._stride *= 2

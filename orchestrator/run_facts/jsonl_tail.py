@@ -25,11 +25,6 @@ class JsonlTail:
         self.skipped_bytes = 0
         """Before the point where reading began."""
 
-    @property
-    def restarted(self) -> bool:
-        """Whether nothing has been read yet."""
-        return self._offset_bytes is None
-
     def read(self) -> Iterator[JsonObject]:
         """The whole objects that have been appended since the last call. Nothing if there is no file."""
         try:

@@ -181,11 +181,3 @@ class StepFollower:
         """Of the run so far: means over ranges of steps, then the newest steps."""
         recent = [point.loss for point in self._recent if point.loss is not None]
         return self._settled.curves["loss"].means + recent
-
-    @property
-    def series(self) -> StepSeries:
-        """All steps read so far that count."""
-        series = self._settled.copy()
-        for point in self._recent:
-            series.add(point)
-        return series

@@ -156,12 +156,5 @@ class StepSeries:
             rest.mfu_steps -= 1
         return rest
 
-    def copy(self) -> "StepSeries":
-        """An independent copy."""
-        series = StepSeries()
-        series.totals, series.first, series.last = self.totals.copy(), self.first, self.last
-        series.curves = {name: curve.copy() for name, curve in self.curves.items()}
-        return series
-
 
 _PHASE_CURVES = tuple(f"{phase}_s" for phase in PHASES)

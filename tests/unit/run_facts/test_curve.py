@@ -33,12 +33,3 @@ def test_what_is_no_number_is_left_out() -> None:
     for step, value in enumerate((1.0, None, math.nan, math.inf, 3.0)):
         curve.add(step, value)
     assert [(point.first_step, point.mean) for point in curve] == [(0, 1.0), (4, 3.0)]
-
-
-def test_a_copy_is_independent() -> None:
-    curve = Curve()
-    curve.add(1, 1.0)
-    copy = curve.copy()
-    copy.add(2, 2.0)
-    copy._points[0].merge(copy._points[1])
-    assert curve.means == [1.0]
