@@ -96,7 +96,7 @@ def _phase_table(run: RunFacts, shown: Sequence[str]) -> Html:
         element(
             "tr", None,
             element("th", {"scope": "row"}, name),
-            element("td", {"class": "number"}, duration(seconds / totals.steps)),
+            element("td", {"class": "number"}, _seconds(seconds / totals.steps)),
             element("td", {"class": "number"}, f"{seconds / max(1e-9, totals.step_time_s):.1%}"),
         )
         for name, seconds in rows
@@ -151,4 +151,6 @@ def _plain(value: float) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1000:.0f} ms" if value >= 0.01 or not value else f"{value * 1000:.1f} ms"

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.domain.lease import LeaseOrder, token_in
@@ -71,7 +72,7 @@ def read_step_series(path: Path, deadline: Deadline | None = None) -> StepsRead:
     try:
         segments, lines = _segments(path, limit)
         series = StepSeries()
-        for point in _counting(path, segments, limit):
+        for point in _counting(path, segments, lines, limit):
             series.add(point)
     except OutOfTime:
         return StepsRead(StepSeries(), complete=False)
@@ -95,9 +96,10 @@ def _segments(path: Path, deadline: Deadline) -> tuple[list[_LineSegment], int]:
     return segments, lines
 
 
-def _counting(path: Path, segments: list[_LineSegment], deadline: Deadline) -> Iterator[StepPoint]:
+def _counting(path: Path, segments: list[_LineSegment], lines: int, deadline: Deadline) -> Iterator[StepPoint]:
+    """The steps of the first `lines` lines that count. What a driver has appended meanwhile is left out."""
     place = -1
-    for number, (line, step) in enumerate(_numbered(path, deadline)):
+    for number, (line, step) in enumerate(islice(_numbered(path, deadline), lines)):
         while place + 1 < len(segments) and segments[place + 1].first_line <= number:
             place += 1
         # Lines of a segment that is superseded as a whole have steps from the `below_step` of the one before them on.
