@@ -37,6 +37,9 @@ def _tensorboard() -> str | None:
 
 def _wandb() -> str | None:
     return None if importlib.util.find_spec("wandb") else "wandb is not installed: pip install 'convoy-train[wandb]'"
+def _chromium() -> str | None:
+    found = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    return None if found else "Chromium is not installed"
 
 
 def _root() -> str | None:
@@ -72,6 +75,7 @@ MISSING: Mapping[str, Callable[[], str | None]] = {
     "grafana_sdk": _grafana_sdk,
     "tensorboard": _tensorboard,
     "wandb": _wandb,
+    "chromium": _chromium,
     "root": _root,
     "not_root": _not_root,
     "mounts": limited_disk.why_not,

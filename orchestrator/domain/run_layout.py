@@ -99,6 +99,11 @@ class RunLayout:
         return self.root / f"{EXPORT_IN_WORK}{tag}"
 
     @property
+    def report(self) -> Path:
+        """`report.html`: all that is known about the run, written at its end."""
+        return self.root / "report.html"
+
+    @property
     def incidents(self) -> Path:
         """A page for each recovery."""
         return self.root / "incidents"

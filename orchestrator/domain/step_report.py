@@ -53,6 +53,8 @@ class StepReport:
     """Factor that the loss had in this step; None unless the precision is fp16."""
     skipped: bool = False
     """The update was left out: a gradient was not finite. Under fp16 that is how the loss scale is found."""
+    positions: int | None = None
+    """Positions that were computed: the real tokens and the padding. None in reports of earlier versions."""
 
     def to_json(self) -> JsonObject:
         """The step's line in `steps.jsonl`."""
@@ -98,6 +100,7 @@ class StepReport:
             protected_step=optional(integer, value, "protected_step"),
             loss_scale=optional(number, value, "loss_scale"),
             skipped=optional(flag, value, "skipped") or False,
+            positions=optional(integer, value, "positions"),
         )
 
 

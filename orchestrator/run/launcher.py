@@ -213,7 +213,7 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
     for name, observer in named(observers):
         handle.watch(name, observer)
     with contextlib.ExitStack() as ending:
-        ending.callback(handle.close)
+        ending.callback(_close, handle)
         try:
             served = ServedMetrics(run, metrics.registry, os.environ)
         except ConvoyError as error:  # the endpoint cannot be served
@@ -227,6 +227,21 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
         if outcome.state is RunState.FAILED:
             served.await_scrape()  # for the alert: the series end with the endpoint
         return outcome
+
+
+def _close(handle: RunHandle) -> None:
+    """End a run's records, and write its report if it still is this driver's."""
+    held = handle.context.lease.held()
+    handle.close()
+    if held:
+        _report(handle.layout)
+
+
+def _report(layout: RunLayout) -> None:
+    """Write `report.html`. Bounded, and it cannot fail."""
+    from orchestrator.report.report_file import write_report_at_end
+
+    write_report_at_end(layout)
 
 
 def _bus_of(observers: Sequence[Observer]) -> EventBus:

@@ -186,6 +186,14 @@ class RunStore:
         records = [record for layout in self._layouts() if (record := read_record(layout)) is not None]
         return sorted(records, key=lambda record: (record.created_s, record.id), reverse=True)
 
+    def newest(self, most: int) -> tuple[RunLayout, ...]:
+        """The directories of the newest runs, at most so many, without reading the runs: by the date in their ids, or
+        where an id has none by when they were made."""
+        dated = [(_DATE.search(layout.run_id), layout) for layout in self._layouts()]
+        keyed = [((found.group(1) if found else _made(layout)), layout) for found, layout in dated]
+        keyed.sort(key=lambda each: (each[0], each[1].run_id), reverse=True)
+        return tuple(layout for _, layout in keyed[:most])
+
     def ids(self) -> tuple[str, ...]:
         """Every run id, without reading the runs."""
         return tuple(layout.run_id for layout in self._layouts())
@@ -245,8 +253,8 @@ class RunStore:
                 continue
 
 
-def read_record(layout: RunLayout) -> RunRecord | None:
-    """Describe the run in a directory; None where there is none."""
+def read_record(layout: RunLayout, known: RecordedProgress | None = None) -> RunRecord | None:
+    """Describe the run in a directory; None where there is none. `known`: its progress, if the caller has read it."""
     value = read_json(layout.state)
     state = parse_state(value.get("state")) if value else None
     if value is None or state is None:
@@ -254,7 +262,7 @@ def read_record(layout: RunLayout) -> RunRecord | None:
     driver = DriverProcess.from_json(value.get("driver"))
     alive = driver.alive() if driver is not None else False
     lost = state not in FINAL_STATES and (alive is False or (alive is None and is_silent(layout, time.time())))
-    progress = read_progress(layout)
+    progress = known if known is not None else read_progress(layout)
     updated_s = _number(value.get("updated_s"))
     asked = (read_json(layout.scale_answer) or {}).get("standing")
     return RunRecord(
@@ -297,6 +305,17 @@ def parse_state(value: object) -> RunState | None:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+_DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
+
+
+def _made(layout: RunLayout) -> str:
+    """When a directory was last changed, as ids say it."""
+    try:
+        return datetime.fromtimestamp(layout.root.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+    except OSError:
+        return ""
 
 
 def _name_of(run_id: str) -> str:

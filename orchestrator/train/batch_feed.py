@@ -38,6 +38,11 @@ class StepBatch:
     def samples(self) -> int:
         return sum(b.samples for b in self.micro_batches)
 
+    @property
+    def positions(self) -> int:
+        """Positions that are computed: the real tokens and the padding."""
+        return sum(b.labels.numel() for b in self.micro_batches)
+
 
 def build_step(dataset: TokenDataset, task: Task, shape: BatchShape, rank: int, step: int, position: int) -> StepBatch:
     """The rank's part of the global batch that starts at `position`."""

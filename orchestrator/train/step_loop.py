@@ -26,6 +26,7 @@ from orchestrator.train.engine.oom_injection import OomInjection
 from orchestrator.train.engine.process_memory import rank_memory
 from orchestrator.train.evaluation import Evaluation, evaluate
 from orchestrator.train.lr_schedule import learning_rate
+from orchestrator.train.micro_step_cost import MEASURED_STEP, measure_micro_step
 from orchestrator.train.numeric_guard import NumericGuard, order_from
 from orchestrator.train.snapshot.checkpointing import SaveProgress, save_checkpoint
 from orchestrator.train.snapshot.snapshot_policy import SnapshotPolicy
@@ -145,6 +146,8 @@ class TrainLoop:
             report = step_report(context, outcome, total_s, checkpoint_s, time.time(), first)
             context.session.report_step(report)
             self._protection.keep_report(report)
+        if step == self._start.step + MEASURED_STEP:
+            measure_micro_step(context, outcome)
         if self._evaluation_due(step) and not evaluate_first:
             self._evaluate(step)
         return outcome
@@ -234,6 +237,7 @@ class TrainLoop:
             replicated_step=self._protection.replicated_step,
             step_s=time.perf_counter() - started,
             targets_ahead=ahead,
+            positions=batch.positions,
         )
 
     def _seed(self, step: int, micro_step: int) -> None:

@@ -93,6 +93,7 @@ def step_report(
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         protected_step=outcome.replicated_step if outcome.replicated_step >= 0 else None,
+        positions=sum(r.positions for r in outcome.ranks),
         ranks=summarise(ranks, every_rank_due(outcome.step, world_size, first)),
         loss_scale=outcome.loss_scale,
         skipped=outcome.skipped,

@@ -101,6 +101,7 @@ def assert_trains(bin_directory: Path, work: Path) -> None:
     convoy(bin_directory, work, "monitor", "files", "--to", "monitoring", timeout_s=60)
     assert (work / "monitoring" / "prometheus" / "prometheus.yml").is_file()
     assert (work / "monitoring" / "kubernetes" / "prometheus-rule.yaml").is_file()
+    assert "Proved: every sample" in (run / "report.html").read_text(), "with its style sheet and script"
     assert "PROVED" in convoy(bin_directory, work, "data", "verify", "last", timeout_s=60)
 
 

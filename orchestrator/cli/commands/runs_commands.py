@@ -81,10 +81,10 @@ def show(run: str, home: Path, as_json: bool) -> None:
       convoy show quickstart
       convoy show last --json | jq .ledger.goodput
     """
-    from orchestrator.cli.display.run_facts import facts, text
+    from orchestrator.cli.display.facts_text import text
+    from orchestrator.run_facts.run_model import read_facts
 
-    record = RunStore(home).read(run)
-    found = facts(record)
+    found = read_facts(RunStore(home).read(run))
     click.echo(json.dumps(finite(found.to_json()), indent=2) if as_json else text(found, time.time()))
 
 

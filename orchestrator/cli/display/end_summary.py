@@ -95,6 +95,8 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
         lines.append(f"  checkpoint  {view.checkpoints[-1].path}")
     if view.last is not None:
         lines.append(f"  steps       {layout.steps}")
+    if layout.report.is_file():
+        lines.append(f"  report      {layout.report}")
     if layout.logs.is_dir():
         lines.append(f"  logs        {layout.logs}")
     return lines

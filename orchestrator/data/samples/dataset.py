@@ -17,6 +17,11 @@ DIGEST_BITS = 62
 """Of a digest of samples."""
 DIGEST_MODULUS = 1 << DIGEST_BITS
 
+_UNLOCKED_TOKENS = 512
+"""So many tokens are copied out of the mapped file at least: numpy copies more than 500 items without the interpreter's
+lock. With the lock, a page that comes from a slow disk would stop all threads of a worker, and training would seem slow
+everywhere except where it waits for data."""
+
 VALIDATION_STREAM = 1 << 32
 """Keeps the key of the validation order apart from those of training."""
 
@@ -62,7 +67,9 @@ class _TokenStream:
             start, end = index * self._length, min((index + 1) * self._length, self._total)
         else:
             start, end = int(self._starts[index]), int(self._starts[index + 1])
-        row[: end - start] = self._tokens[start:end]
+        first = max(0, min(start, self._total - _UNLOCKED_TOKENS))
+        tokens = self._tokens[first : max(end, first + _UNLOCKED_TOKENS)].astype(np.int32)
+        row[: end - start] = tokens[start - first : end - first]
         return end - start
 
 

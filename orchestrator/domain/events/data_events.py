@@ -108,6 +108,22 @@ class DevicePlanned(EventBody):
 
 
 @dataclass(frozen=True)
+class MicroStepMeasured(EventBody):
+    """How much of a micro step's forward pass does not depend on its samples. Measured once for each gang."""
+
+    KIND: ClassVar[str] = "micro_step.measured"
+
+    step: int
+    """After this optimizer step."""
+    micro_batch: int
+    """Samples that a worker processes at once."""
+    forward_s: float
+    """Forward pass of a micro step of that optimizer step, mean of rank 0, in seconds."""
+    fixed_s: float
+    """Forward pass of a single sample of a few tokens, in seconds."""
+
+
+@dataclass(frozen=True)
 class EvalFinished(EventBody):
     """The validation loss was measured."""
 

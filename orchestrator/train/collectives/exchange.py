@@ -45,6 +45,7 @@ class _Row(NamedTuple):
     forward_wait_s: float
     backward_wait_s: float
     optimizer_wait_s: float
+    positions: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class RankStep:
     targets_ahead: int
     """Targets that this rank feeds in the next step; -1: they are not known yet."""
     waits: CollectiveTimes = field(default_factory=CollectiveTimes)
+    positions: int = 0
+    """Positions that this rank computed, padding included."""
 
     def pack(self) -> list[float]:
         """As doubles, all exact but the seconds and the loss, which are doubles anyway."""
@@ -99,6 +102,7 @@ class RankStep:
             forward_wait_s=waits.forward_s,
             backward_wait_s=waits.backward_s,
             optimizer_wait_s=waits.optimizer_s,
+            positions=self.positions,
         )
         return [float(value) for value in row]
 
@@ -132,6 +136,7 @@ class RankStep:
             step_s=row.step_s,
             targets_ahead=int(row.targets_ahead),
             waits=CollectiveTimes(row.forward_wait_s, row.backward_wait_s, row.optimizer_wait_s),
+            positions=int(row.positions),
         )
 
     def report(self, rank: int, checkpoint_s: float) -> RankReport:

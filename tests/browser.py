@@ -1,0 +1,171 @@
+"""Headless Chromium for tests of pages: what the console says, what is drawn, how wide it is, which colours text has.
+
+It is driven through its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/) with aiohttp, which
+Ray brings.
+"""
+
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+START_S = 30.0
+ANSWER_S = 20.0
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking",
+    "--disable-component-update", "--no-first-run", "--remote-debugging-port=0",
+)  # fmt: skip
+
+
+def program() -> str | None:
+    """Chromium's path; None if it is not installed."""
+    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A page as it was drawn."""
+
+    console: list[str]
+    """Errors and warnings, exceptions, and requests that failed or were blocked."""
+    requests: list[str]
+    """URLs that the page asked for, its own left out."""
+    value: Any
+    """What the expression gave."""
+    picture: bytes
+    """PNG of the whole page."""
+
+
+class Browser:
+    """One browser process. Each `look` opens a page of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def look(self, path: Path, width: int, expression: str, dark: bool = False, hover: str = "") -> Look:
+        """Open a file in a window `width` wide, move the pointer to the middle of the element `hover` (a selector), and
+        evaluate a JavaScript expression."""
+        return asyncio.run(self._look(path.absolute().as_uri(), width, expression, dark, hover))
+
+    async def _look(self, url: str, width: int, expression: str, dark: bool, hover: str) -> Look:
+        base = f"http://127.0.0.1:{self._port}"
+        async with aiohttp.ClientSession() as http:
+            async with http.put(f"{base}/json/new?about:blank") as answer:
+                target = await answer.json()
+            async with http.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = _Page(socket)
+                look = await page.look(url, width, expression, dark, hover)
+            async with http.get(f"{base}/json/close/{target['id']}"):
+                return look
+
+
+class _Page:
+    """One page, through its socket."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket, self._number = socket, 0
+        self._events: list[dict[str, Any]] = []
+
+    async def look(self, url: str, width: int, expression: str, dark: bool, hover: str) -> Look:
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self._call(f"{domain}.enable")
+        await self._size(width, 900)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self._call("Emulation.setEmulatedMedia", {"features": [scheme]})
+        await self._call("Page.navigate", {"url": url})
+        await self._until("Page.loadEventFired")
+        height = await self._value("Math.ceil(document.documentElement.scrollHeight)")
+        await self._size(width, height)
+        if hover:
+            box = await self._value(
+                f"(r => [r.left + r.width / 2, r.top + r.height / 2])({_query(hover)}.getBoundingClientRect())"
+            )
+            move = {"type": "mouseMoved", "x": box[0], "y": box[1]}
+            await self._call("Input.dispatchMouseEvent", move)
+        value = await self._value(expression)
+        shot = await self._call("Page.captureScreenshot", {"captureBeyondViewport": True})
+        asked = [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
+        return Look(self._console(), [each for each in asked if each != url], value, base64.b64decode(shot["data"]))
+
+    async def _size(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        await self._call("Emulation.setDeviceMetricsOverride", size)
+
+    async def _value(self, expression: str) -> Any:
+        result = await self._call("Runtime.evaluate", {"expression": expression, "returnByValue": True})
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    async def _call(self, method: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        self._number += 1
+        await self._socket.send_json({"id": self._number, "method": method, "params": parameters or {}})
+        while True:
+            message = await self._next()
+            if message.get("id") == self._number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                found: dict[str, Any] = message["result"]
+                return found
+
+    async def _until(self, method: str) -> None:
+        while not any(event["method"] == method for event in self._events):
+            await self._next()
+
+    async def _next(self) -> dict[str, Any]:
+        message: dict[str, Any] = json.loads(await self._socket.receive_str(timeout=ANSWER_S))
+        if "method" in message:
+            self._events.append(message)
+        return message
+
+    def _console(self) -> list[str]:
+        found = []
+        for event in self._events:
+            parameters = event["params"]
+            if event["method"] == "Runtime.exceptionThrown":
+                found.append(str(parameters["exceptionDetails"]))
+            elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
+                found.append(str(parameters["args"]))
+            elif event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+                found.append(parameters["entry"]["text"])
+        return found
+
+
+def _query(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)})"
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser, with a profile that is removed afterwards."""
+    path = program()
+    assert path is not None, "Chromium is not installed"
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [path, *FLAGS, f"--user-data-dir={profile}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield Browser(_port(Path(profile) / "DevToolsActivePort", process))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        lines = file.read_text().splitlines() if file.exists() else []
+        if lines:
+            return int(lines[0])
+        assert process.poll() is None, "Chromium ended at once"
+        time.sleep(0.05)
+    raise AssertionError(f"Chromium did not start within {START_S:.0f} s")
