@@ -62,6 +62,8 @@ class MonitorChoice:
     retention: str = RETENTION_S
     alertmanager: str | None = None
     """`host:port`."""
+    scrape_interval: str | None = None
+    """E.g. 1s; None: that of the shipped configuration."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class MonitorSession:
             paths.token.unlink(missing_ok=True)
             if token:
                 _write_secret(paths.token, token)
-            needs = PrometheusNeeds(boot_id(), bool(token), self._choice.alertmanager, grafana_url)
+            choice = self._choice
+            needs = PrometheusNeeds(boot_id(), bool(token), choice.alertmanager, grafana_url, choice.scrape_interval)
             write_text(paths.prometheus_config, config_text(paths, needs))
         except OSError as error:
             raise UsageError(f"cannot write into {paths.root}: {error.strerror or error}") from error

@@ -88,13 +88,18 @@ class PrometheusNeeds:
     """`host:port`."""
     grafana_url: str | None = None
     """For the links in alerts."""
+    scrape_interval: str | None = None
+    """As Prometheus writes it, e.g. 1s; None: that of the shipped configuration."""
 
 
 def config_text(paths: MonitorPaths, needs: PrometheusNeeds) -> str:
     """The shipped configuration of Prometheus, with the paths of this home."""
     config = prometheus_config()
+    common = mapping(config, "global")
     if needs.grafana_url is not None:
-        config["global"] = {**mapping(config, "global"), "external_labels": {GRAFANA_LABEL: needs.grafana_url}}
+        common["external_labels"] = {GRAFANA_LABEL: needs.grafana_url}
+    if needs.scrape_interval is not None:
+        common["scrape_interval"] = needs.scrape_interval
     (shipped,) = objects(config, "scrape_configs")
     files: JsonValue = [{"files": [str(targets_directory(paths.home) / "*.json")], "refresh_interval": "10s"}]
     reachable: JsonObject = {"source_labels": [META_MACHINE], "regex": f"|{needs.machine}", "action": "keep"}

@@ -44,7 +44,7 @@ class RunTrackers:
             hello: JsonObject = {"sink": tracker.sink, "run": tracked_run(run, name).to_json()}
             try:
                 process = TrackerProcess(name, hello, run.layout.root, env)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # no process, or no thread
                 run.emit(WarningIssued(f"{tracker.shown} failed, training continues without it: {error}"))
                 continue
             self._trackers.append(TrackerObserver(tracker.shown, process, run.emit, run.spec.logging.interval_steps))
@@ -61,7 +61,9 @@ class RunTrackers:
     def close(self) -> None:
         """Have each of them deliver what it has. Waits a bounded time, and almost none if the run was stopped."""
         for tracker in self._trackers:
-            tracker.close(self._outcome.exit_code, self._run.stop.is_set)
+            tracker.ask_to_end(self._outcome.exit_code)
+        for tracker in self._trackers:
+            tracker.close(self._run.stop.is_set)
         self._trackers = []
 
 

@@ -7,8 +7,8 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.trackers.tracker_points import Point, PointMaker
 from orchestrator.trackers.tracker_process import MAX_QUEUED, NewsKind, Patience, TrackerProcess
 
-PATIENCE = Patience(total_s=30.0, stuck_s=10.0, stopped_s=2.0)
-"""Everything ends within 5 s if a run is stopped."""
+PATIENCE = Patience(total_s=30.0, stuck_s=10.0, stopped_s=1.0)
+"""If a run is stopped, everything ends within 5 s."""
 
 
 class TrackerObserver:
@@ -31,9 +31,13 @@ class TrackerObserver:
         """Log the step."""
         self._put(self._points.of_step(report))
 
-    def close(self, exit_code: int, hurry: Callable[[], bool]) -> None:
-        """Deliver the last points, and report how many there were. `hurry`: whether the run was stopped."""
-        ended = self._process.close(exit_code, PATIENCE, hurry)
+    def ask_to_end(self, exit_code: int) -> None:
+        """Deliver the last points. `exit_code`: of the run. Does not wait."""
+        self._process.ask_to_end(exit_code)
+
+    def close(self, hurry: Callable[[], bool]) -> None:
+        """Wait until it has ended, and report how many points there were. `hurry`: whether the run was stopped."""
+        ended = self._process.close(PATIENCE, hurry)
         self._tell()
         if not ended and self._problem is None:
             self._problem = "it did not come to an end in time; what it has not uploaded is in its directory"

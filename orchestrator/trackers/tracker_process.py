@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections import deque
@@ -60,9 +61,9 @@ class Patience:
     """How long the end of a run waits for a tracker."""
 
     total_s: float
-    """In all: Weights & Biases uploads then what it has not uploaded yet."""
+    """In all: Weights & Biases uploads then what it has not uploaded yet, or has not found its server yet."""
     stuck_s: float
-    """For a tracker that takes no point of those that wait."""
+    """For a tracker that has begun, and takes no point of those that wait."""
     stopped_s: float
     """In all, if the run was stopped."""
 
@@ -79,15 +80,13 @@ class TrackerProcess:
         self._answers, self._stderr = b"", b""
         self._news: deque[News] = deque()
         self._over = threading.Event()
-        self._done, self._ending = False, False
-        self._progress_s = time.monotonic()
-        root = str(Path(orchestrator.__file__).parents[1])
-        paths = [path for path in (env.get("PYTHONPATH"), root) if path]
+        self._began, self._ending, self._done = False, False, False
+        self._progress_s = self._asked_s = time.monotonic()
         self._process = subprocess.Popen(
             # -P: a folder `wandb` in the working directory is not the package.
             [sys.executable, "-P", "-m", CHILD],
             cwd=directory,
-            env={**env, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**env, "PYTHONPATH": _module_path(env)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,16 +125,19 @@ class TrackerProcess:
         """Points that the tracker has not taken. Final after `close`."""
         return self.dropped + self.accepted - self.logged
 
-    def close(self, exit_code: int, patience: Patience, hurry: Callable[[], bool]) -> bool:
-        """Have it deliver what it has and end; whether it did. Waits no longer than `patience` allows, and hardly once
-        `hurry`. A process that has not ended by then is killed, with all that it has started."""
+    def ask_to_end(self, exit_code: int) -> None:
+        """Have it deliver what it has, and end. Does not wait. No point may follow."""
         self._queue.append(_line({"end": exit_code}))
-        began_s = self._progress_s = time.monotonic()
+        self._asked_s = self._progress_s = time.monotonic()
+
+    def close(self, patience: Patience, hurry: Callable[[], bool]) -> bool:
+        """Wait for the end that was asked for; whether it has come. No longer than `patience` allows, and hardly once
+        `hurry`. A process that has not ended by then is killed, with all that it has started."""
         while not self._over.wait(CLOSE_LOOK_S):
             now_s = time.monotonic()
             limit_s = patience.stopped_s if hurry() else patience.total_s
-            stuck = not self._ending and now_s - self._progress_s >= patience.stuck_s
-            if stuck or now_s - began_s >= limit_s:
+            stuck = self._began and not self._ending and now_s - self._progress_s >= patience.stuck_s
+            if stuck or now_s - self._asked_s >= limit_s:
                 break
         self._over.set()  # what is killed now has not failed
         self._thread.stop()
@@ -200,6 +202,7 @@ class TrackerProcess:
             except (JsonShapeError, ValueError):
                 continue
             self._progress_s = time.monotonic()
+            self._began = self._began or "ready" in answer
             self._ending = self._ending or "ending" in answer
             self._done = self._done or "done" in answer
             if "done" in answer or "failed" in answer:
@@ -218,6 +221,13 @@ class TrackerProcess:
             if secret:
                 text = text.replace(secret, "***")
         self._news.append(News(kind, text))
+
+
+def _module_path(env: Mapping[str, str]) -> str:
+    """`PYTHONPATH` with which the process finds this package. An installed one is found anyway."""
+    root = str(Path(orchestrator.__file__).parents[1])
+    paths = [env.get("PYTHONPATH", ""), "" if root in sysconfig.get_paths().values() else root]
+    return os.pathsep.join(path for path in paths if path)
 
 
 def _line(message: JsonObject) -> bytes:

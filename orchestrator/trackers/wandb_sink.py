@@ -14,8 +14,9 @@ from orchestrator.trackers.tracker_sink import MAX_MARKERS, TrackedRun
 if TYPE_CHECKING:
     from wandb import Run
 
-INIT_TIMEOUT_S = 60.0
-"""After this long without an answer of the server the run is logged offline."""
+INIT_TIMEOUT_S = 20.0
+"""After this long without an answer of the server the run is logged offline: less than the end of a run waits, so that
+the curves of a short run are not lost."""
 SAVE_EVERY = 100
 """Steps between two notes of how far a run is logged."""
 STEP = "step"

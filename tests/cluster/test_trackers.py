@@ -70,6 +70,11 @@ def wait_for_news(process: TrackerProcess, kind: NewsKind, timeout_s: float = 20
     return [news.text for news in said]
 
 
+def end(process: TrackerProcess, exit_code: int, patience: Patience, hurry: Callable[[], bool]) -> bool:
+    process.ask_to_end(exit_code)
+    return process.close(patience, hurry)
+
+
 def is_gone(process: TrackerProcess) -> bool:
     return not psutil.pid_exists(process._process.pid)
 
@@ -79,7 +84,7 @@ def test_a_tracker_gets_everything_in_its_own_process(tmp_path: Path) -> None:
     for step in range(1, 501):
         process.put(point(step))
     assert wait_for_news(process, NewsKind.READY) == ["not quite as asked for", "memory of tiny-1"]
-    assert process.close(0, PATIENCE, lambda: False)
+    assert end(process, 0, PATIENCE, lambda: False)
     assert (process.logged, process.dropped, process.lost) == (500, 0, 0)
     assert is_gone(process)
 
@@ -96,7 +101,7 @@ def test_a_tracker_that_does_not_keep_up_holds_nobody(tmp_path: Path, sink: str)
     assert longest_s < 1.0, "no point waits for the tracker"
     assert process.dropped > 0
     began_s = time.monotonic()
-    assert not process.close(0, IMPATIENCE, lambda: False)
+    assert not end(process, 0, IMPATIENCE, lambda: False)
     assert time.monotonic() - began_s < 5.0
     assert process.lost == points - process.logged
     assert is_gone(process)
@@ -107,7 +112,7 @@ def test_the_end_of_a_run_that_was_stopped_waits_hardly(tmp_path: Path) -> None:
     process.put(point(1))
     wait_for_news(process, NewsKind.READY)
     began_s = time.monotonic()
-    assert not process.close(130, PATIENCE, hurry=lambda: True)
+    assert not end(process, 130, PATIENCE, lambda: True)
     assert time.monotonic() - began_s < 5.0
     assert is_gone(process)
 
@@ -127,7 +132,7 @@ def test_a_tracker_that_fails_says_why_once(tmp_path: Path, sink: str, said: str
         process.put(point(step))
     assert said in wait_for_news(process, NewsKind.FAILED)[-1]
     process.put(point(11))
-    assert not process.close(1, PATIENCE, lambda: False)
+    assert not end(process, 1, PATIENCE, lambda: False)
     assert process.news() == []
     assert process.lost == 11 - process.logged
     assert process.logged <= 2
@@ -201,7 +206,8 @@ def track(directory: Path, tracker: str, settings: dict[str, Any], lives: list[C
         process = started(directory, tracker, settings)
         observer = TrackerObserver(tracker, process, emitted, interval_steps=1)
         life(observer)
-        observer.close(0 if number == len(lives) else 1, lambda: False)
+        observer.ask_to_end(0 if number == len(lives) else 1)
+        observer.close(lambda: False)
     assert [(each.dropped, each.problem) for each in emitted.of(TrackerEnded)] == [(0, None)] * len(lives), (
         emitted.bodies
     )
@@ -306,7 +312,7 @@ def test_a_run_whose_tracker_hangs_trains_as_without_it(tmp_path: Path, monkeypa
     (packages / "wandb" / "__init__.py").write_text(HANGING_WANDB)
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(tracker_observer, "PATIENCE", replace(tracker_observer.PATIENCE, stuck_s=1.0))
+    monkeypatch.setattr(tracker_observer, "PATIENCE", replace(tracker_observer.PATIENCE, total_s=1.0))
     pids = all_pids()
     with_tensorboard = {"tensorboard": {"dir": "tb"}} if _has_tensorboard() else {}
     outcome, seen = run(tmp_path, "ring", logging={"wandb": {"mode": "offline"}, **with_tensorboard})

@@ -62,6 +62,7 @@ def monitor() -> None:
 )
 @click.option("--no-grafana", is_flag=True, help="Do not start Grafana.")
 @click.option("--retention", default="15d", show_default=True, metavar="TIME", help="How long samples are kept.")
+@click.option("--scrape-interval", metavar="TIME", help="How often runs are scraped. Default: 5s.")
 @click.option("--alertmanager", metavar="HOST:PORT", help="Send alerts to this Alertmanager.")
 @click.option("-d", "--detach", is_flag=True, help="Return once everything runs; `convoy monitor down` ends it.")
 @home_option
@@ -70,6 +71,7 @@ def up(
     grafana_port: int,
     no_grafana: bool,
     retention: str,
+    scrape_interval: str | None,
     alertmanager: str | None,
     detach: bool,
     home: Path,
@@ -88,8 +90,10 @@ def up(
     """
     from orchestrator.monitor.monitor_session import MonitorChoice
 
-    _check_retention(retention)
-    choice = MonitorChoice(home, port, grafana_port, not no_grafana, retention, alertmanager)
+    for option, text in (("--retention", retention), ("--scrape-interval", scrape_interval)):
+        if text is not None and not re.fullmatch(r"([0-9]+(ms|[smhdwy]))+", text):
+            raise UsageError(f"{option} {text!r} is not a duration", hint="for example 15d, 12h or 5s")
+    choice = MonitorChoice(home, port, grafana_port, not no_grafana, retention, alertmanager, scrape_interval)
     if detach:
         _detach(home)
         return
@@ -114,11 +118,6 @@ def _serve(choice: "MonitorChoice", interrupt: Interrupt) -> None:
             click.echo(f"  {title:<24}{url}")
         click.echo(f"runs of {choice.home.absolute()} appear when they start; Ctrl-C ends this", err=True)
         session.watch(interrupt.stop)
-
-
-def _check_retention(text: str) -> None:
-    if not re.fullmatch(r"([0-9]+(ms|[smhdwy]))+", text):
-        raise UsageError(f"--retention {text!r} is not a duration", hint="for example 15d or 12h")
 
 
 def _detach(home: Path) -> None:

@@ -35,12 +35,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_the_configuration_is_the_shipped_one_with_other_paths(tmp_path: Path) -> None:
     paths = MonitorPaths(tmp_path)
-    needs = PrometheusNeeds("b00t", True, "127.0.0.1:9093", "http://127.0.0.1:3000")
+    needs = PrometheusNeeds("b00t", True, "127.0.0.1:9093", "http://127.0.0.1:3000", "1s")
     text = config_text(paths, needs)
     config, shipped = yaml.safe_load(text), prometheus_config()
     assert "&" not in text, "no anchors"
-    links = config["global"].pop("external_labels")
-    assert (config["global"], links) == (shipped["global"], {"grafana_url": "http://127.0.0.1:3000"})
+    links = {"external_labels": {"grafana_url": "http://127.0.0.1:3000"}}
+    assert config["global"] == {**shipped["global"], **links, "scrape_interval": "1s"}
     plain, with_token = config["scrape_configs"]
     assert plain["job_name"] == shipped["scrape_configs"][0]["job_name"]
     assert plain["honor_labels"]
