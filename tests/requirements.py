@@ -37,6 +37,8 @@ def _tensorboard() -> str | None:
 
 def _wandb() -> str | None:
     return None if importlib.util.find_spec("wandb") else "wandb is not installed: pip install 'convoy-train[wandb]'"
+
+
 def _chromium() -> str | None:
     found = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return None if found else "Chromium is not installed"
