@@ -10,7 +10,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.json_values import JsonObject, JsonValue, mapping, objects, text
 from orchestrator.monitor.grafana_alerts import MAX_UID_CHARS, GroupTarget, grafana_group
 from orchestrator.monitor.grafana_api import GrafanaApi, Method, part
-from orchestrator.monitor.monitoring_files import Dashboard, alert_groups, dashboards
+from orchestrator.monitor.monitoring_files import DashboardFile, alert_groups, dashboards
 from orchestrator.monitor.server_setup import GRAFANA_LABEL
 
 FOLDER = "Convoy"
@@ -109,7 +109,7 @@ def folder_uid_of(title: str) -> str:
     return uid
 
 
-def _install_dashboard(api: GrafanaApi, dashboard: Dashboard, folder_uid: str, source: DataSource) -> Installed:
+def _install_dashboard(api: GrafanaApi, dashboard: DashboardFile, folder_uid: str, source: DataSource) -> Installed:
     wanted = with_datasource(dashboard.model, source)
     before = api.get(f"/dashboards/uid/{part(dashboard.uid)}")
     action = InstallAction.CREATED

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.json_values import JsonObject, JsonValue
-from orchestrator.monitor.monitoring_files import ASSETS, Dashboard, dashboards, rule_groups
+from orchestrator.monitor.monitoring_files import ASSETS, DashboardFile, dashboards, rule_groups
 from orchestrator.monitor.server_setup import PlainDumper
 
 FOLDER = "kubernetes"
@@ -58,7 +58,7 @@ def prometheus_rule(groups: Sequence[JsonObject]) -> JsonObject:
     }
 
 
-def dashboard_config_map(dashboard: Dashboard) -> JsonObject:
+def dashboard_config_map(dashboard: DashboardFile) -> JsonObject:
     """A `ConfigMap` that the sidecar of Grafana's Helm chart loads into the folder Convoy."""
     compact = json.dumps(dashboard.model, separators=(",", ":"), sort_keys=True)
     return {

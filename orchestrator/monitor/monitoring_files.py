@@ -21,7 +21,7 @@ PROVISIONING = Path("grafana") / "provisioning"
 
 
 @dataclass(frozen=True)
-class Dashboard:
+class DashboardFile:
     """One of Grafana's dashboards, as JSON."""
 
     uid: str
@@ -30,12 +30,12 @@ class Dashboard:
     path: Path
 
 
-def dashboards(assets: Path = ASSETS) -> list[Dashboard]:
+def dashboards(assets: Path = ASSETS) -> list[DashboardFile]:
     """All of them, by title. Raises JsonShapeError if a file is none: they are generated, and tested."""
     found = []
     for path in sorted(assets.glob(DASHBOARDS)):
         model: JsonObject = json.loads(path.read_bytes())
-        found.append(Dashboard(text(model, "uid"), text(model, "title"), model, path))
+        found.append(DashboardFile(text(model, "uid"), text(model, "title"), model, path))
     return sorted(found, key=lambda each: each.title)
 
 
