@@ -7,7 +7,9 @@ from orchestrator.json_values import JsonFields
 def number_or_none(fields: JsonFields, key: str) -> float | None:
     """A number; None if the field is missing or something else."""
     value = fields.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if type(value) is float:  # most are: a run may have a hundred million of them
+        return value
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def whole_or_none(fields: JsonFields, key: str) -> int | None:

@@ -39,6 +39,8 @@ class StepPoint(NamedTuple):
     protected_step: int | None
     phases_s: tuple[float, ...]
     """Mean of each of `PHASES`."""
+    data_wait_max_s: float
+    """Of the rank that waited longest for its samples."""
     collective_s: float
     """Mean time in collectives."""
     own_median_s: float
@@ -106,6 +108,7 @@ def _point(line: JsonFields, step: int, time_s: float) -> StepPoint:
         mfu=number_or_none(line, "mfu"),
         protected_step=whole_or_none(line, "protected_step"),
         phases_s=tuple(_total(spread, f"{phase}_s") / world_size for phase in PHASES),
+        data_wait_max_s=number_or_none(fields_of_object(spread, "data_wait_s"), "max") or 0.0,
         collective_s=_total(spread, "collective_s") / world_size,
         own_median_s=median_s,
         own_max_s=max_s,

@@ -31,6 +31,8 @@ class StepTotals:
     """and the real tokens among them."""
     phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
     """By phase, in the order of `PHASES`."""
+    data_wait_max_s: float = 0.0
+    """Of each step's rank that waited longest for its samples."""
     collective_s: float = 0.0
     collective_steps_s: float = 0.0
     """Step times of the steps in which collectives were measured: on GPUs a sample of them."""
@@ -76,6 +78,7 @@ class StepTotals:
             self.positions_tokens += point.tokens
         for index, seconds in enumerate(point.phases_s):
             self.phases_s[index] += seconds
+        self.data_wait_max_s += point.data_wait_max_s
         self.collective_s += point.collective_s
         if point.collective_s > 0 or not point.on_gpus:
             self.collective_steps_s += point.step_time_s

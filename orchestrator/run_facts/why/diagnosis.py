@@ -34,7 +34,7 @@ class Diagnosis:
     steps: int
     """Steps that count."""
     found: tuple[Bottleneck, ...]
-    """The largest share first. Shares may overlap: a slow rank's wait for data is in two of them."""
+    """The largest share first. Shares may overlap: small micro steps and their padding are the same time."""
     not_judged: tuple[str, ...]
     """What could not be judged, and why."""
 

@@ -1,11 +1,14 @@
 """Rules about what happens inside the steps. Each is a pure function of the read model: a bottleneck, or None if the
 share of the wall clock is below the rule's threshold or was not recorded."""
 
+from dataclasses import dataclass
+
 from orchestrator.run_facts.quantity_text import count, duration, size
 from orchestrator.run_facts.run_model import RunFacts
 from orchestrator.run_facts.step_point import OWN_PHASES
 from orchestrator.run_facts.why.bottleneck import Bottleneck, bottleneck
 
+DATA = OWN_PHASES[0]
 DATA_WAIT_SHARE = 0.05
 SLOW_RANK_SHARE = 0.05
 SLOW_RANK_RATIO = 1.25
@@ -22,66 +25,97 @@ SMALL_STEP_SHARE = 0.25
 PADDING_SHARE = 0.10
 SNAPSHOT_SHARE = 0.05
 """`checkpoint.overhead_budget` is 2% by default."""
-_MOST_NODES = 3
 
 
 def data_wait(run: RunFacts) -> Bottleneck | None:
-    """Training waits for samples: the mean over the ranks of `data_wait_s`."""
+    """Training waits for samples. In each step the rank that waits longest counts: the others wait for it then."""
     totals, wall_s = run.steps.series.totals, run.wall_s
-    waited_s = totals.phase_s("data_wait")
+    waited_s = totals.data_wait_max_s
     if wall_s <= 0 or waited_s / wall_s < DATA_WAIT_SHARE:
         return None
-    per_step = duration(waited_s / max(1, totals.steps))
-    evidence = [f"a step waits {per_step} for its samples, mean over the ranks and {totals.steps:,} steps"]
+    longest, mean = waited_s / max(1, totals.steps), totals.phase_s("data_wait") / max(1, totals.steps)
+    evidence = [
+        f"a step waits {duration(longest)} for the samples of the rank that gets them last"
+        f" ({duration(mean)} in the mean over the ranks)"
+    ]
     if run.data and isinstance(run.data.get("directory"), str):
         evidence.append(f"the prepared data is read from {run.data['directory']}")
-    advice = (
+    advice = [
         "put the prepared data on a faster disk: `data.cache_dir` on a local SSD instead of a network file system",
         "give the node more memory: token files that fit into its page cache are read from the disk once",
-    )
-    return bottleneck("data_wait", waited_s, wall_s, "training waits for data", tuple(evidence), advice)
+    ]
+    last = _last_rank(run)
+    if last is not None and last.phase == DATA:
+        evidence.append(f"rank {last.rank}{last.where} waits longest in most steps")
+        advice.insert(0, f"compare the disk of {last.machine} with those of the other nodes")
+    return bottleneck("data_wait", waited_s, wall_s, "training waits for data", tuple(evidence), tuple(advice))
 
 
-def slow_rank(run: RunFacts) -> Bottleneck | None:
-    """One rank takes longer than the others, which wait for it in every step.
+@dataclass(frozen=True)
+class _LastRank:
+    """A rank that is the slowest in most steps."""
+
+    rank: int
+    phase: str
+    """In which it loses most time; of `OWN_PHASES`."""
+    node: str | None
+    lost_s: float
+    ratio: float
+    """Its own time, divided by the median rank's."""
+    steps: int
+    """In which it was the slowest."""
+
+    @property
+    def where(self) -> str:
+        return f" on node {self.node}" if self.node else ""
+
+    @property
+    def machine(self) -> str:
+        return f"node {self.node}" if self.node else "its node"
+
+
+def _last_rank(run: RunFacts) -> _LastRank | None:
+    """The rank that the others wait for in most steps, if there is one.
 
     Its cost is how far it was behind the median in the steps in which it was the slowest, less what the other ranks
     cost in the same way: between equal machines every rank is the slowest now and then.
     """
-    totals, wall_s, last = run.steps.series.totals, run.wall_s, run.steps.series.last
-    if wall_s <= 0 or last is None or not totals.straggling_by_rank_s or last.world_size < 2:
+    totals, last = run.steps.series.totals, run.steps.series.last
+    if last is None or not totals.straggling_by_rank_s or last.world_size < 2:
         return None
     by_rank = totals.straggling_by_rank_s
     rank = max(by_rank, key=lambda each: by_rank[each])
-    others_s = (sum(by_rank.values()) - by_rank[rank]) / max(1, last.world_size - 1)
-    lost_s = by_rank[rank] - others_s
     slowest_steps = totals.slowest_by_rank[rank]
+    often = slowest_steps / max(1, sum(totals.slowest_by_rank.values()))
+    if often < SLOW_RANK_STEPS * (1.0 + 1.0 / last.world_size):
+        return None
+    others_s = (sum(by_rank.values()) - by_rank[rank]) / (last.world_size - 1)
     own_s = totals.own_median_s * slowest_steps / max(1, totals.steps)
     ratio = 1.0 + by_rank[rank] / own_s if own_s > 0 else 1.0
-    often = slowest_steps / max(1, sum(totals.slowest_by_rank.values()))
-    steady = often >= SLOW_RANK_STEPS * (1.0 + 1.0 / last.world_size)
-    if lost_s / wall_s < SLOW_RANK_SHARE or ratio < SLOW_RANK_RATIO or not steady:
-        return None
     phases_s = totals.straggling_by_phase_s
     phase = OWN_PHASES[phases_s.index(max(phases_s))]
-    node = run.events.nodes.get(rank)
-    where = f" on node {node}" if node else ""
+    return _LastRank(rank, phase, run.events.nodes.get(rank), by_rank[rank] - others_s, ratio, slowest_steps)
+
+
+def slow_rank(run: RunFacts) -> Bottleneck | None:
+    """One rank takes longer than the others, which wait for it in every step. If it is data that it waits for, that is
+    what `data_wait` finds."""
+    last, wall_s, steps = _last_rank(run), run.wall_s, run.steps.series.totals.steps
+    if last is None or last.phase == DATA or wall_s <= 0:
+        return None
+    if last.lost_s / wall_s < SLOW_RANK_SHARE or last.ratio < SLOW_RANK_RATIO:
+        return None
     evidence = (
-        f"rank {rank}{where} was the slowest in {slowest_steps:,} of {totals.steps:,} steps and took {ratio:.1f} times"
-        " as long as the median rank, waits for other ranks not counted",
-        f"it loses most time in {phase}",
+        f"rank {last.rank}{last.where} was the slowest in {last.steps:,} of {steps:,} steps and took {last.ratio:.1f}"
+        " times as long as the median rank, waits for other ranks not counted",
+        f"it loses most time in {last.phase}",
     )
-    headline = f"rank {rank} is slow, mostly in {phase}; all other ranks wait for it"
-    return bottleneck("slow_rank", lost_s, wall_s, headline, evidence, _slow_rank_advice(phase, where))
-
-
-def _slow_rank_advice(phase: str, where: str) -> tuple[str, ...]:
-    machine = "its node" if not where else where.removeprefix(" on ")
-    look = f"look for other processes, throttled clocks or a broken device on {machine}"
-    leave = f"take {machine} out of the cluster; the run continues without it and grows again with another node"
-    if phase == "data":
-        return (f"check the disk that holds the prepared data on {machine}", leave)
-    return (look, leave)
+    advice = (
+        f"look for other processes, throttled clocks or a broken device on {last.machine}",
+        f"take {last.machine} out of the cluster; the run continues without it and grows again with another node",
+    )
+    headline = f"rank {last.rank} is slow, mostly in {last.phase}; all other ranks wait for it"
+    return bottleneck("slow_rank", last.lost_s, wall_s, headline, evidence, advice)
 
 
 def communication(run: RunFacts) -> Bottleneck | None:

@@ -41,7 +41,7 @@ def test_a_bottleneck_with_its_figure_evidence_and_advice(recorded: Recorded) ->
     layout = slow_data(recorded())
     text = why(layout).output
     assert "1. training waits for data: 34% of the wall clock (16.1 s)" in text
-    assert "a step waits 0.54 s for its samples" in text
+    assert "a step waits 0.54 s for the samples of the rank that gets them last" in text
     assert "   > put the prepared data on a faster disk" in text
     assert "nothing stands out" not in text
     value = json.loads(why(layout, "--json").output)

@@ -56,6 +56,16 @@ def test_waiting_for_data() -> None:
     assert step_rules.data_wait(hundred(Rank(data_s=0.04))) is None
 
 
+def test_data_that_one_rank_waits_for_is_no_slow_rank() -> None:
+    ranks = [Rank(forward_s=0.2, backward_s=0.3), Rank(data_s=0.4, forward_s=0.2, backward_s=0.3)]
+    node = event(WorkerStarted, 1.0, rank=1, node="10.0.0.7")
+    found = only(facts((step(number, *ranks) for number in range(1, 101)), [node]))
+    assert (found.name, found.share) == ("data_wait", pytest.approx(0.4))
+    assert "0.20 s in the mean over the ranks" in found.evidence[0]
+    assert found.evidence[-1] == "rank 1 on node 10.0.0.7 waits longest in most steps"
+    assert "the disk of node 10.0.0.7" in found.advice[0]
+
+
 def test_a_slow_rank_and_its_phase() -> None:
     ranks = [Rank(forward_s=0.2, backward_s=0.3)] * 4
     ranks[2] = Rank(forward_s=0.6, backward_s=0.35)
