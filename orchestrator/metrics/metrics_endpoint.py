@@ -68,13 +68,14 @@ class MetricsServer:
         self._server.server_close()
 
 
-def asked_port(port: int | str, env: Mapping[str, str]) -> int | None:
+def asked_port(port: int | str | None, env: Mapping[str, str]) -> int | None:
     """The port to serve metrics on, 0 for a free one; None: none is wanted.
 
-    `port`: `metrics.port` of the spec, a number, `auto` or `off`. `auto` leaves it to `CONVOY_METRICS_PORT`, which may
-    be any of them, and means a free port without it. Raises UsageError if the variable is none of them.
+    `port`: `metrics.port` of the spec, a number, `auto` (or None) or `off`. `auto` leaves it to the variable
+    `CONVOY_METRICS_PORT`, which may be any of them, and means a free port without it. Raises UsageError if the variable
+    is none of them.
     """
-    if port == AUTO:
+    if port is None or port == AUTO:
         said = env.get(PORT_VARIABLE, "").strip() or AUTO
         if not (said in (AUTO, OFF) or (said.isdecimal() and int(said) <= 65535)):
             raise UsageError(f"{PORT_VARIABLE} is {said!r}, expected a port from 0 to 65535, {AUTO} or {OFF}")

@@ -33,7 +33,7 @@ class ServedMetrics:
         try:
             self._server = MetricsServer(registry, spec.host, port, token)
         except UsageError as error:
-            if spec.port != AUTO or not is_loopback(spec.host) or port or token:
+            if spec.port not in (AUTO, None) or not is_loopback(spec.host) or port or token:
                 raise
             run.emit(WarningIssued(error.message))
             return

@@ -20,10 +20,10 @@ class MetricsSpec(SpecModel):
     """Address the Prometheus endpoint binds to. Any other than a loopback address needs a token in
     `CONVOY_METRICS_TOKEN`."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] | Literal["auto", "off"] = "auto"
+    port: Annotated[int, Field(ge=0, le=65535)] | Literal["auto", "off"] | None = "auto"
     """Port of `/metrics`. `auto`: what `CONVOY_METRICS_PORT` says, or else a free port that the system picks, as with
     0; Prometheus finds it by the file that the run leaves in `monitoring/targets` of `$CONVOY_HOME`. `off`: no
-    endpoint."""
+    endpoint. Null, as in the specs of older runs, is `auto`."""
 
     @field_validator("port", mode="before")
     @classmethod

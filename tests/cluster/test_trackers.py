@@ -305,6 +305,7 @@ def init(**arguments):
 """
 
 
+@pytest.mark.usefixtures("temporary_directory")
 def test_a_run_whose_tracker_hangs_trains_as_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And tells how many points were lost. TensorBoard beside it, if it is installed, gets all of them."""
     packages = tmp_path / "packages"

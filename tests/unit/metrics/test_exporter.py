@@ -292,13 +292,14 @@ def test_a_server_short_of_descriptors_serves_again(server: MetricsServer, monke
         (0, "off", 0),
         ("off", "9464", None),
         ("auto", None, 0),
+        (None, None, 0),
         ("auto", "", 0),
         ("auto", "auto", 0),
         ("auto", "9464", 9464),
         ("auto", "off", None),
     ],
 )
-def test_where_the_port_comes_from(port: int | str, variable: str | None, asked: int | None) -> None:
+def test_where_the_port_comes_from(port: int | str | None, variable: str | None, asked: int | None) -> None:
     env = {} if variable is None else {"CONVOY_METRICS_PORT": variable}
     assert asked_port(port, env) == asked
 
