@@ -35,7 +35,7 @@ def server() -> Iterator[GrafanaServer]:
 
 @pytest.fixture
 def api(server: GrafanaServer) -> GrafanaApi:
-    return GrafanaApi(server.url, TOKEN, timeout_s=0.3)
+    return GrafanaApi(server.url, TOKEN, timeout_s=10.0)
 
 
 @pytest.fixture(autouse=True)
@@ -141,9 +141,8 @@ def test_which_data_source_is_taken(server: GrafanaServer, api: GrafanaApi) -> N
         ("redirect", UsageError, "redirects to https://elsewhere.example.com/"),
     ],
 )
-def test_what_grafana_refuses(
-    server: GrafanaServer, api: GrafanaApi, failure: int | str, kind: type[ConvoyError], said: str
-) -> None:
+def test_what_grafana_refuses(server: GrafanaServer, failure: int | str, kind: type[ConvoyError], said: str) -> None:
+    api = GrafanaApi(server.url, TOKEN, timeout_s=0.3 if failure in ("hang", "trickle") else 10.0)
     server.fail = lambda method, path: failure if method == "POST" and path.endswith("/db") else None
     with pytest.raises(kind) as raised:
         installed(api)
