@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import Event, RecoveryStarted, RunCreated, RunState, StateChanged, WorkersReserved
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    Event,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    StateChanged,
+    WarningIssued,
+    WorkersReserved,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.goodput.ledger_result import IncidentTime, LedgerResult
@@ -53,8 +62,9 @@ class Records:
             ended = isinstance(event.body, StateChanged) and event.body.state in FINAL
 
     def _last_before(self, created: Event) -> float:
-        times = [fact.time_s for fact in (*self.events, *self.steps) if fact.time_s < created.time_s]
-        return max(times)
+        """What the next driver reports before it takes up the run is not of the one before."""
+        events = [event for event in self.events if not isinstance(event.body, CheckpointRejected | WarningIssued)]
+        return max(fact.time_s for fact in (*events, *self.steps) if fact.time_s < created.time_s)
 
     def worker_s(self, since_s: float = 0.0, until_s: float = float("inf")) -> float:
         """Worker-seconds that were reserved between two times."""
