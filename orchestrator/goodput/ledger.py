@@ -50,6 +50,8 @@ class Ledger:
         """Whether this driver says which workers are reserved; earlier versions do not."""
         self._failing = False
         """A worker has failed, and no recovery from it has started."""
+        self._lost = False
+        """The driver before was lost, and the next one has not taken up the run."""
         self._total_steps: int | None = None
         self._checkpoint_s = 0.0
         """Booked for checkpoints since the last step."""
@@ -151,11 +153,8 @@ class Ledger:
 
     def _take_up(self, time_s: float, now_s: float) -> None:
         """A driver takes up the run: the first one, or a later one, after the last was lost or has ended."""
-        timeline = self.timeline
-        lost = timeline.driven and timeline.lineage.last > 0
-        if lost:
-            timeline.incidents.begin_without_driver(timeline.now_s)
-        self._release()
+        self.lose_driver()
+        timeline, lost, self._lost = self.timeline, self._lost, False
         timeline.skip_to(self._at(time_s, now_s))
         timeline.driven, self._began_s, self._ready_s = True, timeline.now_s, None
         self._reports_crew = self._failing = False
@@ -164,6 +163,18 @@ class Ledger:
             timeline.enter(LedgerStage.RECOVERY, TimeClass.RECOVERY_REBUILD)
         else:
             timeline.enter(LedgerStage.STARTUP, TimeClass.STARTUP)
+
+    def lose_driver(self) -> None:
+        """The driver that had the run is gone, with its workers, since the last fact. If it has not ended the run, it
+        was lost."""
+        timeline = self.timeline
+        if not timeline.driven:
+            return
+        self._lost = timeline.lineage.last > 0
+        if self._lost:
+            timeline.incidents.begin_without_driver(timeline.now_s)
+        self._release()
+        timeline.driven = False
 
     def _release(self) -> None:
         """No worker is reserved any more."""
@@ -263,9 +274,9 @@ class Ledger:
         until the last sign of life, then the detection, then the decision."""
         timeline = self.timeline
         off_s = timeline.now_s - time_s  # the event's time was not plausible
-        detected_s = started.detected_s + off_s
+        detected_s = (started.detected_s if started.found_s is None else started.found_s) + off_s
         alive_s = started.alive_s + off_s if started.alive_s is not None else detected_s
-        if detected_s < timeline.open_s:  # a failure during a recovery: the first detection is long over
+        if detected_s < timeline.open_s:  # of an earlier version: the detection that the first failure had
             detected_s = alive_s
         alive_s = min(alive_s, detected_s)
         node = timeline.books.crew.node_of(started.rank)
@@ -295,6 +306,7 @@ class Ledger:
             "ready_s": self._ready_s,
             "reports_crew": self._reports_crew,
             "failing": self._failing,
+            "lost": self._lost,
             "total_steps": self._total_steps,
             "checkpoint_s": self._checkpoint_s,
         }
@@ -306,6 +318,7 @@ class Ledger:
         ledger.timeline = Timeline.from_json(mapping(value, "timeline"))
         ledger._began_s, ledger._ready_s = number(value, "began_s"), optional(number, value, "ready_s")
         ledger._reports_crew, ledger._failing = flag(value, "reports_crew"), flag(value, "failing")
+        ledger._lost = flag(value, "lost")
         ledger._total_steps = optional(integer, value, "total_steps")
         ledger._checkpoint_s = number(value, "checkpoint_s")
         return ledger

@@ -33,6 +33,7 @@ class LedgerRecorder:
         self._lock = threading.Lock()
         self._clock, self._terms = clock, terms
         self.ledger = continued(read_json(self._path), recorded)
+        self.ledger.lose_driver()  # what this one reports before it takes up the run is not of the one before
         self._written_s = 0.0
         self._failed = False
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import Event, RecoveryStarted, RunCreated, RunState, StateChanged, WorkersReserved
+from orchestrator.domain.events import (
+    CheckpointRejected,
+    Event,
+    RecoveryStarted,
+    RunCreated,
+    RunState,
+    StateChanged,
+    WarningIssued,
+    WorkersReserved,
+)
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.goodput.ledger_result import IncidentTime, LedgerResult
@@ -53,8 +62,9 @@ class Records:
             ended = isinstance(event.body, StateChanged) and event.body.state in FINAL
 
     def _last_before(self, created: Event) -> float:
-        times = [fact.time_s for fact in (*self.events, *self.steps) if fact.time_s < created.time_s]
-        return max(times)
+        """What the next driver reports before it takes up the run is not of the one before."""
+        events = [event for event in self.events if not isinstance(event.body, CheckpointRejected | WarningIssued)]
+        return max(fact.time_s for fact in (*events, *self.steps) if fact.time_s < created.time_s)
 
     def worker_s(self, since_s: float = 0.0, until_s: float = float("inf")) -> float:
         """Worker-seconds that were reserved between two times."""
@@ -78,10 +88,10 @@ def check_ledger(run_dir: Path) -> LedgerResult:
     incidents = {each.incident: each for each in ledger.by_incident}
     started = [event for event in records.events if isinstance(event.body, RecoveryStarted)]
     assert set(incidents) - {None} == {event.body.incident for event in started if _is(event.body)}
-    for event, following in pairwise([*started, None]):
+    for event in started:
         body = event.body
         assert isinstance(body, RecoveryStarted)
-        _check_recovery(event, body, following, incidents[body.incident], records)
+        _check_recovery(event, body, started, incidents[body.incident], records)
     return ledger
 
 
@@ -90,12 +100,15 @@ def _is(body: object) -> bool:
 
 
 def _check_recovery(
-    event: Event, body: RecoveryStarted, following: Event | None, found: IncidentTime, records: Records
+    event: Event, body: RecoveryStarted, started: list[Event], found: IncidentTime, records: Records
 ) -> None:
     before = [step for step in records.steps if step.time_s <= event.time_s]
     after = [step for step in records.steps if step.time_s > event.time_s]
-    if not before or not after or (following is not None and following.time_s < after[0].time_s):
-        return  # no step was cut off, or another failure prolonged it
+    if not before or not after:
+        return  # no step was cut off
+    together = [each for each in started if before[-1].time_s < each.time_s < after[0].time_s]
+    if together != [event]:
+        return  # one failure prolonged the recovery from another
     workers, longest_s = before[-1].world_size, max(step.step_time_s for step in records.steps)
     near = (longest_s + SLACK_S) * workers
     last_s = before[-1].time_s

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.events import Event, RunCreated, StateChanged, WorkerPhase
+from orchestrator.domain.events import CheckpointRejected, Event, RecoveryReason, RunCreated, StateChanged, WorkerPhase
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.goodput.ledger_recorder import Fact, LedgerRecorder, shown
 from orchestrator.goodput.ledger_result import LedgerResult
@@ -86,6 +86,18 @@ def test_a_killed_driver_loses_nothing_that_was_recorded(tmp_path: Path) -> None
     assert run.asked[-1] == written.time_s
     assert again.snapshot().tokens == 1800
     assert again.snapshot().seconds[TimeClass.PRODUCTIVE] == pytest.approx(18.0)
+
+
+def test_what_a_driver_reports_before_it_takes_up_the_run_costs_the_one_before_nothing(tmp_path: Path) -> None:
+    run = Recorded(tmp_path)
+    run.feed(run.recorder(), steps=3)
+    again = run.recorder()
+    run.now_s = T0 + 100.0
+    again.on_event(event(CheckpointRejected, T0 + 100.0))
+    again.on_event(event(RunCreated, T0 + 101.0))
+    found = again.snapshot()
+    assert (found.reserved_s, found.elapsed_s) == (pytest.approx(16.0), pytest.approx(8.0))
+    assert [each.reason for each in found.by_incident] == [RecoveryReason.DRIVER_LOST]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"elapsed_s": 1.0, "goodput": 0.5, "seconds": {"training": 0.5}}', "[1]"])
