@@ -1,7 +1,7 @@
 """What NVML says about the GPU that a worker trains on, read in a thread of the worker's agent.
 
-A figure that a GPU, a driver or a sandbox does not offer is absent; nothing of NVML fails a worker. NVML counts GPUs in
-the order of the PCI bus and CUDA need not, so a GPU is named by its UUID, which torch knows once CUDA runs.
+A figure that a GPU, a driver or a sandbox does not offer is absent; no error of NVML fails a worker. NVML counts GPUs
+in the order of the PCI bus and CUDA need not, so a GPU is named by its UUID, which torch knows once CUDA runs.
 """
 
 import sys

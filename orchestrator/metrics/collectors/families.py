@@ -1,6 +1,7 @@
 """Metric families of values that are worked out when they are asked for."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
@@ -12,7 +13,10 @@ Common = tuple[str, str]
 """Values of `metric_family.COMMON_LABELS`."""
 
 
-def family(metric: Metric, common: Common, values: Mapping[Labels, float | None]) -> Family:
+OwnLabels = TypeVar("OwnLabels", bound=Labels)
+
+
+def family(metric: Metric, common: Common, values: Mapping[OwnLabels, float | None]) -> Family:
     """A counter or gauge. `values`: by the values of the metric's own labels; None is left out."""
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     found = kind(metric.name, metric.help, labels=metric.all_labels)

@@ -27,6 +27,9 @@ PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "parameters", "gradients", "opti
 
 _GRADIENT_HOLDERS = ("averaged_gradients", "fp32_groups_gradients_flat", "grad_partitions_flat_buffer")
 """Attributes of DeepSpeed's optimizers in which gradients are added up: of stages 1 to 3, of bf16, of stage 3."""
+_MASTER_HOLDERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+"""Attributes with masters: of stages 1 and 2, of bf16, of stage 3, which gives the inner optimizer one sub-group at a
+time."""
 
 
 @dataclass
@@ -107,6 +110,8 @@ def _optimizer_tensors(engine: Engine) -> Iterator[torch.Tensor]:
     optimizer = base_optimizer(engine)
     for group in optimizer.param_groups:
         yield from _tensors(group["params"])
+    for name in _MASTER_HOLDERS:
+        yield from _tensors(getattr(engine.optimizer, name, None))
     for state in optimizer.state.values():
         yield from _tensors(state)
 
