@@ -263,9 +263,9 @@ class Ledger:
         until the last sign of life, then the detection, then the decision."""
         timeline = self.timeline
         off_s = timeline.now_s - time_s  # the event's time was not plausible
-        detected_s = started.detected_s + off_s
+        detected_s = (started.detected_s if started.found_s is None else started.found_s) + off_s
         alive_s = started.alive_s + off_s if started.alive_s is not None else detected_s
-        if detected_s < timeline.open_s:  # a failure during a recovery: the first detection is long over
+        if detected_s < timeline.open_s:  # of an earlier version: the detection that the first failure had
             detected_s = alive_s
         alive_s = min(alive_s, detected_s)
         node = timeline.books.crew.node_of(started.rank)

@@ -288,6 +288,7 @@ class RunController:
             skipped=(rollback.skip.first, rollback.skip.count) if rollback is not None else None,
             reason=failure.reason,
             alive_s=failure.alive_s + offset_s if failure.alive_s is not None else None,
+            found_s=failure.seen_s + offset_s,
         )
         self._run.emit(started)
         return origin

@@ -78,10 +78,10 @@ def check_ledger(run_dir: Path) -> LedgerResult:
     incidents = {each.incident: each for each in ledger.by_incident}
     started = [event for event in records.events if isinstance(event.body, RecoveryStarted)]
     assert set(incidents) - {None} == {event.body.incident for event in started if _is(event.body)}
-    for event, following in pairwise([*started, None]):
+    for event in started:
         body = event.body
         assert isinstance(body, RecoveryStarted)
-        _check_recovery(event, body, following, incidents[body.incident], records)
+        _check_recovery(event, body, started, incidents[body.incident], records)
     return ledger
 
 
@@ -90,12 +90,15 @@ def _is(body: object) -> bool:
 
 
 def _check_recovery(
-    event: Event, body: RecoveryStarted, following: Event | None, found: IncidentTime, records: Records
+    event: Event, body: RecoveryStarted, started: list[Event], found: IncidentTime, records: Records
 ) -> None:
     before = [step for step in records.steps if step.time_s <= event.time_s]
     after = [step for step in records.steps if step.time_s > event.time_s]
-    if not before or not after or (following is not None and following.time_s < after[0].time_s):
-        return  # no step was cut off, or another failure prolonged it
+    if not before or not after:
+        return  # no step was cut off
+    together = [each for each in started if before[-1].time_s < each.time_s < after[0].time_s]
+    if together != [event]:
+        return  # one failure prolonged the recovery from another
     workers, longest_s = before[-1].world_size, max(step.step_time_s for step in records.steps)
     near = (longest_s + SLACK_S) * workers
     last_s = before[-1].time_s

@@ -66,7 +66,7 @@ STOCK = ("silence-node", "durable")
 REASONS = {
     "kill-worker": {RecoveryReason.WORKER_DIED},
     "kill-node": {RecoveryReason.NODE_DIED, RecoveryReason.WORKER_DIED},  # what is seen first
-    "silence-node": {RecoveryReason.NODE_SILENT},
+    "silence-node": {RecoveryReason.NODE_SILENT, RecoveryReason.NODE_DIED},  # for Ray it is dead at last
     "hang-rank": {RecoveryReason.HANG},
     "corrupt-shard": {RecoveryReason.WORKER_DIED},
 }

@@ -63,6 +63,9 @@ class RecoveryStarted(EventBody):
     """What kind of fault it was."""
     alive_s: float | None = None
     """When the worker last showed life or progress, in Unix seconds; null if that is not known."""
+    found_s: float | None = None
+    """When this fault was detected, in Unix seconds: later than `detected_s` if it prolonged a recovery. Null in events
+    of earlier versions."""
 
 
 @dataclass(frozen=True)

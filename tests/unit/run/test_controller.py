@@ -219,6 +219,7 @@ def test_a_recovery_continues_from_memory_and_says_what_it_cost(bench: Bench) ->
     assert {name: started[name] for name in ("incident", "rank", "cause", "step", "from_step", "source")} == {
         "incident": 1, "rank": 1, "cause": "it killed", "step": 5, "from_step": 4, "source": "vaults",
     }  # fmt: skip
+    assert (started["reason"], started["alive_s"]) == ("worker_died", pytest.approx(started["detected_s"] - 0.25))
     (finished,) = bench.seen.of(RecoveryFinished)
     assert {name: finished[name] for name in ("incident", "step", "world_size", "seconds", "steps_recomputed")} == {
         "incident": 1, "step": 5, "world_size": 2, "seconds": pytest.approx(1.0), "steps_recomputed": 1,
@@ -267,7 +268,7 @@ def test_a_recorder_that_raises_ends_the_run(bench: Bench, monkeypatch: pytest.M
 def test_a_failure_during_a_recovery_prolongs_it(bench: Bench) -> None:
     bench.drive(script(KILLED, AGAIN, AFTER, reforms=(Reform(short_by=1), Reform()))())
     first, second = bench.seen.of(RecoveryStarted)
-    assert first["detected_s"] == second["detected_s"]
+    assert first["detected_s"] == second["detected_s"] == first["found_s"] < second["found_s"]
     (finished,) = bench.seen.of(RecoveryFinished)
     assert (finished["incident"], finished["seconds"]) == (2, pytest.approx(6.0))  # 5 s of waiting, and a step
 
