@@ -18,6 +18,7 @@ from orchestrator.domain.events import (
     DataReady,
     EvalFinished,
     Event,
+    FaultKind,
     GangResized,
     GangWaiting,
     MemoryMeasured,
@@ -102,6 +103,8 @@ class MetricsObserver:
         """Of the recovery that has begun."""
         for reason in RecoveryReason:
             self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
+        for fault in FaultKind:
+            self._count(safety_metrics.NUMERIC_FAULTS, 0, fault.value)
         for phase in RecoveryPhase:
             self._count(safety_metrics.RECOVERY_PHASE_SECONDS, 0, phase.value)
         self._checkpoint_s = clock()

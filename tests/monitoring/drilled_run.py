@@ -17,7 +17,7 @@ from tests.cluster.gang_runs import ENTRIES, StrikeWhenProtected, kill_worker, w
 JOB: dict[str, Any] = {
     "train": {"steps": 400, "global_batch": 12, "lr": 1e-3, "eval_interval_steps": 8},
     "data": {
-        "sources": [{"files": ["corpus/*.txt"]}],
+        "sources": [{"files": ["corpus/*.txt"], "format": "lines"}],
         "sequence_length": 16,
         "validation": {"fraction": 0.05, "max_samples": 8},
     },

@@ -20,7 +20,7 @@ from tests.monitoring.prometheus_server import PrometheusServer, Span, free_port
 from tests.rendering.recording import Recording, recorded
 from tests.session_server import own_server
 
-SECONDS = 300.0
+SECONDS = 240.0
 STEP_S = 3.0
 MAIN, OTHER = "python-lm", "stdlib-mini"
 

@@ -26,7 +26,7 @@ STATE_COLORS = {
 JOB = Variable("job", "Job", "label_values(convoy_run_info, job)")
 RUNS = Variable("run", "Run", 'label_values(convoy_run_info{job=~"$job"}, run)', newest_first=True)
 ONE_RUN = Variable("run", "Run", 'label_values(convoy_run_info{job=~"$job"}, run)', several=False, newest_first=True)
-RANK = Variable("rank", "Rank", 'label_values(convoy_straggler_ratio{job=~"$job",run=~"$run"}, rank)')
+RANK = Variable("rank", "Rank", 'label_values(convoy_worker_rss_bytes{job=~"$job",run=~"$run"}, rank)')
 
 
 _CHOSEN = ('job=~"$job"', 'run=~"$run"')
