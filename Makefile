@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Hundreds of processes import the package: it is compiled once.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart install dev test lint calibrate unit cluster soak gpu bench docs recording constraints clean help
+.PHONY: quickstart install dev test lint calibrate unit cluster soak gpu bench docs dashboards recording constraints clean help
 
 help:
 	@echo "make quickstart   train a small model on a local four-node cluster"
@@ -22,6 +22,7 @@ help:
 	@echo "make gpu          what one GPU can prove, in eight minutes; on CPUs a rehearsal"
 	@echo "make bench        benchmarks against the bare tools, side by side"
 	@echo "make docs         regenerate docs that are made from the code"
+	@echo "make dashboards   draw the dashboards of a recorded run with Grafana's own panels, and look for mistakes"
 	@echo "make recording    record what the documents show, from real runs; best on a quiet machine"
 	@echo "make clean        remove .venv, caches and build products (never runs/)"
 
@@ -63,7 +64,7 @@ unit: dev
 
 # Tests of one file stay together: they share clusters and undisturbed runs.
 cluster: dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1 tests/cluster tests/faults tests/gpu
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "(cluster or faults or gpu) and not soak" --durations=25 --durations-min=1 tests/cluster tests/faults tests/gpu tests/monitoring
 
 # Lint runs in one process, beside the unit tests.
 test: calibrate
@@ -83,12 +84,19 @@ gpu:
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench $(BENCH)
 
-docs: install
+docs: dev
+	$(BIN)/python -m orchestrator.dashboards.write_files
 	$(BIN)/python -m orchestrator.spec.describe.reference
 	$(BIN)/convoy schema > jobs/job.schema.json
-	$(BIN)/python -m orchestrator.metrics.metric_catalog > docs/metrics.md
+	$(BIN)/python -m orchestrator.dashboards.monitoring_reference > docs/metrics.md
 	$(BIN)/python -m orchestrator.metrics.event_reference
 	$(BIN)/python -m orchestrator.run.state_reference
+	$(BIN)/python -m orchestrator.monitor.kubernetes_manifests
+
+# Pictures of the dashboards by Grafana's own panels; DASHBOARDS="record publish" trains again and renews those in docs.
+dashboards: dev
+	cd tests/rendering/page && { [ -d node_modules ] || npm ci --ignore-scripts --no-audit --no-fund; }
+	$(BIN)/python -m tests.rendering $(DASHBOARDS)
 
 recording: dev
 	$(BIN)/python -m tests.recording

@@ -5,6 +5,7 @@ fails instead.
 """
 
 import ctypes.util
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +19,24 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def _promtool() -> str | None:
     return None if shutil.which("promtool") else "promtool is not installed; it comes with Prometheus"
+
+
+def _prometheus() -> str | None:
+    return None if shutil.which("prometheus") else "prometheus is not installed"
+
+
+def _grafana_sdk() -> str | None:
+    found = importlib.util.find_spec("grafana_foundation_sdk")
+    return None if found else "grafana-foundation-sdk is not installed; it comes with the extra `dev`"
+
+
+def _tensorboard() -> str | None:
+    found = importlib.util.find_spec("tensorboard")
+    return None if found else "tensorboard is not installed: pip install 'convoy-train[tensorboard]'"
+
+
+def _wandb() -> str | None:
+    return None if importlib.util.find_spec("wandb") else "wandb is not installed: pip install 'convoy-train[wandb]'"
 
 
 def _chromium() -> str | None:
@@ -54,6 +73,10 @@ def _cuda() -> str | None:
 
 MISSING: Mapping[str, Callable[[], str | None]] = {
     "promtool": _promtool,
+    "prometheus": _prometheus,
+    "grafana_sdk": _grafana_sdk,
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
     "chromium": _chromium,
     "root": _root,
     "not_root": _not_root,

@@ -43,6 +43,7 @@ COMMANDS = {
         "Inject real faults into a job and check that it recovers.",
     ),
     "data": ("orchestrator.cli.commands.data_command:data", "Prepare data, and prove what a run consumed."),
+    "monitor": ("orchestrator.cli.commands.monitor_command:monitor", "Show runs in Prometheus and Grafana."),
     "doctor": (
         "orchestrator.cli.commands.doctor:doctor",
         "Check this machine and a cluster: what works and what is missing.",

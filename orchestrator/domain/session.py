@@ -146,6 +146,10 @@ class Session(Protocol):
     def node_ip(self) -> str:
         """Address other workers reach this one at."""
 
+    @property
+    def node_id(self) -> str:
+        """Id of its node in the cluster; empty without one."""
+
     def report_step(self, report: StepReport) -> None:
         """Rank 0 only. Never blocks training: queued."""
 

@@ -43,6 +43,7 @@ from orchestrator.drill.fault_injector import Injector, Means
 from orchestrator.metrics.event_bus import named
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import LoadedJob
+from orchestrator.spec.tracking import LoggingSpec
 from orchestrator.store.data_proof import prove
 from orchestrator.store.run_history import current_steps
 from orchestrator.store.run_store import RunStore
@@ -67,6 +68,8 @@ def drill(
     `tell` gets messages for the user beside the runs' events. Raises UsageError if the job cannot be drilled: it must
     run on a local cluster with enough steps, and this machine must permit the fault.
     """
+    # Its two runs are no experiments: no tracker gets them.
+    job = replace(job, spec=job.spec.model_copy(update={"logging": LoggingSpec()}))
     if job.spec.cluster.address is not None:
         raise UsageError(
             "a drill kills nodes and needs a local cluster",

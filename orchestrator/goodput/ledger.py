@@ -53,6 +53,8 @@ class Ledger:
         self._total_steps: int | None = None
         self._checkpoint_s = 0.0
         """Booked for checkpoints since the last step."""
+        self._communication_share = 0.0
+        """Of the last step, from 0 to 1."""
 
     def on_event(self, event: Event, now_s: float) -> None:
         """Take an event that was received at `now_s`. If its own time lies between the last fact and that, it is used:
@@ -114,9 +116,11 @@ class Ledger:
             return
         self._assume_crew(report.world_size)
         timeline.advance(self._at(report.time_s, now_s))
-        split = split_step(report)
+        split = split_step(report, self._communication_share)
+        taken_s = sum(split.values())
+        self._communication_share = split[TimeClass.COMMUNICATION_WAIT] / taken_s if taken_s > 0.0 else 0.0
         if timeline.stage is not LedgerStage.TRAINING:
-            timeline.close(timeline.now_s - sum(split.values()), timeline.doing)
+            timeline.close(timeline.now_s - taken_s, timeline.doing)
             timeline.enter(LedgerStage.TRAINING, TimeClass.PRODUCTIVE)
         self._make_step(report, split)
         timeline.incidents.close()
@@ -230,7 +234,7 @@ class Ledger:
         self.timeline.enter(LedgerStage.RESIZING, TimeClass.RESIZING)
 
     def _leave_training(self) -> None:
-        """Another gang is formed. If a fact that says why is missing, it is a resize, or the recovery from a failure."""
+        """Another gang is formed. If the fact that says why is missing: after a failure a recovery, else a resize."""
         timeline = self.timeline
         if timeline.stage is LedgerStage.TRAINING and self._failing:
             timeline.stop_step()

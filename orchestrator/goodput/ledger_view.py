@@ -16,8 +16,9 @@ NOTHING_S = 1e-9
 """Less than this is what rounding leaves of nothing."""
 
 
-def result_of(ledger: Ledger, now_s: float, terms: WorkerTerms) -> LedgerResult:
-    """What the ledger says at `now_s`, in Unix seconds: not before its last fact. It is not changed."""
+def result_of(ledger: Ledger, now_s: float, terms: WorkerTerms, nodes: bool = True) -> LedgerResult:
+    """What the ledger says at `now_s`, in Unix seconds: not before its last fact. It is not changed. `nodes`: with what
+    each node has spent, which takes milliseconds for a thousand of them."""
     timeline = ledger.timeline
     crew, lineage = timeline.books.crew, timeline.lineage
     now_s = max(now_s, timeline.now_s)
@@ -39,7 +40,7 @@ def result_of(ledger: Ledger, now_s: float, terms: WorkerTerms) -> LedgerResult:
         gpu_hours=reserved_s * terms.gpus / HOUR_S,
         tokens=round(lineage.counted[TOKENS]),
         lost_s={cause: worker_s for cause, worker_s in lost_s.items() if worker_s > NOTHING_S},
-        by_node=_nodes(timeline, now_s),
+        by_node=_nodes(timeline, now_s) if nodes else (),
         by_incident=tuple(replace(each, seconds=_known(dict(each.seconds))) for each in incidents),
     )
     return priced(result, spent_usd(terms, reserved_s, node_s))

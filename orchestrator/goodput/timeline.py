@@ -45,6 +45,8 @@ class Timeline:
         """What was booked for training since the last step."""
         self._between_s = 0.0
         """What a worker spent between the last two steps."""
+        self._unknown_s = 0.0
+        """For how long it has not been known on which nodes the workers are."""
 
     def advance(self, time_s: float) -> None:
         """It is later now."""
@@ -54,6 +56,7 @@ class Timeline:
             self.elapsed_s += passed_s
         self.reserved_s += passed_s * self.books.crew.workers
         self.node_s += passed_s * self.books.crew.nodes
+        self._unknown_s += passed_s if not self.books.crew.known else 0.0
         self._close_joining()
 
     def skip_to(self, time_s: float) -> None:
@@ -114,6 +117,10 @@ class Timeline:
 
     def change_crew(self, crew: Crew, earlier_s: float = 0.0) -> None:
         """Other workers are reserved from now on; some of them had been for `earlier_s` worker-seconds before."""
+        before = self.books.crew
+        if not before.known and crew.known and crew.workers == before.workers:  # they were on these nodes all the time
+            self.node_s += self._unknown_s * (crew.nodes - before.nodes)
+        self._unknown_s = 0.0
         self.books.change(crew, self.lineage.crews)
         earlier_s = earlier_s if 0.0 < earlier_s < float("inf") else 0.0
         if crew.workers and earlier_s:
@@ -161,6 +168,7 @@ class Timeline:
             "node_s": self.node_s,
             "step": list(self._step),
             "between_s": self._between_s,
+            "unknown_s": self._unknown_s,
         }
 
     @classmethod
@@ -176,5 +184,5 @@ class Timeline:
         timeline.driven, timeline.elapsed_s = flag(value, "driven"), number(value, "elapsed_s")
         timeline.reserved_s, timeline.node_s = number(value, "reserved_s"), number(value, "node_s")
         timeline._step = (numbers(value, "step") + [0.0] * AMOUNTS)[:AMOUNTS]
-        timeline._between_s = number(value, "between_s")
+        timeline._between_s, timeline._unknown_s = number(value, "between_s"), number(value, "unknown_s")
         return timeline

@@ -3,11 +3,11 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from orchestrator.atomic_files import write_json
@@ -24,6 +24,8 @@ from orchestrator.domain.events import (
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.catalog import metric_family, safety_metrics
+from orchestrator.metrics.collectors.copy_counters import CopyCounter
+from orchestrator.metrics.collectors.families import Labels, family
 from orchestrator.planner.snapshot_costs import measured_loss
 
 COMPUTED = (
@@ -64,9 +66,11 @@ class DurabilityRecorder:
         self.memory_kept_s = 0.0
         """See `Durability.memory_kept_s`."""
         self.last: Durability | None = None
+        self.copies = CopyCounter()
 
     def on_event(self, event: Event) -> None:
         """Learn of checkpoints, of the plan, and of state that is gone back to."""
+        self.copies.on_event(event)
         match event.body:
             case CheckpointSaved() | CheckpointRejected():
                 self._storage_changed = True
@@ -86,6 +90,7 @@ class DurabilityRecorder:
 
     def take(self, reports: Sequence[VaultReport]) -> None:
         """The vaults have answered: write what that means."""
+        self.copies.take(reports)
         if self._storage_changed:
             self._look_at_storage()
         known = Surroundings(self._clock(), self._step, self._storage_step, self._planned_bytes, self.memory_kept_s)
@@ -157,9 +162,5 @@ class DurabilityCollector(Collector):
         yield self._family(safety_metrics.VAULT_BYTES, {(node.node,): node.memory_bytes for node in shown})
         yield self._family(safety_metrics.VAULT_PLANNED_BYTES, {(): last.planned_bytes})
 
-    def _family(self, metric: metric_family.Metric, values: dict[tuple[str, ...], int | None]) -> Metric:
-        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.all_labels)
-        for labels, value in values.items():
-            if value is not None:
-                family.add_metric((*self._common, *labels), value)
-        return family
+    def _family(self, metric: metric_family.Metric, values: Mapping[Labels, float | None]) -> Metric:
+        return family(metric, self._common, values)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.domain.events import Event, EventBody, Observer, WarningIssued
 from orchestrator.domain.step_report import StepReport
+from orchestrator.metrics.collectors.loop_pace import LoopPace
 
 MAX_QUEUED = 10_000
 """Items that wait while one is delivered. Only observers that emit without end, or a second thread, come so far."""
@@ -35,6 +36,8 @@ class EventBus:
         self._queue: deque[Event | StepReport] = deque()
         self._delivering = False
         self._lock = threading.Lock()
+        self.pace = LoopPace()
+        """Of the loop that publishes most of what is delivered, if there is one: it notes its rounds there."""
 
     def add(self, name: str, observer: Observer, essential: bool = False, after: str | None = None) -> None:
         """Deliver to this observer too: after the one that is named, by default after all others. Under a known name

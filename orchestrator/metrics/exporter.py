@@ -13,12 +13,14 @@ from orchestrator.domain.events import (
     CheckpointRejected,
     CheckpointRestored,
     CheckpointSaved,
+    CheckpointStarted,
     DataProgress,
     DataReady,
     EvalFinished,
     Event,
     GangResized,
     GangWaiting,
+    MemoryMeasured,
     NodeDraining,
     NumericFaultFound,
     RecoveryFinished,
@@ -39,7 +41,13 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.goodput.ledger_result import LedgerResult
 from orchestrator.metrics import metric_catalog
 from orchestrator.metrics.catalog import metric_family, resource_metrics, safety_metrics
-from orchestrator.metrics.collectors.goodput_collector import LEDGER_METRICS, GoodputCollector
+from orchestrator.metrics.collectors.copy_counters import CopyCollector
+from orchestrator.metrics.collectors.driver_load import DriverLoad
+from orchestrator.metrics.collectors.goodput_collector import GoodputCollector
+from orchestrator.metrics.collectors.gpu_gauges import GpuGauges
+from orchestrator.metrics.collectors.loop_pace import LoopPace
+from orchestrator.metrics.collectors.node_gauges import NodeGauges
+from orchestrator.metrics.collectors.recovery_phases import RecoveryPhase, RecoveryTimer
 from orchestrator.metrics.durability_recorder import COMPUTED, DurabilityCollector, DurabilityRecorder
 
 
@@ -54,9 +62,10 @@ class MetricsObserver:
         clock: Callable[[], float] = time.time,
         slowness: Callable[[], dict[int, float]] | None = None,
         durability: DurabilityRecorder | None = None,
+        pace: LoopPace | None = None,
     ) -> None:
         """`ledger` gives the run's ledger as it is when scraped (`LedgerRecorder.snapshot`), `clock` Unix seconds,
-        `slowness` the ratio of each rank (`StragglerRecorder.ratios`)."""
+        `slowness` the ratio of each rank (`StragglerRecorder.ratios`); `pace`: of the driver's loop."""
         self.registry = CollectorRegistry()
         self._common = (run_id, job)
         self._gauges: dict[str, Gauge] = {}
@@ -64,9 +73,8 @@ class MetricsObserver:
         self._histograms: dict[str, Histogram] = {}
         self._ranks_shown: list[str] = []
         """Labels of the ranks that have series of their own."""
-        computed = {safety_metrics.STRAGGLER.name, *(metric.name for metric in (*COMPUTED, *LEDGER_METRICS))}
         for metric in metric_catalog.CATALOG:
-            if metric.name in computed:
+            if metric.origin in ("ledger", "nvml") or metric in _COLLECTED:
                 continue
             if metric.kind == "gauge":
                 self._gauges[metric.name] = Gauge(metric.name, metric.help, metric.all_labels, registry=self.registry)
@@ -76,27 +84,56 @@ class MetricsObserver:
                 if not metric.labels:
                     counter.labels(*self._common)  # a counter is there, at 0, before anything is counted
             else:
-                self._histograms[metric.name] = Histogram(
+                found = Histogram(
                     metric.name, metric.help, metric.all_labels, registry=self.registry, buckets=metric.buckets
                 )
+                self._histograms[metric.name] = found
+                if not metric.labels:
+                    found.labels(*self._common)
+        self._nodes, self._gpus = NodeGauges(self._common), GpuGauges(self._common, clock)
+        self._collect(ledger, slowness, durability, pace)
+        self._recovery = RecoveryTimer()
+        self._set(metric_catalog.RUN_INFO, 1, __version__)
+        self._set_state(RunState.PREPARING)
+        self._writing: set[int] = set()
+        """Steps of the checkpoints that vaults are writing."""
+        self._set(resource_metrics.DURABLE_WRITES_QUEUED, 0)
+        self._reason = RecoveryReason.UNKNOWN
+        """Of the recovery that has begun."""
+        for reason in RecoveryReason:
+            self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
+        for phase in RecoveryPhase:
+            self._count(safety_metrics.RECOVERY_PHASE_SECONDS, 0, phase.value)
+        self._checkpoint_s = clock()
+        age = self._gauges[safety_metrics.CHECKPOINT_AGE.name].labels(*self._common)
+        age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
+
+    def _collect(
+        self,
+        ledger: Callable[[], LedgerResult] | None,
+        slowness: Callable[[], dict[int, float]] | None,
+        durability: DurabilityRecorder | None,
+        pace: LoopPace | None,
+    ) -> None:
+        """Have the values asked for that are worked out with each scrape."""
         if ledger is not None:
             self.registry.register(GoodputCollector(self._common, ledger))
         if slowness is not None:
             self.registry.register(_SlownessCollector(self._common, slowness))
         if durability is not None:
             self.registry.register(DurabilityCollector(self._common, durability))
-        self._set(metric_catalog.RUN_INFO, 1, __version__)
-        self._set_state(RunState.PREPARING)
-        self._reason = RecoveryReason.UNKNOWN
-        """Of the recovery that has begun."""
-        for reason in RecoveryReason:
-            self._count(safety_metrics.RECOVERIES, 0, reason.value)  # an increase shows only if there was a 0
-        self._checkpoint_s = clock()
-        age = self._gauges[safety_metrics.CHECKPOINT_AGE.name].labels(*self._common)
-        age.set_function(lambda: max(0.0, clock() - self._checkpoint_s))
+            self.registry.register(CopyCollector(self._common, durability.copies))
+        if pace is not None:
+            self.registry.register(DriverLoad(self._common, pace))
+        self.registry.register(self._nodes)
+        self.registry.register(self._gpus)
 
     def on_event(self, event: Event) -> None:
         """Update what the event changes."""
+        self._nodes.on_event(event)
+        self._gpus.on_event(event)
+        for phase, seconds in (self._recovery.on_event(event) or {}).items():
+            self._count(safety_metrics.RECOVERY_PHASE_SECONDS, seconds, phase.value)
         match event.body:
             case StateChanged(state):
                 self._set_state(state)
@@ -115,22 +152,38 @@ class MetricsObserver:
                 self._set(metric_catalog.DATA_SAMPLES, ready.validation_samples, "validation")
             case EvalFinished() as evaluation:
                 self._set(metric_catalog.VALIDATION_LOSS, evaluation.loss)
+            case MemoryMeasured() as memory:
+                for source, parts in (("measured", memory.measured), ("predicted", memory.predicted)):
+                    for part, size_bytes in parts.items():
+                        self._set(resource_metrics.MEMORY_PART, size_bytes, part, source)
+            case WarningIssued():
+                self._count(safety_metrics.WARNINGS, 1)
+            case _:
+                self._on_checkpoint(event)
+                self._on_trouble(event)
+
+    def _on_checkpoint(self, event: Event) -> None:
+        """What has to do with checkpoints in storage."""
+        match event.body:
+            case CheckpointStarted(step=step):
+                self._writing.add(step)
             case CheckpointSaved() as saved:
+                self._writing.discard(saved.step)
                 self._checkpoint_s = event.time_s
                 self._count(safety_metrics.CHECKPOINTS, 1)
                 self._count(safety_metrics.CHECKPOINT_BYTES, saved.bytes)
                 self._count(safety_metrics.CHECKPOINT_SECONDS, saved.seconds)
                 self._set(safety_metrics.CHECKPOINT_STEP, saved.step)
-            case CheckpointFailed():
+                written_s = saved.seconds if saved.write_seconds is None else saved.write_seconds
+                self._observe(resource_metrics.DURABLE_WRITE_SECONDS, written_s)
+            case CheckpointFailed(step=step):
+                self._writing.discard(step)
                 self._count(safety_metrics.CHECKPOINT_FAILURES, 1)
             case CheckpointRestored():
                 self._count(safety_metrics.CHECKPOINT_RESTORES, 1)
             case CheckpointRejected():
                 self._count(safety_metrics.CHECKPOINT_REJECTIONS, 1)
-            case WarningIssued():
-                self._count(safety_metrics.WARNINGS, 1)
-            case _:
-                self._on_trouble(event)
+        self._set(resource_metrics.DURABLE_WRITES_QUEUED, len(self._writing))
 
     def _on_trouble(self, event: Event) -> None:
         """What has to do with lost workers, bad numbers and changes of size."""
@@ -166,7 +219,9 @@ class MetricsObserver:
             metric_catalog.LOSS: report.loss,
             metric_catalog.GRAD_NORM: report.grad_norm,
             metric_catalog.LEARNING_RATE: report.lr,
+            metric_catalog.LOSS_SCALE: report.loss_scale,
             metric_catalog.TOKENS_PER_SECOND: report.tokens_per_s,
+            metric_catalog.SAMPLES_PER_SECOND: report.samples / report.step_time_s if report.step_time_s > 0 else None,
             metric_catalog.FLOPS_PER_SECOND: None if report.tflops_per_s is None else report.tflops_per_s * 1e12,
             metric_catalog.MFU: report.mfu,
             metric_catalog.WORKERS: report.world_size,
@@ -176,17 +231,21 @@ class MetricsObserver:
         for metric, value in gauges.items():
             self._set(metric, value)
         self._count(metric_catalog.STEPS, 1)
+        self._count(metric_catalog.SKIPPED_STEPS, int(report.skipped))
         self._count(metric_catalog.TOKENS, report.tokens)
         self._count(metric_catalog.SAMPLES, report.samples)
         self._observe(metric_catalog.STEP_SECONDS, report.step_time_s)
         self._take_spread(report.ranks.spread, report.world_size)
+        self._take_communication(report)
+        for slowest_rank in report.ranks.slowest[:1]:
+            self._set(metric_catalog.SLOWEST_RANK, slowest_rank.rank)
         every = report.ranks.every if report.world_size <= EVERY_STEP_RANKS else ()
         self._take_ranks(every or report.ranks.slowest)
 
     def _take_spread(self, spread: RankSpread, world_size: int) -> None:
         """Update what is known of all ranks together."""
         for name, figure in vars(spread).items():
-            if figure is None:
+            if figure is None or (name == "collective_s" and spread.communication_s is None):
                 continue
             seconds = name.removesuffix("_s")
             metric, kind = metric_catalog.WORKER_SECONDS, seconds
@@ -197,8 +256,20 @@ class MetricsObserver:
             for stat, value in (("p50", figure.p50), ("p99", figure.p99), ("max", figure.max)):
                 self._set(metric, value, kind, stat)
 
+    def _take_communication(self, report: StepReport) -> None:
+        """Update what is known of collectives and of snapshots."""
+        spread = report.ranks.spread
+        if spread.communication_s is not None:
+            mean_s = spread.communication_s.mean(report.world_size)
+            self._observe(metric_catalog.PHASE_SECONDS, mean_s, "communication")
+            if report.step_time_s > 0:
+                self._set(metric_catalog.COMMUNICATION, min(1.0, mean_s / report.step_time_s))
+        if spread.snapshot_s.max > 0:
+            self._observe(resource_metrics.SNAPSHOT_SECONDS, spread.snapshot_s.max)
+
     def _take_ranks(self, ranks: Sequence[RankReport]) -> None:
         """Update the series of single ranks. Those of others, which were shown before, end."""
+        self._gpus.show([report.rank for report in ranks])
         labels = tuple(str(report.rank) for report in ranks)
         if sorted(labels) != self._ranks_shown:
             self._ranks_shown = sorted(labels)
@@ -234,6 +305,22 @@ _OF_RANKS = (
     resource_metrics.PEAK_ALLOCATED,
 )
 """Memory of single ranks, in the order of `RankMemory`."""
+
+
+_COLLECTED = (
+    *COMPUTED,
+    safety_metrics.STRAGGLER,
+    resource_metrics.NODE_INFO,
+    resource_metrics.SNAPSHOT_BYTES,
+    resource_metrics.REPLICATION_SECONDS,
+    resource_metrics.REPLICATION_BYTES,
+    resource_metrics.REPLICATION_QUEUED,
+    resource_metrics.DRIVER_CPU,
+    resource_metrics.DRIVER_RSS,
+    resource_metrics.DRIVER_LAG,
+    resource_metrics.DRIVER_FILES,
+)
+"""Metrics whose values are asked for with each scrape, besides those of the ledger and of NVML."""
 
 
 class _SlownessCollector(Collector):

@@ -208,15 +208,15 @@ def reference_markdown(uses: Mapping[str, Sequence[str]] | None = None) -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `orchestrator/metrics/metric_catalog.py` and `orchestrator/metrics/catalog` by `python -m"
-        " orchestrator.metrics.metric_catalog`; a test compares them.",
+        "Generated from `orchestrator/metrics/metric_catalog.py`, `orchestrator/metrics/catalog` and"
+        " `orchestrator/dashboards` by `python -m orchestrator.dashboards.monitoring_reference`; a test compares them.",
         "",
-        "A run serves them at `/metrics` if `metrics.port` (or `CONVOY_METRICS_PORT`) is set; the address is printed"
-        " and is in the event `metrics.serving`. The endpoint binds to loopback. Binding to another"
-        " address (`metrics.host`) needs a token of at least 16 characters in `CONVOY_METRICS_TOKEN`, and every"
-        " request then needs `Authorization: Bearer TOKEN`."
-        " `monitoring/prometheus.yml` scrapes it, `monitoring/alerts.yml`"
-        " has alerts.",
+        "A run serves them at `/metrics`, on a free port of loopback or on `metrics.port` (`CONVOY_METRICS_PORT`). The"
+        " address is printed and is in the event `metrics.serving`, and Prometheus finds it by a file. Binding to"
+        " another address (`metrics.host`) needs a token of at least 16 characters in `CONVOY_METRICS_TOKEN`, and every"
+        " request then needs `Authorization: Bearer TOKEN`. [Monitoring](../monitoring/README.md) shows how runs get"
+        " into Prometheus and Grafana. Below the metrics are the [dashboards](#dashboards) and the [alerts](#alerts)"
+        " with what to do about each.",
         "",
         "Every metric has the labels `run` (the run's id) and `job` (the job's name); other labels are listed. Counters"
         " count from the start of the run's driver: they start at 0 when a run is resumed, as Prometheus expects.",
@@ -238,7 +238,3 @@ def _row(cells: Sequence[str], last: str | None) -> list[str]:
     """One row of a Markdown table."""
     every = [*cells, *([] if last is None else [last])]
     return ["| " + " | ".join(every) + " |"]
-
-
-if __name__ == "__main__":
-    print(reference_markdown(), end="")

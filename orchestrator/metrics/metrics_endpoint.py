@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from socketserver import TCPServer, ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -14,12 +14,17 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.metrics.scrape_pace import ScrapePace
 
 PORT_VARIABLE = "CONVOY_METRICS_PORT"
 TOKEN_VARIABLE = "CONVOY_METRICS_TOKEN"
+AUTO, OFF = "auto", "off"
+"""Values of the variable, and of `metrics.port`, besides a number."""
 MIN_TOKEN_LENGTH = 16
 CLIENT_S = 10.0
 """From a connection to the end of its answer."""
+PROBE_S = 1.0
+"""How long `refuses_connections` waits for an answer."""
 MAX_CLIENTS = 16
 """Connections at a time, each with a thread; a further one ends the oldest."""
 CLOSE_POLL_S = 0.05
@@ -34,7 +39,8 @@ class MetricsServer:
     def __init__(self, registry: CollectorRegistry, host: str, port: int, token: str | None) -> None:
         """Raises UsageError if the address cannot be bound, or is reachable from outside without a token."""
         check_exposure(host, token)
-        app = _guarded(make_wsgi_app(registry), token)
+        self._pace = ScrapePace()
+        app = _guarded(make_wsgi_app(registry), token, self._pace)
         server_class = _ServerV6 if ":" in host else _Server
         try:
             self._server = make_server(host, port, app, server_class, handler_class=_QuietHandler)
@@ -43,12 +49,18 @@ class MetricsServer:
                 f"metrics cannot be served at {host}:{port}: {getattr(error, 'strerror', None) or error}",
                 hint="choose another metrics.port, or 0 for a free one",
             ) from error
+        self.port = self._server.server_port
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self.url = f"http://{shown}:{self.port}/metrics"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(CLOSE_POLL_S,), name="metrics", daemon=True
         )
         self._thread.start()
+
+    def await_scrape(self) -> bool:
+        """Let Prometheus read the last values, if it reads this endpoint regularly: at most until the next scrape is
+        overdue. Whether it did."""
+        return self._pace.await_next(time.monotonic())
 
     def close(self) -> None:
         """Stop serving."""
@@ -56,21 +68,21 @@ class MetricsServer:
         self._server.server_close()
 
 
-def serve_metrics(
-    registry: CollectorRegistry, host: str, port: int | None, env: Mapping[str, str]
-) -> MetricsServer | None:
-    """Start the endpoint if the spec (`port`) or `CONVOY_METRICS_PORT` sets a port; None if neither does.
+def asked_port(port: int | str | None, env: Mapping[str, str]) -> int | None:
+    """The port to serve metrics on, 0 for a free one; None: none is wanted.
 
-    Raises UsageError for a bad port, an address that cannot be bound, or a missing token.
+    `port`: `metrics.port` of the spec, a number, `auto` (or None) or `off`. `auto` leaves it to the variable
+    `CONVOY_METRICS_PORT`, which may be any of them, and means a free port without it. Raises UsageError if the variable
+    is none of them.
     """
-    if port is None:
-        asked = env.get(PORT_VARIABLE, "")
-        if not asked:
-            return None
-        if not asked.isdecimal() or int(asked) > 65535:
-            raise UsageError(f"{PORT_VARIABLE} is {asked!r}, expected a port from 0 to 65535")
-        port = int(asked)
-    return MetricsServer(registry, host, port, env.get(TOKEN_VARIABLE) or None)
+    if port is None or port == AUTO:
+        said = env.get(PORT_VARIABLE, "").strip() or AUTO
+        if not (said in (AUTO, OFF) or (said.isdecimal() and int(said) <= 65535)):
+            raise UsageError(f"{PORT_VARIABLE} is {said!r}, expected a port from 0 to 65535, {AUTO} or {OFF}")
+        port = int(said) if said.isdecimal() else said
+    if port == OFF:
+        return None
+    return port if isinstance(port, int) else 0
 
 
 def check_exposure(host: str, token: str | None) -> None:
@@ -80,21 +92,34 @@ def check_exposure(host: str, token: str | None) -> None:
             f"{TOKEN_VARIABLE} has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH}",
             hint="make one with: openssl rand -hex 32",
         )
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         raise UsageError(
             f"metrics.host {host!r} can be reached from other machines, and there is no {TOKEN_VARIABLE}",
             hint=f"export {TOKEN_VARIABLE}=$(openssl rand -hex 32), or use metrics.host: 127.0.0.1",
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
+def refuses_connections(target: str) -> bool:
+    """Whether nothing listens at `host:port`. A host that does not answer at all has not refused."""
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
+
+
+def _guarded(app: WSGIApplication, token: str | None, pace: ScrapePace) -> WSGIApplication:
     """`app` at `/metrics` alone, for those who have the token."""
     expected = f"Bearer {token}".encode() if token is not None else None
 
@@ -106,9 +131,26 @@ def _guarded(app: WSGIApplication, token: str | None) -> WSGIApplication:
         if environ.get("PATH_INFO") != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"metrics are at /metrics\n"]
-        return app(environ, start_response)
+        return _Scraped(list(app(environ, start_response)), pace)
 
     return guarded
+
+
+class _Scraped:
+    """An answer that is noted once it has been sent. wsgiref asks for the number of blocks, and closes at the end."""
+
+    def __init__(self, blocks: list[bytes], pace: ScrapePace) -> None:
+        self._blocks, self._pace = blocks, pace
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def close(self) -> None:
+        """It has been sent."""
+        self._pace.note(time.monotonic())
 
 
 Request = socket.socket | tuple[bytes, socket.socket]

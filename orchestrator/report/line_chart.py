@@ -19,7 +19,7 @@ MOST_DRAWN = 400
 
 
 @dataclass(frozen=True)
-class Series:
+class ChartLine:
     """One line."""
 
     name: str
@@ -37,7 +37,7 @@ class LineChart:
     """A chart. `marks`: steps at which something happened, with what."""
 
     title: str
-    series: tuple[Series, ...]
+    series: tuple[ChartLine, ...]
     write: Callable[[float], str]
     """A value as text."""
     tick: Callable[[float], str] | None = None
@@ -54,9 +54,9 @@ class LineChart:
     """The end of the axis, if it is beyond the last point."""
 
 
-def series(name: str, curve: Curve, colour: int, dotted: bool = False, band: bool = False) -> Series:
+def series(name: str, curve: Curve, colour: int, dotted: bool = False, band: bool = False) -> ChartLine:
     """A line of a curve, with at most `MOST_DRAWN` points."""
-    return Series(name, tuple(thinned(list(curve))), colour, dotted, band)
+    return ChartLine(name, tuple(thinned(list(curve))), colour, dotted, band)
 
 
 def thinned(points: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -105,7 +105,7 @@ def line_chart(chart: LineChart) -> Html:
     )  # fmt: skip
 
 
-def _values(drawn: Sequence[Series]) -> list[float]:
+def _values(drawn: Sequence[ChartLine]) -> list[float]:
     """All that the axis has to hold: the means, and of bands what is not an outlier."""
     means = [point.mean for each in drawn for point in each.points]
     low, high = min(means), max(means)
@@ -114,7 +114,7 @@ def _values(drawn: Sequence[Series]) -> list[float]:
     return means + [min(max(value, low - room), high + room) for value in bands]
 
 
-def _stacked(drawn: Sequence[Series]) -> list[list[float]]:
+def _stacked(drawn: Sequence[ChartLine]) -> list[list[float]]:
     """Upper edges of the areas, from the bottom one to the top one."""
     edges: list[list[float]] = []
     below = [0.0] * len(drawn[0].points)
@@ -137,7 +137,7 @@ def _path(places: Sequence[tuple[float, float]], closed: bool = False) -> str:
     return f"M{written}" + ("Z" if closed else "")
 
 
-def _lines(drawn: Sequence[Series], x_axis: Axis, y_axis: Axis) -> list[Html]:
+def _lines(drawn: Sequence[ChartLine], x_axis: Axis, y_axis: Axis) -> list[Html]:
     shapes = []
     for each in drawn:
         if each.band and any(point.high > point.low for point in each.points):
@@ -149,7 +149,7 @@ def _lines(drawn: Sequence[Series], x_axis: Axis, y_axis: Axis) -> list[Html]:
     return shapes
 
 
-def _areas(drawn: Sequence[Series], edges: Sequence[Sequence[float]], x_axis: Axis, y_axis: Axis) -> list[Html]:
+def _areas(drawn: Sequence[ChartLine], edges: Sequence[Sequence[float]], x_axis: Axis, y_axis: Axis) -> list[Html]:
     shapes = []
     below: Sequence[float] = [0.0] * len(drawn[0].points)
     for each, upper in zip(drawn, edges, strict=True):
@@ -173,7 +173,7 @@ def _mark(step: int, x_axis: Axis) -> Html:
     return element("line", {"class": "mark", "x1": x, "x2": x, "y1": "0", "y2": str(HEIGHT)})
 
 
-def _dot(each: Series, x_axis: Axis, y_axis: Axis) -> Html:
+def _dot(each: ChartLine, x_axis: Axis, y_axis: Axis) -> Html:
     """Dots of a line, outside of the stretched drawing: they stay round."""
     places = [(x_axis.place((p.first_step + p.last_step) / 2), y_axis.place(p.mean)) for p in each.points[:60]]
     dots = (element("i", {"class": f"dot c{each.colour}", "style": f"left:{x:.2%};bottom:{y:.2%}"}) for x, y in places)
@@ -199,7 +199,7 @@ def _x_label(place: float, label: str) -> Html:
     return element("span", {**end, "style": f"left:{place:.2%}"}, label)
 
 
-def _legend(drawn: Sequence[Series]) -> Html:
+def _legend(drawn: Sequence[ChartLine]) -> Html:
     if len(drawn) < 2:
         return Html("")
     items = [element("li", None, element("i", {"class": f"c{each.colour}"}), each.name) for each in drawn]
@@ -210,13 +210,13 @@ def _note(note: str) -> Html:
     return element("p", {"class": "note"}, note) if note else Html("")
 
 
-def _described(chart: LineChart, drawn: Sequence[Series]) -> str:
+def _described(chart: LineChart, drawn: Sequence[ChartLine]) -> str:
     parts = [f"{each.name} from {chart.write(each.points[0].mean)} to {chart.write(each.points[-1].mean)}"
              for each in drawn]  # fmt: skip
     return f"{chart.title} over the steps: {', '.join(parts)}"
 
 
-def _data(chart: LineChart, drawn: Sequence[Series], x_axis: Axis) -> JsonValue:
+def _data(chart: LineChart, drawn: Sequence[ChartLine], x_axis: Axis) -> JsonValue:
     """What the script shows: for each series its steps, and its values as text."""
     return {
         "x": [x_axis.low, x_axis.high],

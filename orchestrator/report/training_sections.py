@@ -5,7 +5,7 @@ from math import log
 
 from orchestrator.report.bar_figures import rank_bars
 from orchestrator.report.html_text import Html, element
-from orchestrator.report.line_chart import LineChart, Series, line_chart, series
+from orchestrator.report.line_chart import ChartLine, LineChart, line_chart, series
 from orchestrator.run_facts.curve import Curve
 from orchestrator.run_facts.quantity_text import count, duration, loss, size
 from orchestrator.run_facts.run_model import RunFacts
@@ -80,7 +80,7 @@ def memory(run: RunFacts) -> Html:
     return section("memory", "Memory", element("div", {"class": "pair"}, line_chart(chart), bars))
 
 
-def _phase_series(phase: str, curve: Curve) -> Series:
+def _phase_series(phase: str, curve: Curve) -> ChartLine:
     return series(phase.replace("_", " "), curve, PHASE_COLOURS[phase])
 
 

@@ -12,25 +12,27 @@ from orchestrator.atomic_files import read_json, write_json, write_text
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
 from orchestrator.data.prepare_progress import PrepareProgress
 from orchestrator.domain.errors import ConvoyError, LeaseLostError, UsageError
-from orchestrator.domain.events import Emit, MetricsServing, Observer, RunState
+from orchestrator.domain.events import Emit, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
 from orchestrator.metrics.event_bus import EventBus, named
 from orchestrator.metrics.exporter import MetricsObserver
-from orchestrator.metrics.metrics_endpoint import serve_metrics
 from orchestrator.run.driver_lease import LeaseChoice, lease_of_new_run, lease_of_resumed_run, settle
 from orchestrator.run.group_protocol import WorkerGroup
 from orchestrator.run.preparation import Workload
 from orchestrator.run.run_context import RunContext
 from orchestrator.run.run_handle import RunHandle
 from orchestrator.run.run_handle import RunOutcome as RunOutcome
+from orchestrator.run.run_trackers import RunTrackers
+from orchestrator.run.served_metrics import ServedMetrics
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.load import LoadedJob, dump_job, load_job
 from orchestrator.store.resume_check import examine, pinned
 from orchestrator.store.run_store import RunStore
 from orchestrator.store.skip_file import write_skips
+from orchestrator.trackers.tracker_needs import check_trackers
 from orchestrator.weights.pretrained_location import anchored, at_value, check_files
 
 TRAIN_ENTRY = "orchestrator.train.worker:run_worker"
@@ -97,6 +99,7 @@ def create_run(
     """A new run of `job` under `home`, driven by this process. Nothing is started. Raises UsageError, SpecError if the
     job cannot be run."""
     check_files(job)
+    check_trackers(job, os.environ)
     job_dir = job.path.parent.absolute()
     spec = anchored(job.spec, job_dir)
     store = RunStore(home)
@@ -141,6 +144,7 @@ def claim_run(
     opening = settle(layout, storage, choice, emit, stop)
     layout = _unfinished(store, run_dir)  # a driver on another machine may have continued it meanwhile
     job = load_job(layout.spec, changes.overrides)
+    check_trackers(job, os.environ)
     job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
     watch = _watch(emit, stop)
     resumption = examine(layout, job.spec, job_dir, cache_directory(job.spec, home), changes.accept, watch)
@@ -200,28 +204,37 @@ def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunO
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,
-        handle.ledger.snapshot,
+        handle.ledger.totals,
         slowness=lambda: handle.stragglers.ratios,
         durability=handle.durability,
+        pace=run.bus.pace,
     )
     handle.watch("the metrics", metrics)
     for name, observer in named(observers):
         handle.watch(name, observer)
-    server = None
-    try:
-        server = serve_metrics(metrics.registry, run.spec.metrics.host, run.spec.metrics.port, os.environ)
-        if server is not None:
-            run.emit(MetricsServing(server.url))
-        return handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))
-    except ConvoyError as error:  # the endpoint cannot be served
-        return handle.fail(error)
-    finally:
-        if server is not None:
-            server.close()
-        held = run.lease.held()
-        handle.close()
-        if held:
-            _report(run.layout)
+    with contextlib.ExitStack() as ending:
+        ending.callback(_close, handle)
+        try:
+            served = ServedMetrics(run, metrics.registry, os.environ)
+        except ConvoyError as error:  # the endpoint cannot be served
+            return handle.fail(error)
+        ending.callback(served.close)
+        trackers = RunTrackers(run, os.environ)
+        for name, tracker in trackers.observers:
+            handle.watch(name, tracker)
+        ending.callback(trackers.close)
+        outcome = handle.drive(ray_workers, handle.preparation(workload_of(run.spec, entry)))
+        if outcome.state is RunState.FAILED:
+            served.await_scrape()  # for the alert: the series end with the endpoint
+        return outcome
+
+
+def _close(handle: RunHandle) -> None:
+    """End a run's records, and write its report if it still is this driver's."""
+    held = handle.context.lease.held()
+    handle.close()
+    if held:
+        _report(handle.layout)
 
 
 def _report(layout: RunLayout) -> None:

@@ -1,14 +1,15 @@
 """The job spec: everything a user writes, in one value."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, TokenizerSpec
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.spec.resources import CheckpointSpec, ClusterSpec, ResourcesSpec
 from orchestrator.spec.spec_base import SpecModel
+from orchestrator.spec.tracking import LoggingSpec
 from orchestrator.spec.train import TrainSpec, ZeroSpec
 
 
@@ -16,10 +17,19 @@ class MetricsSpec(SpecModel):
     """Where metrics are served during the run."""
 
     host: str = "127.0.0.1"
-    """Address the Prometheus endpoint binds to."""
+    """Address the Prometheus endpoint binds to. Any other than a loopback address needs a token in
+    `CONVOY_METRICS_TOKEN`."""
 
-    port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of `/metrics`; 0 picks a free one. Default: no endpoint unless `CONVOY_METRICS_PORT` is set."""
+    port: Annotated[int, Field(ge=0, le=65535)] | Literal["auto", "off"] | None = "auto"
+    """Port of `/metrics`. `auto`: what `CONVOY_METRICS_PORT` says, or else a free port that the system picks, as with
+    0; Prometheus finds it by the file that the run leaves in `monitoring/targets` of `$CONVOY_HOME`. `off`: no
+    endpoint. Null, as in the specs of older runs, is `auto`."""
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: object) -> object:
+        """Specs of runs that earlier versions recorded have null."""
+        return "auto" if value is None else value
 
 
 class GenerateSpec(SpecModel):
@@ -74,6 +84,9 @@ class JobSpec(SpecModel):
 
     metrics: MetricsSpec = Field(default_factory=MetricsSpec)
     """Prometheus endpoint."""
+
+    logging: LoggingSpec = Field(default_factory=LoggingSpec)
+    """Experiment trackers: TensorBoard, Weights & Biases."""
 
     generate: GenerateSpec = Field(default_factory=GenerateSpec)
     """Sample at the end."""

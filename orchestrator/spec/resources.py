@@ -120,7 +120,7 @@ class PriceSpec(SpecModel):
     per: Literal["worker", "node"]
     """What is paid for: each reserved worker, or each node that has at least one."""
 
-    usd: float = Field(ge=0, le=1e6)
+    usd: float = Field(ge=0, le=1_000_000)
     """US dollars per hour of it."""
 
 
@@ -136,7 +136,7 @@ class ClusterSpec(SpecModel):
     address: str | None = None
     """Address of a running Ray cluster: `host:6379`, or `auto` for the one on this machine."""
 
-    usd_per_hour: Annotated[float, Field(ge=0, le=1e6)] | PriceSpec | None = None
+    usd_per_hour: Annotated[float, Field(ge=0, le=1_000_000)] | PriceSpec | None = None
     """Price in US dollars: of an hour of a worker, or `{per: node, usd: 3.20}` of an hour of a node that has workers,
     however many. Default: no costs are shown. `convoy goodput` and the metrics use it; it changes nothing else. With
     `--set` at a resume it applies to the whole run."""

@@ -30,7 +30,11 @@ class DriverProcess:
     @classmethod
     def current(cls) -> "DriverProcess":
         """This process."""
-        pid = os.getpid()
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "DriverProcess":
+        """A process of this host, by its id."""
         return cls(
             pid=pid,
             host=socket.gethostname(),

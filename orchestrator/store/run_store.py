@@ -261,7 +261,7 @@ def read_record(layout: RunLayout, known: RecordedProgress | None = None) -> Run
         return None
     driver = DriverProcess.from_json(value.get("driver"))
     alive = driver.alive() if driver is not None else False
-    lost = state not in FINAL_STATES and (alive is False or (alive is None and _is_silent(layout, time.time())))
+    lost = state not in FINAL_STATES and (alive is False or (alive is None and is_silent(layout, time.time())))
     progress = known if known is not None else read_progress(layout)
     updated_s = _number(value.get("updated_s"))
     asked = (read_json(layout.scale_answer) or {}).get("standing")
@@ -280,7 +280,7 @@ def read_record(layout: RunLayout, known: RecordedProgress | None = None) -> Run
     )
 
 
-def _is_silent(layout: RunLayout, now_s: float) -> bool:
+def is_silent(layout: RunLayout, now_s: float) -> bool:
     """Whether the run's lease has not been renewed for so long that a person may be told that its driver is gone.
     Nobody takes a run over because of that: it compares clocks of two machines. False for runs of versions without
     leases."""

@@ -70,6 +70,11 @@ class StandaloneSession:
         """torchrun knows an address the others reach rank 0 at, and only rank 0's is used."""
         return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
+    @property
+    def node_id(self) -> str:
+        """There is no cluster."""
+        return ""
+
     def report_step(self, report: StepReport) -> None:
         self.bus.publish(report)
 

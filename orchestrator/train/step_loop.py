@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from orchestrator.train.batch_feed import Feed, StepBatch
 from orchestrator.train.collectives.collective_timer import CollectiveTimer
 from orchestrator.train.collectives.exchange import RankStep, exchange, global_sum, read_numbers
 from orchestrator.train.engine.engine import Stepper, set_learning_rate
+from orchestrator.train.engine.memory_parts import MemoryProbe
 from orchestrator.train.engine.oom_injection import OomInjection
 from orchestrator.train.engine.process_memory import rank_memory
 from orchestrator.train.evaluation import Evaluation, evaluate
@@ -67,6 +69,7 @@ class TrainLoop:
         self._watch = NumericGuard(context, start, self._order)
         self._scarcity = OomInjection(context)
         self._protection = SnapshotPolicy(context, self._order, self._watch.extra)
+        self._memory = MemoryProbe(context)
         self._targets_ahead: int | None = None
         """Targets of the coming step's global batch, if the last exchange contained them."""
         self._checkpoint: str | None = None
@@ -119,6 +122,10 @@ class TrainLoop:
         wait_s = time.perf_counter() - started
         outcome = self._update(batch, feed, wait_s, started)
         step_time_s = time.perf_counter() - started
+        if self._measures_memory(step):
+            measured = self._memory.finish()
+            if context.session.rank == 0:
+                context.session.report_event(measured)
         self._watch.check(outcome)  # before anything is saved or told of this step
         check_replay(context.plan.expected, outcome.step, outcome.loss, outcome.grad_norm)
         checkpoint_s = 0.0
@@ -153,6 +160,8 @@ class TrainLoop:
         context, engine, clock = self._context, self._context.engine, self._clock
         beat, step = context.session.beat, batch.step
         clock.begin(step)
+        if self._measures_memory(step):
+            self._memory.begin()
         global_targets = self._global_targets(batch)
         lr = learning_rate(context.spec.train, context.plan.total_steps, step)
         set_learning_rate(engine, lr)
@@ -171,7 +180,7 @@ class TrainLoop:
                 del loss
                 beat(step, Phase.OPTIMIZER)
                 with clock.phase("optimizer"):
-                    self._stepper.step(self._protection.fence)
+                    self._stepper.step(self._before_update(step))
         summed, grad_norm = read_numbers((loss_sum, self._stepper.grad_norm()), context.device)
         ahead = feed.targets_ahead()
         facts = self._facts(batch, wait_s, summed, -1 if ahead is None else ahead, started)
@@ -184,6 +193,21 @@ class TrainLoop:
         outcome = StepOutcome(step, batch.first_position, lr, grad_norm, ranks, stepper.loss_scale, skipped)
         self._targets_ahead = outcome.targets_ahead
         return outcome
+
+    def _measures_memory(self, step: int) -> bool:
+        """The second step of a generation: in the first one Adam has no moments until its end."""
+        return step == self._start.step + 2
+
+    def _before_update(self, step: int) -> Callable[[], None]:
+        """What is done when a step's gradients are complete."""
+        if not self._measures_memory(step):
+            return self._protection.fence
+
+        def measured() -> None:
+            self._memory.at_update()
+            self._protection.fence()
+
+        return measured
 
     def _global_targets(self, batch: StepBatch) -> int:
         """Targets of all ranks in this step. Collective if the last exchange did not contain it: in a generation's

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -94,7 +95,15 @@ def blamed_on_peers(session: Session) -> Iterator[None]:
 
 def _tell_started(session: Session, device: "torch.device", seconds: float) -> None:
     session.report_event(
-        WorkerStarted(session.rank, session.node_ip, os.getpid(), _device_name(device), seconds),
+        WorkerStarted(
+            rank=session.rank,
+            node=session.node_ip,
+            pid=os.getpid(),
+            device=_device_name(device),
+            seconds=seconds,
+            host=socket.gethostname(),
+            node_id=session.node_id,
+        ),
     )
 
 

@@ -178,24 +178,22 @@ class Striker(Course):
         self._fault: str | None = None
         self._struck_s = 0.0
         self._from_event = 0
-        self._recovered = False
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
-        self._recovered = self._recovered or isinstance(event.body, RecoveryFinished)
+        if self._fault is not None and isinstance(event.body, RecoveryFinished):
+            self._take(self.steps[-1])  # the event follows the step that ended the recovery
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
-        if self._fault is not None and self._recovered:
-            self._take(report)
-        elif self._fault is None and self.steady(report, self._workers):
+        if self._fault is None and self.steady(report, self._workers):
             if self._left:
                 self._strike(self._left.pop(0))
             else:
                 self.over.set()
 
     def _take(self, report: StepReport) -> None:
-        """The first new step is there."""
+        """The first new step is done."""
         fault, self._fault = self._fault, None
         assert fault is not None
         events = self.events[self._from_event :]
@@ -214,7 +212,7 @@ class Striker(Course):
             threading.Thread(target=self._cluster.add, name="add-node", daemon=True).start()
 
     def _strike(self, fault: str) -> None:
-        self._fault, self._from_event, self._recovered = fault, len(self.events), False
+        self._fault, self._from_event = fault, len(self.events)
         victim = self.pids[max(self.pids)]
         if fault in ("worker", "workers"):
             self._struck_s = send(signal.SIGKILL, [victim] if fault == "worker" else self.pids.values())

@@ -24,6 +24,7 @@ from orchestrator.domain.events import RunState, StateChanged, TrainingPlanned
 from orchestrator.domain.ranks.rank_summary import every_rank_interval
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import TrainPlan
+from orchestrator.gang.agent.gpu_figures import INTERVAL_S
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.worker_actor import FileAccess, Hello
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
@@ -126,8 +127,9 @@ class Driver:
         stragglers = StragglerRecorder(self.bus.emit)
         self.durability = DurabilityRecorder(self.layout, lambda: None)
         self.metrics = MetricsObserver(
-            "scale-1", "scale", ledger.snapshot, slowness=lambda: stragglers.ratios, durability=self.durability
-        )
+            "scale-1", "scale", ledger.totals, slowness=lambda: stragglers.ratios, durability=self.durability,
+            pace=self.bus.pace,
+        )  # fmt: skip
         observers = {"records": RunRecorder(self.layout), "ledger": ledger, "metrics": self.metrics}
         for name, observer in {**observers, "stragglers": stragglers, "durability": self.durability}.items():
             self.bus.add(name, observer, essential=True)
@@ -254,7 +256,8 @@ def measure(scratch: Path) -> list[Row]:
         Row(f"driver CPU for a step, {at}", f"{step_s * 1e3:.1f} ms", "", None, "<= 20 ms", step_s <= STEP_CPU_S,
             f"at a step every {PACE_S:g} s; pushed, recorded and confirmed after {delay_s * 1e3:.0f} ms in the median"),
         Row(f"driver CPU while idle, {at}", f"{idle.share:.1%} of a core", "", None, "<= 15%", idle.share <= IDLE_SHARE,
-            f"two heartbeats a second from each worker, a survey of {RANKS // RANKS_PER_NODE} vaults every 2 s"),
+            f"two heartbeats a second from each worker, figures of its GPU every {INTERVAL_S:g} s, a survey of "
+            f"{RANKS // RANKS_PER_NODE} vaults every 2 s"),
         Row(f"files for a step, {at}", f"{size:.0f} bytes", "", None, "<= 4 KB", size <= STEP_BYTES,
             "steps.jsonl and ranks.jsonl"),
         Row(f"series for Prometheus, {at}", f"{series}", "", None, "<= 2000", series <= MOST_SERIES),

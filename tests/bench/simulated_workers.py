@@ -1,9 +1,9 @@
 """`python -m tests.bench.simulated_workers`: the other ends of a driver at scale, in one process.
 
 Workers connect to a driver's real receiver with the real protocol, send a heartbeat twice a second, and rank 0
-pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). Vaults answer surveys. The
-first line on stdin is JSON and says where and how many; stdout has the vaults' addresses, and at `steps` what has been
-pushed.
+pushes the report of a step at a pace that is read from stdin (`pace SECONDS`; 0: none). The others push figures of
+their GPUs. Vaults answer surveys. The first line on stdin is JSON and says where and how many; stdout has the vaults'
+addresses, and at `steps` what has been pushed.
 """
 
 import json
@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 from orchestrator.checkpoint.memory.vault_server import VaultServer
 from orchestrator.checkpoint.memory.wire import LENGTH, Channel, encode
+from orchestrator.domain.events import Event, GpuMeasured
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import every_rank_due, summarise
 from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.gpu_figures import INTERVAL_S
 from orchestrator.gang.agent.report_frames import BEAT_S, encode_batch
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch
 from orchestrator.json_values import JsonObject
@@ -53,6 +55,16 @@ def step_report(step: int, ranks: int, rng: random.Random, time_s: float) -> Ste
     )  # fmt: skip
 
 
+def gpu_figures(rank: int, rng: random.Random) -> Event:
+    """Of NVML, as an agent reads them."""
+    used_bytes, watts = 10**10 + rng.randrange(1 << 36), 300 + 400 * rng.random()
+    gpu = GpuMeasured(
+        rank, f"host-{rank // 8}", f"GPU-{rng.getrandbits(128):032x}", "NVIDIA H100 80GB HBM3", rng.random(),
+        used_bytes, 85899345920, watts, 63.0, ("power_cap",), 0, 0,
+    )  # fmt: skip
+    return Event(gpu, time.time())
+
+
 class Worker:
     """One connection."""
 
@@ -65,10 +77,11 @@ class Worker:
         self._answer()
         self.socket.sendall(encode({"worker": name}, 0))
         self.beat_due_s = time.monotonic() + BEAT_S * random.random()
+        self.gpu_due_s = time.monotonic() + INTERVAL_S * random.random()
         self.number = self.confirmed = 0
 
-    def send(self, step: int, item: StepReport | None = None) -> None:
-        """A heartbeat, maybe with a report."""
+    def send(self, step: int, item: StepReport | Event | None = None) -> None:
+        """A heartbeat, maybe with a report or an event."""
         beat = Heartbeat(self.rank, step, Phase.FORWARD, 1, 0.1, 0, False, 1)
         self.number += item is not None
         batch = ReportBatch(beat) if item is None else ReportBatch(beat, self.number, (item,))
@@ -143,6 +156,9 @@ def serve(workers: list[Worker]) -> None:
             if now_s >= worker.beat_due_s:
                 worker.beat_due_s += BEAT_S
                 worker.send(step)
+            if now_s >= worker.gpu_due_s and worker is not first:  # whose answers are those to its steps
+                worker.gpu_due_s += INTERVAL_S
+                worker.send(step, gpu_figures(worker.rank, rng))
 
 
 if __name__ == "__main__":

@@ -363,7 +363,7 @@ SLOW_DATA_STEPS, SLOW_RANK_STEPS, SLOW_S = range(5, 9), range(11, 15), 0.3
 def train_with_bottlenecks(session: Session, plan: TrainPlan) -> TrainResult:
     """Train for real; in some steps no rank gets its data in time, in others rank 1 computes for longer."""
     from orchestrator.train.batch_feed import Feed
-    from orchestrator.train.engine.stepper import Stepper
+    from orchestrator.train.engine.engine import Stepper
     from orchestrator.train.worker import run_worker
 
     take, backward, step = Feed.take, Stepper.backward, 0

@@ -35,7 +35,7 @@ from orchestrator.clusters.ray.local.raylet import (
     worker_command,
 )
 from orchestrator.clusters.ray.node_processes import descendants, is_head, is_worker, node_id_of, raylet_of
-from orchestrator.clusters.ray.placement_groups import group_on, node_of, release
+from orchestrator.clusters.ray.placement_groups import group_on, node_of, placed_after_s, release
 from orchestrator.clusters.ray.ray_settings import LOCAL_ENV, WITHOUT_HEAD_S
 from orchestrator.clusters.ray.worker_death import DeathKind
 from orchestrator.domain.fault_plan import NodeAddress
@@ -268,6 +268,9 @@ def test_a_reservation_goes_to_the_node_it_is_aimed_at(cluster: LocalCluster) ->
         group = group_on(node.node_id, {"CPU": 1.0})
         assert group.wait(PATIENCE_S)
         assert node_of(group) == node.node_id, "_soft_target_node_id is ignored"
+        placed_s = placed_after_s(group)
+        assert placed_s is not None, "Ray no longer says how long a placement group waited for its node"
+        assert 0.0 < placed_s < PATIENCE_S
         release([group])
 
 

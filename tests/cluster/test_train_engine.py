@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.events import WorkerPhase
+from orchestrator.domain.events import MemoryMeasured, WorkerPhase
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import GangFailedError, Outcome, TrainProcesses, train_plan
 from tests.selection import every_day
@@ -54,6 +54,12 @@ def test_bf16_follows_fp32(stage: int, train: Callable[..., Outcome]) -> None:
     close(rounded.losses, exact.losses, 1e-2)
     assert rounded.losses != exact.losses
     assert [n for n in rounded.grad_norms if n is not None] == pytest.approx(exact.grad_norms, rel=0.05)
+    for outcome in (exact, rounded):
+        (memory,) = [fields for kind, fields in outcome.events if kind is MemoryMeasured]
+        for part, measured in memory["measured"].items():
+            # Beside the formula are the counters of steps, and padding.
+            assert measured == pytest.approx(memory["predicted"][part], rel=0.01, abs=256), part
+        assert set(memory["measured"]) == {"parameters", "gradients", "optimizer"}, "no allocator knows activations"
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ def assert_trains(bin_directory: Path, work: Path) -> None:
     run = next((work / "runs").glob("tiny-*"))
     assert (run / "steps.jsonl").read_text().count("\n") == STEPS
     assert (run / "export" / "model.safetensors").is_file()
+    convoy(bin_directory, work, "monitor", "files", "--to", "monitoring", timeout_s=60)
+    assert (work / "monitoring" / "prometheus" / "prometheus.yml").is_file()
+    assert (work / "monitoring" / "kubernetes" / "prometheus-rule.yaml").is_file()
     assert "Proved: every sample" in (run / "report.html").read_text(), "with its style sheet and script"
     assert "PROVED" in convoy(bin_directory, work, "data", "verify", "last", timeout_s=60)
 
@@ -106,6 +109,8 @@ def assert_trains(bin_directory: Path, work: Path) -> None:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     ours = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file()}
     ours = {name for name in ours if "__pycache__" not in name}
+    monitoring = [path.relative_to(ROOT / "monitoring") for path in (ROOT / "monitoring").rglob("*") if path.is_file()]
+    ours |= {f"orchestrator/monitor/assets/{path}" for path in monitoring}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         info = next(name.partition("/")[0] for name in names if name.endswith(".dist-info/METADATA"))

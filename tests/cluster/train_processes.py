@@ -50,6 +50,7 @@ class FileSession:
     piece_s: float | None = None
     local_rank: int = 0
     node_ip: str = "127.0.0.1"
+    node_id: str = ""
     asked: int = 0
     steps: list[StepReport] = field(default_factory=list)
     events: list[tuple[type[EventBody], dict[str, Any]]] = field(default_factory=list)

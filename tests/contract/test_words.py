@@ -16,7 +16,12 @@ pytestmark = pytest.mark.contract
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "orchestrator"
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "monitoring").glob("*.yml"), ROOT / "Makefile"]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(path for path in (ROOT / "monitoring").rglob("*") if path.suffix in (".md", ".yml", ".yaml")),
+        ROOT / "Makefile",
+    ]
 )
 WITH_DOCSTRINGS = ("spec", "cli/commands")
 """Folders whose docstrings users read: in docs/spec.md, and with `--help`."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.clusters.ray.node_processes import descendants, raylet_of
 from orchestrator.domain.events import (
     Event,
     GangResized,
+    MetricsServing,
     RecoveryFinished,
     RecoveryStarted,
     RunState,
@@ -35,6 +37,7 @@ from tests.cluster.gang_runs import (
     shared_memory,
     write_job,
 )
+from tests.cluster.scraping import Scraper
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("temporary_directory")]
 
@@ -45,6 +48,7 @@ JOB: dict[str, Any] = {
     "resources": {"workers": 2},
     "cluster": {"nodes": 2, "cpus_per_node": 1},
     "checkpoint": {"memory_interval_steps": 1, "interval_steps": 50},
+    "metrics": {"port": 0},
 }
 STOPPED_S = 4.0
 
@@ -94,6 +98,12 @@ class OneAfterTheOther(Watching):
         self.killed_at = self.struck_at = 0
         self.named: list[str] = []
         """Warnings from the vault's end on, until the worker's."""
+        self.scraped = Scraper()
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if isinstance(event.body, MetricsServing):
+            self.scraped.begin(event.body.url)
 
     def on_step(self, report: StepReport) -> None:
         super().on_step(report)
@@ -135,6 +145,42 @@ def test_another_takes_its_place_and_protects_as_before(tmp_path: Path, undistur
     assert curve(outcome, BATCH) == undisturbed
     assert ray_processes(pids) == []
     assert left_in_shared_memory(shm) == set()
+    check_metrics(seen.scraped)
+
+
+def check_metrics(scraped: Scraper) -> None:
+    """Of a run of two workers on two nodes that has lost a vault and a worker, and has written a checkpoint."""
+    scraped.end()
+
+    def value(name: str, **labels: str) -> float:
+        (found,) = scraped.of(name, **labels)
+        return found
+
+    state_bytes = value("convoy_snapshot_bytes_total")
+    assert state_bytes > 0
+    assert 0 < value("convoy_replication_bytes_total") <= state_bytes
+    assert value("convoy_replication_duration_seconds_count") > 5
+    assert value("convoy_snapshot_duration_seconds_count") > 5
+    assert value("convoy_durable_write_duration_seconds_count") >= 1
+    assert sum(scraped.of("convoy_recoveries_total")) == 1
+    phases = {name: value("convoy_recovery_phase_seconds_total", phase=name) for name in PHASES}
+    assert all(phases.values()), phases
+    assert sum(phases.values()) == pytest.approx(value("convoy_recovery_duration_seconds_sum"), abs=0.3)
+    assert len(scraped.of("convoy_node_info", hostname=socket.gethostname())) == 2
+    for part in ("parameters", "optimizer"):
+        predicted = value("convoy_memory_part_bytes", part=part, source="predicted")
+        assert value("convoy_memory_part_bytes", part=part, source="measured") == pytest.approx(predicted, rel=0.2)
+    assert value("convoy_memory_part_bytes", part="gradients", source="measured") > 0
+    assert scraped.of("convoy_memory_part_bytes", part="activations", source="measured") == []
+    assert 0 < value("convoy_communication_ratio") < 1
+    assert value("convoy_slowest_rank") in (0, 1)
+    assert value("convoy_driver_cpu_seconds_total") > 0
+    assert 0 < value("convoy_driver_loop_lag_seconds") < 5
+    assert not any(scraped.of("convoy_gpu_info"))
+
+
+PHASES = ("decision", "rebuild", "restore", "first_step")
+"""Of a recovery, without its detection, which is not a part of its duration."""
 
 
 class BothAtOnce(Watching):

@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.data.executor import LocalExecutor
 from orchestrator.data.prepare import prepare
+from orchestrator.domain.events import MemoryMeasured
 from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.agent.gpu_figures import GpuReader, load_nvml, training_gpu
 from orchestrator.spec.job import JobSpec
 from tests.cluster.train_processes import Outcome, TrainProcesses, train_plan
 
@@ -102,6 +104,51 @@ def test_low_precision_follows_fp32(
     assert norms
     assert norms[-1] == pytest.approx(fp32.grad_norms[-1], rel=0.5)
     check_device_fields(found.steps[-1])
+    scales = [report.loss_scale for report in found.steps]
+    assert all(scale is not None and scale >= 1 for scale in scales) if precision == "fp16" else not any(scales)
+    (memory,) = [fields for kind, fields in found.events if kind is MemoryMeasured]
+    measured, predicted = memory["measured"], memory["predicted"]
+    assert measured["activations"] > 0
+    for part in ("parameters", "optimizer"):
+        assert measured[part] == pytest.approx(predicted[part], rel=0.1, abs=1 << 16), part
+
+
+def test_collectives_are_timed_on_the_device(tmp_path: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from orchestrator.train.collectives.device_spans import CollectiveSampler
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    try:
+        sampler = CollectiveSampler(lambda: torch.cuda.Event(enable_timing=True), interval_steps=1)
+        with sampler.running():
+            sampler.begin(1)
+            sampler.phase = "backward"
+            dist.all_reduce(torch.ones(1 << 24, device="cuda"))
+            torch.cuda.synchronize()
+            found = sampler.seconds()
+        assert found is not None
+        assert 0 <= found["backward"] < 10
+    finally:
+        dist.destroy_process_group()
+
+
+def test_nvml_knows_the_gpu_that_cuda_uses() -> None:
+    import torch
+
+    torch.cuda.init()
+    uuid = training_gpu()
+    assert uuid is not None
+    reader = GpuReader(load_nvml(), uuid)
+    found = reader.read(0, "host")
+    reader.close()
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    assert found.name == torch.cuda.get_device_name(0)
+    assert found.memory_total_bytes == pytest.approx(total_bytes, rel=0.1)
+    assert found.temperature_celsius is None or 5 < found.temperature_celsius < 120
+    assert found.power_watts is None or 5 < found.power_watts < 2000
 
 
 def test_utilisation_is_known_where_the_device_is(

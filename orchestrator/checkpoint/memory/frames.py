@@ -219,6 +219,8 @@ class InventoryAnswer(TypedDict):
     problem: str
     generation: int
     """The newest that the vault has heard of."""
+    copies: NotRequired[JsonObject]
+    """A `CopyFigures`; a vault of an earlier version has none."""
 
 
 class DescribeRequest(StepFields):

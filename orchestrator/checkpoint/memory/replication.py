@@ -10,9 +10,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
+from orchestrator.checkpoint.memory.copy_totals import CopyTotals
 from orchestrator.checkpoint.memory.frames import ShardAnswer
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
 from orchestrator.checkpoint.memory.vault_writer import ShardOrder, ShardWriterThread
@@ -31,6 +32,8 @@ class Filled:
 
     key: CellKey
     step: int
+    since_s: float = field(default_factory=time.monotonic)
+    """When it was."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,14 @@ class Replication:
         newest: Callable[[], int],
         memory_left: Callable[[], int],
         spent: CpuTime,
+        totals: CopyTotals,
     ) -> None:
         """`copies` makes what one thread copies with, `find` gives what the vault holds, `newest` the newest generation
         it has heard of, `memory_left` the bytes that this host could still give."""
         self._make_copies, self._find, self._newest, self._memory_left = copies, find, newest, memory_left
         self._spent = spent
+        self.totals = totals
+        """Counts what has been copied."""
         self._writer = ShardWriterThread()
         self._ordering = threading.Lock()
         """Two lanes must not both take the memory that is left for one copy."""
@@ -167,8 +173,8 @@ class _Lane:
     def __init__(self, of: Replication, copies: Copies, number: int) -> None:
         self._of, self.copies = of, copies
         self.work: queue.Queue[Work | None] = queue.Queue()
-        self._late: dict[CellKey, tuple[int, float]] = {}
-        """Steps whose copies have not arrived, and when to try again."""
+        self._late: dict[CellKey, tuple[Filled, float]] = {}
+        """Slots whose copies have not arrived, and when to try again."""
         LastingThread(f"vault-replicate-{number}", self._turn, self._note)
 
     def _turn(self) -> bool:
@@ -183,27 +189,29 @@ class _Lane:
                 return False
             case ShardOrder():
                 self._of.order(work)
-            case Filled(key, step):
-                self._bring(key, step)
+            case Filled():
+                self._bring(work)
             case Reported(key, step, data):
                 for peer in self._of.peers_of(key) or ():
                     self.copies.report(peer, key, step, data)
             case _Told():
-                self._late = {key: (step, 0.0) for key, (step, _) in self._late.items()}
+                self._late = {key: (filled, 0.0) for key, (filled, _) in self._late.items()}
         return True
 
-    def _bring(self, key: CellKey, step: int) -> None:
+    def _bring(self, filled: Filled) -> None:
         """Copy a step to all peers; it is late while that has not succeeded."""
+        key = filled.key
         peers, held = self._of.peers_of(key), self._of.find(key)
         self._late.pop(key, None)
         if held is None:
             return
-        self._late[key] = step, time.monotonic() + RETRY_S
-        if peers is not None and self._copied(key, held, step, peers):
+        self._late[key] = filled, time.monotonic() + RETRY_S
+        if peers is not None and self._copied(filled, held, peers):
             self._late.pop(key)
 
-    def _copied(self, key: CellKey, held: Held, step: int, peers: tuple[str, ...]) -> bool:
+    def _copied(self, filled: Filled, held: Held, peers: tuple[str, ...]) -> bool:
         """Whether nothing is left to do for a step: all peers have it, or it is not there any more."""
+        key, step = filled.key, filled.step
         try:
             with held.in_use() as cell:
                 if cell.slot_of(step) is None:
@@ -214,6 +222,8 @@ class _Lane:
                 if all(arrived):
                     cell.spent_us = int(self._of.spent.seconds * 1e6)
                     cell.replicated_step = step
+                    seconds = time.monotonic() - filled.since_s
+                    self._of.totals.replicated(cell.size.payload_bytes, len(peers), seconds)
                 return all(arrived)
         except FreedError:
             return True
@@ -221,11 +231,11 @@ class _Lane:
     def _try_again(self) -> None:
         """Retry late copies of the present generation; nothing waits for those of earlier ones."""
         now_s = time.monotonic()
-        for key, (step, due_s) in list(self._late.items()):
+        for key, (filled, due_s) in list(self._late.items()):
             if key.generation < self._of.newest():
                 del self._late[key]
             elif due_s <= now_s:
-                self._bring(key, step)
+                self._bring(filled)
 
     def _note(self, problem: str) -> None:
         self.copies.last_problem = problem

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from orchestrator.checkpoint.memory import frames
 from orchestrator.checkpoint.memory.cells import Cell, CellSize
 from orchestrator.checkpoint.memory.copies import Copies, CpuTime
+from orchestrator.checkpoint.memory.copy_totals import CopyTotals
 from orchestrator.checkpoint.memory.fencing import end_writers
 from orchestrator.checkpoint.memory.held import CellKey, FreedError, Held
 from orchestrator.checkpoint.memory.numa import preferring
@@ -42,7 +43,7 @@ class Vault:
         on one machine lose all of it together anyway, and each alone, whatever way it ends, leaves it to the others.
         """
         self._memory_left = memory_left
-        self._spent = CpuTime()
+        self._spent, self._totals = CpuTime(), CopyTotals()
         self._cells: dict[CellKey, Held] = {}
         self._lock = threading.Lock()
         self._reports = Reports()
@@ -64,6 +65,7 @@ class Vault:
             lambda: self._newest,
             memory_left,
             self._spent,
+            self._totals,
         )
         self._ready.set()
 
@@ -142,6 +144,9 @@ class Vault:
     def _on_filled(self, _: Channel, frame: frames.FilledRequest) -> None:
         """A slot of a rank of this node is whole. Not answered: the worker goes on."""
         self._require_current(frame)
+        held = self._cells.get(_key(frame))
+        if held is not None:
+            self._totals.snapshot(held.cell.size.payload_bytes)
         self._replication.put(Filled(_key(frame), int(frame["step"])))
 
     def _on_report(self, channel: Channel, frame: frames.ReportRequest) -> None:
@@ -262,15 +267,17 @@ class Vault:
         """Everything whole that lies here."""
         with self._lock:
             cells = dict(self._cells)
-        found, memory_bytes = [], 0
+        found, memory_bytes, queued_bytes = [], 0, 0
         for key, held in cells.items():
             with contextlib.suppress(FreedError), held.in_use() as cell:
                 memory_bytes += 0 if held.shared else cell.size.total_bytes
                 of = {"generation": key.generation, "rank": key.rank, "world_size": held.world_size, "own": held.own}
                 steps = [step for slot in range(SLOTS) if (step := cell.step(slot)) >= 0]
                 found += [{**of, "step": step, "bytes": cell.size.payload_bytes} for step in steps]
+                late = held.own and key.generation == self._newest and cell.replicated_step < max(steps, default=-1)
+                queued_bytes += cell.size.payload_bytes if late else 0
         facts = {"memory_bytes": memory_bytes, "problem": self.last_problem, "generation": self._newest}
-        channel.send({"held": found, **facts})
+        channel.send({"held": found, "copies": self._totals.figures(queued_bytes).to_json(), **facts})
 
     def _on_describe(self, channel: Channel, frame: frames.DescribeRequest) -> None:
         """The index and the small state of a slot."""

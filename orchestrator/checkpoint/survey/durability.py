@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.checkpoint.memory.copy_totals import CopyFigures
 from orchestrator.checkpoint.survey.inventory import Holding, WholeStep, newest_whole, steps_without, whole_steps
 from orchestrator.json_values import (
     JsonFields,
@@ -33,6 +34,8 @@ class VaultReport:
     """Shared memory that it has taken, copies for peers included."""
     problem: str = ""
     """Why the last copy that failed did not arrive; empty if all arrived."""
+    copies: CopyFigures | None = None
+    """What it has taken and sent since it started; None if it does not say."""
 
 
 @dataclass(frozen=True)

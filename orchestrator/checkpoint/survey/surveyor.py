@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from orchestrator.checkpoint.memory.copy_totals import CopyFigures
 from orchestrator.checkpoint.memory.frames import (
     InventoryAnswer,
     InventoryRequest,
@@ -128,5 +129,6 @@ class Surveyor:
             self._channels[contact.address] = channel
             said = decode(InventoryAnswer, answer)
             held = _holdings(contact.address, said)
-            return VaultReport(contact.node, contact.address, True, held, said["memory_bytes"], said["problem"])
+            copies = CopyFigures.from_json(said["copies"]) if "copies" in said else None
+            return VaultReport(contact.node, contact.address, True, held, said["memory_bytes"], said["problem"], copies)
         return VaultReport(contact.node, contact.address, answers=False, problem="no answer")

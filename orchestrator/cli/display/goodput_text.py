@@ -11,6 +11,8 @@ from orchestrator.json_values import JsonObject
 
 SHOWN_INCIDENTS = 20
 BAR = 24
+LEAST_USD = 0.0001
+"""Amounts below are not shown in figures."""
 NODE_ID = 8
 """Characters of a node's id that tell nodes of one address apart."""
 
@@ -69,12 +71,14 @@ def summary_table(runs: Sequence[RunLedger]) -> str:
 
 
 def usd(amount: float | None) -> str:
-    """`$1,234`, `$12.34`, `$0.0012`."""
+    """`$1,234`, `$12.34`, `$0.0012`, `<$0.0001`."""
     if amount is None:
         return formatting.DASH
+    if 0 < amount < LEAST_USD:
+        return f"<${LEAST_USD}"
     if amount >= 1000:
         return f"${amount:,.0f}"
-    return f"${amount:.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.2g}" if amount < 1e-4 else f"${amount:.4f}"
+    return f"${amount:.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.4f}"
 
 
 def _head(run: RunLedger, now_s: float) -> list[str]:

@@ -45,6 +45,8 @@ from orchestrator.domain.events import (
     ScaleAnswered,
     SnapshotsPlanned,
     StateChanged,
+    TrackerEnded,
+    TrackerReady,
     TrainingPlanned,
     VaultsAdopted,
     VaultsKept,
@@ -235,7 +237,7 @@ def describe(body: EventBody, view: RunView) -> str | None:
         case CheckpointSaved() | CheckpointFailed() | CheckpointRestored() | CheckpointRejected():
             return _describe_checkpoint(body)
         case _:
-            return _describe_memory(body) or _describe_recovery(body)
+            return _describe_memory(body) or _describe_recovery(body) or _describe_tracker(body)
 
 
 def _describe_checkpoint(
@@ -294,6 +296,18 @@ def _describe_recovery(body: EventBody) -> str | None:
             return waiting_text(body)
         case FaultInjected():
             return f"drill: {body.fault} on rank {body.rank} at step {body.step}"
+        case _:
+            return None
+
+
+def _describe_tracker(body: EventBody) -> str | None:
+    match body:
+        case TrackerReady():
+            return f"{body.tracker}: {body.place}"
+        case TrackerEnded():
+            dropped = f", {body.dropped} dropped" if body.dropped else ""
+            problem = f"; {body.problem}" if body.problem else ""
+            return f"{body.tracker}: {body.logged} points logged{dropped}{problem}"
         case _:
             return None
 

@@ -23,7 +23,13 @@ from orchestrator.domain.events.data_events import (
     TrainingPlanned,
 )
 from orchestrator.domain.events.event_base import Emit, Event, EventBody, Observer, UnknownEvent
-from orchestrator.domain.events.memory_events import SnapshotsPlanned, VaultsAdopted, VaultsKept, VaultsPlanned
+from orchestrator.domain.events.memory_events import (
+    MemoryMeasured,
+    SnapshotsPlanned,
+    VaultsAdopted,
+    VaultsKept,
+    VaultsPlanned,
+)
 from orchestrator.domain.events.recovery_events import (
     FaultInjected,
     FaultKind,
@@ -49,7 +55,9 @@ from orchestrator.domain.events.scaling_events import (
     ScaleAnswered,
     ScaleState,
 )
+from orchestrator.domain.events.tracker_events import TrackerEnded, TrackerReady
 from orchestrator.domain.events.worker_events import (
+    GpuMeasured,
     NodeReservation,
     WorkerFailed,
     WorkerHung,
@@ -70,9 +78,11 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     DataSkipped,
     TrainingPlanned,
     DevicePlanned,
+    MemoryMeasured,
     MicroStepMeasured,
     WorkersReserved,
     WorkerStarted,
+    GpuMeasured,
     WorkerPhase,
     WorkerLog,
     WorkerFailed,
@@ -99,6 +109,8 @@ EVENT_TYPES: tuple[type[EventBody], ...] = (
     ModelExported,
     SampleGenerated,
     MetricsServing,
+    TrackerReady,
+    TrackerEnded,
     WarningIssued,
 )
 """Every kind of event, in the order of the documentation."""
@@ -125,6 +137,8 @@ __all__ = [
     "FaultKind",
     "GangResized",
     "GangWaiting",
+    "GpuMeasured",
+    "MemoryMeasured",
     "MetricsServing",
     "MicroStepMeasured",
     "ModelExported",
@@ -142,6 +156,8 @@ __all__ = [
     "ScaleState",
     "SnapshotsPlanned",
     "StateChanged",
+    "TrackerEnded",
+    "TrackerReady",
     "TrainingPlanned",
     "UnknownEvent",
     "VaultsAdopted",

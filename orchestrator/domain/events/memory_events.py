@@ -53,6 +53,19 @@ class SnapshotsPlanned(EventBody):
 
 
 @dataclass(frozen=True)
+class MemoryMeasured(EventBody):
+    """What workers hold on their devices, on a GPU or in host memory. Once for each gang, after its second step."""
+
+    KIND: ClassVar[str] = "memory.measured"
+
+    measured: dict[str, int]
+    """Bytes of the rank that has most: parameters, gradients, optimizer; on GPUs also activations, which is what the
+    allocator's peak has beside the others."""
+    predicted: dict[str, int]
+    """The planner's bytes of the same parts."""
+
+
+@dataclass(frozen=True)
 class VaultsAdopted(EventBody):
     """A resume took over the vaults of a driver that is gone."""
 

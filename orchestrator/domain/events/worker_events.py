@@ -48,6 +48,10 @@ class WorkerStarted(EventBody):
     """Name of its device; cpu if it has no GPU."""
     seconds: float
     """How long its start took, in seconds."""
+    host: str = ""
+    """Host name of its node; empty in events of earlier versions, like the next one."""
+    node_id: str = ""
+    """Id of its node in the cluster."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,39 @@ class WorkerLog(EventBody):
     """Rank of the worker."""
     line: str
     """The line."""
+
+
+@dataclass(frozen=True)
+class GpuMeasured(EventBody):
+    """Figures of NVML about a worker's GPU, every few seconds. Not on disk. A figure that cannot be read is null."""
+
+    KIND: ClassVar[str] = "gpu.measured"
+    ON_DISK: ClassVar[bool] = False
+
+    rank: int
+    """Rank of the worker."""
+    host: str
+    """Host name of its node."""
+    uuid: str
+    """NVML's id of the GPU, as DCGM shows it."""
+    name: str | None
+    """Name of the GPU."""
+    utilization: float | None
+    """Share of the last sample period in which a kernel ran, 0 to 1."""
+    memory_used_bytes: int | None
+    """By all processes."""
+    memory_total_bytes: int | None
+    """Of the GPU."""
+    power_watts: float | None
+    """Power draw."""
+    temperature_celsius: float | None
+    """Of the GPU's chip."""
+    throttled: tuple[str, ...] | None
+    """Why its clocks are held down: power_cap, power_brake, thermal, hardware."""
+    ecc_corrected: int | None
+    """ECC errors since the GPU's driver was loaded."""
+    ecc_uncorrected: int | None
+    """The same, of those that could not be corrected."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class RankReport:
     def own_times_s(self) -> tuple[float, float, float, float]:
         """Seconds of data, forward, backward and optimizer without what the rank waited in collectives.
 
-        On a GPU the waits of the device are not measured, so only phases without collectives count: data and forward.
+        On a GPU the waits of the device are measured in some steps only, so only phases without collectives count: data
+        and forward.
         With ZeRO stage 3 forward has some, too, and a slow GPU can go unnoticed there.
         """
         phases, waits = self.phases, self.waits

@@ -32,6 +32,8 @@ class Assignment:
     """The vault of the worker's node."""
     reports: ReportAccess | None = None
     """Where to push reports; None: they wait until they are polled."""
+    node_id: str = ""
+    """Id of the worker's node in the cluster."""
 
 
 class RaySession:
@@ -76,6 +78,10 @@ class RaySession:
     @property
     def node_ip(self) -> str:
         return self._assignment.node_ip
+
+    @property
+    def node_id(self) -> str:
+        return self._assignment.node_id
 
     @property
     def heartbeat(self) -> Heartbeat:

@@ -26,8 +26,10 @@ from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem
 from orchestrator.domain.device_room import DeviceRoom
 from orchestrator.domain.engine_errors import CAUSE
 from orchestrator.domain.errors import ConvoyError, UsageError, cause_of_error
+from orchestrator.domain.events import Event, EventBody
 from orchestrator.domain.policy.hang import Phase
 from orchestrator.domain.session import Leave, Session, TrainPlan, TrainResult, VaultAccess
+from orchestrator.gang.agent.gpu_figures import GpuWatch
 from orchestrator.gang.agent.output_capture import OutputCapture
 from orchestrator.gang.agent.ray_session import Assignment, RaySession
 from orchestrator.gang.agent.report_frames import ReportAccess
@@ -142,6 +144,7 @@ class WorkerActor:
         self._one_host = one_host
         self._outbox = ReportQueue()
         self._sender: ReportSender | None = None
+        self._gpu_watch: GpuWatch | None = None
         self._session: RaySession | None = None
         self._running: int | None = None
         """The generation whose entry point runs now."""
@@ -221,6 +224,8 @@ class WorkerActor:
         generation = assignment.generation
         self._trainer = threading.get_ident()
         self._push_reports(assignment.reports)
+        if self._gpus and self._gpu_watch is None:
+            self._gpu_watch = GpuWatch(self._trained_rank, socket.gethostname(), self._report_event)
         if assignment.vault is not None:
             allow_to_trace(assignment.vault.pid)
         self._running, self._session = generation, session
@@ -250,6 +255,13 @@ class WorkerActor:
             sender.close()
         with contextlib.suppress(OSError, RuntimeError):
             self._sender = ReportSender(access, self._outbox, self._beat)
+
+    def _trained_rank(self) -> int | None:
+        session = self._session
+        return session.rank if session is not None and self._running is not None else None
+
+    def _report_event(self, body: EventBody) -> None:
+        self._outbox.put(Event(body, time.time()))
 
     def _beat(self) -> Heartbeat:
         return self._session.heartbeat if self._session is not None else Heartbeat(-1, 0, Phase.START)

@@ -219,9 +219,12 @@ class Gang:
         self.hangs.begin(self.members, plan.run_dir, bus)
         watch = HealthMonitor(self, listener)
         stop_since_s: float | None = None
+        now_s = time.monotonic()
         while True:
             listener.listen()
             watch.round(time.monotonic())
+            round_s, now_s = now_s, time.monotonic()
+            bus.pace.note(now_s, now_s - round_s)
             if stop_since_s is None and stopped():
                 stop_since_s = time.monotonic()
                 self.ask_to_leave(Leave.STOP)

@@ -145,7 +145,7 @@ def assignments(hellos: Sequence[Hello]) -> list[tuple[int, Assignment]]:
         host = (hello.host, hello.node_ip)
         local_rank = on_host.get(host, 0)
         on_host[host] = local_rank + 1
-        found.append((index, Assignment(rank, len(hellos), local_rank, hello.node_ip)))
+        found.append((index, Assignment(rank, len(hellos), local_rank, hello.node_ip, node_id=hello.node_id)))
     return found
 
 

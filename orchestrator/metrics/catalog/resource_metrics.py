@@ -1,8 +1,8 @@
 """The part of the catalog about memory, GPUs, nodes, copies of the state and the driver's own load."""
 
+from orchestrator.checkpoint.memory.copy_totals import REPLICATION_BOUNDS_S
 from orchestrator.metrics.catalog.metric_family import Metric
 
-_TRANSFER_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _WRITE_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 WORKER_MEMORY = Metric(
@@ -177,22 +177,26 @@ SNAPSHOT_SECONDS = Metric(
     "histogram",
     "seconds",
     "How long a snapshot paused training: the copy of the state into the vault, of the slowest rank.",
-    buckets=_TRANSFER_BUCKETS,
+    buckets=REPLICATION_BOUNDS_S,
     origin="worker",
 )
 SNAPSHOT_BYTES = Metric(
-    "convoy_snapshot_bytes_total", "counter", "bytes", "State that snapshots copied into vaults.", origin="worker"
+    "convoy_snapshot_bytes_total", "counter", "bytes", "State that snapshots copied into vaults.", origin="vault"
 )
 REPLICATION_SECONDS = Metric(
     "convoy_replication_duration_seconds",
     "histogram",
     "seconds",
-    "From a vault's first message to a peer about one shard's state until the peer has it all.",
-    buckets=_TRANSFER_BUCKETS,
+    "From a snapshot of one rank in its node's vault until all peers have it.",
+    buckets=REPLICATION_BOUNDS_S,
     origin="vault",
 )
 REPLICATION_BYTES = Metric(
-    "convoy_replication_bytes_total", "counter", "bytes", "State that vaults sent to their peers.", origin="vault"
+    "convoy_replication_bytes_total",
+    "counter",
+    "bytes",
+    "State that peers of vaults received, once for each peer. On one machine they share the memory instead.",
+    origin="vault",
 )
 REPLICATION_QUEUED = Metric(
     "convoy_replication_queued_bytes",
@@ -227,7 +231,8 @@ DRIVER_LAG = Metric(
     "convoy_driver_loop_lag_seconds",
     "gauge",
     "seconds",
-    "Longest round of the driver's loop in the last 10 seconds, its pauses left out.",
+    "Longest round of the driver's loop in the last 10 seconds. A round waits up to 0.1 s for news; workers that are "
+    "busy or gone do not make it longer.",
     origin="driver",
 )
 DRIVER_FILES = Metric(

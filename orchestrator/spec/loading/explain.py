@@ -47,6 +47,8 @@ SHORTHANDS = {
     "checkpoint": "interval_steps",
     "cluster": "nodes",
     "metrics": "port",
+    "tensorboard": "dir",
+    "wandb": "project",
     "generate": "prompt",
 }
 """The key that was meant if one value is given in place of a section."""

@@ -80,6 +80,16 @@ SYNONYMS: dict[str, str] = {
     "save_interval": "checkpoint.interval_steps",
     "save_total_limit": "checkpoint.keep_last",
     "vocab": "tokenizer.train.vocab_size",
+    "report_to": "logging",
+    "trackers": "logging",
+    "tracking": "logging",
+    "logging_steps": "logging.interval_steps",
+    "log_interval": "logging.interval_steps",
+    "logging_dir": "logging.tensorboard.dir",
+    "logdir": "dir",
+    "log_dir": "dir",
+    "run_name": "name",
+    "wandb_project": "logging.wandb.project",
 }
 """Names in other trainers, and the places of the fields here."""
 
@@ -133,6 +143,8 @@ def all_fields() -> dict[str, list[Path]]:
 def hint_unknown(section: Path, key: str, names: Iterable[str]) -> tuple[str, str | None]:
     """(hint, name): what to write instead of `key` in `section`, which takes `names`; `name` if it is one of those."""
     here = list(names)
+    if section == ("logging", "wandb") and key in ("api_key", "key", "token"):
+        return "a job file holds no secrets: export WANDB_API_KEY, or run `wandb login` once", None
     synonym = SYNONYMS.get(key)
     if synonym:
         home, _, last = synonym.rpartition(".")

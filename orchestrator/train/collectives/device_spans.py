@@ -7,7 +7,8 @@ a stream of its own (`overlap_comm`) it counts in full.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from datetime import timedelta
+from typing import Protocol, Self
 
 from torch.distributed import ProcessGroup, Work
 
@@ -17,7 +18,7 @@ MAX_SPANS = 4096
 """Collectives of one step. A step with more is not sampled: a part of it would pass for all of it."""
 
 LAUNCHES = (
-    "allreduce", "allreduce_coalesced", "broadcast", "reduce", "barrier",
+    "allreduce", "allreduce_coalesced", "broadcast", "reduce",
     "allgather", "allgather_coalesced", "allgather_into_tensor_coalesced", "_allgather_base", "all_gather_single",
     "all_gather_single_coalesced", "reduce_scatter", "reduce_scatter_tensor_coalesced", "_reduce_scatter_base",
     "reduce_scatter_single", "reduce_scatter_single_coalesced", "alltoall", "alltoall_base", "all_to_all_single",
@@ -25,24 +26,36 @@ LAUNCHES = (
 """Methods of `ProcessGroup` that begin a collective, under the names of several versions of torch."""
 
 
-class Mark(Protocol):
+class DeviceMark(Protocol):
     """A point in the work of a stream: `torch.cuda.Event(enable_timing=True)`."""
 
     def record(self) -> None:
         """In the calling thread's current stream, which need not have reached it."""
 
-    def elapsed_time(self, end: "Mark") -> float:
+    def elapsed_time(self, end: Self, /) -> float:
         """Milliseconds. Raises RuntimeError if the device has not reached one of the two."""
+
+
+class CollectiveLaunch(Protocol):
+    """A method of `ProcessGroup` that begins a collective."""
+
+    def __call__(self, *args: object) -> Work | None: ...
+
+
+class WorkWait(Protocol):
+    """`Work.wait`."""
+
+    def __call__(self, work: Work, /, timeout: timedelta = ...) -> bool: ...
 
 
 class CollectiveSampler:
     """Measures the collectives between `begin` and `seconds` of a sampled step; of any thread, since autograd runs
     backward hooks in its own."""
 
-    def __init__(self, mark: Callable[[], Mark], interval_steps: int = SAMPLE_STEPS) -> None:
+    def __init__(self, mark: Callable[[], DeviceMark], interval_steps: int = SAMPLE_STEPS) -> None:
         self._mark, self._interval_steps = mark, interval_steps
-        self._spans: list[tuple[str, Mark, Mark]] = []
-        self._launched: dict[Work, Mark] = {}
+        self._spans: list[tuple[str, DeviceMark, DeviceMark]] = []
+        self._launched: dict[Work, DeviceMark] = {}
         self._sampled = False
         self._full = False
         self.phase = ""
@@ -71,13 +84,13 @@ class CollectiveSampler:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which collectives are seen."""
-        before: dict[str, Callable[..., Work | None]] = {
+        before: dict[str, CollectiveLaunch] = {
             name: getattr(ProcessGroup, name) for name in LAUNCHES if hasattr(ProcessGroup, name)
         }
         wait = Work.wait
 
-        def waited(work: Work, *args: object, **named: object) -> bool:
-            return self._wait(wait, work, args, named)
+        def waited(work: Work, *args: timedelta) -> bool:
+            return self._wait(wait, work, args)
 
         for name, launch in before.items():
             setattr(ProcessGroup, name, self._launching(launch))
@@ -89,32 +102,32 @@ class CollectiveSampler:
             for name, launch in before.items():
                 setattr(ProcessGroup, name, launch)
 
-    def _launching(self, launch: Callable[..., Work | None]) -> Callable[..., Work | None]:
+    def _launching(self, launch: CollectiveLaunch) -> CollectiveLaunch:
         """`launch`, with a mark before it if its caller waits for it."""
 
-        def launched(*args: object, **named: object) -> Work | None:
-            options = next((each for each in (*args, *named.values()) if hasattr(each, "asyncOp")), None)
+        def launched(*args: object) -> Work | None:
+            options = next((each for each in args if hasattr(each, "asyncOp")), None)
             if not self._sampled or getattr(options, "asyncOp", True):
-                return launch(*args, **named)
+                return launch(*args)
             begin = self._mark()
             begin.record()
-            work = launch(*args, **named)
+            work = launch(*args)
             if work is not None:
                 self._launched[work] = begin
             return work
 
         return launched
 
-    def _wait(self, wait: Callable[..., bool], work: Work, args: tuple[object, ...], named: dict[str, object]) -> bool:
+    def _wait(self, wait: WorkWait, work: Work, args: tuple[timedelta, ...]) -> bool:
         """`wait`, between two marks of the stream that waits."""
         if not self._sampled:
-            return wait(work, *args, **named)
+            return wait(work, *args)
         begin = self._launched.pop(work, None)
         if begin is None:
             begin = self._mark()
             begin.record()
         phase, end = self.phase, self._mark()
-        result = wait(work, *args, **named)
+        result = wait(work, *args)
         end.record()
         if len(self._spans) < MAX_SPANS:
             self._spans.append((phase, begin, end))

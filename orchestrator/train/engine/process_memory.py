@@ -12,7 +12,8 @@ _STATM = Path("/proc/self/statm")
 
 
 def rank_memory(device: torch.device) -> RankMemory:
-    """Bytes right now. Peak device memory is since the process began or `torch.cuda.reset_peak_memory_stats`."""
+    """Bytes right now. Peak device memory is since the process began, or the second step of the newest gang
+    (`memory_parts`)."""
     rss = int(_STATM.read_text().split()[1]) * resource.getpagesize()
     # Linux counts ru_maxrss in KiB. It is sampled by the kernel and may lag behind the current size.
     peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rss)

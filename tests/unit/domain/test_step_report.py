@@ -58,6 +58,14 @@ def test_an_older_reader_ignores_what_is_new() -> None:
     assert StepReport.from_json({**REPORT.to_message(), "added_later": 1}) == in_file(REPORT)
 
 
+def test_a_line_from_before_fp16_was_reported_is_read() -> None:
+    scaled = replace(REPORT, loss_scale=1024.0, skipped=True)
+    line = scaled.to_message()
+    assert StepReport.from_json(through_text(line)) == in_file(scaled)
+    del line["loss_scale"], line["skipped"]
+    assert StepReport.from_json(through_text(line)) == in_file(REPORT)
+
+
 def test_a_line_of_version_1_is_summarised() -> None:
     assert StepReport.from_json(through_text(version_1())) == REPORT
 

@@ -359,7 +359,8 @@ def test_records_without_reservations_are_of_the_workers_that_train() -> None:
 def test_a_price_is_of_workers_or_of_nodes() -> None:
     story = Story()
     story.event(RunCreated, 0.0)
-    story.tell(nodes({"a": 3, "b": 1}), 0.0)
+    story.tell(nodes({"": 4}), 0.0)
+    story.tell(nodes({"a": 3, "b": 1}), 300.0)  # they were on these nodes before that was known
     story.workers = 4
     story.step(1, 1800.0, step_time_s=900.0)
     by_worker = story.result(terms=WorkerTerms(1, 2.0)).cost

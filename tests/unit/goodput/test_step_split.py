@@ -43,6 +43,14 @@ def test_on_gpus_the_slowest_rank_is_known_by_its_data_and_forward() -> None:
     assert split(fast, fast, slow, step_time_s=3.0) == {"straggling": 0.5, "productive": 2.5}
 
 
+def test_a_step_on_gpus_that_was_not_measured_communicated_like_the_one_before() -> None:
+    report = step_report(1, 100.0, (Rank(compute_s=2.0, on_gpu=True),) * 2)
+    found = split_step(report, communication_share=0.25)
+    assert (found[TimeClass.COMMUNICATION_WAIT], found[TimeClass.PRODUCTIVE]) == (0.5, 1.5)
+    measured = step_report(2, 100.0, (Rank(compute_s=2.0, collective_s=0.1, on_gpu=True),) * 2)
+    assert split_step(measured, communication_share=0.25)[TimeClass.COMMUNICATION_WAIT] == pytest.approx(0.1)
+
+
 numbers = st.one_of(st.floats(0.0, 10.0), st.just(float("nan")), st.just(float("inf")))
 
 

@@ -9,9 +9,9 @@ from orchestrator.domain.events import DataProgress, Event, WarningIssued, Worke
 from orchestrator.domain.ranks.rank_summary import ranks_from_columns
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
-from orchestrator.metrics.jsonl import JsonlWriter, last_object, read_jsonl
+from orchestrator.metrics.jsonl import TAIL_BYTES, JsonlWriter, last_object, objects_after, read_jsonl
 from orchestrator.metrics.run_recorder import RunRecorder
-from orchestrator.store.run_history import read_last_ranks
+from orchestrator.store.run_history import facts_after, read_last_ranks
 from tests.events import event
 
 pytestmark = pytest.mark.unit
@@ -151,3 +151,27 @@ def test_the_last_object_is_not_one_of_many_that_came_too_late(tmp_path: Path) -
     for step in range(9, 30):
         late.append({"step": step, "pad": "x" * 10_000})
     assert last_object(path, lease=2) == {"step": 8}
+
+
+def test_what_was_recorded_after_a_time_is_read_from_the_end(tmp_path: Path) -> None:
+    writer = JsonlWriter(tmp_path / "x.jsonl", lease=1)
+    for time_s in range(2000):
+        writer.append({"time_s": float(time_s), "filler": "x" * 100})
+    JsonlWriter(tmp_path / "x.jsonl").append({"time_s": 3000.0})  # of a driver that has lost the run
+    assert (tmp_path / "x.jsonl").stat().st_size > 3 * TAIL_BYTES
+    for after_s in (-1.0, 3.0, 1500.5, 1998.0, 2000.0):
+        expected = [float(time_s) for time_s in range(2000) if time_s > after_s]
+        assert [value["time_s"] for value in objects_after(tmp_path / "x.jsonl", after_s)] == expected
+    assert objects_after(tmp_path / "missing.jsonl", 0.0) == []
+
+
+def test_facts_come_in_the_order_of_their_times(tmp_path: Path, report: Callable[..., StepReport]) -> None:
+    layout = RunLayout(tmp_path)
+    recorder = RunRecorder(layout)
+    for time_s in (1.0, 5.0, 4.0, 9.0):  # the clock of a host is behind
+        recorder.on_event(Event(WarningIssued("hot"), time_s))
+    for step in (1, 2, 3):
+        recorder.on_step(report(step, time_s=3.0 * step))
+    times = [fact.time_s for fact in facts_after(layout, None)]
+    assert times == [1.0, 3.0, 5.0, 5.0, 6.0, 9.0, 9.0]
+    assert [fact.time_s for fact in facts_after(layout, 5.0)] == [6.0, 9.0, 9.0]

@@ -223,6 +223,7 @@ class ScriptedGroup:
             self._clock.monotonic(),
             f"it {ends}",
             details=details.get(ends, FailureDetails()),
+            alive_s=self._clock.monotonic() - 0.25,
         )
         return GenerationOutcome((), failure, False, last)
 

@@ -219,6 +219,7 @@ def test_a_recovery_continues_from_memory_and_says_what_it_cost(bench: Bench) ->
     assert {name: started[name] for name in ("incident", "rank", "cause", "step", "from_step", "source")} == {
         "incident": 1, "rank": 1, "cause": "it killed", "step": 5, "from_step": 4, "source": "vaults",
     }  # fmt: skip
+    assert (started["reason"], started["alive_s"]) == ("worker_died", pytest.approx(started["detected_s"] - 0.25))
     (finished,) = bench.seen.of(RecoveryFinished)
     assert {name: finished[name] for name in ("incident", "step", "world_size", "seconds", "steps_recomputed")} == {
         "incident": 1, "step": 5, "world_size": 2, "seconds": pytest.approx(1.0), "steps_recomputed": 1,

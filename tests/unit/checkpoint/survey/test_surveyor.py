@@ -47,6 +47,9 @@ def test_a_silent_vault_and_one_that_is_gone_do_not_hide_the_others() -> None:
     try:
         assert {node: report.answers for node, report in rounds.next().items()} == {"good": True, "gone": True}
         assert good.asked_s > before_s
+        copies = rounds.last["good"].copies
+        assert copies is not None
+        assert copies.snapshots == 0
         gone.close()
         found = rounds.next()
         assert {node: report.answers for node, report in found.items()} == {"good": True, "gone": False}

@@ -159,6 +159,22 @@ def test_an_expansion_bomb_is_refused_at_once() -> None:
         (("workers: 2", "workers: {min: 1}"), "25:3: the required key `max` is missing from `resources.workers`"),
         (("  train:\n    vocab_size: 300\n", ""), "8:11: `tokenizer` is empty, expected a section"),
         (
+            ("workers: 2", "workers: 2\ncluster: {usd_per_hour: -1}"),
+            "26:25: `cluster.usd_per_hour` is `-1`, expected a number from 0 to 1000000 or a section",
+        ),
+        (
+            ("workers: 2", "workers: 2\ncluster: {usd_per_hour: {per: gpu, usd: 2}}"),
+            "26:31: `cluster.usd_per_hour.per` is `gpu`, expected one of `worker`, `node`",
+        ),
+        (
+            ("workers: 2", "workers: 2\ncluster: {usd_per_hour: {per: node, usdd: 2}}"),
+            "26:37: unknown key `usdd` in `cluster.usd_per_hour`\n  hint: did you mean `usd`?",
+        ),
+        (
+            ("workers: 2", "workers: 2\ncluster: {usd_per_hor: 2}"),
+            "26:11: unknown key `usd_per_hor` in `cluster`\n  hint: did you mean `usd_per_hour`?",
+        ),
+        (
             ("lr: 1e-3", "lr: 1e-3\n  optimizer: {betas: [0.9]}"),
             "21:22: `train.optimizer.betas` is a list of 1 item, expected a list of 2",
         ),
