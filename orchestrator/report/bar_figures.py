@@ -41,7 +41,7 @@ def waterfall(ledger: LedgerResult, styles: Mapping[TimeClass, str]) -> Html:
         name = time_class.value.replace("_", " ")
         rows.append(_waterfall_row(name, seconds, share, offset, styles.get(time_class, "lost")))
         offset += share
-    if rest > 0:
+    if rest / ledger.reserved_s >= LEAST_SHARE / 10:
         rows.append(_waterfall_row("all others", rest, rest / ledger.reserved_s, offset, "other"))
     number = {"scope": "col", "class": "number"}
     head = element("tr", None, element("td"), element("th", number, "time"), element("th", number, "share"),

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from orchestrator.atomic_files import write_bytes
+from orchestrator.domain.events import RunState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.report.record_sections import IncidentPage
 from orchestrator.report.redacted_spec import redacted_spec, without_credentials
@@ -20,9 +21,11 @@ SHOWN_PAGES = 30
 """Incident pages, the newest."""
 PAGE_BYTES = 16 << 10
 """Of one of them."""
-END_LIMIT_S = 2.0
-"""For reading the steps at the end of a run, which a stop must not delay: some 50,000 of them. Of a longer run
-`convoy report` writes the report."""
+END_LIMIT_S = 20.0
+"""For reading the steps at the end of a run: some 300,000 of them. Of a longer run `convoy report` writes the
+report."""
+STOP_LIMIT_S = 1.5
+"""The same after a stop, which someone waits for."""
 
 
 def write_report(
@@ -47,7 +50,8 @@ def write_report_at_end(layout: RunLayout) -> None:
     try:
         record = read_record(layout)
         if record is not None:
-            write_report(record, layout.report, time.time(), PROOF_TOKENS_AT_END, Deadline(END_LIMIT_S))
+            limit_s = STOP_LIMIT_S if record.state is RunState.STOPPED else END_LIMIT_S
+            write_report(record, layout.report, time.time(), PROOF_TOKENS_AT_END, Deadline(limit_s))
     except OutOfTime as reason:
         print(f"note: {layout.report} was not written: {reason}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001  # a report must never make a run fail
