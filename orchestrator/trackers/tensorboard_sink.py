@@ -33,7 +33,8 @@ class TensorboardSink:
         )
         self.place = str(directory_of(run))
         self._writer = EventFileWriter(self.place, QUEUE_POINTS, FLUSH_S)
-        self._highest: int | None = None
+        self._step: int | None = None
+        """The last one."""
         self._markers = 0
         self._spec = run.spec
 
@@ -42,18 +43,25 @@ class TensorboardSink:
         of steps from the one of a `SessionLog.START` on (`purge_orphaned_data`)."""
         if point.kind:
             self._mark(point)
-        elif self._highest is None or ("train/loss" in point.values and point.step <= self._highest):
-            # At the beginning too: an earlier driver of the run may have gone further.
-            session = self._session(status=self._session.START)
-            self._writer.add_event(self._event(wall_time=point.time_s, step=point.step, session_log=session))
-            if self._highest is None:
-                self._write_text("job", _as_yaml(self._spec), point.step, point.time_s)
-            self._highest = point.step
-        self._highest = max(self._highest or 0, point.step)
+        elif "train/loss" in point.values or "train/learning_rate" in point.values:
+            self._begin_step(point)
+        elif self._step is None and point.step > 0:
+            return  # of the step that a resumed run continues from: the earlier driver has logged it
         if point.values:
             values = [self._summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
             summary = self._summary(value=values)
             self._writer.add_event(self._event(wall_time=point.time_s, step=point.step, summary=summary))
+
+    def _begin_step(self, point: Point) -> None:
+        """Drop what there is of this step and later ones: of an earlier driver, which may have gone further, or before
+        a recovery. A validation loss comes before the step that it belongs to, and stays."""
+        first = self._step is None
+        if first or (self._step is not None and point.step <= self._step):
+            session = self._session(status=self._session.START)
+            self._writer.add_event(self._event(wall_time=point.time_s, step=point.step, session_log=session))
+        if first:
+            self._write_text("job", _as_yaml(self._spec), point.step, point.time_s)
+        self._step = point.step
 
     def close(self, exit_code: int) -> None:
         """See `TrackerSink`."""

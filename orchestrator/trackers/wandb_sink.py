@@ -43,8 +43,8 @@ class WandbSink:
         noted = read_json(self._note) or {}
         before = noted.get(STEP)
         # W&B's own counter is the next step of a run that it has resumed.
-        self._logged = max(before if isinstance(before, int) else 0, int(self._run.step) - 1)
-        """The highest step that earlier drivers have logged."""
+        self._logged = max(before if isinstance(before, int) else -1, int(self._run.step) - 1)
+        """The highest step that earlier drivers have logged; -1 if there were none."""
         self._row = self._logged
         """The step that values are added to now. W&B has not closed it yet if it is above `_logged`."""
         self._held: dict[str, float] = {}

@@ -182,9 +182,11 @@ def report(step: int, loss: float | None = None) -> StepReport:
 
 def a_training_with_a_recovery(observer: TrackerObserver) -> None:
     """Steps 1 to 8; a recovery goes back to step 5; steps 6 to 10; then a resize."""
+    observer.on_event(event(EvalFinished, 100.0, step=0, loss=5.5, perplexity=244.7))
     for step in range(1, 9):
+        if step in (4, 8):  # a validation loss comes before the step that it belongs to
+            observer.on_event(event(EvalFinished, 100.0 + step, step=step, loss=10.0 / step, perplexity=2.0))
         observer.on_step(report(step))
-    observer.on_event(event(EvalFinished, 108.0, step=8, loss=2.5, perplexity=12.2))
     observer.on_event(event(RecoveryStarted, 109.0, rank=1, cause="killed", step=8, from_step=5))
     observer.on_step(report(6, loss=0.6))
     observer.on_event(event(RecoveryFinished, 110.0, step=6, world_size=1, seconds=1.5, steps_recomputed=3))
@@ -195,6 +197,7 @@ def a_training_with_a_recovery(observer: TrackerObserver) -> None:
 
 def the_resumed_training(observer: TrackerObserver) -> None:
     """A later driver goes on from step 8."""
+    observer.on_event(event(EvalFinished, 109.0, step=8, loss=1.2, perplexity=3.0))
     for step in range(9, 13):
         observer.on_step(report(step, loss=step / 10))
     observer.on_event(event(StateChanged, 120.0, state="succeeded"))
@@ -228,7 +231,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     assert losses == pytest.approx({**{s: 8.0 / s for s in range(1, 6)}, **{s: s / 10 for s in range(6, 13)}})
     assert [(each.step, each.value) for each in found.Scalars("workers/count")][-1] == (12, 2.0)
     # What lies behind the step that training went back to is no part of the run any more.
-    assert "eval/loss" not in found.Tags()["scalars"] or found.Scalars("eval/loss") == []
+    assert [(each.step, each.value) for each in found.Scalars("eval/loss")] == [(0, 5.5), (4, 2.5)]
     assert [each.step for each in found.Scalars("events/recovery_seconds")] == [6]
     texts = {tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in found.Tags()["tensors"]}
     assert texts["events/recovery/text_summary"].startswith("recovered in 1.5 s with 1 workers, 3 steps recomputed")
@@ -286,7 +289,9 @@ def test_wandb_offline_continues_its_run_and_repeats_no_step(tmp_path: Path) -> 
     losses = [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row]
     assert [step for step, _ in losses] == list(range(1, 13)), "the first of each step stays"
     assert dict(losses)[7] == pytest.approx(8.0 / 7)
-    assert [row["eval/loss"] for row in rows if "eval/loss" in row] == [2.5]
+    assert [(row["_step"], row["eval/loss"]) for row in rows if "eval/loss" in row] == [
+        (0, 5.5), (4, 2.5), (8, 1.25),
+    ]  # fmt: skip
     assert [row["events/recovery_seconds"] for row in rows if "events/recovery_seconds" in row] == [1.5]
     assert [row["events/resize_count"] for row in rows if "events/resize_count" in row] == [1.0]
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]

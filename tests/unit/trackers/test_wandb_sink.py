@@ -105,6 +105,7 @@ def test_the_environment_decides_what_the_job_leaves_open(tmp_path: Path, wandb:
 
 def test_repeated_steps_are_left_out(tmp_path: Path, wandb: Wandb) -> None:
     sink = opened(tmp_path, mode="offline")
+    sink.log(Point(0, 100.0, {"eval/loss": 5.0}))
     for number in (1, 2, 3, 2, 3, 4):
         sink.log(step(number, loss=number / 10))
     sink.log(Point(4, 104.0, {"eval/loss": 2.0}))
@@ -112,6 +113,7 @@ def test_repeated_steps_are_left_out(tmp_path: Path, wandb: Wandb) -> None:
     sink.log(marker(3, **{"events/recovery_count": 1.0}))
     sink.close(0)
     (run,) = wandb.runs
+    assert run.rows.pop(0) == {"eval/loss": 5.0}
     assert [row["train/loss"] for row in run.rows.values()] == [0.1, 0.2, 0.3, 0.4]
     assert (run.rows[4]["eval/loss"], run.rows[4]["events/recovery_count"]) == (2.0, 1.0)
     assert run.rows[4]["events/table"][1] == (3, 103.0, "recovery", "recovered in 1.0 s")
