@@ -70,8 +70,8 @@ STOPPED: tuple[Alert, ...] = (
         "{{ $labels.job }} is waiting for {{ $value }} workers",
         "Fewer workers than `resources.workers.min` are left. The state is safe in memory and in storage, and training"
         " continues by itself when there are nodes.",
-        "Add nodes to the cluster; or continue with fewer workers: Ctrl-C, then"
-        " `convoy run --resume {{ $labels.run }} --set resources.workers.min=N`.",
+        "Add nodes to the cluster; or continue with fewer workers:"
+        " `convoy scale {{ $labels.run }} --workers N --force`.",
         RUN_UID,
         "10m",
     ),
@@ -184,8 +184,8 @@ WASTE: tuple[Alert, ...] = (
         "{{ $labels.job }}: the loss has risen to {{ $value | humanize }}",
         "The mean loss of ten minutes is far above the lowest of the last six hours, and stays there. Recoveries do not"
         " change the loss; the model itself gets worse.",
-        "Compare learning rate and gradient norm on the dashboard. `convoy run --resume {{ $labels.run }}` with"
-        " `--set train.lr=...` continues from the newest checkpoint with another value.",
+        "Compare learning rate and gradient norm on the dashboard. A resumed run keeps its learning rate: to train with"
+        " another one, stop this run and start a new one with `--set train.lr=...`.",
         RUN_UID,
         "30m",
     ),
