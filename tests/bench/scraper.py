@@ -1,5 +1,5 @@
-"""`python -m tests.bench.scraper URL`: scrapes as Prometheus does, once a second, until stdin ends; then prints what it
-did as JSON. A process of its own, so that only the answering is the driver's."""
+"""`python -m tests.bench.scraper URL`: scrapes as Prometheus does until stdin ends; then prints what it did as JSON. A
+process of its own, so that only the answering is the driver's."""
 
 import json
 import sys
@@ -7,7 +7,8 @@ import threading
 import time
 import urllib.request
 
-INTERVAL_S = 1.0
+INTERVAL_S = 2.0
+"""Long enough for several steps without a scrape between two with one."""
 HEADERS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
 """Of Prometheus."""
 
