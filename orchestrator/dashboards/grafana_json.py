@@ -13,8 +13,8 @@ from orchestrator.dashboards.panel_layout import GridPlace, places
 from orchestrator.dashboards.panel_values import (
     GRID_COLUMNS,
     Annotation,
+    Board,
     Column,
-    Dashboard,
     Drawing,
     Panel,
     Query,
@@ -33,7 +33,7 @@ _LAST = common.ReduceDataOptions(calcs=["lastNotNull"], values=False, fields="")
 _DASH = common.LineStyle(fill="dash", dash=[8, 6])
 
 
-def dashboard_json(dashboard: Dashboard) -> str:
+def dashboard_json(dashboard: Board) -> str:
     """The file that Grafana imports and provisions."""
     built = grafana.Dashboard(
         uid=dashboard.uid,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.dashboards.boards.all_dashboards import DASHBOARDS
-from orchestrator.dashboards.panel_values import Dashboard
+from orchestrator.dashboards.panel_values import Board
 from orchestrator.dashboards.rules.alert_rules import ALERTS
 from orchestrator.dashboards.rules.recording_rules import RECORDING_RULES
 from orchestrator.metrics.metric_catalog import CATALOG
@@ -33,7 +33,7 @@ def metrics_of(expr: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def expressions_of(dashboard: Dashboard) -> Iterator[str]:
+def expressions_of(dashboard: Board) -> Iterator[str]:
     """Of its panels, variables and annotations."""
     yield from (query.expr for panel in dashboard.panels() for query in panel.queries)
     yield from (variable.query for variable in dashboard.variables)

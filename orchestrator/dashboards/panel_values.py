@@ -133,7 +133,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Dashboard:
+class Board:
     """A dashboard. Its `uid` is part of its address and never changes."""
 
     uid: str

@@ -74,11 +74,16 @@ def test_the_last_state_of_a_failed_run_is_read_and_raises_the_alert(monitored: 
         outcome = run_job(job, tmp_path / "runs", [], threading.Event(), f"{ENTRIES}:raise_on_last")
     assert outcome.state is RunState.FAILED
     failed = 'max_over_time(convoy_run_state{job="broken",state="failed"}[1m]) == 1'
-    assert monitored.server.instant(failed, time.time())
+    seen_until(monitored, failed)
     alert = 'ALERTS{alertname="ConvoyRunFailed",alertstate="firing",job="broken"}'
+    seen_until(monitored, alert)
+
+
+def seen_until(monitored: Monitored, expr: str) -> None:
+    """Wait until it has a value: Prometheus takes a moment to store what it read."""
     end_s = time.monotonic() + 10.0
-    while not monitored.server.instant(alert, time.time()):
-        assert time.monotonic() < end_s
+    while not monitored.server.instant(expr, time.time()):
+        assert time.monotonic() < end_s, expr
         time.sleep(0.2)
 
 

@@ -5,6 +5,6 @@ from orchestrator.dashboards.boards.goodput_dashboard import GOODPUT
 from orchestrator.dashboards.boards.gpu_dashboard import GPUS
 from orchestrator.dashboards.boards.reliability_dashboard import RELIABILITY
 from orchestrator.dashboards.boards.run_dashboard import RUN
-from orchestrator.dashboards.panel_values import Dashboard
+from orchestrator.dashboards.panel_values import Board
 
-DASHBOARDS: tuple[Dashboard, ...] = (FLEET, RUN, GOODPUT, RELIABILITY, GPUS)
+DASHBOARDS: tuple[Board, ...] = (FLEET, RUN, GOODPUT, RELIABILITY, GPUS)

@@ -19,7 +19,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     total,
     weighted_goodput,
 )
-from orchestrator.dashboards.panel_values import Column, Dashboard, Panel, Query, Row
+from orchestrator.dashboards.panel_values import Board, Column, Panel, Query, Row
 
 
 def runs_in(*states: str) -> Query:
@@ -164,7 +164,7 @@ CHARTS = (
     ),
 )
 
-FLEET = Dashboard(
+FLEET = Board(
     FLEET_UID,
     "Convoy / Fleet",
     "All runs: what runs, how well, and which run needs a look.",

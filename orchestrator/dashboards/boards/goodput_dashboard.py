@@ -19,7 +19,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     sel,
     weighted_goodput,
 )
-from orchestrator.dashboards.panel_values import Dashboard, Panel, Query, Row, Series
+from orchestrator.dashboards.panel_values import Board, Panel, Query, Row, Series
 
 GROUPS = (
     ("productive", "productive", GOOD),
@@ -183,7 +183,7 @@ BY_RUN = (
     ),
 )
 
-GOODPUT = Dashboard(
+GOODPUT = Board(
     GOODPUT_UID,
     "Convoy / Goodput and cost",
     "What share of the workers' time made progress, where the rest went, and what it cost.",

@@ -17,7 +17,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     sel,
     total,
 )
-from orchestrator.dashboards.panel_values import Column, Dashboard, Panel, Query, Row, Series
+from orchestrator.dashboards.panel_values import Board, Column, Panel, Query, Row, Series
 
 _RANK = 'rank=~"$rank"'
 _EMPTY = "no GPU"
@@ -259,7 +259,7 @@ HOSTS = Row(
     ),
 )
 
-GPUS = Dashboard(
+GPUS = Board(
     GPUS_UID,
     "Convoy / GPUs",
     "The GPUs of a run, and the hosts that they are in.",

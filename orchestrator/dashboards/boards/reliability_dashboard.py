@@ -19,7 +19,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     sel,
     total,
 )
-from orchestrator.dashboards.panel_values import Dashboard, Panel, Query, Row, Series, Threshold
+from orchestrator.dashboards.panel_values import Board, Panel, Query, Row, Series, Threshold
 
 _RECOVERY = "convoy_recovery_duration_seconds"
 
@@ -245,7 +245,7 @@ STATE = Row(
     ),
 )
 
-RELIABILITY = Dashboard(
+RELIABILITY = Board(
     RELIABILITY_UID,
     "Convoy / Reliability",
     "What failed, how fast training continued, and what would be lost now.",

@@ -21,7 +21,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     total,
 )
 from orchestrator.dashboards.boards.run_details import DETAIL_ROWS
-from orchestrator.dashboards.panel_values import Dashboard, Panel, Query, Row, Series
+from orchestrator.dashboards.panel_values import Board, Panel, Query, Row, Series
 
 _LEFT = (
     f"max(({sel('convoy_total_steps')} - {sel('convoy_step')})"
@@ -184,7 +184,7 @@ HAPPENED = Panel(
     minimum=0,
 )
 
-RUN = Dashboard(
+RUN = Board(
     RUN_UID,
     "Convoy / Run",
     "One run: does it learn, how fast, what would a loss cost, and what happened.",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from orchestrator.dashboards.boards.all_dashboards import DASHBOARDS
-from orchestrator.dashboards.panel_values import Dashboard
+from orchestrator.dashboards.panel_values import Board
 from orchestrator.dashboards.rules.alert_rules import ALERTS
 from orchestrator.dashboards.rules.recording_rules import RECORDING_RULES
 from orchestrator.dashboards.rules.rule_values import Alert, RecordingRule
@@ -34,13 +34,13 @@ def recording_file(rules: Sequence[RecordingRule]) -> str:
     return _file("recording", "convoy-recording", [{"record": rule.record, "expr": rule.expr} for rule in rules])
 
 
-def alerts_file(alerts: Sequence[Alert], dashboards: Sequence[Dashboard]) -> str:
+def alerts_file(alerts: Sequence[Alert], dashboards: Sequence[Board]) -> str:
     """`alerts.yml`."""
     titles = {dashboard.uid: dashboard for dashboard in dashboards}
     return _file("alerts", "convoy-alerts", [_alert(alert, titles[alert.dashboard]) for alert in alerts])
 
 
-def _alert(alert: Alert, dashboard: Dashboard) -> JsonObject:
+def _alert(alert: Alert, dashboard: Board) -> JsonObject:
     annotations: JsonObject = {
         "summary": alert.summary,
         "description": alert.meaning,
