@@ -32,7 +32,7 @@ def main() -> int:
     # Ctrl-C is for the driver, which then ends this process in order.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    watch = _Watch()
+    watch = _EndWatch()
     LastingThread("watch of the driver", watch.turn)
     # What the library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -85,7 +85,7 @@ def _to(stream: BinaryIO) -> Say:
     return say
 
 
-class _Watch:
+class _EndWatch:
     """Ends this process if the run or the driver has ended and the tracker does not come to an end."""
 
     def __init__(self) -> None:
