@@ -1,7 +1,8 @@
 """The process of one tracker: reads points from its stdin, a line of JSON each, and gives them to a library.
 
 What the library does (hang, raise, print, leak) stays in here. The driver reads stdout: `ready`, `logged`, `problem`,
-`ending`, `failed` and `done`. The process ends with its input, at the latest `ORPHAN_S` after its driver is gone.
+`ending`, `failed` and `done`. The process ends with its input, at the latest `ALONE_S` after the run or
+its driver has ended.
 """
 
 import importlib
@@ -18,8 +19,8 @@ from orchestrator.lasting_thread import LastingThread
 from orchestrator.trackers.tracker_points import Point
 from orchestrator.trackers.tracker_sink import OpenSink, TrackedRun, TrackerSink
 
-ORPHAN_S = 60.0
-"""How long a tracker may take to deliver its last points after the driver was killed."""
+ALONE_S = 60.0
+"""How long a tracker may take to deliver its last points after the end of the run, or of its driver."""
 ORPHAN_LOOK_S = 1.0
 KILLED_CODE = 255
 """The exit code that a tracker is given for a run whose driver was killed."""
@@ -31,18 +32,18 @@ def main() -> int:
     # Ctrl-C is for the driver, which then ends this process in order.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-    LastingThread("watch of the driver", lambda: _watch(parent))
+    watch = _EndWatch()
+    LastingThread("watch of the driver", watch.turn)
     # What the library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    code = serve(sys.stdin.buffer, _to(answers))
+    code = serve(sys.stdin.buffer, _to(answers), watch.run_ended)
     sys.stderr.flush()
     os._exit(code)  # the library may have threads and exit handlers that wait
 
 
-def serve(lines: Iterable[bytes], say: Say) -> int:
-    """Log what comes until the end of the run; the process's exit code."""
+def serve(lines: Iterable[bytes], say: Say, ended: Callable[[], None]) -> int:
+    """Log what comes until the end of the run; the process's exit code. `ended` is called at that end."""
     logged, sink = 0, None
     try:
         for line in lines:
@@ -51,6 +52,7 @@ def serve(lines: Iterable[bytes], say: Say) -> int:
                 sink = _open(message, say)
                 say({"ready": sink.place})
             elif "end" in message:
+                ended()
                 say({"ending": logged})
                 sink.close(integer(message, "end"))
                 say({"done": logged})
@@ -83,13 +85,24 @@ def _to(stream: BinaryIO) -> Say:
     return say
 
 
-def _watch(parent: int) -> bool:
-    """End this process if its parent is gone and the tracker does not come to an end."""
-    if os.getppid() == parent:
+class _EndWatch:
+    """Ends this process if the run or the driver has ended and the tracker does not come to an end."""
+
+    def __init__(self) -> None:
+        self._parent = os.getppid()
+        self._ended_s: float | None = None
+
+    def run_ended(self) -> None:
+        self._ended_s = time.monotonic()
+
+    def turn(self) -> bool:
+        """Look once a second."""
+        if self._ended_s is None and os.getppid() != self._parent:
+            self.run_ended()
+        if self._ended_s is not None and time.monotonic() - self._ended_s >= ALONE_S:
+            os._exit(1)
         time.sleep(ORPHAN_LOOK_S)
         return True
-    time.sleep(ORPHAN_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

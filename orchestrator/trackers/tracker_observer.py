@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from orchestrator.domain.events import Emit, Event, TrackerEnded, TrackerReady, WarningIssued
 from orchestrator.domain.step_report import StepReport
+from orchestrator.trackers.tracker_child import ALONE_S
 from orchestrator.trackers.tracker_points import Point, PointMaker
 from orchestrator.trackers.tracker_process import MAX_QUEUED, NewsKind, Patience, TrackerProcess
 
@@ -39,7 +40,9 @@ class TrackerObserver:
         """Wait until it has ended, and report how many points there were. `hurry`: whether the run was stopped."""
         ended = self._process.close(PATIENCE, hurry)
         self._tell()
-        if not ended and self._problem is None:
+        if self._process.left_alone:
+            self._problem = f"it delivers the last points in the background, for at most {ALONE_S:g} s"
+        elif not ended and self._problem is None:
             self._problem = "it did not come to an end in time; what it has not uploaded is in its directory"
         self._emit(TrackerEnded(self.name, self._process.logged, self._process.lost, self._place, self._problem))
 

@@ -80,6 +80,8 @@ class TrackerProcess:
         self._answers, self._stderr = b"", b""
         self._news: deque[News] = deque()
         self._over = threading.Event()
+        self.left_alone = False
+        """Whether it goes on by itself after `close`."""
         self._began, self._ending, self._done = False, False, False
         self._progress_s = self._asked_s = time.monotonic()
         self._process = subprocess.Popen(
@@ -132,16 +134,19 @@ class TrackerProcess:
 
     def close(self, patience: Patience, hurry: Callable[[], bool]) -> bool:
         """Wait for the end that was asked for; whether it has come. No longer than `patience` allows, and hardly once
-        `hurry`. A process that has not ended by then is killed, with all that it has started."""
+        `hurry`. A process that has not ended by then is killed, with all that it has started; but if the run was
+        stopped, and it has taken all points, it delivers them alone and then ends (`tracker_child.ALONE_S`)."""
         while not self._over.wait(CLOSE_LOOK_S):
             now_s = time.monotonic()
             limit_s = patience.stopped_s if hurry() else patience.total_s
             stuck = self._began and not self._ending and now_s - self._progress_s >= patience.stuck_s
             if stuck or now_s - self._asked_s >= limit_s:
                 break
+        self.left_alone = not self._over.is_set() and self._ending and hurry()
         self._over.set()  # what is killed now has not failed
         self._thread.stop()
-        self._kill()
+        if not self.left_alone:
+            self._kill()
         self._thread.join(KILL_WAIT_S)
         for pipe in self._pipes:
             with contextlib.suppress(OSError):

@@ -76,7 +76,10 @@ def end(process: TrackerProcess, exit_code: int, patience: Patience, hurry: Call
 
 
 def is_gone(process: TrackerProcess) -> bool:
-    return not psutil.pid_exists(process._process.pid)
+    try:
+        return psutil.Process(process._process.pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_tracker_gets_everything_in_its_own_process(tmp_path: Path) -> None:
@@ -107,14 +110,21 @@ def test_a_tracker_that_does_not_keep_up_holds_nobody(tmp_path: Path, sink: str)
     assert is_gone(process)
 
 
-def test_the_end_of_a_run_that_was_stopped_waits_hardly(tmp_path: Path) -> None:
-    process = started(tmp_path, "hanging_at_the_end")
+@pytest.mark.parametrize(("sink", "alone"), [("slow_at_the_end", True), ("hanging", False)])
+def test_the_end_of_a_run_that_was_stopped_waits_hardly(tmp_path: Path, sink: str, alone: bool) -> None:
+    """A tracker that has all points delivers them alone; one that hangs is killed."""
+    process = started(tmp_path, sink)
     process.put(point(1))
     wait_for_news(process, NewsKind.READY)
     began_s = time.monotonic()
     assert not end(process, 130, PATIENCE, lambda: True)
     assert time.monotonic() - began_s < 5.0
-    assert is_gone(process)
+    assert process.left_alone is alone
+    deadline = time.monotonic() + 20.0
+    while not is_gone(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (tmp_path / "delivered").exists() is alone
 
 
 @pytest.mark.parametrize(
