@@ -39,9 +39,9 @@ from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.collectors.loop_pace import LoopPace
 from orchestrator.metrics.durability_recorder import DurabilityRecorder
 from orchestrator.metrics.exporter import MetricsObserver
-from orchestrator.metrics.ledger import Ledger
 from orchestrator.metrics.metric_catalog import CATALOG
 from tests.events import event
+from tests.unit.goodput.test_ledger_result import RESULT
 
 pytestmark = pytest.mark.unit
 Make = Callable[..., StepReport]
@@ -91,7 +91,7 @@ def observer(request: pytest.FixtureRequest, tmp_path: Path, report: Make) -> Me
     observer = MetricsObserver(
         "large-1",
         "large",
-        lambda: Ledger(0.0).to_json(10.0),
+        lambda: RESULT,
         clock=lambda: 100.0,
         slowness=lambda: dict.fromkeys(range(RANKS), 1.0),
         durability=durability,
@@ -127,9 +127,8 @@ def test_a_run_of_1024_workers_has_at_most_2000_series(observer: MetricsObserver
     shown = {sample.labels["rank"] for sample in samples if "rank" in sample.labels}
     assert len(shown) == 8, "memory and GPUs of the slowest four, and the four with the largest ratio"
     served = {family.name for family in families if family.samples}
-    from_ledger = {metric.name for metric in CATALOG if metric.origin == "ledger"}
     elsewhere = {"convoy_data_processed_bytes", "convoy_data_to_process_bytes", "convoy_driver_loop_lag_seconds"}
-    catalog = {metric.name.removesuffix("_total") for metric in CATALOG} - from_ledger - elsewhere
+    catalog = {metric.name.removesuffix("_total") for metric in CATALOG} - elsewhere
     assert catalog - served == set(), "everything has been counted"
 
 
