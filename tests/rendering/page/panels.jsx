@@ -87,7 +87,7 @@ function drawAnnotations(builder, annotations, theme) {
       ctx.strokeStyle = ctx.fillStyle = shade;
       ctx.lineWidth = devicePixelRatio;
       for (const time of times) {
-        const x = Math.round(plot.valToPos(time, 'x', true));
+        const x = Math.round(plot.valToPos(time * 1000, 'x', true));
         const bottom = bbox.top + bbox.height, size = 5 * devicePixelRatio;
         ctx.setLineDash([5 * devicePixelRatio, 5 * devicePixelRatio]);
         ctx.beginPath();
