@@ -1,7 +1,8 @@
 // Grafana's own visualizations, put together as its panel plugins do.
 import React from 'react';
 import { getDisplayValueAlignmentFactors, getFieldDisplayValues } from '@grafana/data';
-import { BarGauge, BigValue, Table, TimeSeries, VizRepeater } from '@grafana/ui';
+import { BarGauge, BigValue, TimeSeries, VizRepeater } from '@grafana/ui';
+import { TableNG } from '@grafana/ui/unstable';
 
 const none = (text) => text;
 
@@ -121,7 +122,7 @@ function Curves({ panel, frames, theme, width, height, range, annotations }) {
 
 function Rows({ panel, frames, width, height, range }) {
   return (
-    <Table
+    <TableNG
       height={height} width={width} data={frames[0]} noHeader={!panel.options.showHeader} resizable={true}
       cellHeight={panel.options.cellHeight} timeRange={range} fieldConfig={panel.fieldConfig} structureRev={1}
     />
