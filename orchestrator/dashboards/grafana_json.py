@@ -159,10 +159,11 @@ def _options(panel: Panel) -> object:
                 reduce_options=_LAST,
             )
         case "bargauge":
+            long_names = any(", " in query.legend for query in panel.queries)
             return bargauge.Options(
                 display_mode=common.BarGaugeDisplayMode.BASIC,
                 value_mode=common.BarGaugeValueMode.TEXT,
-                name_placement=common.BarGaugeNamePlacement.LEFT,
+                name_placement=common.BarGaugeNamePlacement.TOP if long_names else common.BarGaugeNamePlacement.LEFT,
                 show_unfilled=True,
                 orientation=common.VizOrientation.HORIZONTAL,
                 reduce_options=_LAST,

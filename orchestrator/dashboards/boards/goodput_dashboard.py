@@ -123,9 +123,15 @@ WHERE = (
     ),
     Panel(
         "Worker time by class",
-        "Since the start of the runs. Together, the classes are all of the workers' time.",
+        "The ten largest classes since the start of the runs. All classes together are all of the workers' time.",
         "s",
-        (Query(f"sort_desc(sum by (class) (max by (run, class) ({sel(_TIME)})) > 0)", "{{class}}", instant=True),),
+        (
+            Query(
+                f"sort_desc(topk(10, sum by (class) (max by (run, class) ({sel(_TIME)})) > 0))",
+                "{{class}}",
+                instant=True,
+            ),
+        ),
         "bargauge",
         10,
         10,
@@ -164,11 +170,11 @@ BY_RUN = (
     ),
     Panel(
         "Cost lost by cause",
-        "What time without progress cost. `convoy goodput RUN --by cause` lists it.",
+        "What time without progress cost, the seven largest causes. `convoy goodput RUN --by cause` lists it.",
         "currencyUSD",
         (
             Query(
-                f"sort_desc(sum by (cause) (max by (run, cause) ({sel('convoy_cost_lost_usd')})))",
+                f"sort_desc(topk(7, sum by (cause) (max by (run, cause) ({sel('convoy_cost_lost_usd')}))))",
                 "{{cause}}",
                 instant=True,
                 needs="price",

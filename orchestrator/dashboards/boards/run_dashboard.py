@@ -156,8 +156,8 @@ WORKERS = Panel(
 
 HAPPENED = Panel(
     "What happened",
-    "Events in the range that is shown. Recomputed: steps that recoveries repeated. `convoy show RUN` lists them,"
-    " `incidents/` in the run's directory has a page for each recovery.",
+    "Events in the range that is shown. Recomputed: steps that recoveries repeated. Bad losses: not finite, or"
+    " spikes. `convoy show RUN` lists them, `incidents/` in the run's directory has a page for each recovery.",
     "none",
     tuple(
         Query(total(counter), name, instant=True)
@@ -166,7 +166,7 @@ HAPPENED = Panel(
             ("Recomputed", "convoy_recomputed_steps_total"),
             ("Resizes", "convoy_resizes_total"),
             ("Checkpoints", "convoy_checkpoints_total"),
-            ("Numeric faults", "convoy_numeric_faults_total"),
+            ("Bad losses", "convoy_numeric_faults_total"),
             ("Warnings", "convoy_warnings_total"),
         )
     ),
@@ -177,7 +177,7 @@ HAPPENED = Panel(
     series={
         "Recoveries": Series(BAD),
         "Recomputed": Series(BAD),
-        "Numeric faults": Series(BAD),
+        "Bad losses": Series(BAD),
         "Warnings": Series(NOTICE),
         "Checkpoints": Series(GOOD),
     },

@@ -12,8 +12,8 @@ import { firstValueFrom } from 'rxjs';
 
 standardTransformersRegistry.setInit(() =>
   Object.values(standardTransformers)
-    .filter((transformer) => transformer?.id)
-    .map((transformer) => ({ id: transformer.id, name: transformer.name, transformation: transformer })),
+    .filter((one, index, all) => one?.id && all.findIndex((other) => other?.id === one.id) === index)
+    .map((transformer) => ({ id: transformer.id, name: transformer.name, transformation: () => Promise.resolve(transformer) })),
 );
 
 const STANDARD = ['unit', 'min', 'max', 'decimals', 'displayName', 'noValue', 'color', 'thresholds', 'mappings', 'links'];

@@ -1,7 +1,8 @@
 // Grafana's own visualizations, put together as its panel plugins do.
 import React from 'react';
 import { getDisplayValueAlignmentFactors, getFieldDisplayValues } from '@grafana/data';
-import { BarGauge, BigValue, Table, TimeSeries, VizRepeater } from '@grafana/ui';
+import { BarGauge, BigValue, TimeSeries, VizRepeater } from '@grafana/ui';
+import { TableNG } from '@grafana/ui/unstable';
 
 const none = (text) => text;
 
@@ -87,7 +88,7 @@ function drawAnnotations(builder, annotations, theme) {
       ctx.strokeStyle = ctx.fillStyle = shade;
       ctx.lineWidth = devicePixelRatio;
       for (const time of times) {
-        const x = Math.round(plot.valToPos(time, 'x', true));
+        const x = Math.round(plot.valToPos(time * 1000, 'x', true));
         const bottom = bbox.top + bbox.height, size = 5 * devicePixelRatio;
         ctx.setLineDash([5 * devicePixelRatio, 5 * devicePixelRatio]);
         ctx.beginPath();
@@ -121,7 +122,7 @@ function Curves({ panel, frames, theme, width, height, range, annotations }) {
 
 function Rows({ panel, frames, width, height, range }) {
   return (
-    <Table
+    <TableNG
       height={height} width={width} data={frames[0]} noHeader={!panel.options.showHeader} resizable={true}
       cellHeight={panel.options.cellHeight} timeRange={range} fieldConfig={panel.fieldConfig} structureRev={1}
     />
