@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, TokenizerSpec
@@ -24,12 +24,6 @@ class MetricsSpec(SpecModel):
     """Port of `/metrics`. `auto`: what `CONVOY_METRICS_PORT` says, or else a free port that the system picks, as with
     0; Prometheus finds it by the file that the run leaves in `monitoring/targets` of `$CONVOY_HOME`. `off`: no
     endpoint. Null, as in the specs of older runs, is `auto`."""
-
-    @field_validator("port", mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, value: object) -> object:
-        """Specs of runs that earlier versions recorded have null."""
-        return "auto" if value is None else value
 
 
 class GenerateSpec(SpecModel):

@@ -35,7 +35,7 @@ def server() -> Iterator[GrafanaServer]:
 
 @pytest.fixture
 def api(server: GrafanaServer) -> GrafanaApi:
-    return GrafanaApi(server.url, TOKEN, timeout_s=10.0)
+    return GrafanaApi(server.url, TOKEN)
 
 
 @pytest.fixture(autouse=True)
@@ -134,16 +134,19 @@ def test_which_data_source_is_taken(server: GrafanaServer, api: GrafanaApi) -> N
         (404, UsageError, "has no /api/dashboards/db"),
         (412, GrafanaError, "Grafana keeps what it has: version-mismatch (made to fail)"),
         (500, GrafanaError, "Grafana answers 500 to /api/dashboards/db (made to fail)"),
-        ("hang", GrafanaError, "does not answer POST /api/dashboards/db within 0.3 s"),
-        ("trickle", GrafanaError, "does not answer POST /api/dashboards/db within 0.3 s"),
+        ("hang", GrafanaError, "does not answer POST /api/dashboards/db within 1 s"),
+        ("trickle", GrafanaError, "does not answer POST /api/dashboards/db within 1 s"),
         ("html", UsageError, "is not the API of Grafana"),
         ("page not found", UsageError, "is not the API of Grafana"),
         ("redirect", UsageError, "redirects to https://elsewhere.example.com/"),
     ],
 )
-def test_what_grafana_refuses(server: GrafanaServer, failure: int | str, kind: type[ConvoyError], said: str) -> None:
-    api = GrafanaApi(server.url, TOKEN, timeout_s=0.3 if failure in ("hang", "trickle") else 10.0)
+def test_what_grafana_refuses(
+    server: GrafanaServer, api: GrafanaApi, failure: int | str, kind: type[ConvoyError], said: str
+) -> None:
     server.fail = lambda method, path: failure if method == "POST" and path.endswith("/db") else None
+    if failure in ("hang", "trickle"):
+        api = GrafanaApi(server.url, TOKEN, timeout_s=1.0)
     with pytest.raises(kind) as raised:
         installed(api)
     assert type(raised.value) is kind
