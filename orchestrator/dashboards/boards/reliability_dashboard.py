@@ -27,7 +27,7 @@ _RECOVERY = "convoy_recovery_duration_seconds"
 def _rise(counter: str, *by: str) -> str:
     """Events between two points of a time axis."""
     grouped = f" by ({', '.join(by)}) " if by else ""
-    return f"round(sum{grouped}(increase({sel(counter)}[$__interval])))"
+    return f"round(sum{grouped}(increase({sel(counter)}[$__rate_interval])))"
 
 
 FIGURES = (
@@ -115,7 +115,12 @@ RECOVERIES = (
         "Detection: until the failure is confirmed. Decision: which workers continue. Rebuild: process group and"
         " engine. Restore: the state. First step: the first step after it.",
         "s",
-        (Query(f"sum by (phase) (increase({sel('convoy_recovery_phase_seconds_total')}[$__interval]))", "{{phase}}"),),
+        (
+            Query(
+                f"sum by (phase) (increase({sel('convoy_recovery_phase_seconds_total')}[$__rate_interval]))",
+                "{{phase}}",
+            ),
+        ),
         width=12,
         drawing="bars",
         series={

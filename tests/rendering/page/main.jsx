@@ -4,6 +4,7 @@ import { createRoot } from 'react-dom/client';
 import { createTheme, dateTime, ThemeContext } from '@grafana/data';
 import { GlobalStyles, PanelChrome, PortalContainer } from '@grafana/ui';
 import plotStyle from 'uplot/dist/uPlot.min.css';
+import gridStyle from '@grafana/react-data-grid/lib/styles.css';
 import { framesOf } from './frames.js';
 import { Visualization } from './panels.jsx';
 
@@ -75,7 +76,7 @@ async function show() {
   createRoot(root).render(
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />
-      <style>{plotStyle}</style>
+      <style>{plotStyle + gridStyle}</style>
       <PortalContainer />
       <Header dashboard={dashboard} />
       {panels.map(({ panel, frames }) => (
