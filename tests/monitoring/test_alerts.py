@@ -213,8 +213,8 @@ def test_an_alert_names_the_run_what_to_do_and_where_to_look(tmp_path: Path) -> 
         "exp_annotations": {
             "summary": "tiny is waiting for 2 workers",
             "description": next(alert.meaning for alert in ALERTS if alert.name == "ConvoyWaitsForWorkers"),
-            "action": "Add nodes to the cluster; or continue with fewer workers: Ctrl-C, then"
-            " `convoy run --resume r-1 --set resources.workers.min=N`.",
+            "action": "Add nodes to the cluster; or continue with fewer workers:"
+            " `convoy scale r-1 --workers N --force`.",
             "runbook_url": "docs/metrics.md#convoywaitsforworkers",
             "dashboard_url": "/d/convoy-run?var-run=r-1",
         },
