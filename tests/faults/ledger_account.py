@@ -67,7 +67,8 @@ class Records:
         """What the next driver reports before it takes up the run is not of the one before."""
         before = CheckpointRejected | MetricsServing | TrackerReady | WarningIssued
         events = [event for event in self.events if not isinstance(event.body, before)]
-        return max(fact.time_s for fact in (*events, *self.steps) if fact.time_s < created.time_s)
+        times_s = (fact.time_s for fact in (*events, *self.steps) if fact.time_s < created.time_s)
+        return max(times_s, default=created.time_s)  # of the first driver there is nothing
 
     def worker_s(self, since_s: float = 0.0, until_s: float = float("inf")) -> float:
         """Worker-seconds that were reserved between two times."""
