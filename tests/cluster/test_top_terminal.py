@@ -48,8 +48,9 @@ class Terminal:
 
     def read(self, wait_s: float) -> None:
         """What it draws within so many seconds."""
-        ready, _, _ = select.select([self._descriptor], [], [], wait_s)
-        if ready:
+        poll = select.poll()  # `select` takes no descriptor above 1,023
+        poll.register(self._descriptor, select.POLLIN)
+        if poll.poll(wait_s * 1000.0):
             try:
                 self.seen += os.read(self._descriptor, 1 << 16)
             except OSError:  # it has ended

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,17 @@ WAITED_FOR = (RecoveryFinished, CheckpointSaved, EvalFinished)
 class Drill(StrikeWhenProtected):
     """Kills a worker, asks for one worker less when the run has recovered, and stops the run when all has happened."""
 
-    def __init__(self, runs: Path, stop: threading.Event) -> None:
+    def __init__(self, runs: Path, stop: threading.Event, scraped: Callable[[], bool]) -> None:
+        """`scraped`: whether Prometheus has the run already. What happens before its first scrape is no increase."""
         super().__init__(6, 1, kill_worker)
+        self._scraped = scraped
         self.runs, self.ending = runs, stop
         self.asked_s = 0.0
         self.begun_s, self.ended_s = time.time(), 0.0
 
     def on_step(self, report: StepReport) -> None:
+        if not self.struck and not self._scraped():
+            self.at = report.step + 1
         super().on_step(report)
         if self.of(RecoveryFinished) and not self.asked_s and report.world_size == 2:
             self.asked_s = time.time()
@@ -55,9 +60,9 @@ class Drill(StrikeWhenProtected):
             self.ending.set()
 
 
-def drill(directory: Path, port: int) -> tuple[RunOutcome, Drill]:
+def drill(directory: Path, port: int, scraped: Callable[[], bool]) -> tuple[RunOutcome, Drill]:
     """Run it, with its metrics at the port. Its steps take a third of a second."""
     stop = threading.Event()
-    watcher = Drill(directory / "runs", stop)
+    watcher = Drill(directory / "runs", stop, scraped)
     job = load_job(write_job(directory, "drilled", **JOB, metrics={"port": port}))
     return run_job(job, directory / "runs", [watcher], stop, f"{ENTRIES}:train_held"), watcher

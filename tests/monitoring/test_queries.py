@@ -1,6 +1,7 @@
 """Every query of every panel, recording rule and alert, asked of a real Prometheus that scraped a run with faults."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.needs("prometheus")]
 RULES = Path(__file__).parents[2] / "monitoring" / "prometheus" / "rules"
 MADE_UP = {"gpu", "fp16", "waiting", "exporters"}
 """Needs that the run of the drill does not meet, and the made-up one does. A price it has."""
+
+
+SCRAPED_TWICE = 'count_over_time(convoy_recoveries_total{job="drilled"}[1m]) >= 2'
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         targets = {"convoy": [f"127.0.0.1:{port}", made_up], "exporters": [exporters]}
         server = PrometheusServer(directory, targets, rules)
         try:
-            outcome, run = drill(directory, port)
+            outcome, run = drill(directory, port, lambda: bool(server.instant(SCRAPED_TWICE, time.time())))
             assert outcome.state is RunState.STOPPED
             assert run.struck == 1
             assert run.of(RecoveryFinished)
