@@ -209,6 +209,7 @@ def threads_of(offload: str, chosen: str) -> tuple[int, int]:
         _set_offload_threads(spec, torch.device("cuda", 0))
         found = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.distributed.barrier()  # a rank that leaves at once may do so before the others have connected to it
     return found, len(os.sched_getaffinity(0))
 
 
