@@ -89,7 +89,7 @@ class Storage(Protocol):
         raises. Exceptions of iterating `parts` are passed on. Replaces a file of that name."""
 
     def read_version(self, name: str, file: str) -> tuple[bytes, str]:
-        """A small file, whole, and what tells its present content from any other, for `put_if`."""
+        """The content of a small file, and a version that identifies this content, for `put_if`."""
 
     def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
         """Write a small file if there is none of that name (`version` None), or if its content still is that of
