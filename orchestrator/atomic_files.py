@@ -4,10 +4,11 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.json_values import JsonObject, JsonValue
@@ -53,6 +54,29 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def create_file(path: Path, data: bytes, without_links: Callable[[], bool]) -> bool:
+    """Create a file durably and with all its content at once; False if it exists. Of several processes that try the
+    same at once, one succeeds. `without_links`: what to do instead on a file system without hard links. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return temporary.stat().st_nlink > 1  # of NFS an answer may be lost, and the request repeated
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return without_links()
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_directory(work: Path, final: Path) -> None:

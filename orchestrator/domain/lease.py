@@ -1,4 +1,4 @@
-"""The lease of a run's driver: who may write, and when somebody else may take over. Pure.
+"""The lease of a run's driver: who may write, and when another driver may take over. Pure.
 
 A lease has a number, its **fencing token**: each driver of a run has a higher one than all drivers before it, and every
 record carries the token of the driver that wrote it. The holder adds one to `renewals` every `RENEW_S`. A challenger
@@ -18,7 +18,7 @@ RENEW_S = 2.0
 BUCKET_RENEW_S = 5.0
 """The same in a bucket, where every renewal is a request that costs money: 17,280 of them a day."""
 TTL_S = 20.0
-"""How long the counter must stand still before somebody else may take over. Ten renewals in a directory, four in a
+"""Another driver may take over if the counter has not changed for this long. Ten renewals in a directory, four in a
 bucket: a garbage collection, a disk that takes seconds to write, or a short stop of the process lose no run. Resuming
 on another machine takes this long, once; a driver that is certainly gone is not waited for."""
 LOOK_S = 0.5
@@ -36,7 +36,7 @@ class Lease:
     """What a holder writes."""
 
     holder: str
-    """Random, of one driver: two drivers with equal tokens would be told apart by it."""
+    """Random id of one driver. It distinguishes two drivers with equal tokens."""
     token: int
     """1 for the first driver of a run; 0 stands for drivers of older versions, which had no lease."""
     renewals: int = 0
@@ -92,7 +92,7 @@ class Standing(StrEnum):
     FREE = "free"
     """The lease was given back, or its holder is certainly gone, or the counter stood still for the TTL: take over."""
     HELD = "held"
-    """The counter has moved since the first look: somebody drives the run."""
+    """The counter has changed since the first look: a driver has the run."""
     UNKNOWN = "unknown"
     """Neither yet: look again."""
 

@@ -121,7 +121,7 @@ class Manifest:
     saved_at_s: float = 0.0
     """Unix time."""
     lease: int = 0
-    """Token of the driver whose gang saved it; 0: of an older version, or nobody's who drives a run."""
+    """Token of the driver whose gang saved it; 0 if an older version saved it, or no driver of a run."""
 
     @property
     def size_bytes(self) -> int:

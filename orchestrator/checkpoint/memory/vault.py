@@ -122,8 +122,8 @@ class Vault:
         handler(channel, frame)
 
     def _hear_of(self, generation: int) -> None:
-        """Whoever uses a generation has a lease. Once one with a higher token is known, requests of earlier drivers and
-        of their gangs are refused."""
+        """Note a generation that a request names. Its driver has a lease: if the token is higher than all before it,
+        requests of earlier drivers and of their gangs are refused from now on."""
         if generation <= self._newest:
             return
         with self._lock:

@@ -187,9 +187,9 @@ class BucketStorage:
 
 
 def _version_of(meta: "ObjectMeta") -> str:
-    """Stores tell versions by one or both of these. What `obstore.put` takes as `mode`, as JSON."""
-    told = {"e_tag": meta["e_tag"], "version": meta["version"]}
-    return json.dumps({key: value for key, value in told.items() if value is not None})
+    """The `mode` of a conditional `obstore.put`, as JSON. Stores identify versions by tag, by number, or by both."""
+    known = {"e_tag": meta["e_tag"], "version": meta["version"]}
+    return json.dumps({key: value for key, value in known.items() if value is not None})
 
 
 def _key(name: str, file: str) -> str:

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.atomic_files import locked, sync_path
+from orchestrator.atomic_files import create_file, locked, sync_path
 from orchestrator.checkpoint.storage.flushing import SteadyFlush
 from orchestrator.domain.errors import CheckpointError, UsageError
 from orchestrator.domain.tick import Tick, no_tick
@@ -89,7 +88,7 @@ class Storage(Protocol):
         raises. Exceptions of iterating `parts` are passed on. Replaces a file of that name."""
 
     def read_version(self, name: str, file: str) -> tuple[bytes, str]:
-        """A small file, whole, and what tells its present content from any other, for `put_if`."""
+        """The content of a small file, and a version that identifies this content, for `put_if`."""
 
     def put_if(self, name: str, file: str, data: bytes, version: str | None) -> bool:
         """Write a small file if there is none of that name (`version` None), or if its content still is that of
@@ -169,11 +168,22 @@ class LocalStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(path.parent):
                 if version is None:
-                    return _created(path, data)
+                    made = create_file(path, data, lambda: self._put_new(name, file, data))
+                    if made:
+                        sync_path(path.parent)
+                        sync_path(self.root)
+                    return made
                 if not path.is_file() or _version(path.read_bytes()) != version:
                     return False
                 self.put(name, file, [data], len(data))
                 return True
+
+    def _put_new(self, name: str, file: str, data: bytes) -> bool:
+        """Without hard links: the lock orders the processes."""
+        if (self.root / name / file).exists():
+            return False
+        self.put(name, file, [data], len(data))
+        return True
 
     def remove_file(self, name: str, file: str) -> None:
         path = self.root / checked(name) / checked(file)
@@ -304,28 +314,6 @@ def remove_tree(directory: Path, tick: Tick) -> None:
 
 def _version(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _created(path: Path, data: bytes) -> bool:
-    """Make a file that must not exist, durably and with all its content at once."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb", buffering=0) as target:
-            _write_all(target.fileno(), memoryview(data))
-            os.fsync(target.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links: the caller's lock has to do
-            if path.exists():
-                return False
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_path(path.parent)
-    sync_path(path.parent.parent)
-    return True
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

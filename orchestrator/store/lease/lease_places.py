@@ -5,16 +5,15 @@ on a shared directory (a hard link, as NFS has it) and in a bucket (a conditiona
 writes it, so a renewal needs no condition. No file is ever removed: a file with a higher number cannot be overlooked.
 """
 
-import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.atomic_files import create_file
 from orchestrator.checkpoint.storage.storage import Storage, StorageError, StorageFault
 from orchestrator.domain.lease import BUCKET_RENEW_S, RENEW_S, Lease
 from orchestrator.domain.run_layout import RunLayout
@@ -103,21 +102,8 @@ class LeaseDirectory:
     def create(self, entry: LeaseEntry) -> bool:
         self._directory.mkdir(exist_ok=True)
         path = self._path(entry.lease.token)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            _write_durably(temporary, _padded(entry))
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return temporary.stat().st_nlink > 1  # of NFS an answer may be lost, and the request repeated
-            except OSError as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
-                return _create_without_links(path, _padded(entry))
-            return True
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+        data = _padded(entry)
+        return create_file(path, data, lambda: _create_without_links(path, data))
 
     def write(self, entry: LeaseEntry) -> None:
         descriptor = os.open(self._path(entry.lease.token), os.O_WRONLY)
@@ -173,19 +159,13 @@ def _padded(entry: LeaseEntry) -> bytes:
     return entry.to_bytes().ljust(ENTRY_BYTES - 1) + b"\n"
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _create_without_links(path: Path, data: bytes) -> bool:
     """On a file system without hard links. For a moment a reader may find the file empty."""
     try:
-        _write_durably(path, data)
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
     return True
