@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from prometheus_client import disable_created_metrics
+
 from orchestrator.atomic_files import read_json, write_json, write_text
 from orchestrator.data.prepare import PreparedData, cache_directory, prepare
 from orchestrator.data.prepare_progress import PrepareProgress
@@ -201,6 +203,7 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
 def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunOutcome:
     """With a metrics endpoint and on the cluster that the job names."""
     run = handle.context
+    disable_created_metrics()  # a time of creation for each counter: in no catalog, on no panel
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,

@@ -62,13 +62,15 @@ _CREDENTIALS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Sets of variables of which one must be there, by scheme."""
 
+_STATUS = r"status (?:code|client error|server error)\W+"
+"""Before the status of an answer. The same digits may be part of a time, a port or a name."""
 _WORDS: tuple[tuple[StorageFault, str], ...] = (
     (StorageFault.MISSING, r"NoSuchBucket|ContainerNotFound|bucket does not exist"),
-    (StorageFault.FULL, r"QuotaExceeded|StorageFull|EntityTooLarge|\b507\b"),
-    (StorageFault.DENIED, r"\b40[13]\b|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AccessDenied"),
+    (StorageFault.FULL, rf"QuotaExceeded|StorageFull|EntityTooLarge|{_STATUS}507\b"),
+    (StorageFault.DENIED, rf"{_STATUS}40[13]\b|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AccessDenied"),
     (
         StorageFault.UNREACHABLE,
-        r"error sending request|time[d ]*out|\b5\d\d\b|\b429\b|onnection|dns|error decoding|retries",
+        rf"error sending request|time[d ]*out|{_STATUS}(?:5\d\d|429)\b|onnection|dns|error decoding|retries",
     ),
 )
 """Faults by the text of errors that have no type; the first match counts."""
@@ -211,10 +213,11 @@ def _translated(place: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise StorageError(f"{place}: {_brief(error)}", _fault(error)) from error
+        raise StorageError(f"{place}: {_brief(error)}", bucket_fault(error)) from error
 
 
-def _fault(error: Exception) -> StorageFault:
+def bucket_fault(error: Exception) -> StorageFault:
+    """What an error of obstore means."""
     if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
         return StorageFault.DENIED
     if isinstance(error, NotFoundError | FileNotFoundError):

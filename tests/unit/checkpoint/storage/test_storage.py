@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from obstore.exceptions import GenericError
 
 from orchestrator.checkpoint.format.checkpoint_manifest import MANIFEST, read_manifest
 from orchestrator.checkpoint.format.intervals import Kind, Range
 from orchestrator.checkpoint.format.shard import Interval
-from orchestrator.checkpoint.storage.bucket import BucketStorage, require_credentials
+from orchestrator.checkpoint.storage.bucket import BucketStorage, bucket_fault, require_credentials
 from orchestrator.checkpoint.storage.checkpoint_catalog import list_checkpoints, newest_valid
 from orchestrator.checkpoint.storage.durable import abandon, write_shard
 from orchestrator.checkpoint.storage.storage import (
@@ -200,6 +201,12 @@ def test_what_a_server_says_is_told_apart(
             assert caught.value.hint
             assert "topsecret" not in caught.value.message
             assert "\n" not in caught.value.message
+
+
+def test_the_digits_of_a_time_or_a_port_are_no_status() -> None:
+    said = "Generic S3 error: Error performing GET http://127.0.0.1:503/b in 507.24µs - Server returned non-2xx "
+    assert bucket_fault(GenericError(said + "status code: 403 Forbidden: <Error/>")) is StorageFault.DENIED
+    assert bucket_fault(GenericError(said + "status code: 507 Insufficient Storage")) is StorageFault.FULL
 
 
 @pytest.fixture
