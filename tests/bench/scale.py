@@ -21,10 +21,10 @@ from typing import Any
 from orchestrator.checkpoint.survey.surveyor import Surveyor, VaultContact
 from orchestrator.clusters.placement import request_of
 from orchestrator.domain.events import RunState, StateChanged, TrainingPlanned
+from orchestrator.domain.ranks.gpu_pace import reading_interval_s
 from orchestrator.domain.ranks.rank_summary import every_rank_interval
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.session import TrainPlan
-from orchestrator.gang.agent.gpu_figures import INTERVAL_S
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.worker_actor import FileAccess, Hello
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
@@ -256,8 +256,8 @@ def measure(scratch: Path) -> list[Row]:
         Row(f"driver CPU for a step, {at}", f"{step_s * 1e3:.1f} ms", "", None, "<= 20 ms", step_s <= STEP_CPU_S,
             f"at a step every {PACE_S:g} s; pushed, recorded and confirmed after {delay_s * 1e3:.0f} ms in the median"),
         Row(f"driver CPU while idle, {at}", f"{idle.share:.1%} of a core", "", None, "<= 15%", idle.share <= IDLE_SHARE,
-            f"two heartbeats a second from each worker, figures of its GPU every {INTERVAL_S:g} s, a survey of "
-            f"{RANKS // RANKS_PER_NODE} vaults every 2 s"),
+            f"two heartbeats a second from each worker, figures of its GPU every {reading_interval_s(RANKS):.0f} s, a "
+            f"survey of {RANKS // RANKS_PER_NODE} vaults every 2 s"),
         Row(f"files for a step, {at}", f"{size:.0f} bytes", "", None, "<= 4 KB", size <= STEP_BYTES,
             "steps.jsonl and ranks.jsonl"),
         Row(f"series for Prometheus, {at}", f"{series}", "", None, "<= 2000", series <= MOST_SERIES),

@@ -19,10 +19,10 @@ from orchestrator.checkpoint.memory.vault_server import VaultServer
 from orchestrator.checkpoint.memory.wire import LENGTH, Channel, encode
 from orchestrator.domain.events import Event, GpuMeasured
 from orchestrator.domain.policy.hang import Phase
+from orchestrator.domain.ranks.gpu_pace import reading_interval_s
 from orchestrator.domain.ranks.rank_report import PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import every_rank_due, summarise
 from orchestrator.domain.step_report import StepReport
-from orchestrator.gang.agent.gpu_figures import INTERVAL_S
 from orchestrator.gang.agent.report_frames import BEAT_S, encode_batch
 from orchestrator.gang.agent.report_queue import Heartbeat, ReportBatch
 from orchestrator.json_values import JsonObject
@@ -68,8 +68,8 @@ def gpu_figures(rank: int, rng: random.Random) -> Event:
 class Worker:
     """One connection."""
 
-    def __init__(self, rank: int, name: str, address: str, token: str) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, name: str, address: str, token: str, gpu_interval_s: float) -> None:
+        self.rank, self.gpu_interval_s = rank, gpu_interval_s
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=30.0)
         Channel(self.socket)  # sets its options
@@ -77,7 +77,7 @@ class Worker:
         self._answer()
         self.socket.sendall(encode({"worker": name}, 0))
         self.beat_due_s = time.monotonic() + BEAT_S * random.random()
-        self.gpu_due_s = time.monotonic() + INTERVAL_S * random.random()
+        self.gpu_due_s = time.monotonic() + gpu_interval_s * random.random()
         self.number = self.confirmed = 0
 
     def send(self, step: int, item: StepReport | Event | None = None) -> None:
@@ -123,7 +123,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asked = json.loads(sys.stdin.readline())
     vaults = serve_vaults(asked["nodes"], asked["ranks"] // asked["nodes"], asked["token"])
-    workers = [Worker(rank, name, asked["address"], asked["token"]) for rank, name in enumerate(asked["names"])]
+    gpu_interval_s = reading_interval_s(len(asked["names"]))
+    workers = [
+        Worker(rank, name, asked["address"], asked["token"], gpu_interval_s) for rank, name in enumerate(asked["names"])
+    ]
     print(json.dumps({"vaults": [vault.address for vault in vaults]}), flush=True)
     serve(workers)
 
@@ -157,7 +160,7 @@ def serve(workers: list[Worker]) -> None:
                 worker.beat_due_s += BEAT_S
                 worker.send(step)
             if now_s >= worker.gpu_due_s and worker is not first:  # whose answers are those to its steps
-                worker.gpu_due_s += INTERVAL_S
+                worker.gpu_due_s += worker.gpu_interval_s
                 worker.send(step, gpu_figures(worker.rank, rng))
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from orchestrator.domain.events import EventBody, GpuMeasured
+from orchestrator.domain.ranks.gpu_pace import reading_interval_s
 from orchestrator.gang.agent.nvml_library import Nvml
 from orchestrator.lasting_thread import LastingThread
 
-INTERVAL_S = 15.0
-"""Between two readings, as between two scrapes of a Prometheus with its defaults."""
 ENDS_WITHIN_S = 2.0
 _MILLIWATTS = 1000.0
 _PERCENT = 100.0
@@ -107,20 +106,21 @@ def training_gpu() -> str | None:
 
 
 class GpuWatch:
-    """Reports figures every `INTERVAL_S` until it is closed. Without NVML, or without a GPU, nothing is reported."""
+    """Reports figures regularly until it is closed, see `gpu_pace`. Without NVML, or without a GPU, nothing is
+    reported."""
 
     def __init__(
         self,
-        rank: Callable[[], int | None],
+        place: Callable[[], tuple[int, int] | None],
         host: str,
         report: Callable[[EventBody], None],
         uuid: Callable[[], str | None] = training_gpu,
         load: Callable[[], Nvml] = load_nvml,
-        interval_s: float = INTERVAL_S,
+        interval_s: Callable[[int], float] = reading_interval_s,
     ) -> None:
-        """`rank`: of this worker; None while it trains nothing. `report` must not block. `uuid`: the GPU's, once it is
-        known."""
-        self._rank, self._host, self._report = rank, host, report
+        """`place`: rank and world size of this worker; None while it trains nothing. `report` must not block. `uuid`:
+        the GPU's, once it is known. `interval_s`: of a gang with that world size."""
+        self._place, self._host, self._report = place, host, report
         self._uuid, self._load, self._interval_s = uuid, load, interval_s
         self._reader: GpuReader | None = None
         self._over = threading.Event()
@@ -133,8 +133,9 @@ class GpuWatch:
 
     def _turn(self) -> bool:
         """One reading. Ends for good if the library is missing or does not know the GPU."""
-        rank, uuid = self._rank(), self._uuid()
-        if rank is not None and uuid is not None:
+        place, uuid = self._place(), self._uuid()
+        rank, world_size = place or (0, 1)
+        if place is not None and uuid is not None:
             try:
                 if self._reader is None:
                     nvml = self._load()
@@ -144,7 +145,7 @@ class GpuWatch:
             if self._reader is None:
                 return False
             self._report(self._reader.read(rank, self._host))
-        if not self._over.wait(self._interval_s):
+        if not self._over.wait(self._interval_s(world_size)):
             return True
         if self._reader is not None:
             self._reader.close()

@@ -225,7 +225,7 @@ class WorkerActor:
         self._trainer = threading.get_ident()
         self._push_reports(assignment.reports)
         if self._gpus and self._gpu_watch is None:
-            self._gpu_watch = GpuWatch(self._trained_rank, socket.gethostname(), self._report_event)
+            self._gpu_watch = GpuWatch(self._place_in_gang, socket.gethostname(), self._report_event)
         if assignment.vault is not None:
             allow_to_trace(assignment.vault.pid)
         self._running, self._session = generation, session
@@ -256,9 +256,10 @@ class WorkerActor:
         with contextlib.suppress(OSError, RuntimeError):
             self._sender = ReportSender(access, self._outbox, self._beat)
 
-    def _trained_rank(self) -> int | None:
+    def _place_in_gang(self) -> tuple[int, int] | None:
+        """Rank and world size while it trains."""
         session = self._session
-        return session.rank if session is not None and self._running is not None else None
+        return (session.rank, session.world_size) if session is not None and self._running is not None else None
 
     def _report_event(self, body: EventBody) -> None:
         self._outbox.put(Event(body, time.time()))

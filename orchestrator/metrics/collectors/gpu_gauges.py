@@ -7,12 +7,11 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from orchestrator.domain.events import Event, GpuMeasured, TrainingPlanned
+from orchestrator.domain.ranks.gpu_pace import stale_after_s
 from orchestrator.metrics.catalog import resource_metrics
 from orchestrator.metrics.catalog.metric_family import Metric
 from orchestrator.metrics.collectors.families import Common, Labels, family
 
-STALE_S = 60.0
-"""Older figures are not shown: the worker is gone, or NVML does not answer. An agent reads every 15 s."""
 REASONS = ("power_cap", "power_brake", "thermal", "hardware")
 
 Figure = Callable[[GpuMeasured], float | None]
@@ -34,11 +33,13 @@ class GpuGauges(Collector):
         self._common, self._clock = common, clock
         self._of_rank: dict[int, tuple[float, GpuMeasured]] = {}
         self._shown: frozenset[int] = frozenset()
+        self._world_size = 1
 
     def on_event(self, event: Event) -> None:
         """Take figures; forget those of ranks that there are no longer."""
         match event.body:
             case TrainingPlanned(world_size=world_size):
+                self._world_size = world_size
                 for rank in [rank for rank in self._of_rank if rank >= world_size]:
                     del self._of_rank[rank]
             case GpuMeasured() as gpu:
@@ -51,7 +52,8 @@ class GpuGauges(Collector):
     def collect(self) -> Iterable[Family]:
         """All families with a value."""
         now_s, known = self._clock(), self._of_rank.copy()  # events come in another thread
-        fresh = {rank: gpu for rank, (read_s, gpu) in known.items() if now_s - read_s <= STALE_S}
+        stale_s = stale_after_s(self._world_size)
+        fresh = {rank: gpu for rank, (read_s, gpu) in known.items() if now_s - read_s <= stale_s}
         shown = {rank: fresh[rank] for rank in sorted(self._shown & fresh.keys())}
         return [found for found in self._families(shown, list(fresh.values())) if found.samples]
 

@@ -138,7 +138,10 @@ class Agent:
         return self.nvml
 
     def watch(self) -> GpuWatch:
-        return GpuWatch(lambda: self.rank, "host", self.report, lambda: self.gpu, self.load, interval_s=0.001)
+        def place() -> tuple[int, int] | None:
+            return None if self.rank is None else (self.rank, 8)
+
+        return GpuWatch(place, "host", self.report, lambda: self.gpu, self.load, interval_s=lambda ranks: ranks / 8000)
 
 
 def test_the_watch_reads_while_the_worker_trains_and_gives_nvml_back() -> None:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.domain.events import Event, GpuMeasured, TrainingPlanned
-from orchestrator.metrics.collectors.gpu_gauges import STALE_S, GpuGauges
+from orchestrator.domain.ranks.gpu_pace import stale_after_s
+from orchestrator.metrics.collectors.gpu_gauges import GpuGauges
 from tests.events import event
 
 pytestmark = pytest.mark.unit
@@ -75,7 +76,7 @@ def test_series_end_with_their_rank_and_when_nothing_is_heard() -> None:
     of.gauges.show([0, 1, 2])
     of.gauges.on_event(event(TrainingPlanned, world_size=2))
     assert {rank for name, rank, *_ in of.values() if name == "convoy_gpu_power_watts"} == {"0", "1"}
-    of.now_s += STALE_S - 1.0
+    of.now_s += stale_after_s(1) - 1.0
     of.take(gpu(1))
     of.now_s += 2.0
     assert {rank for name, rank, *_ in of.values() if name == "convoy_gpu_power_watts"} == {"1"}
