@@ -126,6 +126,16 @@ class RunLayout:
         return self.root / "scale-answer.json"
 
     @property
+    def grant(self) -> Path:
+        """`grant.json`: the newest grant of the server that drives the run."""
+        return self.root / "grant.json"
+
+    @property
+    def grant_answer(self) -> Path:
+        """`grant-answer.json`: what the driver says to it."""
+        return self.root / "grant-answer.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

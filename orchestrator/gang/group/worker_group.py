@@ -181,14 +181,15 @@ class Gang:
 
     @property
     def staying(self) -> list[WorkerHandle]:
-        """Members who can take part in another generation, and are not on a node that is about to go."""
-        return [m for m in self.members if m.lives and m.hello.node_id not in self.planned.draining]
+        """Members who can take part in another generation, and keep their places: see `ScaleRequests.leaving`."""
+        leaving = {id(member) for member in self.planned.leaving(self.members)}
+        return [member for member in self.members if member.lives and id(member) not in leaving]
 
     @property
     def doomed(self) -> list[WorkerHandle]:
-        """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
-        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time(), self._step_s)
-        return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
+        """Members who live and have to leave, as long as it is worth beginning anything on their nodes."""
+        over = going(self.planned.draining, time.time(), self._step_s)
+        return [member for member in self.planned.leaving(self.members) if member.hello.node_id not in over]
 
     @property
     def workers_by_node(self) -> tuple[int, ...]:
