@@ -136,6 +136,21 @@ class RunLayout:
         return self.root / "grant-answer.json"
 
     @property
+    def driver(self) -> Path:
+        """`driver.json`: the process that a server has started last to drive the run."""
+        return self.root / "driver.json"
+
+    @property
+    def driver_report(self) -> Path:
+        """`driver-report.json`: how far that process is, and how it ended."""
+        return self.root / "driver-report.json"
+
+    @property
+    def driver_log(self) -> Path:
+        """Output of drivers that a server has started."""
+        return self.logs / "driver.log"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

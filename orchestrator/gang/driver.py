@@ -26,6 +26,7 @@ from orchestrator.gang.agent.worker_actor import worker_environment
 from orchestrator.gang.elastic.granted_places import GrantedPlaces, seek_granted
 from orchestrator.gang.elastic.resizer import seek
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.group.gang_policy import GRACE_S, SERVED_GRACE_S
 from orchestrator.gang.group.reserved_workers import ReservedWorkers
 from orchestrator.gang.health.head import Head
 from orchestrator.gang.vaults.run_vaults import RunVaults
@@ -213,6 +214,7 @@ class GangDriver:
             replicas=spec.checkpoint.replicas,
             hang_timeout_s=None if hang_timeout_s == "auto" else hang_timeout_s,
             saves_by_cost=spec.checkpoint.interval_steps == "auto",
+            stop_grace_s=GRACE_S if self._granted is None else SERVED_GRACE_S,
         )
 
     def wait_for_answers(self) -> str | None:

@@ -66,7 +66,8 @@ class GrantedPlaces:
             groups = self._all_or_none(grant, bundle, read_nodes, began_s + timeout_s, stopped, run_id)
             if groups is not None:
                 return groups
-            if self.grant is not grant or self.look(time.monotonic()):
+            self.look(time.monotonic())
+            if self.grant is not grant:
                 began_s = time.monotonic()
             elif time.monotonic() - began_s >= timeout_s:
                 raise _unavailable(grant, read_nodes(), timeout_s)

@@ -24,7 +24,7 @@ from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.elastic.unblock_survivors import interrupt
 from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.group.device_checks import DeviceChecks
-from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
+from orchestrator.gang.group.gang_policy import GRACE_S, Action, GangFacts, decide, patience_s, root_cause
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
 from orchestrator.gang.group.report_inbox import ReportInbox
@@ -70,6 +70,8 @@ class GangSettings:
     """Without progress, a gang is hung after this; None: judged by its own steps."""
     saves_by_cost: bool = False
     """How often checkpoints are written follows from what they cost."""
+    stop_grace_s: float = GRACE_S
+    """How long workers may take to stop."""
 
 
 class Gang:
@@ -311,6 +313,7 @@ class Gang:
             returned=sum(1 for member in self.members if member.result is not None),
             failures=tuple(member.failure for member in self.members if member.failure is not None),
             stop_since_s=stop_since_s,
+            grace_s=self._settings.stop_grace_s,
         )
 
     def _conclude(
