@@ -89,7 +89,8 @@ def drive(request: DriverRequest) -> int:
     layout = RunLayout(request.directory)
     if _another_drives(layout):
         return _busy(layout)
-    writer = ReportWriter(layout, DriverReport.from_json(read_json(layout.driver_report)), time.monotonic)
+    before = DriverReport.from_json(read_json(layout.driver_report))
+    writer = ReportWriter(layout, request.address, before, time.monotonic)
 
     def run() -> None:
         try:

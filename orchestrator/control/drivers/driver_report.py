@@ -33,6 +33,8 @@ class DriverReport:
     """None while it drives."""
     error: str | None = None
     """Why it ended before there was a run to drive."""
+    address: str = ""
+    """Of the cluster."""
     cluster_lost: bool = False
     """It failed, and its cluster took no connections then."""
 
@@ -46,6 +48,7 @@ class DriverReport:
             "loss": self.loss,
             "exit_code": self.exit_code,
             "error": self.error,
+            "address": self.address,
             "cluster_lost": self.cluster_lost,
         }
 
@@ -64,6 +67,7 @@ class DriverReport:
                 optional(number, value, "loss"),
                 optional(integer, value, "exit_code"),
                 optional(text, value, "error"),
+                optional(text, value, "address") or "",
                 value.get("cluster_lost") is True,
             )
         except ValueError:
@@ -73,13 +77,14 @@ class DriverReport:
 class ReportWriter:
     """An observer of the run that keeps the report."""
 
-    def __init__(self, layout: RunLayout, before: DriverReport | None, monotonic_s: Callable[[], float]) -> None:
-        """`before`: of an earlier driver; its figures hold until there are others."""
+    def __init__(
+        self, layout: RunLayout, address: str, before: DriverReport | None, monotonic_s: Callable[[], float]
+    ) -> None:
+        """`address`: of the cluster; `before`: of an earlier driver, whose figures hold until there are others."""
         self._layout, self._monotonic_s = layout, monotonic_s
         own = DriverProcess.current()
-        self._report = (
-            replace(before, driver=own, exit_code=None, error=None, cluster_lost=False) if before else DriverReport(own)
-        )
+        figures = replace(before, driver=own) if before is not None else DriverReport(own)
+        self._report = replace(figures, address=address, exit_code=None, error=None, cluster_lost=False)
         self._times_s: deque[float] = deque(maxlen=AVERAGED_STEPS)
         self._workers, self._written_s = 0, float("-inf")
         self._write()

@@ -113,6 +113,7 @@ class DriverWatch:
             total_steps=report.total_steps if report is not None else None,
             step_time_s=report.step_time_s if report is not None else None,
             loss=report.loss if report is not None else None,
+            cluster_address=report.address if own and report is not None else "",
             cluster_lost=ended and report is not None and report.cluster_lost,
         )
 

@@ -22,8 +22,8 @@ def test_figures_are_written_once_a_second_and_at_the_end(tmp_path: Path, report
         assert found is not None
         return found
 
-    writer = ReportWriter(layout, None, lambda: now_s[0])
-    assert read() == DriverReport(DriverProcess.current())
+    writer = ReportWriter(layout, "head:1", None, lambda: now_s[0])
+    assert read() == DriverReport(DriverProcess.current(), address="head:1")
     writer.on_step(report(step=1, step_time_s=3.0, world_size=1))
     assert read().step == 0
     now_s[0] += WRITE_S
@@ -32,7 +32,7 @@ def test_figures_are_written_once_a_second_and_at_the_end(tmp_path: Path, report
     assert (read().step, read().step_time_s) == (2, 1.0)
     writer.end(0)
     assert (read().step, read().step_time_s, read().exit_code) == (3, 1.5, 0)
-    again = ReportWriter(layout, read(), lambda: now_s[0])
-    assert (read().step, read().exit_code) == (3, None)
+    again = ReportWriter(layout, "head:2", read(), lambda: now_s[0])
+    assert (read().step, read().exit_code, read().address) == (3, None, "head:2")
     again.end(2, "no such file")
     assert (read().exit_code, read().error) == (2, "no such file")

@@ -34,7 +34,7 @@ def made(directory: Path, driver: DriverProcess = OWN, state: str = "running", l
     layout = RunLayout(directory)
     write_json(layout.state, {"state": state, "reason": "why", "driver": driver.to_json()}, durable=False)
     write_json(layout.driver, driver.to_json(), durable=False)
-    report = DriverReport(driver, step=7, total_steps=9, step_time_s=0.5, loss=2.5)
+    report = DriverReport(driver, step=7, total_steps=9, step_time_s=0.5, loss=2.5, address="head:1")
     write_json(layout.driver_report, report.to_json(), durable=False)
     layout.leases.mkdir(exist_ok=True)
     entry = LeaseEntry(lease or Lease("h", 1), driver)
@@ -52,7 +52,7 @@ def test_a_driver_at_work(tmp_path: Path) -> None:
     made(tmp_path)
     facts = DriverWatch(tmp_path).look(0.0)
     assert (facts.alive, facts.lease_moved, facts.state, facts.exit_code) == (True, True, RunState.RUNNING, None)
-    assert (facts.answered, facts.holding) == (3, {"a": 2})
+    assert (facts.answered, facts.holding, facts.cluster_address) == (3, {"a": 2}, "head:1")
     assert (facts.step, facts.total_steps, facts.step_time_s, facts.loss) == (7, 9, 0.5, 2.5)
 
 
