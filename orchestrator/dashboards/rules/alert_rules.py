@@ -162,8 +162,9 @@ WASTE: tuple[Alert, ...] = (
         "{{ $labels.job }} trains at less than 60% of its usual speed: {{ $value | humanize }} tokens/s",
         "With as many workers as before, tokens per second are below 60% of the median of six hours, and the run"
         " neither recovers nor waits.",
-        "On the dashboard, the phase of the step that grew shows where to look: data wait, communication, checkpoints;"
-        " and the slowness by rank, whether one rank is behind.",
+        "`convoy why {{ $labels.run }}` names what bounds the speed. On the dashboard, the phase of the step that grew"
+        " shows where to look (data wait, communication, checkpoints), and the slowness by rank whether one rank is"
+        " behind.",
         RUN_UID,
         "20m",
     ),
