@@ -11,7 +11,7 @@ from orchestrator.control.merged_events import merged, parts_of
 from orchestrator.control.ports import ClusterPort
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_service import Caller
-from orchestrator.control.queue_store.event_table import Cause, events_of_run
+from orchestrator.control.queue_store.event_table import ChangeCause, events_of_run
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import DrainRow, all_drains, all_queues, put_drain
@@ -46,7 +46,7 @@ API = "v1"
 TRIES = 5
 """Of a request whose run changes at the same moment."""
 
-Change = Callable[[RunRow, Sequence[RunRow]], tuple[RunRow, Cause]]
+Change = Callable[[RunRow, Sequence[RunRow]], tuple[RunRow, ChangeCause]]
 """The row that a request makes of a run and of those it comes after. Raises ConflictError, UsageError."""
 
 
@@ -114,7 +114,7 @@ class LiveQueue:
     def scale(self, query: str, workers: int, caller: Caller) -> RunView:
         """Another number of workers: from now on at most, and if there is room, so many."""
 
-        def change(row: RunRow, _: Sequence[RunRow]) -> tuple[RunRow, Cause]:
+        def change(row: RunRow, _: Sequence[RunRow]) -> tuple[RunRow, ChangeCause]:
             text = self._store.read(lambda connection: spec_text(connection, row.spec_digest))
             return scaled(row, load_text(text, "spec.yaml", (), {}), workers, caller.user)
 

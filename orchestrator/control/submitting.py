@@ -27,7 +27,7 @@ from orchestrator.control.planned_runs import (
 from orchestrator.control.ports import ClusterPort
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_service import Caller
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import KnownKey, add_key, all_queues, find_key, forget_keys
 from orchestrator.control.queue_store.run_rows import RunRow
@@ -271,7 +271,9 @@ def _store(
     stored = []
     for row, text, label in zip(rows, texts, labels, strict=True):
         whole = replace(row, spec_digest=add_spec(connection, text), state=state)
-        cause = Cause("submitted", f"submitted by {row.user}" + (f": {label}" if label else ""), {"user": row.user})
+        cause = ChangeCause(
+            "submitted", f"submitted by {row.user}" + (f": {label}" if label else ""), {"user": row.user}
+        )
         stored.append(add_run(connection, whole, [need.seq for need in fresh], cause))
     if key is not None:
         ids = tuple(row.id for row in stored)
