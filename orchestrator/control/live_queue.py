@@ -22,6 +22,7 @@ from orchestrator.control.queue_store.run_table import (
     change_run,
     list_runs,
     needs_of,
+    needs_of_runs,
     spec_text,
 )
 from orchestrator.control.resource_views import node_views, queue_views
@@ -82,13 +83,13 @@ class LiveQueue:
         wanted = RunFilter(tuple(_state(name) for name in states), queue, user, group)
         before, most = _position(cursor), max(1, min(limit, MOST_RUNS))
 
-        def query(connection: sqlite3.Connection) -> list[tuple[RunRow, list[RunRow]]]:
+        def query(connection: sqlite3.Connection) -> tuple[list[RunRow], dict[int, list[RunRow]]]:
             rows = list_runs(connection, wanted, before, most + 1)
-            return [(row, _needs(connection, row)) for row in rows]
+            return rows, needs_of_runs(connection, [row.seq for row in rows])
 
-        found, tick = self._store.read(query), self._board.view
-        more = str(found[most - 1][0].seq) if len(found) > most else None
-        return RunList(runs=[view_of(row, needs, tick) for row, needs in found[:most]], next_cursor=more)
+        (found, needs), tick = self._store.read(query), self._board.view
+        more = str(found[most - 1].seq) if len(found) > most else None
+        return RunList(runs=[view_of(row, needs.get(row.seq, []), tick) for row in found[:most]], next_cursor=more)
 
     def run(self, query: str, caller: Caller) -> RunView:
         """One run."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import secrets
 import shutil
 import sqlite3
@@ -12,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.atomic_files import write_json, write_text
 from orchestrator.control.planned_runs import (
     PlannedRun,
     check_fits,
@@ -182,15 +182,16 @@ class Submitter:
     ) -> tuple[RunLayout, str]:
         """Make the run's directory; it and the text of its spec. The database has the spec too: a crash of the machine
         may take what is not yet on the disk here."""
-        layout = self._runs.enqueue(planned.spec.name, now_s, durable=False)
+        layout = self._runs.reserve(planned.spec.name, now_s)
         try:
             job_dir = layout.root / JOB_FILES
             job_dir.mkdir()
             self._settings.files.place(submission.files, job_dir)
             self._settings.paths.check(planned.spec, job_dir, checked.promised)
             text = dump_job(anchored(planned.spec, job_dir))
-            write_text(layout.spec, text, durable=False)
-            write_json(layout.data, {"job_dir": str(job_dir)}, durable=False)
+            layout.spec.write_text(text, encoding="utf-8")
+            layout.data.write_text(json.dumps({"job_dir": str(job_dir)}) + "\n", encoding="utf-8")
+            self._runs.restore_queued(layout, planned.spec.name, now_s, durable=False)
         except BaseException:
             shutil.rmtree(layout.root, ignore_errors=True)
             raise

@@ -152,6 +152,21 @@ def needs_of(connection: sqlite3.Connection, seq: int) -> list[RunRow]:
     return _all(connection, "WHERE seq IN (SELECT needs FROM dependencies WHERE run = ?) ORDER BY seq", (seq,))
 
 
+def needs_of_runs(connection: sqlite3.Connection, seqs: Collection[int]) -> dict[int, list[RunRow]]:
+    """By `seq` of each of these runs that comes after others: those others."""
+    marks = ", ".join("?" * len(seqs))
+    pairs = connection.execute(f"SELECT run, needs FROM dependencies WHERE run IN ({marks})", tuple(seqs)).fetchall()
+    if not pairs:
+        return {}
+    wanted = sorted({int(need) for _, need in pairs})
+    marks = ", ".join("?" * len(wanted))
+    known = {row.seq: row for row in _all(connection, f"WHERE seq IN ({marks})", wanted)}
+    found: dict[int, list[RunRow]] = {}
+    for run, need in sorted(pairs):
+        found.setdefault(run, []).append(known[need])
+    return found
+
+
 def blocked_needs(connection: sqlite3.Connection) -> dict[int, list[tuple[str, QueueState]]]:
     """Of every blocked run, by `seq`: id and state of the runs that it comes after."""
     rows = connection.execute(
