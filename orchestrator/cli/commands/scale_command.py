@@ -11,8 +11,8 @@ from orchestrator.cli.options import home_option, json_option, run_argument
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import ScaleState
 from orchestrator.domain.scaling import ScaleAnswer, check_workers
+from orchestrator.store.exchange.scale_files import answers, ask
 from orchestrator.store.run_store import RunStore
-from orchestrator.store.scale_files import answers, ask
 
 
 @click.command()
