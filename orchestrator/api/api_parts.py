@@ -18,6 +18,7 @@ HOLDER = "convoy.holder"
 """Key of the ASGI scope: who asks."""
 
 ResponseTable = dict[int | str, dict[str, object]]
+"""Answers of a route by status, as FastAPI takes them."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from orchestrator.api.api_parts import Admin, ApiParts, Viewer, errors
+from orchestrator.api.api_parts import Admin, ApiParts, ResponseTable, Viewer, errors
 from orchestrator.store.metric_targets import announcements
 from orchestrator.wire.api_version import API_VERSION
 from orchestrator.wire.cluster_messages import NodeView, QueueView, ServerView
@@ -38,8 +38,8 @@ class ClusterRoutes:
     def open_router(self) -> APIRouter:
         """Routes that need no token."""
         router = APIRouter(tags=["cluster"])
-        unavailable = {status: errors(503)[status] for status in (426, 503)}
-        router.add_api_route("/health", self.health, methods=["GET"], responses={**unavailable})
+        unavailable: ResponseTable = {status: errors()[status] for status in (426, 503)}
+        router.add_api_route("/health", self.health, methods=["GET"], responses=unavailable)
         return router
 
     def nodes(self, caller: Viewer) -> list[NodeView]:

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from orchestrator.api.api_parts import ApiParts, Submitter, errors
+from orchestrator.api.api_parts import ApiParts, ResponseTable, Submitter, errors
 from orchestrator.api.error_answers import refusal
 from orchestrator.domain.errors import UsageError
 from orchestrator.store.uploaded_files import Upload
@@ -29,10 +29,11 @@ class FileRoutes:
         router = APIRouter(tags=["files"])
         body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {
             "type": "string", "format": "binary"}}}}}  # fmt: skip
-        existing = {200: {"model": FileView, "description": "The server had the file already."}}
+        responses: ResponseTable = errors(408, 413)
+        responses[200] = {"model": FileView, "description": "The server had the file already."}
         router.add_api_route(
             "/files/{sha256}", self.put, methods=["PUT"], status_code=201, response_model=FileView,
-            openapi_extra=body, responses={**existing, **errors(408, 413)},
+            openapi_extra=body, responses=responses,
         )  # fmt: skip
         router.add_api_route(
             "/missing-files", self.missing, methods=["POST"], responses=errors(400, 408, 413)
