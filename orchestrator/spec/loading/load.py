@@ -4,7 +4,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -121,6 +121,19 @@ def default_env() -> dict[str, str]:
 
 def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobSpec:
     """As `load_job`, from text. `file` is the name used in positions."""
+    return load_tree(parse_job(source, file, overrides, env))
+
+
+@dataclass
+class JobTree(MapNode):
+    """A job's tree with its overrides, and the problems found so far."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse_job(source: str, file: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobTree:
+    """The tree of a job, with the overrides applied. Raises SpecError if the text is no mapping that can be read to its
+    end; other problems are kept for `load_tree`."""
     scope = default_env() if env is None else {"PYTHON_STDLIB": sysconfig.get_paths()["stdlib"], **env}
     root, problems, whole = parse_yaml(source, file, scope)
     if not whole:
@@ -136,9 +149,14 @@ def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mappin
         raise SpecError(in_reading_order(problems))
     for option in overrides:
         problems += apply_override(root, option, scope)
+    return JobTree(root.place, root.keys, root.values, problems)
+
+
+def load_tree(root: JobTree) -> JobSpec:
+    """The job of a tree. Raises SpecError with every problem found."""
     spec, more = _validate(root)
-    if spec is None or problems or more:
-        raise SpecError(in_reading_order(problems + more))
+    if spec is None or root.problems or more:
+        raise SpecError(in_reading_order(root.problems + more))
     return spec
 
 
