@@ -12,7 +12,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from orchestrator.api.access.gate import Envelope, Gate
-from orchestrator.api.access.token_store import TokenStore
+from orchestrator.api.access.issued_tokens import IssuedTokens
 from orchestrator.api.api_parts import ApiParts, bearer_scheme
 from orchestrator.api.api_settings import ApiSettings
 from orchestrator.api.error_answers import invalid_request, refusal, refusal_of
@@ -24,14 +24,14 @@ from orchestrator.api.routes.token_routes import TokenRoutes
 from orchestrator.api.streams import StreamPool
 from orchestrator.control.queue_service import QueueService
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.store.uploaded_files import UploadedFiles
+from orchestrator.store.file_store import FileStore
 from orchestrator.wire.api_version import API_PREFIX, API_VERSION
 
 Log = Callable[[str], None]
 
 
 def create_app(
-    service: QueueService, tokens: TokenStore, files: UploadedFiles, settings: ApiSettings, log: Log | None = None
+    service: QueueService, tokens: IssuedTokens, files: FileStore, settings: ApiSettings, log: Log | None = None
 ) -> ASGIApp:
     """The API with everything that a request passes first. `log` gets a line for each failure of the server itself."""
     app = routed_app(ApiParts(service, tokens, files, settings))

@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from orchestrator.api.access.token_store import Holder, TokenStore, UnauthenticatedError
+from orchestrator.api.access.issued_tokens import Holder, IssuedTokens, UnauthenticatedError
 from orchestrator.api.api_settings import ApiSettings
 from orchestrator.control.queue_service import Caller, QueueService
 from orchestrator.domain.errors import ForbiddenError
-from orchestrator.store.uploaded_files import UploadedFiles
+from orchestrator.store.file_store import FileStore
 from orchestrator.wire.request_messages import ROLES, Role
 from orchestrator.wire.wire_base import ErrorBody
 
@@ -26,8 +26,8 @@ class ApiParts:
     """What a server is made of."""
 
     service: QueueService
-    tokens: TokenStore
-    files: UploadedFiles
+    tokens: IssuedTokens
+    files: FileStore
     settings: ApiSettings
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
 
-from orchestrator.api.access.token_store import UnauthenticatedError
+from orchestrator.api.access.issued_tokens import UnauthenticatedError
 from orchestrator.domain.errors import (
     ConflictError,
     ConvoyError,

@@ -12,8 +12,8 @@ import anyio.to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.api.access.issued_tokens import IssuedTokens, UnauthenticatedError
 from orchestrator.api.access.token_bucket import RateLimiter
-from orchestrator.api.access.token_store import TokenStore, UnauthenticatedError
 from orchestrator.api.api_parts import HOLDER
 from orchestrator.api.api_settings import ApiSettings
 from orchestrator.api.error_answers import Refusal, refusal, refusal_of
@@ -94,7 +94,7 @@ def _place_of(error: Exception) -> str:
 class Gate:
     """Lets a request through that has a valid token and a body of a permitted size, at a permitted rate."""
 
-    def __init__(self, app: ASGIApp, tokens: TokenStore, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, tokens: IssuedTokens, settings: ApiSettings) -> None:
         self._app, self._tokens, self._settings = app, tokens, settings
         self._requests = RateLimiter(settings.requests_per_s, settings.request_burst)
         self._failures = RateLimiter(settings.failures_per_s, settings.failure_burst)

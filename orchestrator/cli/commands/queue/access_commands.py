@@ -165,9 +165,8 @@ def revoke(name: str, server: str | None, home: Path, as_json: bool) -> None:
     """
     with connect(home, server) as client:
         view = client.revoke_token(name)
-    click.echo(
-        json.dumps(view.model_dump(mode="json"), indent=2) if as_json else f"token {view.id} ({view.name}) is revoked"
-    )
+    value = json.dumps(view.model_dump(mode="json"), indent=2)
+    click.echo(value if as_json else f"token {view.id} ({view.name}) is revoked")
 
 
 def _seconds(text: str | None) -> float | None:

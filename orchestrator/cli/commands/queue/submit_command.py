@@ -13,7 +13,7 @@ from orchestrator.cli.server_connection import connect, server_option
 
 if TYPE_CHECKING:
     from orchestrator.client.convoy_client import ConvoyClient
-    from orchestrator.client.submitting import SubmitChoice
+    from orchestrator.client.job_submission import SubmitChoice
     from orchestrator.wire.run_messages import RunView, SubmitAnswer
 
 CHOSEN = "convoy.submit"
@@ -72,7 +72,7 @@ def submit(
     Exit codes: 0 queued (with --wait or --follow: the run succeeded); 1 the server cannot answer, or the awaited run
     failed or was cancelled; 2 the job or the command is wrong; 130 interrupted: the run stays in the queue.
     """
-    from orchestrator.client.submitting import submit_job
+    from orchestrator.client.job_submission import submit_job
 
     choice = _choice(ctx)
     with connect(home, server) as client:
@@ -89,7 +89,7 @@ def submit(
 
 
 def _choice(ctx: click.Context) -> "SubmitChoice":
-    from orchestrator.client.submitting import SubmitChoice
+    from orchestrator.client.job_submission import SubmitChoice
 
     return SubmitChoice(**ctx.meta[CHOSEN])
 
@@ -110,9 +110,8 @@ def _say_queued(answer: "SubmitAnswer", dry_run: bool) -> None:
         reason = wait_text(run, time.time())
         click.echo(f"{run.id}  {word}, {state_text(run)}" + (f": {reason}" if reason else ""))
     if answer.runs and not dry_run:
-        click.echo(
-            f"`convoy status {answer.runs[0].id}` shows it, `convoy logs {answer.runs[0].id} -f` follows it", err=True
-        )
+        first = answer.runs[0].id
+        click.echo(f"`convoy status {first}` shows it, `convoy logs {first} -f` follows it", err=True)
 
 
 def _await_end(client: "ConvoyClient", run: "RunView", show: bool) -> "RunView":

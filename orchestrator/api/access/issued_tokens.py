@@ -39,7 +39,7 @@ class Holder:
     caller: Caller
 
 
-class TokenStore:
+class IssuedTokens:
     """All tokens. Thread-safe. Every method may raise UnavailableError."""
 
     def __init__(self, store: QueueStore, clock: Callable[[], float]) -> None:

@@ -35,9 +35,8 @@ def submit_job(client: ConvoyClient, job: Path, choice: SubmitChoice, uploading:
     source = read_source(job)
     plan = plan_uploads(source, job.absolute().parent, client.address.is_here)
     digests = upload(client, plan, uploading)
-    in_place = [
-        f"{key}={json.dumps(path)}" for key, path in plan.in_place.items() if not _is_set(key, choice.overrides)
-    ]
+    kept = {key: path for key, path in plan.in_place.items() if not _is_set(key, choice.overrides)}
+    in_place = [f"{key}={json.dumps(path)}" for key, path in kept.items()]
     submission = Submission(
         spec=source, file_name=job.name, overrides=[*in_place, *choice.overrides], name=choice.name,
         queue=choice.queue, priority=choice.priority, after=list(choice.after), files=digests, dry_run=choice.dry_run,

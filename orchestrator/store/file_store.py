@@ -39,7 +39,7 @@ class StoredFile:
     """Unix seconds."""
 
 
-class UploadedFiles:
+class FileStore:
     """The store. Several threads may use it at once."""
 
     def __init__(self, directory: Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -67,7 +67,7 @@ class UploadedFiles:
         except (OSError, ValueError):
             return None
 
-    def materialise(self, files: Mapping[str, str], directory: Path) -> None:
+    def place(self, files: Mapping[str, str], directory: Path) -> None:
         """Put files beside a job. `files`: SHA-256 by path relative to `directory`. Raises UsageError if a path leads
         out of the directory or the files are too many, NotFoundError if one was not uploaded, UnavailableError."""
         check_names(files)
