@@ -103,9 +103,9 @@ def test_a_missing_token_is_said_with_the_command() -> None:
         return refused(401, "unauthenticated")
 
     address = ServerAddress("http://far:1", None, None, "--server")
-    with ConvoyClient(address, transport=httpx2.MockTransport(answer)) as client:
-        with pytest.raises(ServerError, match="needs a token") as caught:
-            client.runs()
+    client = ConvoyClient(address, transport=httpx2.MockTransport(answer))
+    with client, pytest.raises(ServerError, match="needs a token") as caught:
+        client.runs()
     assert caught.value.hint is not None
     assert "convoy login http://far:1" in caught.value.hint
 
@@ -135,6 +135,6 @@ def test_a_stream_that_stays_away_is_given_up() -> None:
     assert len(network.asked) == MOST_RESUMES + 1
     with pytest.raises(ServerError):
         list(Network(refused(403, "forbidden")).requests.stream("/events"))
+    broken = stream("event: error", 'data: {"code": "unavailable", "message": "broken"}', "")
     with pytest.raises(ServerError, match="broken"):
-        body = '{"code": "unavailable", "message": "broken"}'
-        list(Network(stream("event: error", f"data: {body}", "")).requests.stream("/events"))
+        list(Network(broken).requests.stream("/events"))
