@@ -135,6 +135,6 @@ def test_a_stream_that_stays_away_is_given_up() -> None:
     assert len(network.asked) == MOST_RESUMES + 1
     with pytest.raises(ServerError):
         list(Network(refused(403, "forbidden")).requests.stream("/events"))
-    broken = stream("event: error", 'data: {"code": "unavailable", "message": "broken"}', "")
+    broken = stream("event: error", 'data: {"code": "not_found", "message": "broken"}', "")
     with pytest.raises(ServerError, match="broken"):
         list(Network(broken).requests.stream("/events"))

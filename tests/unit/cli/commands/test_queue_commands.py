@@ -1,7 +1,7 @@
 """The commands for a server's queue, against a real queue in this process."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ Convoy = Callable[..., Result]
 
 
 @pytest.fixture
-def convoy(served: ServedQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Convoy]:
+def convoy(served: ServedQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Convoy:
     """Run a command as a person on a laptop who has logged in as an admin."""
     real = server_requests.ServerRequests
 
@@ -36,7 +36,7 @@ def convoy(served: ServedQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         home = () if arguments[-1] == "--help" else ("--home", str(tmp_path))
         return CliRunner().invoke(cli, [*arguments, *home], **options)  # type: ignore[arg-type]
 
-    yield run
+    return run
 
 
 @pytest.fixture
