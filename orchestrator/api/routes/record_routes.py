@@ -133,7 +133,7 @@ class RecordRoutes:
         """Step, loss, speed, time left and the last incidents."""
         view = self._service.run(run, caller)
         facts = self._watchers.progress(_layout(view))
-        if facts is None:
+        if facts is None or facts.record.queued:
             raise NotFoundError(
                 f"run {view.id} has recorded nothing yet", "it has no driver yet: `convoy status` says why"
             )
