@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api.api_parts import ApiParts, Viewer, errors, holder_of
 from orchestrator.api.progress_view import curve_view, progress_view
 from orchestrator.api.routes.run_routes import RunQuery
-from orchestrator.api.streams import News, StreamPool
+from orchestrator.api.streams import StreamNews, StreamPool
 from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import NotFoundError, UsageError
 from orchestrator.domain.queue.queue_states import FINAL
@@ -76,12 +76,12 @@ class RecordRoutes:
             after = int(last_event_id)
         view = await run_in_threadpool(self._service.run, run, caller)
 
-        def look(cursor: str) -> News:
+        def look(cursor: str) -> StreamNews:
             state = self._service.run(view.id, caller)
             found = self._service.events(view.id, int(cursor), STREAM_EVENTS, caller)
             messages = tuple((each.kind, str(each.number), each.model_dump_json()) for each in found)
             next_cursor = str(found[-1].number) if found else cursor
-            return News(messages, next_cursor, len(found) == STREAM_EVENTS, _ended(state) if not found else None)
+            return StreamNews(messages, next_cursor, len(found) == STREAM_EVENTS, _ended(state) if not found else None)
 
         return self._streams.stream(holder_of(request).token_id, str(after), look)
 
@@ -101,14 +101,14 @@ class RecordRoutes:
         them."""
         view = await run_in_threadpool(self._service.run, run, caller)
 
-        def look(cursor: str) -> News:
+        def look(cursor: str) -> StreamNews:
             state = self._service.run(view.id, caller)
             begun = cursor != NO_CURSOR
             piece = read_logs(_layout(state), rank, cursor if begun else None, None if begun else tail,
                               state.state in FINAL)  # fmt: skip
             messages = (("lines", piece.cursor, _page(piece).model_dump_json()),) if piece.lines else ()
             over = piece.complete and not piece.lines
-            return News(messages, piece.cursor, bool(piece.lines), _ended(state) if over else None)
+            return StreamNews(messages, piece.cursor, bool(piece.lines), _ended(state) if over else None)
 
         first = last_event_id or NO_CURSOR
         await run_in_threadpool(look, first)  # what is wrong with the request is said with a status

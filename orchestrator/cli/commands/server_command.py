@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -24,7 +24,7 @@ START_LIMIT_S = 120.0
 """A local Ray cluster has to start too."""
 _LOOK_S = 0.1
 SHOWN_LOG_LINES = 15
-Command = TypeVar("Command", bound=Callable[..., None])
+Arguments = ParamSpec("Arguments")
 
 
 @click.group()
@@ -47,7 +47,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
     ctx.meta.setdefault(CHOSEN, {})[param.name] = list(value) if isinstance(value, tuple) and value else value or None
 
 
-def setting_options(command: Command) -> Command:
+def setting_options(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """The settings of a server as flags. They are kept in click's `meta`."""
     for option in reversed((
         click.option("--listen", metavar="HOST:PORT", callback=_keep, expose_value=False,
@@ -113,7 +113,7 @@ def start(config_file: Path | None, foreground: bool, home: Path, as_json: bool)
             "`convoy server status` shows it, `convoy server stop` ends it",
         )
     if foreground:
-        from orchestrator.api.server_process import serve
+        from orchestrator.api.serving_process import serve
 
         serve(settings, os.environ, lambda line: click.echo(line, err=True))
         return

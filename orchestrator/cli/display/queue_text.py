@@ -9,7 +9,6 @@ from orchestrator.wire.cluster_messages import NodeView, QueueView, TokenView
 from orchestrator.wire.record_messages import ProgressView
 from orchestrator.wire.run_messages import RunEvent, RunView
 
-GIB = 1 << 30
 SHORT_ID = 12
 """Characters of a node's id that are shown."""
 
@@ -126,7 +125,7 @@ def _progress_rows(run: RunView, progress: ProgressView | None) -> list[tuple[st
 def amount_text(name: str, amount: float) -> str:
     """`2 CPU`, `16 GiB memory`."""
     if name in ("memory", "object_store_memory"):
-        return f"{amount / GIB:.1f} GiB {name}"
+        return f"{formatting.size(amount)} {name}"
     return f"{amount:g} {name}"
 
 

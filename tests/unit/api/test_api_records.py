@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.api_settings import ApiSettings
-from orchestrator.client.server_errors import ServerError
+from orchestrator.client.api_errors import ApiError
 from orchestrator.domain.events import CheckpointSaved
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.metric_targets import Announcement, announce
+from orchestrator.store.run_store import RunStore
 from tests import events
 from tests.served_queue import ServedQueue
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.unit
 def record(served: ServedQueue, report: Callable[..., StepReport], steps: int) -> RunLayout:
     """A run that has trained so far, as its driver records it."""
     layout = RunLayout(Path(served.submitted().directory))
+    RunStore(served.home).claim(layout, token=1)
     recorder = RunRecorder(layout)
     for step in range(1, steps + 1):
         recorder.on_step(report(step, time_s=100.0 + step))
@@ -42,7 +44,7 @@ def test_curves_have_every_step_or_ranges_of_steps(served: ServedQueue, report: 
         assert loss[-1].low == pytest.approx(8.0 / 1000)
         few = client.curves(layout.run_id, points=800)
         assert set(few.curves) == {"loss", "tokens_per_s"}
-        with pytest.raises(ServerError, match="no curve"):
+        with pytest.raises(ApiError, match="no curve"):
             client.curves(layout.run_id, ["lss"])
 
 
@@ -69,7 +71,7 @@ def test_what_was_not_recorded_is_not_found(served: ServedQueue) -> None:
     served.submitted()
     with served.client() as client:
         for ask in (client.durability, client.goodput):
-            with pytest.raises(ServerError) as caught:
+            with pytest.raises(ApiError) as caught:
                 ask("tiny")
             assert caught.value.code == "not_found"
             assert caught.value.body.hint
@@ -95,7 +97,7 @@ def test_output_is_read_in_pages_across_a_rotation(served: ServedQueue) -> None:
         assert page.complete
         assert [line.text for line in client.logs("tiny", rank=0, tail=1).lines] == ["five"]
         assert client.logs("tiny", rank=7).lines == []
-        with pytest.raises(ServerError, match="cursor"):
+        with pytest.raises(ApiError, match="cursor"):
             client.logs("tiny", cursor="AAAA")
 
 

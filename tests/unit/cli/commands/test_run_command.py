@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli.commands.run_command import run
-from orchestrator.cli.main import cli
 from orchestrator.cli.interrupt import STOP_DEADLINE_S
+from orchestrator.cli.main import cli
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.lease import Lease
