@@ -37,7 +37,12 @@ NO_CURSOR = "-"
 After = Annotated[int, Query(ge=0, le=MOST_NUMBER, description="Number of the last event that is known.")]
 Rank = Annotated[int | None, Query(ge=0, le=1_000_000, description="Only this worker's output.")]
 Tail = Annotated[int | None, Query(ge=0, le=10_000, description="Begin with so many last lines of each worker.")]
-Resume = Annotated[str | None, Header(alias=RESUME_HEADER, max_length=8192)]
+ResumeNumber = Annotated[
+    str | None, Header(alias=RESUME_HEADER, pattern=r"^[0-9]{1,15}$", description="`id` of the last event.")
+]
+ResumeCursor = Annotated[
+    str | None, Header(alias=RESUME_HEADER, max_length=8192, description="`id` of the last message.")
+]
 
 
 class RecordRoutes:
@@ -67,12 +72,10 @@ class RecordRoutes:
         return EventPage(events=found, next_after=found[-1].number if found else after)
 
     async def stream_events(
-        self, request: Request, run: RunQuery, caller: Viewer, after: After = 0, last_event_id: Resume = None
+        self, request: Request, run: RunQuery, caller: Viewer, after: After = 0, last_event_id: ResumeNumber = None
     ) -> EventSourceResponse:
         """Events as they come. The id of each is its number: a reader resumes with `Last-Event-ID`."""
         if last_event_id is not None:
-            if not last_event_id.isdecimal() or int(last_event_id) > MOST_NUMBER:
-                raise UsageError(f"{RESUME_HEADER} is no number of an event", "send the `id` of the last event")
             after = int(last_event_id)
         view = await run_in_threadpool(self._service.run, run, caller)
 
@@ -95,7 +98,7 @@ class RecordRoutes:
 
     async def stream_logs(
         self, request: Request, run: RunQuery, caller: Viewer, rank: Rank = None, tail: Tail = None,
-        last_event_id: Resume = None,
+        last_event_id: ResumeCursor = None,
     ) -> EventSourceResponse:  # fmt: skip
         """The output of the workers as it comes. Each message has the lines of a page, and its id is the cursor after
         them."""
