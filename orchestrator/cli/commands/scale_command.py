@@ -12,8 +12,8 @@ from orchestrator.cli.server_connection import connect, known_server, server_opt
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import ScaleState
 from orchestrator.domain.scaling import ScaleAnswer, check_workers
+from orchestrator.store.exchange.scale_files import answers, ask
 from orchestrator.store.run_store import RunStore
-from orchestrator.store.scale_files import answers, ask
 
 
 @click.command()
