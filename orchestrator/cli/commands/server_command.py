@@ -120,6 +120,7 @@ def start(config_file: Path | None, foreground: bool, home: Path, as_json: bool)
     files.make()
     process = _detach(files.log)
     _await_answer(files.running, process, files.log)
+    _await_cluster(home)
     _say_status(home, as_json)
 
 
@@ -159,6 +160,19 @@ def _await_answer(running: Callable[[], object], process: "subprocess.Popen[byte
             error.exit_code = process.returncode if ended and process.returncode in (1, 2) else 1
             raise error
         time.sleep(_LOOK_S)
+
+
+def _await_cluster(home: Path) -> None:
+    """Until the cluster answers, or for `START_LIMIT_S`: the server works without it too."""
+    from orchestrator.client.convoy_client import ConvoyClient
+    from orchestrator.client.server_choice import local_server
+
+    deadline, address = time.monotonic() + START_LIMIT_S, local_server(home)
+    if address is None:
+        return
+    with ConvoyClient(address) as client:
+        while client.server().cluster is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
 
 @server.command()
