@@ -2,13 +2,14 @@
 
 Run times and widths are those that Gavel samples "from the Philly distribution" (Narayanan et al., "Heterogeneity-Aware
 Cluster Scheduling Policies for Deep Learning Workloads", OSDI 2020; `_generate_duration` and `_generate_scale_factor`
-in `scheduler/utils.py` of stanford-futuredata/gavel), after the analysis of that trace: Jeon et al., "Analysis of
-Large-Scale Multi-Tenant GPU Clusters for DNN Training Workloads", USENIX ATC 2019. Of the jobs, 70% have one GPU, 10%
-two, 15% four and 5% eight; 80% run for 10^x minutes with x uniform from 1.5 to 3, the others with x from 3 to 4.
-Arrivals are a Poisson process, as there.
+in the code of stanford-futuredata/gavel), after the analysis of that trace: Jeon et al., "Analysis of Large-Scale
+Multi-Tenant GPU Clusters for DNN Training Workloads", USENIX ATC 2019. Of the jobs, 70% have one GPU, 10% two, 15% four
+and 5% eight; 80% run for 10^x minutes with x uniform from 1.5 to 3, the others with x from 3 to 4. Arrivals are a
+Poisson process, as there.
 
-Ours: the widest 5% are divided into 8 and 16 GPUs (3.5 and 1.5%), since Jeon et al. have a class of more than eight; run times above `LONGEST_S` are cut, so that a week is longer than the longest job; 15% have a higher priority;
-an elastic job can use a quarter to four times its GPUs, and is faster in proportion.
+Ours: the widest 5% are divided into 8 and 16 GPUs (3.5 and 1.5%), since Jeon et al. have a class of more than eight;
+run times above `LONGEST_S` are cut, so that a week is longer than the longest job; 15% have a higher priority; an
+elastic job can use a quarter to four times its GPUs, and its speed is in proportion.
 """
 
 import random
