@@ -7,10 +7,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.served_queue import JOB
 
@@ -33,6 +38,25 @@ def convoy(tmp_path: Path) -> Convoy:
         )
 
     return run
+
+
+def certificate(directory: Path) -> list[str]:
+    """Options with a new certificate for loopback."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "convoy")])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (directory / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
+    return ["--tls-certificate", str(directory / "cert.pem"), "--tls-key", str(directory / "key.pem")]
 
 
 def test_a_server_is_started_used_killed_and_ended(convoy: Convoy, tmp_path: Path) -> None:
@@ -65,9 +89,10 @@ def test_a_server_is_started_used_killed_and_ended(convoy: Convoy, tmp_path: Pat
         psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], 10)
         gone = convoy("ps")
         assert (gone.returncode, "it has ended" in gone.stderr) == (1, True)
-        restarted = convoy(*START)
+        restarted = convoy(*START, *certificate(tmp_path))
         second = json.loads(restarted.stdout)
         assert (second["server_id"], second["cluster"]) == (first["server_id"], first["cluster"])
+        assert second["url"].startswith("https://")
         assert [each["id"] for each in json.loads(convoy("ps", "--json").stdout)] == [run["id"]]
         assert len(json.loads(convoy("token", "list", "--json").stdout)) == 1
     finally:
