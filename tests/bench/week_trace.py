@@ -9,7 +9,7 @@ Arrivals are a Poisson process, as there.
 
 Ours: the widest 5% are divided into 8, 16 and 32 GPUs (3, 1.5 and 0.5%), since Jeon et al. have a class of more than
 eight; run times above `LONGEST_S` are cut, so that a week is longer than the longest job; 15% have a higher priority;
-an elastic job can use half to twice its GPUs.
+an elastic job can use a quarter to twice its GPUs, and is faster in proportion.
 """
 
 import random

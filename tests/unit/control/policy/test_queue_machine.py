@@ -88,7 +88,9 @@ RUNS = st.lists(
 
 @settings(max_examples=30, deadline=None)
 @given(runs=RUNS, elastic=st.booleans())
-def test_none_starts_later_than_its_first_reservation(runs: list[tuple[int, float, float, bool]], elastic: bool) -> None:
+def test_none_starts_later_than_its_first_reservation(
+    runs: list[tuple[int, float, float, bool]], elastic: bool
+) -> None:
     """Run times are exact upper bounds here, all of one priority and user: later arrivals never delay a run."""
     world = QueueWorld({f"n{i}": node(i) for i in range(3)})
     arrivals = []
