@@ -18,6 +18,7 @@ from orchestrator.api.api_settings import ApiSettings
 from orchestrator.api.error_answers import invalid_request, refusal, refusal_of
 from orchestrator.api.routes.cluster_routes import ClusterRoutes
 from orchestrator.api.routes.file_routes import FileRoutes
+from orchestrator.api.routes.page_routes import PageRoutes
 from orchestrator.api.routes.record_routes import RecordRoutes
 from orchestrator.api.routes.run_routes import RunRoutes
 from orchestrator.api.routes.token_routes import TokenRoutes
@@ -55,6 +56,7 @@ def routed_app(parts: ApiParts) -> FastAPI:
                    FileRoutes(parts)):  # fmt: skip
         app.include_router(routes.router(), prefix=API_PREFIX, dependencies=guarded)
     app.include_router(cluster.open_router(), prefix=API_PREFIX)
+    app.routes.extend(PageRoutes().routes())
     app.add_exception_handler(ConvoyError, _convoy_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
