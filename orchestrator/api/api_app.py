@@ -1,17 +1,17 @@
 """The HTTP API of a server as an ASGI application."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
+from starlette.responses import Response
+from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp
 
-from orchestrator.api.access.gate import Envelope, Gate
+from orchestrator.api.access.gate import Envelope, Gate, server_failed
 from orchestrator.api.access.issued_tokens import IssuedTokens
 from orchestrator.api.api_parts import ApiParts, bearer_scheme
 from orchestrator.api.api_settings import ApiSettings
@@ -51,15 +51,21 @@ def routed_app(parts: ApiParts) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     cluster = ClusterRoutes(parts)
-    guarded = [Depends(bearer_scheme())]
-    for routes in (RunRoutes(parts), RecordRoutes(parts, StreamPool(parts.settings)), cluster, TokenRoutes(parts),
-                   FileRoutes(parts)):  # fmt: skip
-        app.include_router(routes.router(), prefix=API_PREFIX, dependencies=guarded)
-    app.include_router(cluster.open_router(), prefix=API_PREFIX)
+    guarded = [
+        each.router()
+        for each in (RunRoutes(parts), RecordRoutes(parts, StreamPool(parts.settings)), cluster, TokenRoutes(parts),
+                     FileRoutes(parts))
+    ]  # fmt: skip
+    for router in guarded:
+        app.include_router(router, prefix=API_PREFIX, dependencies=[Depends(bearer_scheme())])
+    unguarded = cluster.open_router()
+    app.include_router(unguarded, prefix=API_PREFIX)
     app.routes.extend(PageRoutes().routes())
-    app.add_exception_handler(ConvoyError, _convoy_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
+    answers = HttpErrors([*guarded, unguarded])
+    app.add_exception_handler(ConvoyError, answers.refused)
+    app.add_exception_handler(RequestValidationError, answers.invalid)
+    app.add_exception_handler(HTTPException, answers.http_error)
+    app.add_exception_handler(Exception, answers.failed)
     return app
 
 
@@ -67,36 +73,41 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-async def _convoy_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ConvoyError)
-    return refusal_of(error).response()
+class HttpErrors:
+    """Every error as an `ErrorBody`."""
 
+    def __init__(self, routers: Sequence[APIRouter]) -> None:
+        routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+        self._routes = [(compile_path(API_PREFIX + route.path)[0], route.methods or set()) for route in routes]
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return invalid_request(error.errors()).response()
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """An error that Convoy raises on purpose."""
+        assert isinstance(error, ConvoyError)
+        return refusal_of(error).response()
 
+    async def invalid(self, request: Request, error: Exception) -> Response:
+        """A value that does not fit the description of the API."""
+        assert isinstance(error, RequestValidationError)
+        return invalid_request(error.errors()).response()
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """What Starlette and FastAPI refuse by themselves: unknown paths and methods, bodies that are no text."""
-    assert isinstance(error, HTTPException)
-    hint, headers = "GET /api/v1/openapi.json describes the API", dict(error.headers or {})
-    messages = {404: f"there is no path {request.url.path[:200]}", 400: "the body cannot be read as JSON"}
-    if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods_of(request))
-        messages[405] = f"{request.method} is not possible here, only {headers['Allow']}"
-    message = messages.get(error.status_code, str(error.detail))
-    answer: JSONResponse = refusal(error.status_code, message, hint, headers=headers).response()
-    return answer
+    async def http_error(self, request: Request, error: Exception) -> Response:
+        """What Starlette and FastAPI refuse by themselves: unknown paths and methods, bodies that are no text."""
+        assert isinstance(error, HTTPException)
+        hint, headers = "GET /api/v1/openapi.json describes the API", dict(error.headers or {})
+        messages = {404: f"there is no path {request.url.path[:200]}", 400: "the body cannot be read as JSON"}
+        if error.status_code == 405:
+            # Starlette names the methods of the first route with this path alone.
+            headers["Allow"] = ", ".join(self._methods_of(request.url.path)) or headers.get("Allow", "")
+            messages[405] = f"{request.method} is not possible here, only {headers['Allow']}"
+        message = messages.get(error.status_code, str(error.detail))
+        return refusal(error.status_code, message, hint, headers=headers).response()
 
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """A bug. Starlette raises the error again, and `Envelope` logs it."""
+        return server_failed(request.scope).response()
 
-def _methods_of(request: Request) -> list[str]:
-    """All methods of a path: Starlette names those of the first route that fits."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            found |= set(getattr(route, "methods", None) or ())
-    return sorted(found)
+    def _methods_of(self, path: str) -> list[str]:
+        return sorted({method for pattern, methods in self._routes if pattern.match(path) for method in methods})
 
 
 def _print(line: str) -> None:

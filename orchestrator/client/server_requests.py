@@ -106,7 +106,8 @@ class ServerRequests:
                 for message in self._one_stream(path, params, last_id):
                     resumes, last_id = 0, message.id or last_id
                     if message.event == "error":
-                        raise ServerError(503, _error_body(message.data))
+                        body = _error_body(message.data)
+                        raise ServerError(503 if body.code == "unavailable" else 422, body)
                     if message.event == "end":
                         yield message
                         return

@@ -34,6 +34,7 @@ from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.control.queue_store.run_table import add_run, add_spec, run_by_id, run_by_name
 from orchestrator.control.run_lookup import find_run
 from orchestrator.control.server_paths import ServerPaths
+from orchestrator.control.ticking.run_files import JOB_FILES
 from orchestrator.domain.errors import ConflictError, UsageError
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.spec.loading.load import dump_job
@@ -43,8 +44,6 @@ from orchestrator.wire.run_messages import Submission
 
 KEYS_KEPT_S = 7 * 86400.0
 """How long a repeated submission is recognised by its key."""
-JOB_FILES = "job"
-"""Folder of a run's directory with the uploaded files; relative paths of the job start there."""
 
 
 class UploadedFiles(Protocol):

@@ -22,6 +22,8 @@ from orchestrator.wire.api_version import API_PREFIX, API_VERSION, REQUEST_HEADE
 
 OPEN_PATHS = frozenset({f"{API_PREFIX}/health", f"{API_PREFIX}/openapi.json"})
 """What needs no token."""
+REQUEST_ID = "convoy.request_id"
+"""Key of the ASGI scope."""
 UPLOADS = f"{API_PREFIX}/files/"
 DRAINED_BYTES = 32 << 20
 """Of a body that is too large so much is read before the answer: a client that still sends would not see it."""
@@ -50,6 +52,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id, started = _request_id(Headers(scope=scope).get(REQUEST_HEADER)), [False]
+        scope[REQUEST_ID] = request_id
 
         async def enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -66,8 +69,12 @@ class Envelope:
             where = _place_of(error)
             self._log(f"request {request_id}: {scope['method']} {_route(scope)}: {type(error).__name__} at {where}")
             if not started[0]:
-                answer = refusal(500, f"the server failed (request {request_id})", "its log has a line with this id")
-                await answer.response()(scope, receive, enveloped)
+                await server_failed(scope).response()(scope, receive, enveloped)
+
+
+def server_failed(scope: Scope) -> Refusal:
+    """The answer to a request that met a bug."""
+    return refusal(500, f"the server failed (request {scope.get(REQUEST_ID)})", "its log has a line with this id")
 
 
 def _request_id(given: str | None) -> str:

@@ -150,12 +150,17 @@ def needs_of(connection: sqlite3.Connection, seq: int) -> list[RunRow]:
     return _all(connection, "WHERE seq IN (SELECT needs FROM dependencies WHERE run = ?) ORDER BY seq", (seq,))
 
 
-def needs_of_blocked(connection: sqlite3.Connection) -> list[tuple[int, int]]:
-    """Pairs of (run, needed run) of all runs that are blocked."""
+def blocked_needs(connection: sqlite3.Connection) -> dict[int, list[tuple[str, QueueState]]]:
+    """Of every blocked run, by `seq`: id and state of the runs that it comes after."""
     rows = connection.execute(
-        "SELECT run, needs FROM dependencies WHERE run IN (SELECT seq FROM runs WHERE state = 'blocked')"
+        "SELECT dependencies.run, needed.id, needed.state FROM runs AS waiting "
+        "JOIN dependencies ON dependencies.run = waiting.seq JOIN runs AS needed ON needed.seq = dependencies.needs "
+        "WHERE waiting.state = 'blocked'"
     )
-    return [(int(run), int(need)) for run, need in rows]
+    found: dict[int, list[tuple[str, QueueState]]] = {}
+    for run, need, state in rows:
+        found.setdefault(run, []).append((need, QueueState(state)))
+    return found
 
 
 def _one(connection: sqlite3.Connection, rest: str, values: Sequence[str | int]) -> RunRow | None:
