@@ -70,7 +70,7 @@ function drawBar() {
   const state = el("span", { class: "server", id: "server" });
   const { user, role } = session.holder;
   const leave = el("button", { type: "button", class: "quiet", on: { click: () => signOut(null) } }, "Sign out");
-  fill(bar, el("div", { class: "bar" }, el("a", { class: "brand", href: "#/runs" }, "Convoy"),
+  fill(bar, el("div", { class: "topbar" }, el("a", { class: "brand", href: "#/runs" }, "Convoy"),
     el("nav", { "aria-label": "Views" }, el("ol", {}, links)), state,
     el("span", { class: "who", title: `team ${session.holder.team}` }, `${user} (${role})`), leave));
   session.poll = new Poll(connection, SERVER_S, async () => {

@@ -107,7 +107,7 @@ export class Chart {
       ? [...Array(count - 1).keys()].map((i) => ({ series: [i + 2, i + 1] }))
       : [{ series: [count + 1, count + 2], fill: `${colourOf(`c${this.#lines[0].colour}`)}29` }];
     return {
-      width, height: this.height, padding: [8, 8, 0, 0], legend: { show: false },
+      width, height: this.height, padding: [8, 22, 0, 0], legend: { show: false },
       cursor: { y: false, drag: { x: true, y: false, setScale: true }, points: { show: false } },
       scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
         y: { range: (_, low, high) => this.#range(low, high) } },

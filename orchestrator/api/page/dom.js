@@ -29,7 +29,7 @@ export function fill(parent, ...children) {
 }
 
 function nodes(children) {
-  const given = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  const given = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
   return given.map((child) => (child instanceof Node ? child : document.createTextNode(printable(child))));
 }
 

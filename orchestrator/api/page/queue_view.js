@@ -13,8 +13,8 @@ const ELIGIBLE = ["queued", "suspended"];
 const LATER = ["blocked", "paused", "backoff"];
 const COLUMNS = [
   { name: "Position", number: true }, { name: "Run", wide: true }, { name: "Why it waits", wide: true },
-  { name: "Before it", wide: true }, { name: "May start at" }, { name: "Queue" }, { name: "Priority" }, { name: "User" },
-  { name: "Workers", number: true }, { name: "Waits since", number: true },
+  { name: "Before it", wide: true }, { name: "May start at", half: true }, { name: "Queue" }, { name: "Priority" }, { name: "User" },
+  { name: "Workers", number: true }, { name: "Age", number: true },
 ];
 
 export function queueView({ api, connection, onError }) {

@@ -1,5 +1,6 @@
 // What a person may do with a run. Nothing happens without a confirmation.
 import { path } from "./api.js";
+import { confirmed } from "./dialog.js";
 import { el, fill } from "./dom.js";
 
 const FINAL = ["succeeded", "failed", "cancelled"];
@@ -29,31 +30,19 @@ export function runActions({ api, holder, onError }, onDone, onRefused) {
   const element = el("div", { class: "actions" });
   let shown = "";
 
-  const confirm = (name, run) => {
+  const ask = (name, run) => {
     const { title, text, asks, danger } = ACTIONS[name];
-    const workers = asks
-      ? el("input", { type: "number", id: "workers", min: 1, max: 100000, required: true, value: run.max_workers }) : null;
-    const go = el("button", { type: "submit", class: danger ? "danger" : "primary" }, `${title} the run`);
-    const keep = el("button", { type: "button", on: { click: () => dialog.close() } }, "Back");
-    const submit = async (event) => {
-      event.preventDefault();
-      go.disabled = true;
+    const question = { title: `${title} ${run.name}?`, text, yes: `${title} the run`, danger,
+      asks: asks ? { label: "Workers", value: run.max_workers } : null };
+    confirmed(question, async (workers) => {
       try {
-        await api.post(path("runs", run.id, name), asks ? { workers: workers.valueAsNumber } : undefined);
+        await api.post(path("runs", run.id, name), asks ? { workers } : undefined);
         onRefused(null);
       } catch (error) {
         if (!onError(error)) onRefused(error);
       }
-      dialog.close();
       onDone();
-    };
-    const dialog = el("dialog", { "aria-labelledby": "confirm-title", on: { close: () => dialog.remove() } },
-      el("form", { on: { submit } }, el("h2", { id: "confirm-title" }, `${title} ${run.name}?`), el("p", {}, text),
-        asks ? el("p", {}, el("label", { for: "workers" }, "Workers "), workers) : null,
-        el("div", { class: "actions" }, keep, go)));
-    document.body.append(dialog);
-    dialog.showModal();
-    (workers || keep).focus();
+    });
   };
 
   return { element, update: (run) => {
@@ -62,7 +51,7 @@ export function runActions({ api, holder, onError }, onDone, onRefused) {
     if (signature === shown) return;
     shown = signature;
     fill(element, fitting.map((name) => el("button",
-      { type: "button", class: ACTIONS[name].danger ? "danger" : "", "data-action": name, on: { click: () => confirm(name, run) } },
+      { type: "button", class: ACTIONS[name].danger ? "danger" : "", "data-action": name, on: { click: () => ask(name, run) } },
       ACTIONS[name].title)));
   } };
 }

@@ -81,13 +81,22 @@ function incidentRow({ incident, detectedS, rank, reason, cause, step, from_step
   ] };
 }
 
+const KNOWN = ["state", "reason", "message", "user", "places", "from", "to"]; // the message has them
+const UNIX = 1e9; // larger ones are times, not durations
+
 function itemOf({ time_s: timeS, source, kind, message, data }) {
-  const known = ["state", "reason", "message", "user"];
-  const rest = Object.entries(data).filter(([name, value]) => value !== null && !known.includes(name))
-    .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
+  const rest = Object.entries(data).filter(([name, value]) => value !== null && !KNOWN.includes(name))
+    .map(([name, value]) => `${name.replace(/_s$/, "")} ${valueOf(name, value)}`);
+  if (data.to) rest.unshift(data.from ? `${data.from} → ${data.to}` : `→ ${data.to}`);
   const said = message.startsWith(`${kind}: `) ? message.slice(kind.length + 2) : message === kind ? "" : message;
   return el("li", { class: source === "queue" ? "from-queue" : "" },
     el("time", { title: when(timeS) }, clock(timeS)),
     el("b", {}, source === "queue" ? `queue ${kind}` : kind),
-    el("span", {}, said, rest ? el("span", { class: "data" }, `${said ? " " : ""}${rest.slice(0, MOST_DATA)}`) : null));
+    el("span", {}, said, " ", el("span", { class: "data" }, rest.join(", ").slice(0, MOST_DATA))));
+}
+
+function valueOf(name, value) {
+  if (typeof value === "object") return JSON.stringify(value);
+  if (typeof value !== "number" || !name.endsWith("_s")) return value;
+  return value > UNIX ? when(value) : duration(value);
 }

@@ -47,7 +47,7 @@ function headOf(run, state) {
   const group = run.group ? `, of ${run.group}` : "";
   return [
     el("p", { class: "eyebrow" }, `Run in queue ${run.queue}, priority ${run.priority}`),
-    el("h1", {}, run.name, badge(state), state === run.state ? null : badge(run.state)),
+    el("h1", {}, run.name, badge(state)),
     el("p", { class: "sub" }, el("code", {}, run.id), `${group} by ${run.user} (${run.team}), `,
       `submitted ${age(now - run.submitted_s)} ago${ended}`),
   ];

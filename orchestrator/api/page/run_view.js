@@ -23,6 +23,7 @@ class RunPage {
   #goodput = null;
   #step = 0;
   #over = false;
+  #asked = false; // for the survey of its copies
 
   constructor(context, query) {
     Object.assign(this, { context, id: query });
@@ -59,7 +60,10 @@ class RunPage {
   // The parts that have requests of their own. A run that is tried again gets new ones.
   #begin() {
     const charts = new RunCharts();
-    const draw = () => charts.update(this.#curves, events.history);
+    const draw = () => {
+      charts.update(this.#curves, events.history);
+      if (events.history.kept && !this.#asked) this.#polls[1]?.now();
+    };
     const events = new EventsPanel(this.context, this.id, draw);
     const logs = new LogsPanel(this.context, this.id);
     const records = new RecordsPanel();
@@ -82,6 +86,7 @@ class RunPage {
     for (const poll of this.#polls.splice(0)) poll.stop();
     for (const part of ["charts", "events", "logs"]) this.#panels?.[part].stop();
     this.#panels = null;
+    this.#asked = false;
   }
 
   // Asks once more after the end of the run, and then no more.
@@ -102,6 +107,7 @@ class RunPage {
     if (!this.#panels || !this.#step) return;
     const get = (what) => this.context.api.get(path("runs", this.id, what));
     const { events, records } = this.#panels;
+    this.#asked = events.history.kept;
     const [spent, copies] = await Promise.all([get("goodput"), events.history.kept ? get("durability") : null]);
     this.#goodput = spent.recorded;
     records.update(copies?.recorded ?? null, spent.recorded);

@@ -16,7 +16,7 @@ export const STATES = {
   cancelled: ["Cancelled", ["cancelled"]],
 };
 const COLUMNS = [
-  { name: "Run", wide: true }, { name: "State" }, { name: "Progress" }, { name: "Loss", number: true },
+  { name: "Run", wide: true }, { name: "State", half: true }, { name: "Progress", half: true }, { name: "Loss", number: true },
   { name: "Workers", number: true }, { name: "Queue" }, { name: "Priority" }, { name: "User" },
   { name: "Age", number: true }, { name: "Time left", number: true },
 ];

@@ -1,10 +1,11 @@
 // A table whose cells change only if their content does. On a phone each row becomes a card.
 import { el, fill, fillIfChanged } from "./dom.js";
+import { DASH } from "./text.js";
 
 export class Table {
   #rows = new Map();
 
-  // columns: [{name, number (aligned right), wide (may be broken)}]; `empty`: in place of a table without rows.
+  // columns: [{name, number (aligned right), wide (may be broken), half (of a card)}]; `empty`: in place of a table without rows.
   constructor(caption, columns, empty) {
     this.columns = columns;
     this.body = el("tbody", { role: "rowgroup" });
@@ -29,7 +30,11 @@ export class Table {
     const kept = new Map();
     for (const { key, cells } of rows) {
       const row = this.#rows.get(key) || this.#row(key);
-      cells.forEach(([value, make], index) => fillIfChanged(row.children[index], value, make || (() => value)));
+      cells.forEach(([value, make], index) => {
+        const cell = row.children[index];
+        fillIfChanged(cell, value, make || (() => value));
+        cell.toggleAttribute("data-empty", cell.textContent === DASH);
+      });
       kept.set(key, row);
     }
     const wanted = [...kept.values()];
@@ -49,8 +54,8 @@ export class Table {
   }
 
   #row(key) {
-    const cells = this.columns.map(({ name, number, wide }) =>
-      el("td", { role: "cell", "data-label": name, class: number ? "number" : wide ? "wide" : "short" }),
+    const cells = this.columns.map(({ name, number, wide, half }) =>
+      el("td", { role: "cell", "data-label": name, class: number ? "number" : wide ? "wide" : half ? "half" : "short" }),
     );
     return el("tr", { role: "row", "data-key": key }, cells);
   }
