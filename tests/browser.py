@@ -119,7 +119,8 @@ class Visit:
         return self._runner.run(self._page.value(expression))
 
     def until(self, expression: str, limit_s: float = 20.0) -> Any:
-        """Wait until an expression gives something true, and return that."""
+        """Wait until an expression gives something true, and return that; true for an element."""
+        expression = f"(found => found instanceof Node ? true : found)({expression})"
         deadline = time.monotonic() + limit_s
         while not (found := self.value(expression)):
             assert time.monotonic() < deadline, f"not within {limit_s:g} s: {expression}\n{self.value(TEXT)}"
@@ -141,6 +142,11 @@ class Visit:
     def point(self, selector: str) -> None:
         """Move the pointer to the middle of an element."""
         self._runner.run(self._page.point(selector))
+
+    def offline(self, cut: bool) -> None:
+        """Cut the network of the page, or restore it."""
+        limits = {"offline": cut, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._runner.run(self._page.call("Network.emulateNetworkConditions", limits))
 
     def picture(self) -> bytes:
         """PNG of the whole page."""

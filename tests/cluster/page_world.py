@@ -66,6 +66,8 @@ class PageWorld:
         store.write(lambda connection: put_queue(connection, QueueShare("research", 2.0, {"CPU": 4.0}, {"CPU": 10.0})))
         self.tokens, self.files = IssuedTokens(store, time.time), FileStore(home / "files")
         self.log: list[str] = []
+        self.url = ""
+        """Set while it listens."""
         settings = ApiSettings(home / "runs", stream_look_s=0.05)
         self.app = create_app(self.server.queue, self.tokens, self.files, settings, self.log.append)
         self._fill()

@@ -23,15 +23,17 @@ export class RecordsPanel {
 }
 
 function durabilityOf(found) {
-  const risk = found.steps_at_risk ? `${plural(found.steps_at_risk, "finished step")} could be lost` : "no finished step would be lost";
+  const exposed = found.unrecoverable || [];
+  const where = found.safe_step ? `from ${step(found.safe_step)}` : "from the beginning";
+  const repeated = found.steps_at_risk ? `${plural(found.steps_at_risk, "step")} would be repeated` : "no step would be repeated";
   const ended = found.over_s ? "The driver has ended. " : "";
   const nodes = found.nodes.map((node) => [
     `${(node.host || node.node).slice(0, 40)}`,
     `continues from ${step(node.from_step)}; holds ${size(node.memory_bytes)}${node.answers ? "" : ", does not answer"}${node.problem ? `; ${node.problem}` : ""}`,
   ]);
   return [
-    el("p", { class: `proof ${found.steps_at_risk ? "bad" : "ok"}` },
-      `${ended}After the loss of any one node ${found.steps_at_risk ? "" : "training would continue at once: "}${risk}.`),
+    el("p", { class: `proof ${exposed.length ? "bad" : "ok"}` },
+      `${ended}After the loss of any one node training would continue ${where}: ${repeated}.`),
     facts([
       ["Last step", whole(found.step)],
       ["In the nodes' own memory", step(found.own_step)],

@@ -21,6 +21,7 @@ class RunPage {
   #panels = null;
   #curves = {};
   #goodput = null;
+  #shown = null; // the run and its progress, as last asked for
   #step = 0;
   #over = false;
   #asked = false; // for the survey of its copies
@@ -53,6 +54,7 @@ class RunPage {
     this.#step = progress.step;
     if (again) this.#end();
     if (!this.#panels) this.#begin();
+    this.#shown = [run, progress];
     this.head.update(run, progress, this.#goodput);
     fill(this.#panels.facts, factsOf(run));
   }
@@ -111,5 +113,6 @@ class RunPage {
     const [spent, copies] = await Promise.all([get("goodput"), events.history.kept ? get("durability") : null]);
     this.#goodput = spent.recorded;
     records.update(copies?.recorded ?? null, spent.recorded);
+    this.head.update(...this.#shown, this.#goodput);
   }
 }
