@@ -23,8 +23,8 @@ from orchestrator.control.live_queue import LiveQueue
 from orchestrator.control.queue_board import QueueBoard, TickView
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.submitting import SubmitSettings
-from orchestrator.store.file_store import FileStore
 from orchestrator.store.run_store import RunStore
+from orchestrator.store.uploads.file_store import FileStore
 from orchestrator.wire.request_messages import Role, TokenRequest
 from orchestrator.wire.run_messages import RunView, Submission
 

@@ -25,7 +25,7 @@ from orchestrator.api.routes.token_routes import TokenRoutes
 from orchestrator.api.streams import StreamPool
 from orchestrator.control.queue_service import QueueService
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.store.file_store import FileStore
+from orchestrator.store.uploads.file_store import FileStore
 from orchestrator.wire.api_version import API_PREFIX, API_VERSION
 
 Log = Callable[[str], None]

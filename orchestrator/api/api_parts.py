@@ -10,7 +10,7 @@ from orchestrator.api.access.issued_tokens import Holder, IssuedTokens, Unauthen
 from orchestrator.api.api_settings import ApiSettings
 from orchestrator.control.queue_service import Caller, QueueService
 from orchestrator.domain.errors import ForbiddenError
-from orchestrator.store.file_store import FileStore
+from orchestrator.store.uploads.file_store import FileStore
 from orchestrator.wire.request_messages import ROLES, Role
 from orchestrator.wire.wire_base import ErrorBody
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.wire.api_version import MAX_BODY_BYTES, MAX_FILE_BYTES
+from orchestrator.wire.api_version import MAX_BODY_BYTES, MAX_UPLOADED_BYTES
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ApiSettings:
     """Requests without a valid token, of one address. More of them are refused before the token is looked at."""
     failure_burst: float = 30.0
     max_body_bytes: int = MAX_BODY_BYTES
-    max_file_bytes: int = MAX_FILE_BYTES
+    max_file_bytes: int = MAX_UPLOADED_BYTES
     body_wait_s: float = 30.0
     """How long the next piece of a body may take."""
     upload_wait_s: float = 600.0

@@ -44,7 +44,7 @@ class TooManyStreamsError(ConvoyError):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class HttpRefusal:
     """An error as it is sent."""
 
     status: int
@@ -59,13 +59,13 @@ class Refusal:
 def refusal(
     status: int, message: str, hint: str | None = None, code: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Refusal:  # fmt: skip
+) -> HttpRefusal:  # fmt: skip
     """An error that has no exception."""
     body = ErrorBody(code=code or CODES.get(status, "error"), message=message, hint=hint)
-    return Refusal(status, body, headers or {})
+    return HttpRefusal(status, body, headers or {})
 
 
-def refusal_of(error: ConvoyError) -> Refusal:
+def refusal_of(error: ConvoyError) -> HttpRefusal:
     """What an error of Convoy is over HTTP."""
     if isinstance(error, SpecError):
         return _invalid_job(error)
@@ -82,7 +82,7 @@ def refusal_of(error: ConvoyError) -> Refusal:
     return refusal(status, error.message, error.hint, headers=headers)
 
 
-def _invalid_job(error: SpecError) -> Refusal:
+def _invalid_job(error: SpecError) -> HttpRefusal:
     first = error.problems[0]
     body = ErrorBody(
         code=INVALID_JOB,
@@ -92,10 +92,10 @@ def _invalid_job(error: SpecError) -> Refusal:
         column=first.place.column,
         details={"problems": [problem.to_json() for problem in error.problems[:SHOWN_PROBLEMS]]},
     )
-    return Refusal(422, body, {})
+    return HttpRefusal(422, body, {})
 
 
-def invalid_request(errors: Sequence[Mapping[str, object]]) -> Refusal:
+def invalid_request(errors: Sequence[Mapping[str, object]]) -> HttpRefusal:
     """What pydantic found wrong in a request, in one sentence for each mistake. Values are not repeated: they may be
     secrets."""
     sentences = []

@@ -15,7 +15,7 @@ from orchestrator.api.api_parts import ApiParts
 from orchestrator.api.api_settings import ApiSettings
 from orchestrator.control.queue_service import QueueService
 from orchestrator.domain.errors import UsageError
-from orchestrator.store.file_store import FileStore
+from orchestrator.store.uploads.file_store import FileStore
 
 DOCUMENT = Path(__file__).with_name("openapi.json")
 

@@ -5,10 +5,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import anyio
-import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from orchestrator.api.api_settings import ApiSettings
@@ -26,7 +25,7 @@ RETRY_MS = 2000
 
 
 @dataclass(frozen=True)
-class News:
+class StreamNews:
     """What one look has found."""
 
     messages: tuple[tuple[str, str, str], ...]
@@ -39,7 +38,7 @@ class News:
     """Nothing will follow, and why, as JSON."""
 
 
-Look = Callable[[str], News]
+Look = Callable[[str], StreamNews]
 """What is new after a cursor. Called in a thread."""
 
 
@@ -49,7 +48,7 @@ class StreamPool:
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings
         self._open: Counter[str] = Counter()
-        self._threads = anyio.CapacityLimiter(_LOOK_THREADS)
+        self._threads = ThreadPoolExecutor(_LOOK_THREADS, "stream")
 
     def stream(self, token_id: str, cursor: str, look: Look) -> EventSourceResponse:
         """An answer that sends what `look` finds. Raises TooManyStreamsError."""
@@ -69,7 +68,7 @@ class StreamPool:
             yield ServerSentEvent(comment="open", retry=RETRY_MS)
             while time.monotonic() < deadline:
                 try:
-                    news = await anyio.to_thread.run_sync(look, cursor, limiter=self._threads)
+                    news = await asyncio.get_running_loop().run_in_executor(self._threads, look, cursor)
                 except ConvoyError as error:
                     yield ServerSentEvent(refusal_of(error).body.model_dump_json(), event="error")
                     return

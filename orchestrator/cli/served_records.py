@@ -31,7 +31,7 @@ def local_record(home: Path, run: str, server: str | None) -> RunRecord | None:
 
 
 def served_survey(home: Path, run: str, server: str | None) -> "Survey":
-    """What a server knows of the copies of a run's state. Raises ServerError, UnreachableError, UsageError."""
+    """What a server knows of the copies of a run's state. Raises ApiError, UnreachableError, UsageError."""
     from orchestrator.checkpoint.survey.durability import Durability
     from orchestrator.cli.display.survey_text import STALE_S, Survey
 
@@ -47,7 +47,7 @@ def served_survey(home: Path, run: str, server: str | None) -> "Survey":
 
 
 def served_ledger(home: Path, run: str, server: str | None) -> "RunLedger":
-    """What a server knows of the use of a run's time. Raises ServerError, UnreachableError, UsageError."""
+    """What a server knows of the use of a run's time. Raises ApiError, UnreachableError, UsageError."""
     from orchestrator.cli.display.goodput_text import RunLedger
     from orchestrator.goodput.ledger_result import LedgerResult
 
@@ -64,7 +64,7 @@ def print_served_logs(
     home: Path, run: str, server: str | None, rank: int | None, tail: int | None, follow: bool,
     echo: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """The output of a run's workers, as `print_logs` and `follow_logs` print it. Raises ServerError,
+    """The output of a run's workers, as `print_logs` and `follow_logs` print it. Raises ApiError,
     UnreachableError."""
     with connect(home, server) as client:
         if follow:

@@ -25,7 +25,7 @@ RUN_ACTIONS = ("cancel", "pause", "resume", "retry")
 
 
 class ConvoyClient:
-    """Everything that a server can be asked. Every method may raise ServerError and UnreachableError. Not
+    """Everything that a server can be asked. Every method may raise ApiError and UnreachableError. Not
     thread-safe."""
 
     def __init__(self, address: ServerAddress, transport: httpx2.BaseTransport | None = None) -> None:

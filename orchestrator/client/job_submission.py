@@ -30,7 +30,7 @@ Uploading = Callable[[LocalFile, bool], None]
 
 
 def submit_job(client: ConvoyClient, job: Path, choice: SubmitChoice, uploading: Uploading) -> SubmitAnswer:
-    """Upload what is missing, and submit. Raises SpecError if the file cannot be read, UsageError, ServerError,
+    """Upload what is missing, and submit. Raises SpecError if the file cannot be read, UsageError, ApiError,
     UnreachableError."""
     source = read_source(job)
     plan = plan_uploads(source, job.absolute().parent, client.address.is_here)

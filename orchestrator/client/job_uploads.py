@@ -17,7 +17,7 @@ import yaml
 
 from orchestrator.data.sources import globs
 from orchestrator.domain.errors import UsageError
-from orchestrator.wire.api_version import MAX_FILE_BYTES, MAX_FILES, MAX_UPLOAD_BYTES
+from orchestrator.wire.api_version import MAX_FILES, MAX_UPLOAD_BYTES, MAX_UPLOADED_BYTES
 
 IGNORE_FILE = ".convoyignore"
 MOST_LOOKED_AT = 100_000
@@ -83,12 +83,11 @@ def plan_uploads(source: str, job_dir: Path, same_machine: bool) -> UploadPlan:
             raise UsageError(
                 f"`{named.key}`: {problem}", "put them on storage that the cluster reads, and give their path there"
             )
-    files = tuple(found[name] for name in sorted(found))
-    plan = UploadPlan(files, in_place)
-    if len(files) > MAX_FILES or plan.size_bytes > MAX_UPLOAD_BYTES:
+    plan = UploadPlan(tuple(found[name] for name in sorted(found)), in_place)
+    if len(plan.files) > MAX_FILES or plan.size_bytes > MAX_UPLOAD_BYTES:
         raise UsageError(
-            f"the job names {len(files)} local files with {plan.size_bytes >> 20} MiB; at most {MAX_FILES} files and "
-            f"{MAX_UPLOAD_BYTES >> 20} MiB are uploaded",
+            f"the job names {len(plan.files)} local files with {plan.size_bytes >> 20} MiB; "
+            f"at most {MAX_FILES} files and {MAX_UPLOAD_BYTES >> 20} MiB are uploaded",
             f"put them on storage that the cluster reads, or exclude some in {job_dir / IGNORE_FILE}",
         )
     return plan
@@ -100,8 +99,8 @@ def read_content(file: LocalFile) -> tuple[str, bytes]:
         content = file.path.read_bytes()
     except OSError as error:
         raise UsageError(f"{file.path} cannot be read: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise UsageError(f"{file.path} has grown to {len(content) >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB")
+    if len(content) > MAX_UPLOADED_BYTES:
+        raise UsageError(f"{file.path} has grown to {len(content) >> 20} MiB, at most {MAX_UPLOADED_BYTES >> 20} MiB")
     return hashlib.sha256(content).hexdigest(), content
 
 
@@ -169,9 +168,9 @@ def _why_not(named: NamedText, files: Sequence[LocalFile], job_dir: Path) -> str
     outside = next((each for each in files if each.name.startswith("../")), None)
     if outside is not None:
         return f"{outside.path} is outside of the directory of the job file ({job_dir.absolute()}), and is not uploaded"
-    large = next((each for each in files if each.size_bytes > MAX_FILE_BYTES), None)
+    large = next((each for each in files if each.size_bytes > MAX_UPLOADED_BYTES), None)
     if large is not None:
-        return f"{large.path} has {large.size_bytes >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB are uploaded"
+        return f"{large.path} has {large.size_bytes >> 20} MiB, at most {MAX_UPLOADED_BYTES >> 20} MiB are uploaded"
     total_bytes = sum(each.size_bytes for each in files)
     if len(files) > MAX_FILES or total_bytes > MAX_UPLOAD_BYTES:
         return (

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import httpx2
 
+from orchestrator.client.api_errors import ApiError, UnreachableError
 from orchestrator.client.server_choice import ServerAddress
-from orchestrator.client.server_errors import ServerError, UnreachableError
 from orchestrator.domain.errors import UsageError
 from orchestrator.wire.api_version import API_PREFIX, API_VERSION, RESUME_HEADER, VERSION_HEADER, major
 from orchestrator.wire.wire_base import ErrorBody, WireModel
@@ -98,7 +98,7 @@ class ServerRequests:
 
     def stream(self, path: str, params: Params | None = None, after: str | None = None) -> Iterator[StreamMessage]:
         """Server-sent events, also over a lost connection, until the server says that nothing more will come. `after`:
-        the id after which they begin. Raises ServerError, UnreachableError."""
+        the id after which they begin. Raises ApiError, UnreachableError."""
         resumes, last_id = 0, after
         while True:
             began_s = time.monotonic()
@@ -107,7 +107,7 @@ class ServerRequests:
                     resumes, last_id = 0, message.id or last_id
                     if message.event == "error":
                         body = _error_body(message.data)
-                        raise ServerError(503 if body.code == "unavailable" else 422, body)
+                        raise ApiError(503 if body.code == "unavailable" else 422, body)
                     if message.event == "end":
                         yield message
                         return
@@ -118,7 +118,7 @@ class ServerRequests:
                         f"the connection to {self.address.url} was lost, and {MOST_RESUMES} tries to resume failed",
                         "the run goes its way without this command: `convoy status RUN`",
                     ) from error
-            except ServerError as error:
+            except ApiError as error:
                 if error.status not in (429, 503) or resumes >= MOST_RESUMES:
                     raise
             lasted = time.monotonic() - began_s > LASTING_S
@@ -151,7 +151,7 @@ class ServerRequests:
                 response = self._client.request(method, path, content=content, params=_given(params), headers=headers)
                 self._check(response)
                 return response
-            except ServerError as error:
+            except ApiError as error:
                 if error.status not in (429, 503) or attempt == MOST_TRIES or not again:
                     raise
                 pause_s = _pause_s(attempt, error.retry_after_s)
@@ -165,7 +165,7 @@ class ServerRequests:
         raise AssertionError("the last attempt returns or raises")
 
     def _check(self, response: httpx2.Response) -> None:
-        """Raises ServerError, or UnreachableError if this is no answer of a server of Convoy."""
+        """Raises ApiError, or UnreachableError if this is no answer of a server of Convoy."""
         version = response.headers.get(VERSION_HEADER)
         if version is None:
             raise UnreachableError(
@@ -190,7 +190,7 @@ class ServerRequests:
                     "hint": f"convoy login {self.address.url}, or set CONVOY_TOKEN",
                 }
             )
-        raise ServerError(response.status_code, body, seconds)
+        raise ApiError(response.status_code, body, seconds)
 
     def _unreachable(self, error: Exception) -> UnreachableError:
         hint = "check the address; `convoy server status` says whether the server runs"
@@ -222,15 +222,15 @@ def _pause_s(attempt: int, asked_s: float | None) -> float:
     """Doubles with each attempt, with jitter; or what the server asks for."""
     if asked_s is not None:
         return min(LONGEST_WAIT_S, asked_s)
-    return min(LONGEST_WAIT_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+    return min(LONGEST_WAIT_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
-def _given(params: Params | None) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
+def _given(params: Params | None) -> httpx2.QueryParams:
+    pairs: list[tuple[str, str | int | float | bool | None]] = []
     for name, value in (params or {}).items():
         values = [] if value is None else [value] if isinstance(value, str | int | float) else list(value)
         pairs += [(name, str(each)) for each in values]
-    return pairs
+    return httpx2.QueryParams(pairs)
 
 
 def _error_body(text: str) -> ErrorBody:

@@ -34,6 +34,8 @@ class DriverFacts:
     step_time_s: float | None = None
     """Of recent steps."""
     loss: float | None = None
+    cluster_lost: bool = False
+    """An ended driver could not reach its cluster any more: the run is to be resumed when there is one."""
 
 
 class DriverPort(Protocol):

@@ -70,6 +70,8 @@ class SubmitSettings:
     """What `${NAME}` in a job may name: never the server's own environment."""
     paths: ServerPaths = field(default_factory=ServerPaths)
     files: UploadedFiles = field(default_factory=NoUploads)
+    storage: str | None = None
+    """`checkpoint.storage` of jobs that have none."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Submitter:
             found = named[0] if named else self._store.read(partial(_by_reference, name=name))
             if found is not None:
                 before[name] = found
-        planned = read_jobs(submission, self._settings.variables, before)
+        planned = [self._with_storage(each) for each in read_jobs(submission, self._settings.variables, before)]
         chained = planned[0].spec.schedule.after
         more = self._store.read(lambda connection: [find_run(connection, query) for query in chained])
         needs = {row.seq: row for row in (*explicit, *before.values(), *more)}
@@ -172,6 +174,13 @@ class Submitter:
                 warnings.append("`cluster` is not used: the run trains on the server's cluster")
         promised = tuple(RunLayout(Path(row.directory)).export for row in before.values())
         return _Checked(tuple(planned), tuple(needs.values()), promised, tuple(dict.fromkeys(warnings)))
+
+    def _with_storage(self, planned: PlannedRun) -> PlannedRun:
+        checkpoint, storage = planned.spec.checkpoint, self._settings.storage
+        if storage is None or checkpoint.storage is not None:
+            return planned
+        spec = planned.spec.model_copy(update={"checkpoint": checkpoint.model_copy(update={"storage": storage})})
+        return replace(planned, spec=spec)
 
     def _check_paths(self, checked: _Checked, job_dir: Path) -> None:
         for planned in checked.planned:

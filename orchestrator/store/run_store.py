@@ -121,7 +121,16 @@ class RunStore:
         """By run id: the token of the lease with which this store writes a run's state."""
 
     def create(self, name: str, now_s: float | None = None) -> RunLayout:
-        """A fresh directory `name-YYYYmmdd-HHMMSS-xxxx` (local time) with state `preparing`, driven by this process.
+        """A run in a fresh directory (see `make`) with state `preparing`, driven by this process. Raises UsageError."""
+        now_s = time.time() if now_s is None else now_s
+        layout = self.make(name, now_s)
+        value = {"id": layout.run_id, "name": name, "created_s": now_s, **_state(RunState.PREPARING, None, now_s)}
+        self._tokens[layout.run_id] = token = next_token(())
+        write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
+        return layout
+
+    def make(self, name: str, now_s: float | None = None) -> RunLayout:
+        """A fresh directory `name-YYYYmmdd-HHMMSS-xxxx` (local time) for a run that has no driver yet.
 
         Raises UsageError where `name` is no job name or the directory cannot be made.
         """

@@ -13,7 +13,7 @@ KEY_HEADER = "Idempotency-Key"
 RESUME_HEADER = "Last-Event-ID"
 MAX_BODY_BYTES = 4 << 20
 """Of a request that is no upload. A job file of 1 MiB may double when it is written as JSON."""
-MAX_FILE_BYTES = 64 << 20
+MAX_UPLOADED_BYTES = 64 << 20
 """Of one uploaded file."""
 MAX_FILES = 1000
 """Files of one submission."""

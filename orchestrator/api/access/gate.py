@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-import anyio.to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +16,7 @@ from orchestrator.api.access.issued_tokens import IssuedTokens, UnauthenticatedE
 from orchestrator.api.access.token_bucket import RateLimiter
 from orchestrator.api.api_parts import HOLDER
 from orchestrator.api.api_settings import ApiSettings
-from orchestrator.api.error_answers import Refusal, refusal, refusal_of
+from orchestrator.api.error_answers import HttpRefusal, refusal, refusal_of
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.wire.api_version import API_PREFIX, API_VERSION, REQUEST_HEADER, VERSION_HEADER, major
 
@@ -72,7 +72,7 @@ class Envelope:
                 await server_failed(scope).response()(scope, receive, enveloped)
 
 
-def server_failed(scope: Scope) -> Refusal:
+def server_failed(scope: Scope) -> HttpRefusal:
     """The answer to a request that met a bug."""
     return refusal(500, f"the server failed (request {scope.get(REQUEST_ID)})", "its log has a line with this id")
 
@@ -118,7 +118,7 @@ class Gate:
         else:
             await self._with_body(scope, receive, send)
 
-    async def _refused(self, scope: Scope) -> Refusal | None:
+    async def _refused(self, scope: Scope) -> HttpRefusal | None:
         headers = Headers(scope=scope)
         version = headers.get(VERSION_HEADER)
         if version is not None and major(version) != major(API_VERSION):
@@ -132,7 +132,7 @@ class Gate:
             return None
         return await self._not_authenticated(scope, headers)
 
-    async def _not_authenticated(self, scope: Scope, headers: Headers) -> Refusal | None:
+    async def _not_authenticated(self, scope: Scope, headers: Headers) -> HttpRefusal | None:
         client = scope.get("client")
         address, now_s = (str(client[0]) if client else "?"), time.monotonic()
         if self._failures.exhausted(address, now_s):
@@ -143,7 +143,7 @@ class Gate:
                 raise UnauthenticatedError(
                     "this needs a token", "send `Authorization: Bearer TOKEN`; `convoy login URL` stores one"
                 )
-            holder = await anyio.to_thread.run_sync(self._tokens.holder, secret.strip())
+            holder = await run_in_threadpool(self._tokens.holder, secret.strip())
         except UnauthenticatedError as error:
             self._failures.wait_s(address, now_s)
             return refusal_of(error)
@@ -162,7 +162,7 @@ class Gate:
         body = await read_body(scope, receive, self._settings)
         if body is None:
             return  # the client is gone
-        if isinstance(body, Refusal):
+        if isinstance(body, HttpRefusal):
             await body.response()(scope, receive, send)
             return
         given = [False]
@@ -176,7 +176,7 @@ class Gate:
         await self._app(scope, replay, send)
 
 
-async def read_body(scope: Scope, receive: Receive, settings: ApiSettings) -> bytes | Refusal | None:
+async def read_body(scope: Scope, receive: Receive, settings: ApiSettings) -> bytes | HttpRefusal | None:
     """The body of a request, or why it is refused; None if the client has gone."""
     limit, declared = settings.max_body_bytes, Headers(scope=scope).get("content-length", "")
     too_large = refusal(
@@ -212,7 +212,7 @@ async def read_body(scope: Scope, receive: Receive, settings: ApiSettings) -> by
             return b"".join(parts) if size <= limit else too_large
 
 
-def _too_many(what: str, wait_s: float) -> Refusal:
+def _too_many(what: str, wait_s: float) -> HttpRefusal:
     seconds = max(1, round(wait_s + 0.5))
     return refusal(429, f"too many {what}", f"try again in {seconds} s", headers={"Retry-After": str(seconds)})
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from orchestrator.api.api_parts import ApiParts, ResponseTable, Submitter, errors
 from orchestrator.api.error_answers import refusal
 from orchestrator.domain.errors import UsageError
-from orchestrator.store.file_store import Upload
+from orchestrator.store.uploads.file_store import Upload
 from orchestrator.wire.request_messages import FileView, MissingFiles
 
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the content, in hexadecimal digits.")]

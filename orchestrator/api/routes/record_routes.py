@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api.api_parts import ApiParts, Viewer, errors, holder_of
 from orchestrator.api.progress_view import curve_view, progress_view
 from orchestrator.api.routes.run_routes import RunQuery
-from orchestrator.api.streams import News, StreamPool
+from orchestrator.api.streams import StreamNews, StreamPool
 from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import NotFoundError, UsageError
 from orchestrator.domain.queue.queue_states import FINAL
@@ -37,7 +37,12 @@ NO_CURSOR = "-"
 After = Annotated[int, Query(ge=0, le=MOST_NUMBER, description="Number of the last event that is known.")]
 Rank = Annotated[int | None, Query(ge=0, le=1_000_000, description="Only this worker's output.")]
 Tail = Annotated[int | None, Query(ge=0, le=10_000, description="Begin with so many last lines of each worker.")]
-Resume = Annotated[str | None, Header(alias=RESUME_HEADER, max_length=8192)]
+ResumeNumber = Annotated[
+    str | None, Header(alias=RESUME_HEADER, pattern=r"^[0-9]{1,15}$", description="`id` of the last event.")
+]
+ResumeCursor = Annotated[
+    str | None, Header(alias=RESUME_HEADER, max_length=8192, description="`id` of the last message.")
+]
 
 
 class RecordRoutes:
@@ -67,21 +72,19 @@ class RecordRoutes:
         return EventPage(events=found, next_after=found[-1].number if found else after)
 
     async def stream_events(
-        self, request: Request, run: RunQuery, caller: Viewer, after: After = 0, last_event_id: Resume = None
+        self, request: Request, run: RunQuery, caller: Viewer, after: After = 0, last_event_id: ResumeNumber = None
     ) -> EventSourceResponse:
         """Events as they come. The id of each is its number: a reader resumes with `Last-Event-ID`."""
         if last_event_id is not None:
-            if not last_event_id.isdecimal() or int(last_event_id) > MOST_NUMBER:
-                raise UsageError(f"{RESUME_HEADER} is no number of an event", "send the `id` of the last event")
             after = int(last_event_id)
         view = await run_in_threadpool(self._service.run, run, caller)
 
-        def look(cursor: str) -> News:
+        def look(cursor: str) -> StreamNews:
             state = self._service.run(view.id, caller)
             found = self._service.events(view.id, int(cursor), STREAM_EVENTS, caller)
             messages = tuple((each.kind, str(each.number), each.model_dump_json()) for each in found)
             next_cursor = str(found[-1].number) if found else cursor
-            return News(messages, next_cursor, len(found) == STREAM_EVENTS, _ended(state) if not found else None)
+            return StreamNews(messages, next_cursor, len(found) == STREAM_EVENTS, _ended(state) if not found else None)
 
         return self._streams.stream(holder_of(request).token_id, str(after), look)
 
@@ -95,20 +98,20 @@ class RecordRoutes:
 
     async def stream_logs(
         self, request: Request, run: RunQuery, caller: Viewer, rank: Rank = None, tail: Tail = None,
-        last_event_id: Resume = None,
+        last_event_id: ResumeCursor = None,
     ) -> EventSourceResponse:  # fmt: skip
         """The output of the workers as it comes. Each message has the lines of a page, and its id is the cursor after
         them."""
         view = await run_in_threadpool(self._service.run, run, caller)
 
-        def look(cursor: str) -> News:
+        def look(cursor: str) -> StreamNews:
             state = self._service.run(view.id, caller)
             begun = cursor != NO_CURSOR
             piece = read_logs(_layout(state), rank, cursor if begun else None, None if begun else tail,
                               state.state in FINAL)  # fmt: skip
             messages = (("lines", piece.cursor, _page(piece).model_dump_json()),) if piece.lines else ()
             over = piece.complete and not piece.lines
-            return News(messages, piece.cursor, bool(piece.lines), _ended(state) if over else None)
+            return StreamNews(messages, piece.cursor, bool(piece.lines), _ended(state) if over else None)
 
         first = last_event_id or NO_CURSOR
         await run_in_threadpool(look, first)  # what is wrong with the request is said with a status
@@ -133,7 +136,7 @@ class RecordRoutes:
         """Step, loss, speed, time left and the last incidents."""
         view = self._service.run(run, caller)
         facts = self._watchers.progress(_layout(view))
-        if facts is None:
+        if facts is None or facts.record.queued:
             raise NotFoundError(
                 f"run {view.id} has recorded nothing yet", "it has no driver yet: `convoy status` says why"
             )

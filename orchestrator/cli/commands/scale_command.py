@@ -12,8 +12,8 @@ from orchestrator.cli.server_connection import connect, known_server, server_opt
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import ScaleState
 from orchestrator.domain.scaling import ScaleAnswer, check_workers
+from orchestrator.store.exchange.scale_files import answers, ask
 from orchestrator.store.run_store import RunStore
-from orchestrator.store.scale_files import answers, ask
 
 
 @click.command()
@@ -86,17 +86,17 @@ def scale(
 
 def _scale_served(run: str, workers: int, server: str | None, home: Path, as_json: bool) -> bool:
     """Ask the server that has the run; False if no server has it, and the run's driver has to be asked. Raises
-    ServerError, UnreachableError if a server was named."""
+    ApiError, UnreachableError if a server was named."""
     from orchestrator.cli.commands.queue.run_control import say_run
-    from orchestrator.client.server_errors import ServerError, UnreachableError
+    from orchestrator.client.api_errors import ApiError, UnreachableError
 
     if known_server(home, server) is None:
         return False
     with connect(home, server) as client:
         try:
             view = client.scale(run, workers)
-        except (ServerError, UnreachableError) as error:
-            if server is not None or (isinstance(error, ServerError) and error.code != "not_found"):
+        except (ApiError, UnreachableError) as error:
+            if server is not None or (isinstance(error, ApiError) and error.code != "not_found"):
                 raise
             return False
     say_run(view, as_json)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -24,7 +24,7 @@ START_LIMIT_S = 120.0
 """A local Ray cluster has to start too."""
 _LOOK_S = 0.1
 SHOWN_LOG_LINES = 15
-Command = TypeVar("Command", bound=Callable[..., None])
+Arguments = ParamSpec("Arguments")
 
 
 @click.group()
@@ -47,7 +47,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
     ctx.meta.setdefault(CHOSEN, {})[param.name] = list(value) if isinstance(value, tuple) and value else value or None
 
 
-def setting_options(command: Command) -> Command:
+def setting_options(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """The settings of a server as flags. They are kept in click's `meta`."""
     for option in reversed((
         click.option("--listen", metavar="HOST:PORT", callback=_keep, expose_value=False,
@@ -113,13 +113,14 @@ def start(config_file: Path | None, foreground: bool, home: Path, as_json: bool)
             "`convoy server status` shows it, `convoy server stop` ends it",
         )
     if foreground:
-        from orchestrator.api.server_process import serve
+        from orchestrator.api.serving_process import serve
 
         serve(settings, os.environ, lambda line: click.echo(line, err=True))
         return
     files.make()
     process = _detach(files.log)
     _await_answer(files.running, process, files.log)
+    _await_cluster(home)
     _say_status(home, as_json)
 
 
@@ -159,6 +160,19 @@ def _await_answer(running: Callable[[], object], process: "subprocess.Popen[byte
             error.exit_code = process.returncode if ended and process.returncode in (1, 2) else 1
             raise error
         time.sleep(_LOOK_S)
+
+
+def _await_cluster(home: Path) -> None:
+    """Until the cluster answers, or for `START_LIMIT_S`: the server works without it too."""
+    from orchestrator.client.convoy_client import ConvoyClient
+    from orchestrator.client.server_choice import local_server
+
+    deadline, address = time.monotonic() + START_LIMIT_S, local_server(home)
+    if address is None:
+        return
+    with ConvoyClient(address) as client:
+        while client.server().cluster is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
 
 @server.command()

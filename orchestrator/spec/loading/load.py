@@ -14,6 +14,7 @@ from orchestrator.spec.checks.all_checks import cross_check
 from orchestrator.spec.checks.partial_job import View, path_of
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.explain import explain, found, in_reading_order
+from orchestrator.spec.loading.fast_yaml import FastDumper
 from orchestrator.spec.loading.interpolate import escape
 from orchestrator.spec.loading.overrides import apply_override
 from orchestrator.spec.loading.yaml_source import (
@@ -171,14 +172,14 @@ def _validate(root: MapNode) -> tuple[JobSpec | None, list[Problem]]:
     return spec, cross_check(View(data, root, set()))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(FastDumper):
     """Block style, no aliases, and every text quoted that our own reader would take for something else."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
     escaped = escape(value)
     # Line separators of Unicode would be folded into blanks where they are not written as escapes.
     plain = isinstance(resolve_plain(escaped), str) and escaped.isprintable()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.spec.job import JobSpec
-from orchestrator.spec.loading.load import JobTree, load_tree, parse_job
+from orchestrator.spec.loading.load import JobTree, LoadedJob, load_tree, parse_job, place_of_value
 from orchestrator.spec.loading.overrides import put_value, segments_of
 from orchestrator.spec.loading.yaml_source import ListNode, MapNode, Node, Scalar
 from orchestrator.spec.spec_errors import Place, Problem, SpecError
@@ -39,6 +39,13 @@ def load_matrix(
         return (MatrixJob(base),)
     axes = [[(key, place, item) for item in _items(matrix.values[key])] for key, place in matrix.keys.items()]
     return tuple(_combined(root, choice) for choice in itertools.product(*axes))
+
+
+def require_one_run(job: LoadedJob) -> None:
+    """Raises SpecError if the job has a matrix: the command starts one run, without a server."""
+    if job.spec.matrix:
+        message = "a job with a `matrix` stands for several runs, and this command starts one"
+        raise SpecError((Problem(place_of_value(job, "matrix"), message, f"convoy submit {job.path}"),))
 
 
 def _items(node: Node) -> list[Node]:

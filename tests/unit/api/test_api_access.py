@@ -5,7 +5,7 @@ import pytest
 from orchestrator.api.access.bearer_tokens import digest_of, mistake_in, new_secret
 from orchestrator.api.access.token_bucket import RateLimiter
 from orchestrator.api.api_settings import ApiSettings
-from orchestrator.client.server_errors import ServerError
+from orchestrator.client.api_errors import ApiError
 from orchestrator.wire.request_messages import TokenRequest
 from orchestrator.wire.run_messages import Submission
 from tests.served_queue import ServedQueue
@@ -31,13 +31,13 @@ def test_roles_and_teams_limit_what_a_token_may_do(served: ServedQueue) -> None:
         assert viewer.run(run.id).id == run.id
         for refused in (lambda: viewer.submit(Submission(spec=served.job())), lambda: viewer.act(run.id, "cancel"),
                         lambda: viewer.missing_files([]), viewer.tokens):  # fmt: skip
-            with pytest.raises(ServerError) as caught:
+            with pytest.raises(ApiError) as caught:
                 refused()
             assert (caught.value.status, caught.value.code) == (403, "forbidden")
-    with served.client(team="vision", user="bob") as other, pytest.raises(ServerError, match="team") as caught:
+    with served.client(team="vision", user="bob") as other, pytest.raises(ApiError, match="team") as caught:
         other.act(run.id, "cancel")
     assert caught.value.status == 403
-    with served.client() as own, pytest.raises(ServerError):
+    with served.client() as own, pytest.raises(ApiError):
         own.drain("10.0.0.1")
     with served.client("admin", team="ops") as admin:
         assert admin.act(run.id, "cancel").state == "cancelled"
@@ -48,13 +48,13 @@ def test_a_token_is_made_listed_revoked_and_stored_as_a_hash(served: ServedQueue
         made = admin.create_token(TokenRequest(name="laptop", user="eve", team="nlp", role="viewer"))
         assert next(view.name for view in admin.tokens()) == "laptop"
         assert served.raw(made.secret).get("/api/v1/tokens/self").json()["user"] == "eve"
-        with pytest.raises(ServerError, match="laptop"):
+        with pytest.raises(ApiError, match="laptop"):
             admin.create_token(TokenRequest(name="laptop", user="eve", team="nlp"))
         assert admin.revoke_token("laptop").revoked
         answer = served.raw(made.secret).get("/api/v1/runs")
         assert answer.status_code == 401
         assert "revoked" in answer.json()["message"]
-        with pytest.raises(ServerError, match="itself"):
+        with pytest.raises(ApiError, match="itself"):
             admin.revoke_token(admin.own_token().id)
     stored = b"".join(path.read_bytes() for path in (served.home / "server").glob("queue.db*"))
     assert digest_of(made.secret).encode() in stored

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.api_settings import ApiSettings
+from orchestrator.client.api_errors import ApiError
 from orchestrator.client.job_submission import SubmitChoice, submit_job
 from orchestrator.client.job_uploads import plan_uploads
-from orchestrator.client.server_errors import ServerError
 from orchestrator.domain.errors import NotFoundError, UsageError
-from orchestrator.store.file_store import KEPT_S, YOUNG_S, FileStore, StoredFile, check_names, to_remove
+from orchestrator.store.uploads.file_store import KEPT_S, YOUNG_S, FileStore, StoredFile, check_names, to_remove
 from orchestrator.wire.run_messages import Submission
 from tests.served_queue import JOB, ServedQueue
 
@@ -68,7 +68,7 @@ def test_a_job_travels_with_its_files(served: ServedQueue, tmp_path: Path) -> No
 def test_a_submission_with_files_that_are_missing_or_lead_out_is_refused(served: ServedQueue) -> None:
     with served.client() as client:
         for files, status in (({"a.txt": "0" * 64}, 404), ({"../a.txt": "0" * 64}, 422), ({"/a": "0" * 64}, 422)):
-            with pytest.raises(ServerError) as caught:
+            with pytest.raises(ApiError) as caught:
                 client.submit(Submission(spec=served.job(), files=files))
             assert caught.value.status == status
         assert client.runs().runs == []

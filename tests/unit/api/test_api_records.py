@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.api_settings import ApiSettings
-from orchestrator.client.server_errors import ServerError
+from orchestrator.client.api_errors import ApiError
 from orchestrator.domain.events import CheckpointSaved
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.metrics.run_recorder import RunRecorder
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.metric_targets import Announcement, announce
+from orchestrator.store.run_store import RunStore
 from tests import events
 from tests.served_queue import ServedQueue
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.unit
 def record(served: ServedQueue, report: Callable[..., StepReport], steps: int) -> RunLayout:
     """A run that has trained so far, as its driver records it."""
     layout = RunLayout(Path(served.submitted().directory))
+    RunStore(served.home).claim(layout, token=1)
     recorder = RunRecorder(layout)
     for step in range(1, steps + 1):
         recorder.on_step(report(step, time_s=100.0 + step))
@@ -42,7 +44,7 @@ def test_curves_have_every_step_or_ranges_of_steps(served: ServedQueue, report: 
         assert loss[-1].low == pytest.approx(8.0 / 1000)
         few = client.curves(layout.run_id, points=800)
         assert set(few.curves) == {"loss", "tokens_per_s"}
-        with pytest.raises(ServerError, match="no curve"):
+        with pytest.raises(ApiError, match="no curve"):
             client.curves(layout.run_id, ["lss"])
 
 
@@ -69,7 +71,7 @@ def test_what_was_not_recorded_is_not_found(served: ServedQueue) -> None:
     served.submitted()
     with served.client() as client:
         for ask in (client.durability, client.goodput):
-            with pytest.raises(ServerError) as caught:
+            with pytest.raises(ApiError) as caught:
                 ask("tiny")
             assert caught.value.code == "not_found"
             assert caught.value.body.hint
@@ -95,21 +97,21 @@ def test_output_is_read_in_pages_across_a_rotation(served: ServedQueue) -> None:
         assert page.complete
         assert [line.text for line in client.logs("tiny", rank=0, tail=1).lines] == ["five"]
         assert client.logs("tiny", rank=7).lines == []
-        with pytest.raises(ServerError, match="cursor"):
+        with pytest.raises(ApiError, match="cursor"):
             client.logs("tiny", cursor="AAAA")
 
 
 def test_streams_of_an_ended_run_end_and_resume(served: ServedQueue) -> None:
     layout = RunLayout(Path(served.submitted().directory))
     layout.logs.mkdir()
-    layout.log(0).write_text("".join(f"line {number}\n" for number in range(50_000)))
+    layout.log(0).write_text("".join(f"line {number}\n" for number in range(20_000)))
     with served.client() as client:
         client.act("tiny", "cancel")
         seen = list(client.follow_events("tiny"))
         assert [each.message for each in seen] == [each.message for each in client.events("tiny").events]
         assert list(client.follow_events("tiny", seen[0].number)) == seen[1:]
         lines = [line.text for page in client.follow_logs("tiny") for line in page.lines]
-        assert lines == [f"line {number}" for number in range(50_000)]
+        assert lines == [f"line {number}" for number in range(20_000)]
     raw = served.raw(served.secret())
     resumed = raw.get("/api/v1/runs/tiny/events/stream", headers={"Last-Event-ID": str(seen[0].number)})
     assert resumed.headers["content-type"].startswith("text/event-stream")

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.client.server_errors import ServerError
+from orchestrator.client.api_errors import ApiError
 from orchestrator.wire.run_messages import Submission
 from tests.served_queue import ServedQueue
 
@@ -42,7 +42,7 @@ def test_one_key_queues_once_and_another_submission_with_it_is_refused(served: S
         first, second = client.submit(submission, "key-1"), client.submit(submission, "key-1")
         assert second.existing
         assert [run.id for run in second.runs] == [run.id for run in first.runs]
-        with pytest.raises(ServerError) as caught:
+        with pytest.raises(ApiError) as caught:
             client.submit(Submission(spec=served.job("other")), "key-1")
         assert (caught.value.status, caught.value.code) == (409, "conflict")
         assert len(client.runs().runs) == 1
@@ -57,7 +57,7 @@ def test_status_codes_of_submissions(served: ServedQueue) -> None:
 
 
 def test_a_mistake_in_a_job_has_its_place(served: ServedQueue) -> None:
-    with served.client() as client, pytest.raises(ServerError) as caught:
+    with served.client() as client, pytest.raises(ApiError) as caught:
         client.submit(Submission(spec=served.job().replace("lr: 1e-3", "lr: fast"), file_name="my.yaml"))
     body = caught.value.body
     line = served.job().splitlines().index("train: {steps: 5, global_batch: 4, lr: 1e-3}") + 1
@@ -92,14 +92,14 @@ def test_jobs_cannot_read_the_environment_of_the_server(served: ServedQueue, mon
 
 def test_a_path_that_does_not_exist_is_refused_with_the_side(served: ServedQueue) -> None:
     spec = served.job().replace(str(served.text), "/nowhere/text.txt")
-    with served.client() as client, pytest.raises(ServerError, match="/nowhere/text") as caught:
+    with served.client() as client, pytest.raises(ApiError, match="/nowhere/text") as caught:
         client.submit(Submission(spec=spec))
     assert "server" in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_unknown_runs_suggest_near_ones(served: ServedQueue) -> None:
     served.submitted("pretrain")
-    with served.client() as client, pytest.raises(ServerError) as caught:
+    with served.client() as client, pytest.raises(ApiError) as caught:
         client.run("pretrian")
     assert (caught.value.status, caught.value.code, caught.value.exit_code) == (404, "not_found", 2)
     assert "pretrain" in (caught.value.hint or "")
@@ -115,6 +115,6 @@ def test_scaling_nodes_queues_and_the_server(served: ServedQueue) -> None:
         assert admin.queues()[0].waiting == [admin.run("wide").id]
         assert admin.server().server_id == served.store.server_id
         assert admin.health().status == "ok"
-        with pytest.raises(ServerError) as caught:
+        with pytest.raises(ApiError) as caught:
             admin.scale("wide", 100)
     assert caught.value.status in (409, 422)

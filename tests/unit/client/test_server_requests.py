@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
+from orchestrator.client.api_errors import ApiError, UnreachableError
 from orchestrator.client.convoy_client import ConvoyClient
 from orchestrator.client.server_choice import ServerAddress
-from orchestrator.client.server_errors import ServerError, UnreachableError
 from orchestrator.client.server_requests import MOST_RESUMES, MOST_TRIES, ServerRequests
 from orchestrator.wire.cluster_messages import ServerView
 from orchestrator.wire.record_messages import HealthView
@@ -60,12 +60,12 @@ def test_a_busy_server_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPat
 
 def test_tries_are_bounded_and_mistakes_are_not_repeated() -> None:
     network = Network(*[refused(503, "unavailable")] * MOST_TRIES)
-    with pytest.raises(ServerError) as caught:
+    with pytest.raises(ApiError) as caught:
         network.requests.get("/health", HealthView)
     assert caught.value.exit_code == 1
     assert len(network.asked) == MOST_TRIES
     network = Network(refused(404, "not_found"))
-    with pytest.raises(ServerError) as caught:
+    with pytest.raises(ApiError) as caught:
         network.requests.get("/runs/x", HealthView)
     assert (caught.value.exit_code, len(network.asked)) == (2, 1)
 
@@ -104,7 +104,7 @@ def test_a_missing_token_is_said_with_the_command() -> None:
 
     address = ServerAddress("http://far:1", None, None, "--server")
     client = ConvoyClient(address, transport=httpx2.MockTransport(answer))
-    with client, pytest.raises(ServerError, match="needs a token") as caught:
+    with client, pytest.raises(ApiError, match="needs a token") as caught:
         client.runs()
     assert caught.value.hint is not None
     assert "convoy login http://far:1" in caught.value.hint
@@ -133,8 +133,8 @@ def test_a_stream_that_stays_away_is_given_up() -> None:
     with pytest.raises(UnreachableError, match="resume"):
         list(network.requests.stream("/events"))
     assert len(network.asked) == MOST_RESUMES + 1
-    with pytest.raises(ServerError):
+    with pytest.raises(ApiError):
         list(Network(refused(403, "forbidden")).requests.stream("/events"))
     broken = stream("event: error", 'data: {"code": "not_found", "message": "broken"}', "")
-    with pytest.raises(ServerError, match="broken"):
+    with pytest.raises(ApiError, match="broken"):
         list(Network(broken).requests.stream("/events"))

@@ -80,6 +80,7 @@ def test_what_run_json_holds_is_documented(tmp_path: Path) -> None:
     import json
 
     value = json.loads(RunStore(tmp_path).create("tiny", 1.0).state.read_text())
+    value |= json.loads(RunStore(tmp_path).enqueue("tiny", 1.0).state.read_text())
     driver = {f"driver.{key}" for key in value.pop("driver")}
     assert set(rows("run.json")) == set(value) | driver
 

@@ -10,7 +10,7 @@ from orchestrator.cli.options import home_option, json_option
 from orchestrator.cli.server_connection import connect, server_option
 from orchestrator.domain.queue.queue_states import FINAL, QueueState
 
-SHOWN_ENDED = 10
+SHOWN_FINISHED = 10
 """Runs that have ended, below those that have not."""
 PAGE_RUNS = 1000
 MOST_SHOWN = 20_000
@@ -18,7 +18,7 @@ _GOING = tuple(state.value for state in QueueState if state not in FINAL)
 
 
 @click.command()
-@click.option("--all", "show_all", is_flag=True, help=f"Show all runs that have ended, not only {SHOWN_ENDED}.")
+@click.option("--all", "show_all", is_flag=True, help=f"Show all runs that have ended, not only {SHOWN_FINISHED}.")
 @click.option("--state", "states", multiple=True, type=click.Choice([state.value for state in QueueState]),
               help="Only runs in this state. Repeatable.")  # fmt: skip
 @click.option("--queue", help="Only runs of this queue.")
@@ -58,7 +58,7 @@ def ps(
         if states or show_all:
             runs = pages(states, MOST_SHOWN)
         else:
-            runs = pages(_GOING, MOST_SHOWN) + pages(tuple(sorted(FINAL)), SHOWN_ENDED)
+            runs = pages(_GOING, MOST_SHOWN) + pages(tuple(sorted(FINAL)), SHOWN_FINISHED)
     if as_json:
         click.echo(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
     elif not runs:

@@ -49,11 +49,11 @@ def status(run: str, server: str | None, home: Path, as_json: bool) -> None:
 
 def _progress(client: "ConvoyClient", run: str) -> "ProgressView | None":
     """None if the run has recorded nothing yet."""
-    from orchestrator.client.server_errors import ServerError
+    from orchestrator.client.api_errors import ApiError
 
     try:
         return client.progress(run)
-    except ServerError as error:
+    except ApiError as error:
         if error.code != "not_found":
             raise
         return None

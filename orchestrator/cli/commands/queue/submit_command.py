@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 CHOSEN = "convoy.submit"
 """Key of click's `meta`: the options of the job."""
-Command = TypeVar("Command", bound=Callable[..., None])
+Arguments = ParamSpec("Arguments")
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
     ctx.meta.setdefault(CHOSEN, {})[param.name] = value
 
 
-def job_options(command: Command) -> Command:
+def job_options(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """What may be said about a job beside its file. They are kept in click's `meta`."""
     for option in reversed((
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_keep, expose_value=False,

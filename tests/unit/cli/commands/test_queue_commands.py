@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from orchestrator.cli.main import cli
 from orchestrator.client import convoy_client, server_requests
+from orchestrator.client.api_errors import ApiError
 from orchestrator.client.server_choice import ServerAddress, read_logins, store_login
-from orchestrator.client.server_errors import ServerError
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.run_layout import RunLayout
 from tests.served_queue import IN_PROCESS, JOB, ServedQueue
@@ -84,13 +84,13 @@ def test_a_dry_run_queues_nothing_and_waiting_ends_with_the_run(convoy: Convoy, 
 
 def test_mistakes_have_hints_and_no_traceback(convoy: Convoy, job: Path) -> None:
     wrong = convoy("submit", str(job), "--set", "train.lr=fast")
-    assert isinstance(wrong.exception, ServerError)
+    assert isinstance(wrong.exception, ApiError)
     assert (wrong.exception.exit_code, wrong.exception.body.line) == (2, 1)
     assert "train.lr" in wrong.exception.message
     for arguments in (("status", "none"), ("cancel", "none"), ("submit", str(job), "--after", "none"),
                       ("submit", str(job), "--queue", "none"), ("nodes", "drain", "none")):  # fmt: skip
         error = convoy(*arguments).exception
-        assert isinstance(error, ServerError), arguments
+        assert isinstance(error, ApiError), arguments
         assert error.code == "not_found"
         assert error.hint
 
@@ -115,7 +115,7 @@ def test_tokens_and_logins(convoy: Convoy, tmp_path: Path) -> None:
     assert "as eve of default, role submitter" in logged_in.output
     assert read_logins(tmp_path)[IN_PROCESS].secret == secret
     refused = convoy("token", "list").exception
-    assert isinstance(refused, ServerError)
+    assert isinstance(refused, ApiError)
     assert refused.code == "forbidden"
     assert "removed" in convoy("login", IN_PROCESS, "--forget").output
     for arguments in (("token", "create", "a b"), ("token", "create", "x", "--expires", "soon")):
@@ -131,5 +131,5 @@ def test_output_and_size_of_a_run_that_only_the_server_has(convoy: Convoy, job: 
     assert convoy("logs", run_id, "--rank", "0", "--tail", "1").stdout == "world\n"
     assert convoy("scale", run_id, "--workers", "1").exit_code in (0, 1)
     missing = convoy("goodput", run_id).exception
-    assert isinstance(missing, ServerError)
+    assert isinstance(missing, ApiError)
     assert missing.code == "not_found"

@@ -12,7 +12,7 @@ OWN_MISTAKES = frozenset(
 """Codes that a person can act on: exit code 2."""
 
 
-class ServerError(ConvoyError):
+class ApiError(ConvoyError):
     """A server has refused a request. `code` is stable."""
 
     def __init__(self, status: int, body: ErrorBody, retry_after_s: float | None = None) -> None:

@@ -22,7 +22,7 @@ from orchestrator.api.server_settings import ServerSettings
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.domain.errors import UsageError
 from orchestrator.lasting_thread import LastingThread
-from orchestrator.store.file_store import FileStore
+from orchestrator.store.uploads.file_store import FileStore
 
 CLEAN_S = 600.0
 """From one removal of unused uploads to the next."""

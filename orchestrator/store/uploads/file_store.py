@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.domain.errors import NotFoundError, UnavailableError, UsageError
-from orchestrator.wire.api_version import MAX_FILE_BYTES, MAX_FILES, MAX_UPLOAD_BYTES
+from orchestrator.wire.api_version import MAX_FILES, MAX_UPLOAD_BYTES, MAX_UPLOADED_BYTES
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 KEPT_S = 7 * 86400.0
@@ -42,7 +42,7 @@ class StoredFile:
 class FileStore:
     """The store. Several threads may use it at once."""
 
-    def __init__(self, directory: Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(self, directory: Path, max_file_bytes: int = MAX_UPLOADED_BYTES) -> None:
         self._directory, self._max_bytes = directory, max_file_bytes
 
     def missing(self, digests: list[str]) -> list[str]:
