@@ -29,7 +29,7 @@ from orchestrator.domain.events import (
 from orchestrator.domain.queue.queue_states import QueueState
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.metrics.run_recorder import RunRecorder
-from orchestrator.store.file_store import FileStore
+from orchestrator.store.uploads.file_store import FileStore
 from orchestrator.wire.request_messages import Role, TokenRequest
 from tests import events
 from tests.unit.control.scripted import ANN, BOB, ROOT, Server, Time, World, fifo, job

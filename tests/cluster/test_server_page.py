@@ -14,7 +14,7 @@ from orchestrator.client.convoy_client import ConvoyClient
 from orchestrator.client.server_choice import ServerAddress
 from orchestrator.domain.events import CheckpointSaved
 from orchestrator.domain.queue.queue_states import QueueState
-from orchestrator.run_facts.quantity_text import count, duration, loss
+from orchestrator.run_facts.quantity_text import count, duration, loss, size, when
 from tests import events
 from tests.browser import Browser, Visit, browser
 from tests.cluster.page_world import HOSTILE, NODES, STEPS, PageWorld
@@ -162,6 +162,33 @@ def test_the_figures_are_those_of_the_api(world: PageWorld, chromium: Browser, a
             assert f"{node.booked.get('CPU', 0):g} CPU of {node.total['CPU']:g} CPU booked" in nodes[node.id]
             assert all(run in nodes[node.id] for run in node.runs)
         assert visit.problems == []
+
+
+def test_figures_and_streams_are_read_as_elsewhere(world: PageWorld, chromium: Browser) -> None:
+    """The page's own arithmetic: text of figures as the command line has it, events however the network cuts them."""
+    seconds = [0.0, 0.424, 1.26, 59.94, 60.0, 245.9, 3723.0, 273_645.0]
+    numbers = [0.0, 987.0, 12_345.0, 1_600_000.0, 3_200_000_000.0]
+    sizes = [0.0, 1023.0, 1536.0, 3.5 * 2**30, 2.0**41]
+    wanted = [
+        *(duration(each) for each in seconds), *(count(each) for each in numbers), *(size(each) for each in sizes),
+        when(1_700_000_000.0), loss(2.34567),
+    ]  # fmt: skip
+    text = ": open\r\nretry: 2000\r\n\r\nid: 7\r\nevent: lines\r\ndata: ä\r\ndata: b\r\n\r\nid: 8\ndata:c\n\n"
+    with chromium.visit(f"{world.url}/#/runs", 390) as visit:
+        place = visit.value("document.querySelector('script').src.replace('app.js', '')")
+        found = visit.value(
+            f"import('{place}text.js').then((t) => [...{seconds}.map(t.duration), ...{numbers}.map(t.count), "
+            f"...{sizes}.map(t.size), t.when(1700000000), t.loss(2.34567)])"
+        )
+        assert found == wanted
+        for piece in (1, 2, 3, 5, 8, 1000):
+            found = visit.value(
+                f"import('{place}stream.js').then(({{ EventParser }}) => {{ "
+                f"const found = [], text = {json.dumps(text)}, size = {piece};"
+                "const parser = new EventParser((event) => found.push([event.type, event.data, event.id]));"
+                "for (let i = 0; i < text.length; i += size) parser.add(text.slice(i, i + size)); return found })"
+            )
+            assert found == [["lines", "ä\nb", "7"], ["message", "c", "8"]], piece
 
 
 def test_what_happens_is_shown_without_a_reload(world: PageWorld, chromium: Browser, api: ConvoyClient) -> None:

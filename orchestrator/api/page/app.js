@@ -1,5 +1,5 @@
 // The page: who is signed in, which view is shown, and whether the server answers.
-import { Api } from "./api.js";
+import { Api, OfflineError } from "./api.js";
 import { el, fill } from "./dom.js";
 import { nodesView } from "./nodes_view.js";
 import { Connection, Poll } from "./polling.js";
@@ -18,9 +18,11 @@ const connection = new Connection(showConnection);
 let session = null; // {api, holder, poll}
 let view = null; // {element, title, stop}
 
-function showConnection(message, retryMs) {
-  banner.hidden = !message;
-  if (message) fill(banner, `Connection lost: ${message}. Trying again in ${retryMs / 1000} s. What is shown may be old.`);
+function showConnection(error, retryMs) {
+  banner.hidden = !error;
+  if (!error) return;
+  const what = error instanceof OfflineError ? "Connection lost" : "The server cannot answer now";
+  fill(banner, `${what}: ${error.message}. Trying again in ${retryMs / 1000} s. What is shown may be old.`);
 }
 
 // #/runs?state=active -> {name: "runs", id: null, parameters}
@@ -46,7 +48,9 @@ function show() {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const within = main.contains(document.activeElement);
   fill(main, view.element);
+  if (within) main.focus({ preventScroll: true });
   window.scrollTo(0, 0);
 }
 

@@ -3,9 +3,10 @@ import { OfflineError } from "./api.js";
 
 const WAITS_MS = [1000, 2000, 4000, 8000, 15000];
 
-// Whether the server answers. `onChange(message, retryMs)`: message is null once it answers again.
+// Whether the server answers. `onChange(error, retryMs)`: error is null once it answers again.
 export class Connection {
   #failures = 0;
+  #retryAt = 0;
 
   constructor(onChange) {
     this.onChange = onChange;
@@ -13,13 +14,16 @@ export class Connection {
 
   answered() {
     if (this.#failures) this.onChange(null, 0);
-    this.#failures = 0;
+    this.#failures = this.#retryAt = 0;
   }
 
-  // Milliseconds until the next try.
+  // Milliseconds until the next try: all that is polled is tried again at the same moment.
   failed(error) {
-    const waitMs = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)];
-    this.onChange(error.message, waitMs);
+    const now = performance.now();
+    if (now < this.#retryAt) return this.#retryAt - now;
+    const waitMs = Math.max(WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)], 1000 * (error.retryAfterS || 0));
+    this.#retryAt = now + waitMs;
+    this.onChange(error, waitMs);
     return waitMs;
   }
 }
@@ -37,6 +41,7 @@ export class Poll {
       if (!document.hidden) this.now();
     };
     document.addEventListener("visibilitychange", this.visible);
+    window.addEventListener("online", this.visible);
     this.now();
   }
 
@@ -48,6 +53,7 @@ export class Poll {
     this.#stopped = true;
     clearTimeout(this.#timer);
     document.removeEventListener("visibilitychange", this.visible);
+    window.removeEventListener("online", this.visible);
   }
 
   async now() {
@@ -61,7 +67,7 @@ export class Poll {
     } catch (error) {
       if (this.#stopped) return;
       if (error instanceof OfflineError || error.status === 503) {
-        waitMs = Math.max(this.connection.failed(error), 1000 * (error.retryAfterS || 0));
+        waitMs = this.connection.failed(error);
       } else if (error.status === 429) {
         waitMs = 1000 * Math.max(error.retryAfterS, this.seconds);
       } else {

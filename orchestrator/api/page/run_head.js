@@ -1,7 +1,7 @@
 // The head of a run's page: what it is, what it does, why it waits, what may be done with it, and its figures.
 import { badge, el, fill, fillIfChanged, meter, runLink, tiles } from "./dom.js";
 import { runActions } from "./run_actions.js";
-import { stateOf, waitBox, workersOf } from "./runs_view.js";
+import { groupLink, stateOf, waitBox, workersOf } from "./runs_view.js";
 import { facts, showError } from "./table.js";
 import { age, amounts, count, duration, loss, percent, plural, when, whole } from "./text.js";
 
@@ -44,11 +44,10 @@ export class RunHead {
 function headOf(run, state) {
   const now = Date.now() / 1000;
   const ended = run.ended_s ? `, ended ${when(run.ended_s)}` : "";
-  const group = run.group ? `, of ${run.group}` : "";
   return [
     el("p", { class: "eyebrow" }, `Run in queue ${run.queue}, priority ${run.priority}`),
     el("h1", {}, run.name, badge(state)),
-    el("p", { class: "sub" }, el("code", {}, run.id), `${group} by ${run.user} (${run.team}), `,
+    el("p", { class: "sub" }, el("code", {}, run.id), run.group ? [", of ", groupLink(run.group)] : null, ` by ${run.user} (${run.team}), `,
       `submitted ${age(now - run.submitted_s)} ago${ended}`),
   ];
 }

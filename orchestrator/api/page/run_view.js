@@ -10,6 +10,8 @@ import { RecordsPanel } from "./run_records.js";
 
 const REFRESH_S = 2, CURVES_S = 4, RECORDS_S = 8;
 const FINAL = ["succeeded", "failed", "cancelled"];
+const NOTHING = { step: 0, total_steps: null, loss: null, validation_loss: null, tokens_per_s: null, step_time_s: null,
+  eta_s: null, recoveries: 0 };
 
 export function runView(context, query) {
   const view = new RunPage(context, query);
@@ -24,6 +26,7 @@ class RunPage {
   #shown = null; // the run and its progress, as last asked for
   #step = 0;
   #over = false;
+  #refused = ""; // the state in which there was no record
   #asked = false; // for the survey of its copies
 
   constructor(context, query) {
@@ -46,7 +49,7 @@ class RunPage {
   async #look() {
     const { api } = this.context;
     const run = await api.get(path("runs", this.id));
-    const progress = await api.get(path("runs", run.id, "progress"));
+    const progress = await this.#progressOf(run);
     if (this.refresh.stopped) return;
     const again = this.#over && !FINAL.includes(run.state);
     this.id = run.id;
@@ -57,6 +60,20 @@ class RunPage {
     this.#shown = [run, progress];
     this.head.update(run, progress, this.#goodput);
     fill(this.#panels.facts, factsOf(run));
+  }
+
+  // What its driver has recorded; nothing of a run that has had none. A refusal is not asked for again in the same state.
+  async #progressOf(run) {
+    const begun = run.run_state !== null || run.step > 0 || (FINAL.includes(run.state) && run.started_s !== null);
+    const state = `${run.state} ${run.run_state} ${run.attempt}`;
+    if (!begun || this.#refused === state) return NOTHING;
+    try {
+      return await this.context.api.get(path("runs", run.id, "progress"));
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      this.#refused = state;
+      return NOTHING;
+    }
   }
 
   // The parts that have requests of their own. A run that is tried again gets new ones.

@@ -2,7 +2,7 @@
 import { badge, el, fill, fillIfChanged, meter, runLink } from "./dom.js";
 import { Poll } from "./polling.js";
 import { Table, showError } from "./table.js";
-import { age, clock, duration, loss, plural, when, whole } from "./text.js";
+import { age, duration, loss, plural, when, whole } from "./text.js";
 
 const REFRESH_S = 2;
 const PAGE = 100;
@@ -15,6 +15,7 @@ export const STATES = {
   failed: ["Failed", ["failed"]],
   cancelled: ["Cancelled", ["cancelled"]],
 };
+const ONLY = ["group", "queue", "user"]; // filters that the address may have too
 const COLUMNS = [
   { name: "Run", wide: true }, { name: "State", half: true }, { name: "Progress", half: true }, { name: "Loss", number: true },
   { name: "Workers", number: true }, { name: "Queue" }, { name: "Priority" }, { name: "User" },
@@ -24,10 +25,14 @@ const COLUMNS = [
 // What a run does, in one word: its driver knows more than the queue.
 export const stateOf = (run) => (run.state === "active" && run.run_state ? run.run_state : run.state);
 
+const listPath = (filters) => `#/runs${Object.keys(filters).length ? `?${new URLSearchParams(filters)}` : ""}`;
+export const groupLink = (group) => el("a", { href: listPath({ group }) }, group);
+
 export function runsView({ api, connection, onError }, parameters) {
   const chosen = Object.hasOwn(STATES, parameters.get("state") || "") ? parameters.get("state") : "all";
   const table = new Table("Runs", COLUMNS, chosen === "all"
     ? "No runs yet. `convoy submit job.yaml` queues the first one." : `No run is ${STATES[chosen][0].toLowerCase()}.`);
+  const only = Object.fromEntries(ONLY.map((name) => [name, parameters.get(name)]).filter(([, value]) => value));
   const problem = el("p", { class: "reason", role: "alert", hidden: true });
   const shown = el("p", { class: "note", "aria-live": "polite" });
   const more = el("button", { type: "button", hidden: true }, "Show older runs");
@@ -45,7 +50,7 @@ export function runsView({ api, connection, onError }, parameters) {
     fillIfChanged(shown, [runs.length, end, ready], () => (ready ? `${plural(runs.length, "run")}${end}` : "Loading"));
   };
   const poll = new Poll(connection, REFRESH_S, async () => {
-    newest = await api.get("runs", { state: STATES[chosen][1], limit });
+    newest = await api.get("runs", { state: STATES[chosen][1], limit, ...only });
     ready = true;
     showError(problem, null);
     draw();
@@ -57,9 +62,11 @@ export function runsView({ api, connection, onError }, parameters) {
   search.addEventListener("input", draw);
 
   const filters = Object.entries(STATES).map(([name, [title]]) => el("li", {}, el("a",
-    { href: name === "all" ? "#/runs" : `#/runs?state=${name}`, "aria-current": name === chosen ? "true" : null }, title)));
+    { href: listPath({ ...only, ...(name === "all" ? {} : { state: name }) }), "aria-current": name === chosen ? "true" : null }, title)));
+  const chosenOnly = Object.entries(only).map(([name, value]) => `${name} ${value}`).join(", ");
   const element = el("div", {},
     el("header", { class: "page-head" }, el("h1", {}, "Runs"), search),
+    chosenOnly ? el("p", { class: "lead" }, `Only ${chosenOnly}. `, el("a", { href: "#/runs" }, "Show all")) : null,
     el("ul", { class: "filters", "aria-label": "State" }, filters),
     problem, el("section", { class: "bare" }, table.element), el("div", { class: "under" }, shown, more));
   draw();
@@ -72,7 +79,7 @@ function rowOf(run) {
   const why = run.waits ? run.waits.message : ["failed", "cancelled"].includes(run.state) ? run.reason || "" : "";
   const now = Date.now() / 1000;
   return { key: id, cells: [
-    [[id, name, group], () => [runLink(id, name), el("span", { class: "fine-print" }, group ? `${id}, of ${group}` : id)]],
+    [[id, name, group], () => [runLink(id, name), el("span", { class: "fine-print" }, id, group ? [", of ", groupLink(group)] : null)]],
     [[state, why], () => [badge(state), why ? el("span", { class: "fine-print why", title: why }, why) : null]],
     [[step, total], () => progress(step, total)],
     [loss(run.loss)],
@@ -100,7 +107,7 @@ export function waitBox(place, waits) {
   if (!waits) return;
   fill(place,
     el("p", {}, el("b", {}, waits.position ? `Waits, position ${waits.position}: ` : "Waits: "), waits.message),
-    waits.may_start_s ? el("p", { class: "note" }, `May start at ${clock(waits.may_start_s)} (${when(waits.may_start_s)})`) : null,
+    waits.may_start_s ? el("p", { class: "note" }, `May start at ${when(waits.may_start_s)}, in ${age(waits.may_start_s - Date.now() / 1000)}`) : null,
     waits.blockers.length ? el("p", { class: "note" }, "Before it: ", blockersOf(waits)) : null);
 }
 
