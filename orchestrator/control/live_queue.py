@@ -11,7 +11,7 @@ from orchestrator.control.merged_events import merged, parts_of
 from orchestrator.control.ports import ClusterPort
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_service import Caller
-from orchestrator.control.queue_store.event_table import Cause, events_of_run
+from orchestrator.control.queue_store.event_table import ChangeCause, events_of_run
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import DrainRow, all_drains, all_queues, put_drain
@@ -22,6 +22,7 @@ from orchestrator.control.queue_store.run_table import (
     change_run,
     list_runs,
     needs_of,
+    needs_of_runs,
     spec_text,
 )
 from orchestrator.control.resource_views import node_views, queue_views
@@ -46,7 +47,7 @@ API = "v1"
 TRIES = 5
 """Of a request whose run changes at the same moment."""
 
-Change = Callable[[RunRow, Sequence[RunRow]], tuple[RunRow, Cause]]
+Change = Callable[[RunRow, Sequence[RunRow]], tuple[RunRow, ChangeCause]]
 """The row that a request makes of a run and of those it comes after. Raises ConflictError, UsageError."""
 
 
@@ -82,13 +83,13 @@ class LiveQueue:
         wanted = RunFilter(tuple(_state(name) for name in states), queue, user, group)
         before, most = _position(cursor), max(1, min(limit, MOST_RUNS))
 
-        def query(connection: sqlite3.Connection) -> list[tuple[RunRow, list[RunRow]]]:
+        def query(connection: sqlite3.Connection) -> tuple[list[RunRow], dict[int, list[RunRow]]]:
             rows = list_runs(connection, wanted, before, most + 1)
-            return [(row, _needs(connection, row)) for row in rows]
+            return rows, needs_of_runs(connection, [row.seq for row in rows])
 
-        found, tick = self._store.read(query), self._board.view
-        more = str(found[most - 1][0].seq) if len(found) > most else None
-        return RunList(runs=[view_of(row, needs, tick) for row, needs in found[:most]], next_cursor=more)
+        (found, needs), tick = self._store.read(query), self._board.view
+        more = str(found[most - 1].seq) if len(found) > most else None
+        return RunList(runs=[view_of(row, needs.get(row.seq, []), tick) for row in found[:most]], next_cursor=more)
 
     def run(self, query: str, caller: Caller) -> RunView:
         """One run."""
@@ -114,7 +115,7 @@ class LiveQueue:
     def scale(self, query: str, workers: int, caller: Caller) -> RunView:
         """Another number of workers: from now on at most, and if there is room, so many."""
 
-        def change(row: RunRow, _: Sequence[RunRow]) -> tuple[RunRow, Cause]:
+        def change(row: RunRow, _: Sequence[RunRow]) -> tuple[RunRow, ChangeCause]:
             text = self._store.read(lambda connection: spec_text(connection, row.spec_digest))
             return scaled(row, load_text(text, "spec.yaml", (), {}), workers, caller.user)
 

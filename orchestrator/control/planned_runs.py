@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.clusters.placement import NodeCapacity, WorkerRequest, can_ever_fit, explain, request_of
+from orchestrator.clusters.placement import EPSILON, NodeCapacity, WorkerRequest, can_ever_fit, explain, request_of
 from orchestrator.control.policy.queue_facts import QueueShare
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.domain.errors import ConflictError, NotFoundError, UsageError
@@ -24,7 +24,6 @@ from orchestrator.wire.run_messages import Submission
 
 REFERENCE = re.compile(r"(?<!\$)\$\{runs\.([A-Za-z0-9][-A-Za-z0-9]*)\.")
 MOST_REFERENCES = 32
-EPSILON = 1e-6
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A request that asks for what is so already returns the row as it is.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.queue.queue_states import FINAL, HOLDING, QueueState
@@ -14,13 +14,13 @@ from orchestrator.domain.scaling import check_workers, fewest_workers
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
 
-Changed = tuple[RunRow, Cause]
+Changed = tuple[RunRow, ChangeCause]
 
 
 def cancelled(row: RunRow, user: str, now_s: float) -> Changed:
     """End it for good. Raises ConflictError if it has ended otherwise."""
     reason = f"cancelled by {user}"
-    cause = Cause("state", reason, {"user": user})
+    cause = ChangeCause("state", reason, {"user": user})
     if row.state in (QueueState.CANCELLED, QueueState.CANCELLING):
         return row, cause
     if row.state in FINAL:
@@ -33,7 +33,7 @@ def cancelled(row: RunRow, user: str, now_s: float) -> Changed:
 def paused(row: RunRow, user: str) -> Changed:
     """Give its capacity back until it is resumed. Raises ConflictError if it ends or has ended."""
     reason = f"paused by {user}"
-    cause = Cause("state", reason, {"user": user})
+    cause = ChangeCause("state", reason, {"user": user})
     if row.state in (QueueState.PAUSED, QueueState.PAUSING):
         return row, cause
     if row.state in FINAL or row.state is QueueState.CANCELLING:
@@ -49,7 +49,7 @@ def resumed(row: RunRow, needs: Sequence[RunRow], user: str) -> Changed:
     if row.state is not QueueState.PAUSED:
         hint = f"convoy retry {row.id}" if row.state in (QueueState.FAILED, QueueState.CANCELLED) else None
         raise ConflictError(f"run {row.id} is {row.state}, not paused", hint=hint)
-    cause = Cause("state", f"resumed by {user}", {"user": user})
+    cause = ChangeCause("state", f"resumed by {user}", {"user": user})
     return replace(row, state=waiting_state(row, needs), reason=None), cause
 
 
@@ -63,7 +63,7 @@ def retried(row: RunRow, needs: Sequence[RunRow], user: str) -> Changed:
         row, state=waiting_state(row, needs), reason=None, ended_s=None, settled=False, attempt=row.attempt + 1,
         failures=0, lost_drivers=0, retry_at_s=None, active_s=0.0,
     )  # fmt: skip
-    return after, Cause("state", f"retried by {user}", {"user": user, "attempt": after.attempt})
+    return after, ChangeCause("state", f"retried by {user}", {"user": user, "attempt": after.attempt})
 
 
 def scaled(row: RunRow, spec: JobSpec, workers: int, user: str) -> Changed:
@@ -74,7 +74,7 @@ def scaled(row: RunRow, spec: JobSpec, workers: int, user: str) -> Changed:
     check_workers(spec, workers, force=False)
     asked = spec.resources.workers
     least = fewest_workers(asked.min if isinstance(asked, WorkersRange) else asked, workers)
-    cause = Cause("scaled", f"{user} asked for {workers} workers", {"user": user, "workers": workers})
+    cause = ChangeCause("scaled", f"{user} asked for {workers} workers", {"user": user, "workers": workers})
     return replace(row, min_workers=least, max_workers=workers), cause
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import secrets
 import shutil
 import sqlite3
@@ -12,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.atomic_files import write_json, write_text
 from orchestrator.control.planned_runs import (
     PlannedRun,
     check_fits,
@@ -27,7 +27,7 @@ from orchestrator.control.planned_runs import (
 from orchestrator.control.ports import ClusterPort
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_service import Caller
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import KnownKey, add_key, all_queues, find_key, forget_keys
 from orchestrator.control.queue_store.run_rows import RunRow
@@ -191,15 +191,16 @@ class Submitter:
     ) -> tuple[RunLayout, str]:
         """Make the run's directory; it and the text of its spec. The database has the spec too: a crash of the machine
         may take what is not yet on the disk here."""
-        layout = self._runs.enqueue(planned.spec.name, now_s, durable=False)
+        layout = self._runs.reserve(planned.spec.name, now_s)
         try:
             job_dir = layout.root / JOB_FILES
             job_dir.mkdir()
             self._settings.files.place(submission.files, job_dir)
             self._settings.paths.check(planned.spec, job_dir, checked.promised)
             text = dump_job(anchored(planned.spec, job_dir))
-            write_text(layout.spec, text, durable=False)
-            write_json(layout.data, {"job_dir": str(job_dir)}, durable=False)
+            layout.spec.write_text(text, encoding="utf-8")
+            layout.data.write_text(json.dumps({"job_dir": str(job_dir)}) + "\n", encoding="utf-8")
+            self._runs.restore_queued(layout, planned.spec.name, now_s, durable=False)
         except BaseException:
             shutil.rmtree(layout.root, ignore_errors=True)
             raise
@@ -280,7 +281,9 @@ def _store(
     stored = []
     for row, text, label in zip(rows, texts, labels, strict=True):
         whole = replace(row, spec_digest=add_spec(connection, text), state=state)
-        cause = Cause("submitted", f"submitted by {row.user}" + (f": {label}" if label else ""), {"user": row.user})
+        cause = ChangeCause(
+            "submitted", f"submitted by {row.user}" + (f": {label}" if label else ""), {"user": row.user}
+        )
         stored.append(add_run(connection, whole, [need.seq for need in fresh], cause))
     if key is not None:
         ids = tuple(row.id for row in stored)

@@ -17,7 +17,7 @@ from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.control.policy.queue_facts import Decision, Outlook, QueueFacts
 from orchestrator.control.ports import ClusterPort, DriverFacts, DriverPort
 from orchestrator.control.queue_board import QueueBoard, TickView
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import all_queues, all_shapes, record_shape
@@ -223,16 +223,14 @@ class Ticker:
             if row.state not in HOLDING:
                 continue
             effect = effect_for(row, self._sight_now(row, look), self._clocks.hung(row.id))
-            if effect is None or not self._sent.due(effect, look.clock_s):
+            if effect is None:
                 continue
             if effect.kind is EffectKind.LAUNCH:
                 launches += 1
-                if launches > LAUNCHES_PER_TICK:
-                    continue
-                now = self._apply([self._launch(row)], now, look.now_s)
-            elif not self._tell(effect):
-                continue
-            self._sent.sent(effect, look.clock_s)
+                if launches <= LAUNCHES_PER_TICK:
+                    now = self._apply([self._launch(row)], now, look.now_s)
+            elif self._sent.due(effect, look.clock_s) and self._tell(effect):
+                self._sent.sent(effect, look.clock_s)
         return now
 
     def _sight_now(self, row: RunRow, look: _Look) -> RunSight:
@@ -254,7 +252,7 @@ class Ticker:
             failed = launch_failed(row, str(error), getattr(error, "exit_code", 1), self._ports.now())
             return row, *failed
         message = "its driver is started" if not row.begun else "a driver is started that resumes it"
-        cause = Cause("launched", message, {"grant": row.grant_number})
+        cause = ChangeCause("launched", message, {"grant": row.grant_number})
         return row, replace(row, launched=row.grant_number), cause
 
     def _tell(self, effect: Effect) -> bool:

@@ -141,15 +141,14 @@ class RunStore:
         write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
         return layout
 
-    def enqueue(self, name: str, now_s: float, durable: bool = True) -> RunLayout:
-        """A fresh directory of a run without a driver, which a server's queue has. `convoy runs` shows it as `queued`.
-        `durable`: see `write_bytes`. Raises UsageError as `create` does."""
-        layout = self._new_directory(name, now_s)
-        self.restore_queued(layout, name, now_s, durable)
-        return layout
+    def reserve(self, name: str, now_s: float) -> RunLayout:
+        """A fresh, empty directory for a run that a server's queue will have: no command shows it before
+        `restore_queued`. Raises UsageError as `create` does."""
+        return self._new_directory(name, now_s)
 
     def restore_queued(self, layout: RunLayout, name: str, now_s: float, durable: bool = True) -> None:
-        """Write the state of a run that has had no driver; its directory is made if it is missing. Raises OSError."""
+        """Write the state of a run that a server's queue has and that has had no driver: `convoy runs` shows it as
+        `queued`. Its directory is made if it is missing. `durable`: see `write_bytes`. Raises OSError."""
         layout.root.mkdir(parents=True, exist_ok=True)
         value: JsonObject = {"id": layout.run_id, "name": name, "created_s": now_s, QUEUED: True}
         write_json(layout.state, {**value, **_state(RunState.STOPPED, "waits in the queue", now_s)}, durable)

@@ -143,7 +143,9 @@ class Gate:
                 raise UnauthenticatedError(
                     "this needs a token", "send `Authorization: Bearer TOKEN`; `convoy login URL` stores one"
                 )
-            holder = await run_in_threadpool(self._tokens.holder, secret.strip())
+            holder = self._tokens.remembered(secret.strip())
+            if holder is None:
+                holder = await run_in_threadpool(self._tokens.holder, secret.strip())
         except UnauthenticatedError as error:
             self._failures.wait_s(address, now_s)
             return refusal_of(error)

@@ -9,7 +9,7 @@ from orchestrator.json_values import JsonFields, parse_object
 
 
 @dataclass(frozen=True)
-class Cause:
+class ChangeCause:
     """Why a run changes."""
 
     kind: str
@@ -43,7 +43,7 @@ _SELECT = "SELECT number, run, ordinal, time_s, kind, source, target, message, d
 
 def add_event(
     connection: sqlite3.Connection, run: int, ordinal: int, states: tuple[QueueState | None, QueueState],
-    cause: Cause, now_s: float,
+    cause: ChangeCause, now_s: float,
 ) -> None:  # fmt: skip
     """Append one. `states`: before and after."""
     connection.execute(

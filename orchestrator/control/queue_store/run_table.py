@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.control.queue_store.event_table import Cause, add_event
+from orchestrator.control.queue_store.event_table import ChangeCause, add_event
 from orchestrator.control.queue_store.run_rows import COLUMNS, MUTABLE, SELECT, RunRow, decode_run, encode_run
 from orchestrator.domain.errors import ConflictError
 from orchestrator.domain.queue.queue_states import QueueState, is_queue_transition
@@ -40,7 +40,7 @@ def spec_text(connection: sqlite3.Connection, digest: str) -> str:
     return str(connection.execute("SELECT text FROM specs WHERE digest = ?", (digest,)).fetchone()[0])
 
 
-def add_run(connection: sqlite3.Connection, row: RunRow, needs: Collection[int], cause: Cause) -> RunRow:
+def add_run(connection: sqlite3.Connection, row: RunRow, needs: Collection[int], cause: ChangeCause) -> RunRow:
     """Queue a run, which comes after those in `needs`. Its `seq` and `changes` are set here. Raises ConflictError if
     its id is taken."""
     first = replace(row, changes=1)
@@ -59,7 +59,9 @@ def add_run(connection: sqlite3.Connection, row: RunRow, needs: Collection[int],
 _UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in MUTABLE)} WHERE seq = ? AND changes = ?"
 
 
-def change_run(connection: sqlite3.Connection, before: RunRow, after: RunRow, cause: Cause, now_s: float) -> RunRow:
+def change_run(
+    connection: sqlite3.Connection, before: RunRow, after: RunRow, cause: ChangeCause, now_s: float
+) -> RunRow:
     """Replace a run's row, if it is still as it was read (`before`), and add the event. Raises StaleRunError if it is
     not, RuntimeError if the table of transitions does not have this one: that is a bug."""
     moved = before.state is not after.state
@@ -148,6 +150,21 @@ def list_runs(connection: sqlite3.Connection, wanted: RunFilter, before: int | N
 def needs_of(connection: sqlite3.Connection, seq: int) -> list[RunRow]:
     """Runs that this one comes after."""
     return _all(connection, "WHERE seq IN (SELECT needs FROM dependencies WHERE run = ?) ORDER BY seq", (seq,))
+
+
+def needs_of_runs(connection: sqlite3.Connection, seqs: Collection[int]) -> dict[int, list[RunRow]]:
+    """By `seq` of each of these runs that comes after others: those others."""
+    marks = ", ".join("?" * len(seqs))
+    pairs = connection.execute(f"SELECT run, needs FROM dependencies WHERE run IN ({marks})", tuple(seqs)).fetchall()
+    if not pairs:
+        return {}
+    wanted = sorted({int(need) for _, need in pairs})
+    marks = ", ".join("?" * len(wanted))
+    known = {row.seq: row for row in _all(connection, f"WHERE seq IN ({marks})", wanted)}
+    found: dict[int, list[RunRow]] = {}
+    for run, need in sorted(pairs):
+        found.setdefault(run, []).append(known[need])
+    return found
 
 
 def blocked_needs(connection: sqlite3.Connection) -> dict[int, list[tuple[str, QueueState]]]:

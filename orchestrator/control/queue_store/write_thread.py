@@ -1,5 +1,6 @@
 """The one thread that writes into the database. Commands that wait at the same time share one commit."""
 
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -84,6 +85,8 @@ class WriteThread:
     def close(self, timeout_s: float) -> None:
         """Carry out what waits, and end. What is left after `timeout_s` fails."""
         self._closing.set()
+        with contextlib.suppress(queue.Full):
+            self._commands.put_nowait(_Entry(lambda _: None))  # wakes the thread
         self._thread.join(timeout_s)
         while not self._commands.empty():
             self._commands.get_nowait().fail(UnavailableError("the server is shutting down"))

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from orchestrator.control.policy.queue_facts import Decision, Places
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.queue_table import places_text
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.domain.queue.queue_states import WAITING, QueueState
 
-Booked = tuple[RunRow, RunRow, Cause]
+Booked = tuple[RunRow, RunRow, ChangeCause]
 """Row before, row after, cause."""
 
 
@@ -19,7 +19,11 @@ def bookings(decision: Decision, rows: Mapping[str, RunRow]) -> Iterator[Booked]
         row = rows.get(run_id)
         if row is not None and row.state in (QueueState.STARTING, QueueState.ACTIVE):
             reason = f"gives its capacity to run {why}" if why in rows else f"gives its capacity to others: {why}"
-            yield row, replace(row, state=QueueState.SUSPENDING, reason=reason), Cause("state", reason, {"for": why})
+            yield (
+                row,
+                replace(row, state=QueueState.SUSPENDING, reason=reason),
+                ChangeCause("state", reason, {"for": why}),
+            )
     for run_id, places in decision.grants.items():
         row = rows.get(run_id)
         if row is None or not places or run_id in decision.suspensions:
@@ -37,7 +41,7 @@ def _started(row: RunRow, places: Places) -> Booked:
         booked=dict(places), launched=0,
     )  # fmt: skip
     message = f"{workers} worker{'s' if workers != 1 else ''} booked: {places_text(places)}"
-    return row, after, Cause("granted", message, {"grant": after.grant_number, "places": dict(places)})
+    return row, after, ChangeCause("granted", message, {"grant": after.grant_number, "places": dict(places)})
 
 
 def _regranted(row: RunRow, places: Places) -> Booked:
@@ -46,4 +50,4 @@ def _regranted(row: RunRow, places: Places) -> Booked:
     after = replace(row, grant_number=row.grant_number + 1, granted=dict(places), booked=both)
     verb = "grows" if workers > before else "shrinks" if workers < before else "moves"
     message = f"{verb} from {before} to {workers} workers: {places_text(places)}"
-    return row, after, Cause("granted", message, {"grant": after.grant_number, "places": dict(places)})
+    return row, after, ChangeCause("granted", message, {"grant": after.grant_number, "places": dict(places)})

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.atomic_files import read_json, write_json, write_text
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.control.queue_store.run_table import needs_of, spec_text
@@ -56,4 +56,4 @@ class RunFiles:
                 self._runs.leave_queue(RunLayout(Path(row.directory)), state, row.reason)
             except OSError:
                 continue  # the disk is full: the next tick tries it again
-            yield row, replace(row, settled=True), Cause("settled", "it has ended, and nothing of it is left")
+            yield row, replace(row, settled=True), ChangeCause("settled", "it has ended, and nothing of it is left")

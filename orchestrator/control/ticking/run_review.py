@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.control.ports import DriverFacts
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.run_rows import NO_PLACES, RunRow
 from orchestrator.control.ticking.retry_policy import MOST_LOST_DRIVERS, USER_ERROR, judge_failure
 from orchestrator.control.ticking.run_sight import RunSight
@@ -12,7 +12,7 @@ from orchestrator.domain.events import RunState
 from orchestrator.domain.queue.queue_states import FINAL, WAITING, QueueState
 from orchestrator.domain.run_states import FINAL_STATES
 
-Reviewed = tuple[RunRow, Cause] | None
+Reviewed = tuple[RunRow, ChangeCause] | None
 CLUSTER_LOST = "the cluster went away; it resumes when there is one"
 LIMIT_REACHED = "its `schedule.max_runtime` is used up; its state is saved, and `convoy retry` continues it"
 
@@ -20,7 +20,7 @@ LIMIT_REACHED = "its `schedule.max_runtime` is used up; its state is saved, and 
 def review(row: RunRow, sight: RunSight) -> Reviewed:
     """The next change of a run; None if there is none."""
     if row.booked and row.state not in (QueueState.STARTING, QueueState.ACTIVE) and _released(row, sight):
-        return replace(row, booked=NO_PLACES, granted=NO_PLACES), Cause("released", "its capacity is free again")
+        return replace(row, booked=NO_PLACES, granted=NO_PLACES), ChangeCause("released", "its capacity is free again")
     match row.state:
         case QueueState.STARTING:
             return _starting(row, sight)
@@ -39,7 +39,7 @@ def unblocked(row: RunRow, needs: Sequence[tuple[str, QueueState]], now_s: float
         if state in (QueueState.FAILED, QueueState.CANCELLED):
             reason = f"run {need}, which it comes after, is {state}"
             after = replace(row, state=QueueState.FAILED, reason=reason, ended_s=now_s)
-            return after, Cause("state", reason, {"run": need})
+            return after, ChangeCause("state", reason, {"run": need})
     if all(state is QueueState.SUCCEEDED for _, state in needs):
         return _moved(row, QueueState.QUEUED, "the runs before it have succeeded")
     return None
@@ -60,7 +60,7 @@ def _starting(row: RunRow, sight: RunSight) -> Reviewed:
     if sight.gone is False and (facts.lease_moved or (facts.state is not None and facts.state not in FINAL_STATES)):
         started_s = row.started_s if row.started_s is not None else sight.now_s
         after = replace(row, state=QueueState.ACTIVE, reason=None, started_s=started_s, retry_at_s=None)
-        return replace(after, launched=row.launched or row.grant_number), Cause(
+        return replace(after, launched=row.launched or row.grant_number), ChangeCause(
             "state", "its driver has taken the lease"
         )
     if not sight.gone:
@@ -83,7 +83,7 @@ def _active(row: RunRow, sight: RunSight) -> Reviewed:
     if facts.answered >= row.grant_number and row.booked != row.granted:
         workers = sum(row.granted.values())
         after = progress_of(replace(row, booked=row.granted), sight)
-        return after, Cause("answered", f"it has the {workers} workers of grant {row.grant_number}")
+        return after, ChangeCause("answered", f"it has the {workers} workers of grant {row.grant_number}")
     return None
 
 
@@ -104,11 +104,11 @@ def _driver_ended(row: RunRow, facts: DriverFacts, sight: RunSight) -> Reviewed:
     before = replace(progress_of(row, sight), lost_drivers=lost, launched=0)
     if stopped:
         return _moved(before, _back(row), f"{what}: {facts.reason}" if facts.reason else what)
-    cause = Cause("driver_lost", f"{what}; another one is started", {"step": facts.step})
+    cause = ChangeCause("driver_lost", f"{what}; another one is started", {"step": facts.step})
     return replace(before, state=QueueState.STARTING), cause
 
 
-def _failed(row: RunRow, reason: str, exit_code: int | None, sight: RunSight) -> tuple[RunRow, Cause]:
+def _failed(row: RunRow, reason: str, exit_code: int | None, sight: RunSight) -> tuple[RunRow, ChangeCause]:
     """A run that has failed: tried again later, or not."""
     verdict = judge_failure(exit_code, row.failures, row.retries, sight.in_state_s)
     if not verdict.again:
@@ -116,10 +116,10 @@ def _failed(row: RunRow, reason: str, exit_code: int | None, sight: RunSight) ->
     before = replace(progress_of(row, sight), failures=verdict.failures, retry_at_s=sight.now_s + verdict.pause_s)
     after = replace(before, state=QueueState.BACKOFF, reason=reason, launched=0, attempt=row.attempt + 1)
     message = f"{reason}; tried again in {verdict.pause_s:.0f} s ({verdict.failures} of {row.retries} retries)"
-    return after, Cause("state", message, {"exit_code": exit_code, "pause_s": verdict.pause_s})
+    return after, ChangeCause("state", message, {"exit_code": exit_code, "pause_s": verdict.pause_s})
 
 
-def launch_failed(row: RunRow, message: str, exit_code: int, now_s: float) -> tuple[RunRow, Cause]:
+def launch_failed(row: RunRow, message: str, exit_code: int, now_s: float) -> tuple[RunRow, ChangeCause]:
     """A run whose driver could not be started at all."""
     return _failed(row, f"its driver cannot be started: {message}", exit_code, RunSight(now_s, active_s=row.active_s))
 
@@ -154,12 +154,12 @@ def _bad(state: RunState | None) -> bool:
 
 
 def _moved(row: RunRow, target: QueueState, reason: str) -> Reviewed:
-    return replace(row, state=target, reason=reason), Cause("state", reason)
+    return replace(row, state=target, reason=reason), ChangeCause("state", reason)
 
 
-def _ended(row: RunRow, sight: RunSight, target: QueueState, reason: str) -> tuple[RunRow, Cause]:
+def _ended(row: RunRow, sight: RunSight, target: QueueState, reason: str) -> tuple[RunRow, ChangeCause]:
     after = replace(progress_of(row, sight), state=target, reason=reason, ended_s=sight.now_s, launched=0)
-    return after, Cause("state", reason)
+    return after, ChangeCause("state", reason)
 
 
 def progress_of(row: RunRow, sight: RunSight) -> RunRow:

@@ -70,7 +70,7 @@ QUEUE_TRANSITIONS = (
     QueueTransition(_S.ACTIVE, _S.SUCCEEDED, "the run has succeeded"),
     QueueTransition(_S.ACTIVE, _S.FAILED, "the run has failed, and is not tried again"),
     QueueTransition(_S.ACTIVE, _S.BACKOFF, "the run has failed, and is tried again later"),
-    QueueTransition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away, or its driver was stopped; it resumes when there is capacity"),
+    QueueTransition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away, or its driver was stopped"),
     QueueTransition(_S.ACTIVE, _S.SUSPENDING, "others need its capacity more"),
     QueueTransition(_S.STARTING, _S.SUSPENDING, "others need its capacity more"),
     QueueTransition(_S.SUSPENDING, _S.SUSPENDED, "its driver has saved the state and ended"),

@@ -334,8 +334,8 @@ def _feed(builder: _Builder, loader: "yaml.SafeLoader | FastLoader") -> bool:
     guard."""
     try:
         while loader.check_event():
-            event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
-            if not builder.feed(event):
+            event = loader.get_event()
+            if event is not None and not builder.feed(event):
                 return False
         return True
     finally:

@@ -1,4 +1,4 @@
-"""A scripted world for the queue: drivers and a cluster that do what a test says, and a database in memory-backed files.
+"""A scripted world for the queue: drivers and a cluster that do what a test says, and a real database.
 
 Nothing here replaces our own code: the store, the service and the ticker are real.
 """
@@ -92,7 +92,8 @@ class World:
         if before is not None and before.alive:
             self.twice.append(run_id)
         step = before.step if before is not None and resume else 0
-        self.drivers[run_id] = ScriptedDriver(grant, step=step)
+        total_steps = before.total_steps if before is not None else 10
+        self.drivers[run_id] = ScriptedDriver(grant, total_steps, step=step)
         self.launches.append(run_id)
 
     def grant(self, run_id: str, directory: Path, grant: Grant) -> None:
@@ -227,12 +228,15 @@ class Server:
         self.store = QueueStore(self.home / "queue.db", self.time.now())
         self.lease = lease(self.store, self.time.clock, self.ttl_s, False)
         self.board = QueueBoard()
-        ports = TickerPorts(self.world, self.world, lambda facts: self.decide(facts), self.time.clock, self.time.now)
+        ports = TickerPorts(self.world, self.world, self._decided, self.time.clock, self.time.now)
         self.ticker = Ticker(self.store, self.lease, self.runs, ports, self.board)
         self.queue = LiveQueue(self.store, self.runs, self.board, self.world, now=self.time.now)
         while not self.lease.held():
             self.lease.turn()
             self.time.pass_s(0.5)
+
+    def _decided(self, facts: QueueFacts) -> Decision:
+        return self.decide(facts)
 
     def crash(self) -> None:
         """End without giving anything back."""
@@ -268,3 +272,17 @@ class Server:
                 return self.row(run_id)
             self.second()
         raise AssertionError(f"{run_id} is {self.state(run_id)}: {self.row(run_id).reason}")
+
+
+def endless(server: Server, run: str) -> None:
+    """It does not reach its last step during the test."""
+    server.world.drivers[run].total_steps = 100_000
+
+
+def active(server: Server, name: str = "tiny", workers: str = "1") -> str:
+    """A run that trains."""
+    run = server.submit(job(name, workers=workers))
+    server.until(run, QueueState.STARTING)
+    endless(server, run)
+    server.until(run, QueueState.ACTIVE)
+    return run

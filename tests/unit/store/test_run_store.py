@@ -213,7 +213,9 @@ def test_a_resume_supersedes_the_steps_it_repeats(tmp_path: Path) -> None:
 
 def test_a_run_that_waits_in_a_servers_queue_is_shown_so_until_a_driver_claims_it(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    layout = store.enqueue("tiny", T0)
+    layout = store.reserve("tiny", T0)
+    assert store.list() == []
+    store.restore_queued(layout, "tiny", T0)
     record = store.read("tiny")
     assert (record.status, record.active, record.lost, record.driver) == ("queued", False, False, None)
     assert store.list()[0].to_json()["state"] == "queued"
@@ -226,7 +228,8 @@ def test_a_run_that_waits_in_a_servers_queue_is_shown_so_until_a_driver_claims_i
 
 def test_a_run_that_ends_in_the_queue_says_why(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    layout = store.enqueue("tiny", T0)
+    layout = store.reserve("tiny", T0)
+    store.restore_queued(layout, "tiny", T0)
     assert store.leave_queue(layout, RunState.FAILED, "run a-1, which it comes after, is cancelled")
     record = store.read("tiny")
     assert (record.status, record.reason) == ("failed", "run a-1, which it comes after, is cancelled")

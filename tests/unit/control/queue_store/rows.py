@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
-from orchestrator.control.queue_store.event_table import Cause
+from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.control.queue_store.run_table import add_run, add_spec
 from orchestrator.domain.queue.queue_states import QueueState
@@ -24,6 +24,6 @@ def adding(each: RunRow, needs: tuple[int, ...] = ()) -> Callable[[sqlite3.Conne
 
     def add(connection: sqlite3.Connection) -> RunRow:
         stored = replace(each, spec_digest=add_spec(connection, "name: tiny"))
-        return add_run(connection, stored, needs, Cause("submitted", "by a test"))
+        return add_run(connection, stored, needs, ChangeCause("submitted", "by a test"))
 
     return add

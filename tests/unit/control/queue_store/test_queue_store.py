@@ -48,18 +48,21 @@ def test_what_is_written_is_there_after_a_reopening_and_for_nobody_else_to_read(
 def test_every_table_is_strict_and_the_settings_are_those_of_a_durable_wal(fast_directory: Path) -> None:
     store = QueueStore(fast_directory / "queue.db")
     tables = store.read(
-        lambda connection: connection.execute("SELECT name, strict FROM pragma_table_list WHERE type = 'table'").fetchall()
+        lambda connection: connection.execute(
+            "SELECT name, strict FROM pragma_table_list WHERE type = 'table'"
+        ).fetchall()
     )
     own = {name: strict for name, strict in tables if not name.startswith("sqlite_")}
-    assert len(own) == 14
+    assert len(own) == 13
     assert set(own.values()) == {1}
     pragmas = store.write(
         lambda connection: [
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "foreign_keys")
         ]
     )
     assert pragmas == ["wal", 2, 1]
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(UnavailableError, match="cannot be written"):
         store.read(lambda connection: connection.execute("DELETE FROM queues"))
     store.close()
 
@@ -133,7 +136,7 @@ def test_a_database_of_a_newer_version_or_another_program_is_refused(fast_direct
     QueueStore(newer).close()
     with sqlite3.connect(newer) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(UsageError, match="newer version of Convoy .schema 99, this version knows") as caught:
+    with pytest.raises(UsageError, match=r"newer version of Convoy \(schema 99, this version knows") as caught:
         QueueStore(newer)
     assert "backup" in str(caught.value.hint)
     with sqlite3.connect(foreign) as connection:

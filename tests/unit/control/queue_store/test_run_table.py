@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.queue_store.event_table import Cause, events_of_run
+from orchestrator.control.queue_store.event_table import ChangeCause, events_of_run
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.run_rows import RunRow
@@ -37,7 +37,9 @@ def store(fast_directory: Path) -> Iterator[QueueStore]:
 
 def move(store: QueueStore, before: RunRow, state: QueueState, now_s: float = 50.0) -> RunRow:
     after = replace(before, state=state)
-    return store.write(lambda connection: change_run(connection, before, after, Cause("state", f"to {state}"), now_s))
+    return store.write(
+        lambda connection: change_run(connection, before, after, ChangeCause("state", f"to {state}"), now_s)
+    )
 
 
 def test_a_change_keeps_every_field_and_has_its_event(store: QueueStore) -> None:
@@ -48,7 +50,7 @@ def test_a_change_keeps_every_field_and_has_its_event(store: QueueStore) -> None
         step=7, total_steps=10, loss=0.5, step_time_s=0.25, min_workers=1, max_workers=3,
     )  # fmt: skip
     written = store.write(
-        lambda connection: change_run(connection, before, after, Cause("granted", "three", {"grant": 4}), 60.0)
+        lambda connection: change_run(connection, before, after, ChangeCause("granted", "three", {"grant": 4}), 60.0)
     )
     assert written == replace(after, changes=2, since_s=60.0)
     assert store.read(lambda connection: run_by_id(connection, before.id)) == written
@@ -77,7 +79,9 @@ def test_a_transition_that_the_table_does_not_have_is_a_bug(store: QueueStore) -
 def test_a_change_without_a_transition_keeps_the_time_of_the_state(store: QueueStore) -> None:
     before = store.write(adding(row(1)))
     scaled = store.write(
-        lambda connection: change_run(connection, before, replace(before, max_workers=2), Cause("scaled", "x"), 99.0)
+        lambda connection: change_run(
+            connection, before, replace(before, max_workers=2), ChangeCause("scaled", "x"), 99.0
+        )
     )
     assert (scaled.since_s, scaled.changes) == (before.since_s, 2)
     store.write(lambda connection: record_progress(connection, replace(scaled, step=3, active_s=2.0)))
@@ -114,11 +118,7 @@ def test_every_list_is_a_range_of_an_index(store: QueueStore) -> None:
         run_by_name(connection, "tiny")
         runs_by_prefix(connection, "tiny", 5)
         connection.set_trace_callback(None)
-        return [
-            step[3]
-            for statement in statements
-            for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
-        ]
+        return [step[3] for statement in statements for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
 
     plans = [plan for plan in store.read(traced) if "runs" in plan]
     assert len(plans) > 10
@@ -154,6 +154,6 @@ def test_live_runs_follow_what_changes(store: QueueStore) -> None:
     added = store.write(adding(row(3)))
     assert sorted(live.refresh().values(), key=lambda each: each.seq) == [ended, started, rows[2], added]
     settled = replace(ended, settled=True)
-    store.write(lambda connection: change_run(connection, ended, settled, Cause("settled", "x"), 70.0))
+    store.write(lambda connection: change_run(connection, ended, settled, ChangeCause("settled", "x"), 70.0))
     assert set(live.refresh()) == {started.id, rows[2].id, added.id}
     assert dict(LiveRuns(store).refresh()) == dict(live.refresh())

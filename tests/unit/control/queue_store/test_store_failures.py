@@ -33,9 +33,13 @@ def test_a_full_disk_is_said_and_what_was_confirmed_is_there(small_disk: Path) -
     store = QueueStore(small_disk / "queue.db")
     confirmed = [store.write(adding(row(number))).id for number in range(5)]
     (small_disk / "ballast").write_bytes(bytes(300 << 10))
-    with pytest.raises(UnavailableError, match="disk of the queue's database is full") as caught:
+
+    def fill() -> None:
         for number in range(5, 5000):
             confirmed.append(store.write(adding(row(number))).id)
+
+    with pytest.raises(UnavailableError, match="disk of the queue's database is full") as caught:
+        fill()
     assert "free some space" in str(caught.value.hint)
     assert len(confirmed) > 5
     assert [each.id for each in store.read(unsettled_runs)] == confirmed, "reading works meanwhile"

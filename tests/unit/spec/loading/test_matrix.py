@@ -58,7 +58,8 @@ def test_a_matrix_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90m", 5400), ("1h30m", 5400), ("2d", 172_800), ("45s", 45), ("60", 60), (60, 60), ("1d1s", 86_401)]
+    ("text", "seconds"),
+    [("90m", 5400), ("1h30m", 5400), ("2d", 172_800), ("45s", 45), ("60", 60), (60, 60), ("1d1s", 86_401)],
 )
 def test_times_are_read(text: str | int, seconds: float) -> None:
     assert parse_seconds(text) == seconds
