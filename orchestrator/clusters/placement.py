@@ -99,7 +99,7 @@ def explain(request: WorkerRequest, nodes: Sequence[NodeCapacity], waited_s: flo
     number = f"{request.minimum}" if request.minimum == request.maximum else f"at least {request.minimum}"
     how = f", placement {request.placement}" if request.placement.startswith("strict") else ""
     workers = "workers" if request.minimum != 1 else "worker"
-    first = f"the cluster cannot hold {number} {workers} of {_amounts(request.bundle)}{how}"
+    first = f"the cluster cannot hold {number} {workers} of {amounts_text(request.bundle)}{how}"
     if waited_s is not None:
         first = f"after {waited_s:.0f} s {first}"
     names = list(request.bundle)
@@ -161,7 +161,8 @@ def _count(has: Resources, bundle: Resources) -> int:
     )
 
 
-def _amounts(resources: Resources) -> str:
+def amounts_text(resources: Resources) -> str:
+    """Resources for people."""
     return ", ".join(_amount(name, value) for name, value in resources.items())
 
 

@@ -51,6 +51,11 @@ class RunFacts:
     """Worker-seconds until its end: remaining steps times measured step time times workers. None: unknown."""
     limit_s: float | None = None
     """Seconds until its `limits.max_runtime`."""
+    changed_s: float | None = None
+    """When its grant last changed: Unix seconds. It does not grow again too soon; None: it may grow."""
+    reserved: tuple[float, Places] | None = None
+    """Of a waiting run: its entry in `Decision.reservations` of the decision before. It is kept as long as it can be,
+    so that later runs do not delay the run; None: there was none, or it is not known any more."""
 
     @property
     def elastic(self) -> bool:
@@ -118,7 +123,8 @@ class Decision:
     grants: Mapping[str, Places]
     """New grants by run: it starts, grows, shrinks or moves."""
     suspensions: Mapping[str, str]
-    """Runs that give up their capacity, each for another run."""
+    """Runs that give up their capacity, each for another run. For itself if its nodes are gone, those that are left are
+    fewer than its minimum, and there is no other place: it waits for one."""
     outlooks: Mapping[str, Outlook]
     """Of every run that waits and gets no grant."""
     reservations: Mapping[str, tuple[float, Places]] = field(default_factory=dict)

@@ -1,0 +1,117 @@
+"""In which order waiting runs are considered: entitled ones first, then by priority, fair share and submission."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from orchestrator.clusters.placement import EPSILON
+from orchestrator.control.policy.queue_facts import QueueShare, RunFacts
+from orchestrator.control.policy.worker_shapes import Amounts, ShapeTable, WorkerShape
+
+Waiting = tuple[RunFacts, WorkerShape]
+
+
+class QuotaLedger:
+    """What queues use, and what they are due. Of runs that do not leave, `floor` counts the minimum and `target` what
+    they are to have; `booked` is what all may still have; `claimed` is reserved for waiting runs."""
+
+    def __init__(self, table: ShapeTable, queues: Mapping[str, QueueShare]) -> None:
+        self._zero = table.vector({})
+        self._quotas = {name: table.vector(share.quota) for name, share in queues.items() if share.quota}
+        self._named = {name: table.vector(dict.fromkeys(share.quota, 1.0)) > 0 for name, share in queues.items()}
+        self._limits = {name: table.vector(share.limit, np.inf) for name, share in queues.items() if share.limit}
+        self.floor: dict[str, Amounts] = defaultdict(self._zero.copy)
+        self.target: dict[str, Amounts] = defaultdict(self._zero.copy)
+        self.booked: dict[str, Amounts] = defaultdict(self._zero.copy)
+        self.claimed: dict[str, Amounts] = defaultdict(self._zero.copy)
+
+    @property
+    def has_quotas(self) -> bool:
+        """Some queue has a quota."""
+        return bool(self._quotas)
+
+    def entitles(self, queue: str, used: Amounts, more: Amounts) -> bool:
+        """`more` is within the quota of a queue that uses `used`: every resource of it that has a quota, at least
+        one."""
+        quota = self._quotas.get(queue)
+        if quota is None:
+            return False
+        counts = self._named[queue] & (more > 0)
+        return bool(counts.any() and ((used + more)[counts] <= quota[counts] + EPSILON).all())
+
+    def borrows(self, queue: str, used: Amounts) -> bool:
+        """A queue that uses so much is above its quota; one without quotas borrows everything."""
+        quota = self._quotas.get(queue)
+        return quota is None or bool((used > quota + EPSILON)[self._named[queue]].any())
+
+    def room(self, queue: str, used: Amounts, bundle: Amounts) -> int | None:
+        """Workers until the limit of a queue that uses so much; None: it has no limit."""
+        limit = self._limits.get(queue)
+        if limit is None:
+            return None
+        asked = bundle > 0
+        left = (limit - used)[asked] / bundle[asked]
+        least = float(left.min()) if len(left) else np.inf
+        return None if least == np.inf else max(0, int(np.floor(least + EPSILON)))
+
+    def excess(self, queue: str, used: Amounts) -> Amounts:
+        """By how much a queue that uses so much is above its limit: [resources]."""
+        limit = self._limits.get(queue)
+        return self._zero if limit is None else np.maximum(used - limit, 0.0)
+
+    def limits(self, queue: str) -> bool:
+        """A queue has a limit."""
+        return queue in self._limits
+
+
+def admission_order(
+    waiting: Sequence[Waiting], holding: Sequence[Waiting], queues: Mapping[str, QueueShare], ledger: QuotaLedger
+) -> tuple[list[Waiting], int]:
+    """The runs in their order, and how many of them, at its beginning, are within the quotas of their queues.
+
+    Fair share: of equal priority the queue goes first whose use divided by its weight is least, and of a queue the user
+    who uses least (progressive filling by dominant shares, Ghodsi et al., NSDI 2011, algorithm 1), if each run that
+    starts is added to the use. This is the order of start tags: a run's tag is what its queue or user has before it
+    starts, so all runs are sorted at once. Ties go to the run that was submitted first. Elastic runs count with their
+    minimum: more is returned when it is needed.
+    """
+    first = sorted(waiting, key=lambda each: (-each[0].priority, each[0].order))
+    streams = {(run.queue, run.user) for run, _ in first}
+    if len(streams) <= 1 and not ledger.has_quotas:
+        return first, 0
+    by_user: dict[tuple[str, str], float] = defaultdict(float)
+    by_queue: dict[str, float] = defaultdict(float)
+    for run, shape in holding:
+        share = shape.share * run.ask.minimum
+        by_user[run.queue, run.user] += share
+        by_queue[run.queue] += share
+    tags = []
+    for run, shape in first:
+        tags.append(by_user[run.queue, run.user])
+        by_user[run.queue, run.user] += shape.share * run.ask.minimum
+    priorities = np.array([run.priority for run, _ in first])
+    second = np.lexsort((np.round(tags, 9), -priorities)).tolist()
+    weights = {name: max(share.weight, EPSILON) for name, share in queues.items()}
+    tags = []
+    for at in second:
+        run, shape = first[at]
+        tags.append(by_queue[run.queue] / weights.get(run.queue, 1.0))
+        by_queue[run.queue] += shape.share * run.ask.minimum
+    due = _within_quotas([first[at] for at in second], ledger)
+    third = np.lexsort((np.round(tags, 9), -priorities[second], ~due))
+    return [first[second[at]] for at in third.tolist()], int(due.sum())
+
+
+def _within_quotas(runs: Sequence[Waiting], ledger: QuotaLedger) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    due = np.zeros(len(runs), np.bool_)
+    if not ledger.has_quotas:
+        return due
+    used = {queue: amounts.copy() for queue, amounts in ledger.floor.items()}
+    for at, (run, shape) in enumerate(runs):
+        more = shape.bundle * run.ask.minimum
+        before = used.get(run.queue, np.zeros_like(more))
+        if ledger.entitles(run.queue, before, more):
+            due[at] = True
+            used[run.queue] = before + more
+    return due
