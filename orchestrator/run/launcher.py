@@ -274,7 +274,8 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
 def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunOutcome:
     """With a metrics endpoint and on the cluster that the job names."""
     run = handle.context
-    disable_created_metrics()  # a time of creation for each counter: in no catalog, on no panel
+    # No time of creation for each counter: it is in no catalog and on no panel.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,

@@ -1,5 +1,8 @@
 """On which nodes the workers of a gang go. Nodes are rows of the profile."""
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
 from orchestrator.control.policy.worker_shapes import WorkerCounts
@@ -66,17 +69,20 @@ def _level(rows: WorkerCounts, room: WorkerCounts, price: WorkerCounts, workers:
     return {int(rows[at]): int(taken[at]) for at in order if taken[at]}
 
 
-def part_of(places: RowPlaces, placement: str, workers: int) -> RowPlaces:
-    """The places that a gang keeps if it shrinks to `workers`: whole nodes come free, except of a spread gang."""
+def part_of(places: RowPlaces, placement: str, workers: int, reserved_s: Mapping[int, float]) -> RowPlaces:
+    """The places that a gang keeps if it shrinks to `workers`: those that are reserved for others latest, since what is
+    promised to others must come free; of these, whole nodes are kept, except by a spread gang. `reserved_s`: by row."""
     if sum(places.values()) <= workers:
         return dict(places)
+    order = sorted(places, key=lambda row: (-reserved_s.get(row, math.inf), -places[row], row))
     if placement == "spread":
-        rows = np.array(sorted(places), np.int64)
-        room = np.array([places[int(row)] for row in rows], np.int64)
-        return _level(rows, room, np.zeros_like(room), workers)
+        room = np.array([places[row] for row in order], np.int64)
+        return _level(np.array(order, np.int64), room, np.arange(len(order)), workers)
     kept: RowPlaces = {}
-    for row in sorted(places, key=lambda row: (-places[row], row)):
-        take = min(places[row], workers - sum(kept.values()))
+    left = workers
+    for row in order:
+        take = min(places[row], left)
+        left -= take
         if take:
             kept[row] = take
     return kept

@@ -20,10 +20,13 @@ class TickState:
         self.facts = facts
         self.now_s = facts.now_s
         self.table = ShapeTable(facts.nodes, facts.runs)
-        rows = {node.node_id: row for row, node in enumerate(facts.nodes)}
+        self.rows = rows = {node.node_id: row for row, node in enumerate(facts.nodes)}
         pairs = list(zip(facts.runs, self.table.of_runs, strict=True))
+        self.reserved_s = _first_reservations(facts, rows)
         self.holders = {
-            run.id: holder_of(run, shape, rows, self.now_s) for run, shape in pairs if run.places or run.granted
+            run.id: holder_of(run, shape, rows, self.reserved_s, self.now_s)
+            for run, shape in pairs
+            if run.places or run.granted
         }
         self.ledger = QuotaLedger(self.table, facts.queues)
         holding: list[Waiting] = []
@@ -79,7 +82,9 @@ class TickState:
             self.profile.split(self.now_s + left_s)
         end_s = np.inf if left_s is None else self.now_s + left_s
         self.profile.hold(places, shape, 0, self.profile.end_of(0, left_s))
-        holder = CapacityHolder(run, shape, dict(places), dict(places), 0, float(end_s), changed=True, started=True)
+        holder = CapacityHolder(
+            run, shape, dict(places), dict(places), 0, float(end_s), self.reserved_s, changed=True, started=True
+        )
         self.holders[run.id] = holder
         self.grants[run.id] = holder.kept
         self.count_use(holder, 1.0)
@@ -170,3 +175,14 @@ class TickState:
     def grants_by_node(self) -> Mapping[str, Places]:
         """What is decided."""
         return {run: self.by_node(places) for run, places in self.grants.items()}
+
+
+def _first_reservations(facts: QueueFacts, rows: Mapping[str, int]) -> Mapping[int, float]:
+    found: dict[int, float] = {}
+    for run in facts.runs:
+        if run.waits and run.reserved is not None:
+            start_s, places = run.reserved
+            for node in places:
+                if node in rows:
+                    found[rows[node]] = min(start_s, found.get(rows[node], start_s))
+    return found

@@ -76,9 +76,15 @@ def preempting(facts: QueueFacts) -> Decision:
             return Decision({}, {lower[0].id: run.id}, decision.outlooks)
     if not waiting and not decision.grants:
         for run in facts.runs:
-            if run.elastic and run.granted == run.places and run.granted == {"a": 1}:
+            if run.elastic and run.granted == run.places and run.granted == {"a": 1} and _room(facts, "a"):
                 return Decision({run.id: {"a": 2}}, {}, {})
     return decision
+
+
+def _room(facts: QueueFacts, node: str) -> bool:
+    """Whether one more worker fits."""
+    free = sum(each.free["CPU"] for each in facts.nodes if each.node_id == node)
+    return free - sum(run.places.get(node, 0) for run in facts.runs) >= 1
 
 
 class Story:
