@@ -252,9 +252,9 @@ def test_a_person_signs_in_once_and_sees_what_the_role_permits(world: PageWorld,
         visit.until(READY["/runs"])
         for token, actions in ((viewer, []), (other, []), (ours, ["pause", "scale", "cancel"])):
             visit.value(f"location.hash = '#token={token}&view=/runs/{world.main}'")
-            visit.until("document.querySelector('.events li') && document.querySelector('#facts dd')")
             who = {viewer: "eve", other: "bob", ours: "ann"}[token]
             visit.until(f"document.querySelector('.who')?.innerText.startsWith('{who}')")
+            visit.until("document.querySelector('.events li') && document.querySelector('#facts dd')")
             shown = visit.value("[...document.querySelectorAll('[data-action]')].map((e) => e.dataset.action)")
             assert shown == actions, who
         world.tokens.revoke(world.tokens.holder(ours).token_id)
