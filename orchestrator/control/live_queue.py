@@ -28,7 +28,7 @@ from orchestrator.control.queue_store.run_table import (
 from orchestrator.control.resource_views import node_views, queue_views
 from orchestrator.control.run_lookup import find_run
 from orchestrator.control.run_requests import cancelled, paused, resumed, retried, scaled
-from orchestrator.control.run_views import view_of
+from orchestrator.control.run_views import imagined_wait, view_of
 from orchestrator.control.submitting import SubmitSettings, Submitted, Submitter
 from orchestrator.domain.errors import ConflictError, ConvoyError, ForbiddenError, NotFoundError, UsageError
 from orchestrator.domain.queue.queue_states import QueueState
@@ -71,8 +71,9 @@ class LiveQueue:
         """Queue a job durably, or say where it would stand (`dry_run`)."""
         _require_role(caller, "submit runs")
         done = self._submitter.submit(submission, caller, key, self._now())
-        if not submission.dry_run:
-            self._wake()
+        if submission.dry_run:
+            return SubmitAnswer(runs=self._imagined(done), warnings=list(done.warnings))
+        self._wake()
         return SubmitAnswer(runs=self._views_of(done), warnings=list(done.warnings), existing=done.existing)
 
     def runs(
@@ -177,6 +178,14 @@ class LiveQueue:
     def _views_of(self, done: Submitted) -> list[RunView]:
         tick = self._board.view
         return [view_of(row, done.needs, tick) for row in done.runs]
+
+    def _imagined(self, done: Submitted) -> list[RunView]:
+        """Views of runs that were only checked: where they would stand."""
+        live = list(self._live.refresh().values())
+        return [
+            view.model_copy(update={"waits": imagined_wait(row, live)}) if row.state is QueueState.QUEUED else view
+            for row, view in zip(done.runs, self._views_of(done), strict=True)
+        ]
 
     def _request(self, query: str, caller: Caller, change: Change) -> RunView:
         """Apply a request to a run. To all runs of a group that it fits, and the first of them is returned; raises what

@@ -92,6 +92,15 @@ def _of_outlook(outlook: Outlook | None, row: RunRow, tick: TickView | None) -> 
     return WaitView(position=None, obstacle=UNDECIDED, message=message)
 
 
+def imagined_wait(row: RunRow, live: Sequence[RunRow]) -> WaitView:
+    """Where a run would stand that was only checked: behind the waiting runs of its class and of higher ones. `live`:
+    every run that is not settled."""
+    waiting = [each for each in live if each.state in WAITING]
+    before = sum(1 for each in waiting if each.priority >= row.priority)
+    message = f"not submitted: it would be number {before + 1} of {len(waiting) + 1} runs that wait"
+    return WaitView(position=before + 1, obstacle=UNDECIDED, message=message)
+
+
 def _progress(row: RunRow, facts: DriverFacts | None) -> tuple[int, int | None, float | None, float | None]:
     """Step, total steps, seconds a step, loss: of the driver, or as last recorded."""
     if facts is None:

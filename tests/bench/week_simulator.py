@@ -171,7 +171,7 @@ class WeekSimulation:
         return True
 
     def _submit(self, job: WeekJob) -> None:
-        low, high = (max(1, job.width // 4), 2 * job.width) if job.elastic and self._ours else (job.width, job.width)
+        low, high = (max(1, job.width // 4), 4 * job.width) if job.elastic and self._ours else (job.width, job.width)
         ask = WorkerRequest({"GPU": 1.0}, low, high, "pack")
         run = SimulatedRun(job, ask, len(self._active) + len(self._ended), job.work_s, self._now_s)
         run.order = int(job.name.split("-")[1])

@@ -24,8 +24,6 @@ class CapacityHolder:
     """Workers that it was to have on nodes that are gone."""
     end_s: float
     """When it ends at the latest, Unix seconds: with its minimum of workers. Infinite if unknown."""
-    reserved_s: Mapping[int, float]
-    """When the first reservation of a waiting run begins, by row."""
     hard: RowPlaces = field(init=False)
     extras: RowPlaces = field(init=False)
     soft: bool = False
@@ -35,11 +33,11 @@ class CapacityHolder:
     started: bool = False
 
     def __post_init__(self) -> None:
-        self.divide()
+        self.divide({})
 
-    def divide(self) -> None:
-        """Choose what is hard and what is extra."""
-        self.hard = part_of(self.kept, self.shape.placement, self.run.ask.minimum, self.reserved_s)
+    def divide(self, safe: RowPlaces) -> None:
+        """Choose what is hard and what is extra; `safe` is where it may stay until its end."""
+        self.hard = part_of(self.kept, self.shape.placement, self.run.ask.minimum, safe)
         left = {row: workers - self.hard.get(row, 0) for row, workers in self.kept.items()}
         self.extras = {row: workers for row, workers in left.items() if workers}
 
@@ -59,9 +57,7 @@ class CapacityHolder:
         return not self.run.granted or dict(self.run.granted) == dict(self.run.places)
 
 
-def holder_of(
-    run: RunFacts, shape: WorkerShape, rows: Mapping[str, int], reserved_s: Mapping[int, float], now_s: float
-) -> CapacityHolder:
+def holder_of(run: RunFacts, shape: WorkerShape, rows: Mapping[str, int], now_s: float) -> CapacityHolder:
     """From the facts of a run that has places or is granted some."""
     target = run.granted or run.places
     kept = {rows[node]: workers for node, workers in target.items() if node in rows and workers}
@@ -72,4 +68,4 @@ def holder_of(
     lost = sum(target.values()) - sum(kept.values())
     left_s = run.remaining_s(run.ask.minimum)
     end_s = math.inf if left_s is None else now_s + max(0.0, left_s)
-    return CapacityHolder(run, shape, kept, booked, lost, end_s, reserved_s)
+    return CapacityHolder(run, shape, kept, booked, lost, end_s)

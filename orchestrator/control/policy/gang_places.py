@@ -1,8 +1,5 @@
 """On which nodes the workers of a gang go. Nodes are rows of the profile."""
 
-import math
-from collections.abc import Mapping
-
 import numpy as np
 
 from orchestrator.control.policy.worker_shapes import WorkerCounts
@@ -69,20 +66,23 @@ def _level(rows: WorkerCounts, room: WorkerCounts, price: WorkerCounts, workers:
     return {int(rows[at]): int(taken[at]) for at in order if taken[at]}
 
 
-def part_of(places: RowPlaces, placement: str, workers: int, reserved_s: Mapping[int, float]) -> RowPlaces:
-    """The places that a gang keeps if it shrinks to `workers`: those that are reserved for others latest, since what is
-    promised to others must come free; of these, whole nodes are kept, except by a spread gang. `reserved_s`: by row."""
+def part_of(places: RowPlaces, placement: str, workers: int, safe: RowPlaces) -> RowPlaces:
+    """The places that a gang keeps if it shrinks to `workers`: first those that are `safe`, since they are reserved for
+    no other run; of these, whole nodes are kept, except by a spread gang."""
     if sum(places.values()) <= workers:
         return dict(places)
-    order = sorted(places, key=lambda row: (-reserved_s.get(row, math.inf), -places[row], row))
+    able = {row: min(count, safe.get(row, 0)) for row, count in places.items()}
     if placement == "spread":
-        room = np.array([places[row] for row in order], np.int64)
-        return _level(np.array(order, np.int64), room, np.arange(len(order)), workers)
-    kept: RowPlaces = {}
+        room = able if sum(able.values()) >= workers else places
+        rows = np.array(sorted(room), np.int64)
+        counts = np.array([room[int(row)] for row in rows], np.int64)
+        return _level(rows, counts, np.zeros_like(counts), workers)
+    kept = dict.fromkeys(places, 0)
     left = workers
-    for row in order:
-        take = min(places[row], left)
-        left -= take
-        if take:
-            kept[row] = take
-    return kept
+    for room in (able, places):
+        for _, _, row in sorted((-room[row], -places[row], row) for row in places):
+            take = min(room[row] - kept[row], left)
+            if take > 0:
+                kept[row] += take
+                left -= take
+    return {row: count for row, count in kept.items() if count}

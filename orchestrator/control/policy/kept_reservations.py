@@ -1,12 +1,13 @@
 """Reservations of waiting runs: made once, with some slack, and kept until the run starts.
 
 A reservation that was made is not recomputed: in a list of reservations that is made from scratch, a run that starts
-earlier than expected can push another one back (Mu'alem and Feitelson, "Utilization, predictability, workloads, and user
-runtime estimates in scheduling the IBM SP2 with backfilling", IEEE TPDS 2001, section 2.2). A run starts as soon as it
-can, so the reservation is only the latest time. The slack lets shorter runs start before it (Talby and Feitelson,
-"Supporting priorities and improving utilization of the IBM SP scheduler using slack-based backfilling", IPPS 1999).
+earlier than expected can push another one back (Mu'alem and Feitelson, "Utilization, predictability, workloads, and
+user runtime estimates in scheduling the IBM SP2 with backfilling", IEEE TPDS 2001). A run starts as soon as it can, so
+the reservation is only the latest time. The slack lets other runs start before it (Talby and Feitelson, "Supporting
+priorities and improving utilization of the IBM SP scheduler using slack-based backfilling", IPPS 1999).
 """
 
+import math
 from collections.abc import Iterable
 
 from orchestrator.control.policy.admission_order import Waiting
@@ -14,9 +15,9 @@ from orchestrator.control.policy.gang_places import RowPlaces, places_in
 from orchestrator.control.policy.tick_state import TickState
 from orchestrator.control.policy.worker_shapes import WorkerCounts
 
-SLACK = 1.0
+SLACK = 2.0
 """Times the run time of a run: by so much later runs may delay it, counted from when it began to wait."""
-MOST_SLACK_S = 24 * 3600.0
+MOST_SLACK_S = 48 * 3600.0
 SLACK_OF_UNKNOWN_S = 3600.0
 """If its run time is not known."""
 MOST_SHIFTS = 8
@@ -51,19 +52,19 @@ class KeptReservations:
         return self._state.profile.column(held[0]), held[1]
 
     def _again(self, waiting: Waiting) -> Reservation | None:
-        (run, shape), profile = waiting, self._state.profile
-        if run.reserved is None or not run.reserved[1] or run.reserved[1].keys() - self._state.rows.keys():
+        """The same places at the same time; else others then, or soon after."""
+        (run, shape), profile, rows = waiting, self._state.profile, self._state.rows
+        if run.reserved is None or run.reserved[0] == math.inf:
             return None
-        places = {self._state.rows[node]: workers for node, workers in run.reserved[1].items()}
-        duration_s = run.remaining_s(run.ask.minimum)
-        if sum(places.values()) != run.ask.minimum:
-            return None
+        places = {rows[node]: workers for node, workers in run.reserved[1].items() if node in rows}
+        minimum, duration_s = run.ask.minimum, run.remaining_s(run.ask.minimum)
         profile.split(run.reserved[0])
         first = max(1, profile.column(run.reserved[0]))
-        for start in range(first, min(first + MOST_SHIFTS, profile.unknown)):
-            if profile.holds(places, shape, start, profile.end_of(start, duration_s)):
-                return start, places
-        return None
+        last = min(first + MOST_SHIFTS, profile.unknown) - 1
+        if sum(places.values()) == minimum and profile.holds(places, shape, first, profile.end_of(first, duration_s)):
+            return first, places
+        found = profile.earliest(shape, minimum, duration_s, first, last)
+        return None if found is None else (found[0], _places(self._state, waiting, *found))
 
     def _change(self, waiting: Waiting, start_s: float, places: RowPlaces, sign: float) -> None:
         (run, shape), profile = waiting, self._state.profile

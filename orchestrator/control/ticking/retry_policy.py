@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+RUN_FAILED = 1
+"""Exit code of a driver that failed, also before it had the run."""
 USER_ERROR = 2
 """Exit code of a driver that found a mistake of the user: another try would find it again."""
 FIRST_PAUSE_S = 10.0

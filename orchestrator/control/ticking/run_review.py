@@ -6,7 +6,7 @@ from dataclasses import replace
 from orchestrator.control.ports import DriverFacts
 from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.run_rows import NO_PLACES, RunRow
-from orchestrator.control.ticking.retry_policy import MOST_LOST_DRIVERS, USER_ERROR, judge_failure
+from orchestrator.control.ticking.retry_policy import MOST_LOST_DRIVERS, RUN_FAILED, USER_ERROR, judge_failure
 from orchestrator.control.ticking.run_sight import RunSight
 from orchestrator.domain.events import RunState
 from orchestrator.domain.queue.queue_states import FINAL, WAITING, QueueState
@@ -91,10 +91,10 @@ def _driver_ended(row: RunRow, facts: DriverFacts, sight: RunSight) -> Reviewed:
     """A run without its driver, which nobody has asked to end."""
     if facts.state is RunState.SUCCEEDED:
         return _ended(row, sight, QueueState.SUCCEEDED, "it has reached its last step")
-    if sight.cluster_lost and facts.exit_code != USER_ERROR:
+    if (sight.cluster_lost or facts.cluster_lost) and facts.exit_code != USER_ERROR:
         target = QueueState.SUSPENDED if row.begun or row.state is QueueState.ACTIVE else QueueState.QUEUED
         return _moved(progress_of(row, sight), target, CLUSTER_LOST)
-    if facts.state is RunState.FAILED or facts.exit_code == USER_ERROR:
+    if facts.state is RunState.FAILED or facts.exit_code in (RUN_FAILED, USER_ERROR):
         return _failed(row, facts.reason or "its driver failed", facts.exit_code, sight)
     lost = 1 if facts.step > row.step else row.lost_drivers + 1
     stopped = facts.state is RunState.STOPPED
@@ -144,7 +144,7 @@ def _leaving(row: RunRow, sight: RunSight) -> Reviewed:
         return _moved(before, QueueState.PAUSED, note or row.reason or "paused")
     if row.limit_s is not None and before.active_s >= row.limit_s:
         return _ended(before, sight, QueueState.FAILED, LIMIT_REACHED)
-    if facts is not None and _bad(state) and not sight.cluster_lost:
+    if facts is not None and _bad(state) and not (sight.cluster_lost or facts.cluster_lost):
         return _failed(before, facts.reason or "it failed while it was saved", facts.exit_code, sight)
     return _moved(before, QueueState.SUSPENDED, row.reason or "its driver has saved the state and ended")
 

@@ -62,6 +62,7 @@ class ScriptedDriver:
     deaf: bool = False
     """It does not follow `stop`."""
     step_time_s: float | None = 2.0
+    cluster_lost: bool = False
 
 
 @dataclass
@@ -118,6 +119,7 @@ class World:
         return DriverFacts(
             driver.alive, driver.lease_moved, driver.state, driver.reason, driver.exit_code, driver.answered,
             self.held_now.get(run_id, {}), driver.step, driver.total_steps, driver.step_time_s, 1.0,
+            driver.cluster_lost,
         )  # fmt: skip
 
     def nodes(self) -> tuple[NodeCapacity, ...] | None:

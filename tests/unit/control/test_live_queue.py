@@ -1,6 +1,7 @@
 """The service that the API calls: submissions, lists, requests, events."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,23 @@ def test_one_key_is_one_submission(server: Server) -> None:
     assert len(list(server.runs.home.iterdir())) == 2
 
 
+def test_one_key_from_many_threads_is_one_submission(server: Server) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.queue.submit(job(), ANN, "k"), range(16)))
+    assert len({answer.runs[0].id for answer in answers}) == 1
+    assert [answer.existing for answer in answers].count(False) == 1
+    assert len(list(server.runs.home.iterdir())) == 1, "directories of those that were late are removed"
+
+
 def test_a_dry_run_queues_nothing(server: Server) -> None:
+    for priority in ("urgent", "normal", "low"):
+        server.submit(job(priority, more=f"schedule: {{priority: {priority}}}\n"))
     answer = server.queue.submit(job().model_copy(update={"dry_run": True}), ANN, "k")
-    assert answer.runs[0].state is QueueState.QUEUED
-    assert server.queue.runs(ANN).runs == []
-    assert list(server.runs.home.iterdir()) == []
+    (run,) = answer.runs
+    assert (run.state, run.id) == (QueueState.QUEUED, "")
+    assert run.waits is not None
+    assert (run.waits.position, run.waits.message) == (3, "not submitted: it would be number 3 of 4 runs that wait")
+    assert len(server.queue.runs(ANN).runs) == len(list(server.runs.home.iterdir())) == 3
     with pytest.raises(SpecError):
         server.queue.submit(job(more="x: 1\n").model_copy(update={"dry_run": True}), ANN, None)
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from orchestrator.control.policy.decide import decide
 from orchestrator.control.queue_store.event_table import events_of_run
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.control.queue_store.run_table import RunFilter, list_runs
@@ -19,7 +20,6 @@ from orchestrator.domain.events import RunState
 from orchestrator.domain.queue.queue_states import FINAL, HOLDING, QueueState, is_queue_transition
 from tests.unit.control.conftest import SHARED_MEMORY
 from tests.unit.control.scripted import ANN, ROOT, Server, job
-from tests.unit.control.test_ticker_crashes import preempting
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
-        self.server = Server(self.home, decide=preempting)
+        self.server = Server(self.home, decide=decide)
         self.ids: list[str] = []
 
     def teardown(self) -> None:

@@ -107,6 +107,21 @@ def test_a_server_whose_process_is_certainly_dead_is_not_waited_for(
     assert second.token == 2
 
 
+def test_two_servers_with_connections_of_their_own_agree(fast_directory: Path) -> None:
+    time, stores = Time(), [QueueStore(fast_directory / "shared.db") for _ in range(2)]
+    first, second = (lease(store, time) for store in stores)
+    first.turn()
+    second.turn()
+    assert (first.token, second.token) == (1, None)
+    assert first.write(adding(row(1))).seq == 1
+    assert watch(second, time, TTL_S + 2)
+    with pytest.raises(UnavailableError, match="taken over"):
+        first.write(adding(row(2)))
+    assert second.write(adding(row(2))).seq == 2
+    for store in stores:
+        store.close()
+
+
 def test_of_two_challengers_one_gets_it(store: QueueStore) -> None:
     time = Time()
     first = lease(store, time)

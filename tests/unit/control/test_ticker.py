@@ -178,6 +178,13 @@ def test_a_driver_that_ends_at_once_again_and_again_is_no_endless_loop(server: S
     assert len(server.world.launches) == 4
 
 
+def test_a_driver_that_fails_before_it_has_the_run_is_a_failure_with_its_reason(server: Server) -> None:
+    run = server.submit(job(more="schedule: {retries: 0}\n"))
+    server.ticker.tick()
+    server.world.end(run, RunState.STOPPED, 1, "no permission to write there")
+    assert server.until(run, QueueState.FAILED).reason == "no permission to write there"
+
+
 def test_a_driver_that_cannot_be_started_is_tried_again_and_a_wrong_job_is_not(server: Server) -> None:
     server.world.fail_launch = ConvoyError("no more processes")
     run = server.submit(job())

@@ -1,6 +1,7 @@
 """The ticker over a scripted world: clusters that go away, servers that restart, estimates and facts."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from orchestrator.control.policy.queue_facts import Decision, QueueFacts
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.server_lease import ServerLease
-from orchestrator.control.ticker import Ticker, TickerPorts
+from orchestrator.control.ticker import TICK_S, Ticker, TickerPorts
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.queue.queue_states import QueueState
@@ -42,6 +43,14 @@ def test_after_a_restart_of_the_head_runs_resume_and_no_budget_is_used(server: S
     server.world.answers, server.world.nodes_up = True, {"new-a": 4.0, "new-b": 4.0}
     server.until(run, QueueState.ACTIVE)
     assert set(server.row(run).booked) <= {"new-a", "new-b"}
+
+
+def test_a_driver_that_says_that_its_cluster_was_lost_is_believed(server: Server) -> None:
+    run = server.submit(job(more="schedule: {retries: 0}\n"))
+    server.until(run, QueueState.ACTIVE)
+    server.world.drivers[run].cluster_lost = True
+    server.world.end(run, RunState.FAILED, 1, "the head is gone")
+    assert server.until(run, QueueState.SUSPENDED).failures == 0
 
 
 def test_a_head_that_restarts_between_two_ticks_is_noticed_by_its_nodes(server: Server) -> None:
@@ -167,6 +176,28 @@ def test_ten_launches_of_one_tick_are_a_few_at_once(server: Server) -> None:
     assert len(server.world.launches) == 16
     server.second(4)
     assert sorted(server.world.launches) == sorted(runs)
+
+
+def test_it_ticks_by_itself_and_at_once_when_it_is_woken(server: Server) -> None:
+    server.lease = ServerLease(server.store, ttl_s=0.0)
+    ports = TickerPorts(server.world, server.world, fifo)
+    ticker = Ticker(server.store, server.lease, server.runs, ports, server.board)
+    ticker.start()
+    try:
+        deadline_s = time.monotonic() + 20
+        while not (server.board.view and server.board.view.acting) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        began_s = time.monotonic()
+        run = server.submit(job())
+        ticker.wake()
+        while not server.world.launches and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+        assert server.world.launches == [run]
+        assert time.monotonic() - began_s < TICK_S, "it was not waited for the next tick"
+    finally:
+        ticker.close()
+        server.lease.close()
+    assert not server.world.killed
 
 
 def test_a_lost_effect_is_repeated(server: Server) -> None:

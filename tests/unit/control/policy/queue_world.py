@@ -93,6 +93,7 @@ class QueueWorld:
     def settle(self, most: int = 12) -> None:
         """Tick and answer until nothing changes. Raises AssertionError if that takes more rounds."""
         for _ in range(most):
+            self.answer_all()
             decision = self.tick()
             self.answer_all()
             if not decision.grants and not decision.suspensions:
