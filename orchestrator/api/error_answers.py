@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 
 from orchestrator.api.access.issued_tokens import UnauthenticatedError
 from orchestrator.domain.errors import (
+    ClusterError,
     ConflictError,
     ConvoyError,
     ForbiddenError,
@@ -72,7 +73,7 @@ def refusal_of(error: ConvoyError) -> HttpRefusal:
     headers: dict[str, str] = {}
     if isinstance(error, UnauthenticatedError):
         status, headers["WWW-Authenticate"] = 401, 'Bearer realm="convoy"'
-    elif isinstance(error, UnavailableError):
+    elif isinstance(error, UnavailableError | ClusterError):
         status, headers["Retry-After"] = 503, "2"
     elif isinstance(error, TooManyStreamsError):
         status, headers["Retry-After"] = 429, "10"

@@ -130,6 +130,7 @@ def test_output_and_size_of_a_run_that_only_the_server_has(convoy: Convoy, job: 
     assert convoy("logs", run_id).stdout == "[0] hello\n[0] world\n"
     assert convoy("logs", run_id, "--rank", "0", "--tail", "1").stdout == "world\n"
     assert convoy("scale", run_id, "--workers", "1").exit_code in (0, 1)
+    assert "waits" in convoy("show", run_id).stdout
     missing = convoy("goodput", run_id).exception
     assert isinstance(missing, ApiError)
     assert missing.code == "not_found"
