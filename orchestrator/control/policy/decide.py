@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.control.policy.admission_order import Waiting
-from orchestrator.control.policy.capacity_holders import CapacityHolder
 from orchestrator.control.policy.displaced_runs import rehome
 from orchestrator.control.policy.elastic_growth import grow
 from orchestrator.control.policy.gang_places import places_in
@@ -14,7 +13,6 @@ from orchestrator.control.policy.making_room import (
     RoomMade,
     room_by_shrinking,
     room_by_suspending,
-    victims_first,
 )
 from orchestrator.control.policy.queue_facts import Decision, Obstacle, QueueFacts
 from orchestrator.control.policy.tick_state import TickState
@@ -129,7 +127,7 @@ def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: in
     soon = start is not None and state.profile.times_s[start] - state.now_s <= PATIENCE_S
     if soon or admission.suspension_tries >= SUSPENSION_TRIES:
         return None
-    if entitled or any(each.run.priority < run.priority for each in state.holders.values()):
+    if entitled or (state.by_harm() and state.by_harm()[0].run.priority < run.priority):
         admission.suspension_tries += 1
         return room_by_suspending(state, (run, shape), entitled)
     return None
@@ -175,10 +173,7 @@ def _under_limit_now(state: TickState, waiting: Waiting) -> bool:
     if room is None or room >= run.ask.minimum:
         return True
     wanted = shape.bundle * run.ask.minimum
-    own: list[CapacityHolder] = sorted(
-        (each for each in state.holders.values() if each.run.queue == run.queue and not each.leaves),
-        key=victims_first,
-    )
+    own = [each for each in state.by_harm() if each.run.queue == run.queue and not each.leaves]
     for holder in own:
         for row in sorted(holder.extras, reverse=True):
             while row in holder.extras:
