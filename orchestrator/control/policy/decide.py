@@ -16,7 +16,7 @@ from orchestrator.control.policy.making_room import (
 )
 from orchestrator.control.policy.queue_facts import Decision, Obstacle, QueueFacts
 from orchestrator.control.policy.tick_state import TickState
-from orchestrator.control.policy.wait_outlooks import Refusal, outlooks_of
+from orchestrator.control.policy.wait_outlooks import WaitReason, outlooks_of
 from orchestrator.control.policy.worker_shapes import WorkerShape, fit_of
 
 RESERVATION_DEPTH = 64
@@ -36,7 +36,7 @@ class Admission:
     """The state of one pass over the waiting runs."""
 
     state: TickState
-    refusals: dict[str, Refusal] = field(default_factory=dict)
+    reasons: dict[str, WaitReason] = field(default_factory=dict)
     full_queues: dict[str, str] = field(default_factory=dict)
     """Queues at their limit, with the run that waits for it: runs after it do not pass it."""
     suspension_tries: int = 0
@@ -68,7 +68,7 @@ def decide(facts: QueueFacts) -> Decision:
     return Decision(
         grants=state.grants_by_node(),
         suspensions={each.run.id: each.suspended_for for each in state.holders.values() if each.suspended_for},
-        outlooks=outlooks_of(state, admission.refusals),
+        outlooks=outlooks_of(state, admission.reasons),
         reservations={run: (at_s, state.by_node(places)) for run, (at_s, places) in state.reserved.items()},
     )
 
@@ -111,9 +111,9 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
     if room is not None:
         victims = tuple(each.run.id for each in room.victims)
         state.reserve(run, shape, 1, room.places)
-        admission.refusals[run.id] = Refusal(Obstacle.MAKING_ROOM, victims)
+        admission.reasons[run.id] = WaitReason(Obstacle.MAKING_ROOM, victims)
         return
-    admission.refusals[run.id] = Refusal(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
+    admission.reasons[run.id] = WaitReason(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
     if found is not None:
         state.reserve(run, shape, *found)
 
@@ -138,7 +138,7 @@ def _can_fit(admission: Admission, waiting: Waiting) -> bool:
     if shape.ever >= run.ask.minimum:
         return True
     autoscales = admission.state.facts.autoscales
-    admission.refusals[run.id] = Refusal(Obstacle.NODES if autoscales else Obstacle.NEVER)
+    admission.reasons[run.id] = WaitReason(Obstacle.NODES if autoscales else Obstacle.NEVER)
     return False
 
 
@@ -150,13 +150,13 @@ def _within_limit(admission: Admission, waiting: Waiting) -> bool:
         return True
     ever = ledger.room(queue, np.zeros_like(shape.bundle), shape.bundle)
     if ever is not None and ever < minimum:
-        admission.refusals[run.id] = Refusal(Obstacle.NEVER, limit_workers=ever)
+        admission.reasons[run.id] = WaitReason(Obstacle.NEVER, limit_workers=ever)
         return False
     room = ledger.room(queue, ledger.floor[queue] + ledger.claimed[queue], shape.bundle)
     if queue in admission.full_queues or (room is not None and room < minimum):
         before = admission.full_queues.setdefault(queue, run.id)
         blockers = (before,) if before != run.id else tuple(_in_queue(state, queue))
-        admission.refusals[run.id] = Refusal(Obstacle.QUOTA, blockers, room)
+        admission.reasons[run.id] = WaitReason(Obstacle.QUOTA, blockers, room)
         return False
     return True
 
