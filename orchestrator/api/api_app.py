@@ -18,6 +18,7 @@ from orchestrator.api.api_settings import ApiSettings
 from orchestrator.api.error_answers import invalid_request, refusal, refusal_of
 from orchestrator.api.routes.cluster_routes import ClusterRoutes
 from orchestrator.api.routes.file_routes import FileRoutes
+from orchestrator.api.routes.page_routes import PageRoutes
 from orchestrator.api.routes.record_routes import RecordRoutes
 from orchestrator.api.routes.run_routes import RunRoutes
 from orchestrator.api.routes.token_routes import TokenRoutes
@@ -59,6 +60,7 @@ def routed_app(parts: ApiParts) -> FastAPI:
         app.include_router(router, prefix=API_PREFIX, dependencies=[Depends(bearer_scheme())])
     unguarded = cluster.open_router()
     app.include_router(unguarded, prefix=API_PREFIX)
+    app.routes.extend(PageRoutes().routes())
     answers = HttpErrors([*guarded, unguarded])
     app.add_exception_handler(ConvoyError, answers.refused)
     app.add_exception_handler(RequestValidationError, answers.invalid)
@@ -95,7 +97,7 @@ class HttpErrors:
         messages = {404: f"there is no path {request.url.path[:200]}", 400: "the body cannot be read as JSON"}
         if error.status_code == 405:
             # Starlette names the methods of the first route with this path alone.
-            headers["Allow"] = ", ".join(self._methods_of(request.url.path))
+            headers["Allow"] = ", ".join(self._methods_of(request.url.path)) or headers.get("Allow", "")
             messages[405] = f"{request.method} is not possible here, only {headers['Allow']}"
         message = messages.get(error.status_code, str(error.detail))
         return refusal(error.status_code, message, hint, headers=headers).response()

@@ -18,12 +18,13 @@ AGAINST_KEPT = ("recovery", "recovery_zero3", "whole_gang", "checkpoint_stall", 
 """Their peers take many minutes: what was measured on this machine before is taken, unless --peers is given."""
 BENCHMARKS = (
     "cli_start", "tokenizing", "throughput", "cold_start", "gpu", *AGAINST_KEPT, "join", "replacement", "snapshot_cost",
-    "scrape_cost", "scale", "fifty_recoveries", "queue_store", "api_submissions",
+    "scrape_cost", "scale", "fifty_recoveries", "queue_decide", "queue_week", "queue_store", "api_submissions",
 )  # fmt: skip
 PEERS_ALONE = ("recovery_peers", "checkpoint_peers", "restore_peers")
 """Run only where named: other benchmarks measure these beside ours."""
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+PICTURES = DOCUMENT.parent / "pictures"
 BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"
 
 
@@ -76,10 +77,13 @@ def main() -> int:
             module = importlib.import_module(f"tests.bench.{name}")
             given = (Path(scratch), Peers(args.peers)) if name in AGAINST_KEPT else (Path(scratch),)
             rows = module.measure(*given)
+            pictures = {each.name: each.read_text() for each in Path(scratch).glob("*.svg")}
         print(table(rows), flush=True)
         all_met = all_met and all(row.met is not False for row in rows)
         if args.write:
             write(name, table(rows))
+            for file_name, picture in pictures.items():
+                (PICTURES / file_name).write_text(picture)
     return 0 if all_met else 1
 
 

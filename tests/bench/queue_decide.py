@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.clusters.placement import NodeCapacity, WorkerRequest
 from orchestrator.control.policy.decide import decide
-from orchestrator.control.policy.queue_facts import QueueFacts, QueueShare, RunFacts
+from orchestrator.control.policy.queue_facts import Decision, QueueFacts, QueueShare, RunFacts
 from tests.bench.measure import Row
 
 NODES, GPUS_PER_NODE, WAITING = 1_000, 8, 10_000
@@ -54,8 +54,8 @@ def _run(rng: random.Random, order: int, workers: int, waits: bool, places: dict
     ask = WorkerRequest({"CPU": 4.0, "GPU": 1.0}, max(1, workers // 2) if elastic else workers, workers, "pack")
     work_s = workers * rng.lognormvariate(8.5, 1.5) if rng.random() < 0.8 else None
     return RunFacts(
-        f"run-{order:05}", QUEUES[user % len(QUEUES)], f"user{user}", rng.choices((0, 10, 20), (20, 75, 5))[0], order, ask,
-        waits, places=places, granted=places, since_s=NOW_S - 10.0 * order, work_s=work_s, limit_s=86_400.0 * 3,
+        f"run-{order:05}", QUEUES[user % len(QUEUES)], f"user{user}", rng.choices((0, 10, 20), (20, 75, 5))[0], order,
+        ask, waits, places=places, granted=places, since_s=NOW_S - 10.0 * order, work_s=work_s, limit_s=86_400.0 * 3,
     )  # fmt: skip
 
 
@@ -64,17 +64,18 @@ def settled(facts: QueueFacts) -> QueueFacts:
     for _ in range(200):
         decision = decide(facts)
         if not decision.grants and not decision.suspensions:
-            return facts
-        runs = []
-        for run in facts.runs:
-            places = decision.grants.get(run.id)
-            if places is not None:
-                run = replace(run, waits=False, places=places, granted=places)
-            elif run.id in decision.suspensions:
-                run = replace(run, waits=True, places={}, granted={})
-            runs.append(run)
-        facts = replace(facts, runs=tuple(runs))
+            break
+        facts = replace(facts, runs=tuple(_carried_out(run, decision) for run in facts.runs))
     return facts
+
+
+def _carried_out(run: RunFacts, decision: Decision) -> RunFacts:
+    places = decision.grants.get(run.id)
+    if places is not None:
+        return replace(run, waits=False, places=places, granted=places, reserved=None)
+    if run.id in decision.suspensions:
+        return replace(run, waits=True, places={}, granted={})
+    return replace(run, reserved=decision.reservations.get(run.id))
 
 
 def one_ended(facts: QueueFacts) -> QueueFacts:

@@ -20,7 +20,7 @@ from tests.bench.week_policies import Policy, backfill, fifo, kill_for_priority
 from tests.bench.week_simulator import WeekResult, WeekSimulation
 from tests.bench.week_trace import week_of
 
-NODES, GPUS_PER_NODE = 16, 8
+NODES, GPUS_PER_NODE = 8, 8
 LOAD = 0.95
 SEEDS = range(10)
 SHARES = (0.0, 0.3, 0.6)
@@ -51,11 +51,10 @@ def simulate(seeds: Sequence[int] = SEEDS, shares: Sequence[float] = SHARES) -> 
             if name != OURS and share != shares[0]:
                 results[share, name] = results[shares[0], name]
                 continue
+            weeks = [week_of(seed, NODES * GPUS_PER_NODE, LOAD, share) for seed in seeds]
             results[share, name] = [
-                WeekSimulation(week_of(seed, NODES * GPUS_PER_NODE, LOAD, share), nodes, policy, name == OURS, priorities)
-                .run()
-                for seed in seeds
-            ]  # fmt: skip
+                WeekSimulation(week, nodes, policy, name == OURS, priorities).run() for week in weeks
+            ]
             shown = ", ".join(
                 f"{label} {statistics.fmean(of(each) for each in results[share, name]):.4g}"
                 for label, (of, _) in MEASURES.items()

@@ -8,7 +8,8 @@ WIDTH, PANEL, LEFT, TOP, HEIGHT = 860, 400, 56, 64, 220
 COLOURS = ("#1f6feb", "#8b949e", "#bf8700", "#cf222e")
 TITLES = ("Mean wait, hours", "95th percentile of waits, hours")
 STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#1f2328}.s{fill:#59636e}.g{stroke:#d1d9e0}.e{stroke:#1f2328;stroke-width:1.5}"
+    "text{font:13px system-ui,sans-serif;fill:#1f2328}.s{fill:#59636e}.g{stroke:#d1d9e0}"
+    ".e{stroke:#1f2328;stroke-width:1.5}"
     "rect.p{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#f0f6fc}.s{fill:#9198a1}.g{stroke:#3d444d}"
     ".e{stroke:#f0f6fc}rect.p{fill:#0d1117}}"
 )

@@ -16,6 +16,8 @@ RESIZE_ANSWER_S, RESIZE_PAUSE_S = 10.0, 5.0
 resize takes one to four seconds)."""
 SUSPEND_ANSWER_S, RESUME_S = 20.0, 30.0
 """Saving the state and ending; and starting again from it. A killed run starts again as slowly."""
+PAUSES_S = 600.0
+"""Of pauses, that run times which are told to Convoy allow for."""
 CHECKPOINT_S = 1800.0
 """A killed run repeats what it did since its last checkpoint."""
 TICK_S = 900.0
@@ -47,6 +49,15 @@ class SimulatedRun:
     running_s: float = 0.0
     """Since its last start: for checkpoints."""
     promised_s: float | None = None
+    reserved: tuple[float, Places] | None = None
+    allowance_s: float = 0.0
+    """For pauses to come: with it, run times that the scheduler sees are upper bounds."""
+
+    def pause(self, now_s: float, seconds: float) -> None:
+        """Its workers do nothing for some time."""
+        begin_s = max(self.pause_until_s, now_s)
+        self.pause_until_s = begin_s + seconds
+        self.allowance_s -= seconds
 
     @property
     def workers(self) -> int:
@@ -69,10 +80,12 @@ class SimulatedRun:
 
     def facts(self, now_s: float, priorities: bool) -> RunFacts:
         """As the store would load them."""
-        pause_s = max(0.0, self.pause_until_s - now_s) * max(1, self.ask.minimum)
+        waits, priority = self.waits_since_s is not None, self.job.priority if priorities else 0
+        pauses_s = max(0.0, self.pause_until_s - now_s) + max(0.0, self.allowance_s)
+        work_s = self.work_s + pauses_s * max(1, self.ask.minimum)
         return RunFacts(
-            self.job.name, "default", "user", self.job.priority if priorities else 0, self.order, self.ask, self.waits_since_s is not None,
-            self.leaving, self.places, self.granted, EPOCH_S + self.since_s, self.work_s + pause_s, None, self.changed_s,
+            self.job.name, "default", "user", priority, self.order, self.ask, waits, self.leaving, self.places,
+            self.granted, EPOCH_S + self.since_s, work_s, None, self.changed_s, self.reserved,
         )  # fmt: skip
 
 
@@ -158,14 +171,19 @@ class WeekSimulation:
         return True
 
     def _submit(self, job: WeekJob) -> None:
-        low, high = (max(1, job.width // 2), 2 * job.width) if job.elastic and self._ours else (job.width, job.width)
+        low, high = (max(1, job.width // 4), 4 * job.width) if job.elastic and self._ours else (job.width, job.width)
         ask = WorkerRequest({"GPU": 1.0}, low, high, "pack")
         run = SimulatedRun(job, ask, len(self._active) + len(self._ended), job.work_s, self._now_s)
         run.order = int(job.name.split("-")[1])
         run.waits_since_s = run.since_s = self._now_s
+        run.allowance_s = PAUSES_S if self._ours else 0.0
         self._active[job.name] = run
+        self._forget_promises(job.priority)
+
+    def _forget_promises(self, priority: int) -> None:
+        """Runs of a priority may delay those below it; one that was suspended, later ones of its own too."""
         for other in self._active.values():
-            if other.job.priority < job.priority:
+            if other.job.priority < priority:
                 other.promised_s = None
 
     def _advance(self, run: SimulatedRun) -> None:
@@ -187,17 +205,23 @@ class WeekSimulation:
         runs = tuple(run.facts(self._now_s, self._priorities) for run in self._active.values())
         decision = self._policy(QueueFacts(EPOCH_S + self._now_s, self._nodes, runs, {}))
         self._promise(decision)
-        for name in decision.suspensions:
+        for name, beneficiary in decision.suspensions.items():
+            self._forget_promises(self._active[beneficiary].job.priority)
             self._take(self._active[name])
+        for name in decision.grants:
+            if self._active[name].waits_since_s is not None:
+                self._forget_promises(self._active[name].job.priority)
         for name, places in decision.grants.items():
             self._grant(self._active[name], places)
         if decision.suspensions and not self._ours:
             self._decide()
 
     def _promise(self, decision: Decision) -> None:
+        for name, run in self._active.items():
+            run.reserved = decision.reservations.get(name)
         for name, (start_s, _) in decision.reservations.items():
             run = self._active[name]
-            if run.promised_s is None and start_s < float("inf"):
+            if self._ours and run.promised_s is None and start_s < float("inf"):
                 run.promised_s = start_s - EPOCH_S
                 self._push(max(self._now_s + 1.0, run.promised_s - 59.0), "due", name)
 
@@ -211,7 +235,8 @@ class WeekSimulation:
                 run.promised_s = None
             run.waits_since_s, run.since_s, run.running_s = None, self._now_s, 0.0
             run.places = run.granted = dict(places)
-            run.pause_until_s = self._now_s + (RESUME_S if run.begun else 0.0)
+            if run.begun:
+                run.pause(self._now_s, RESUME_S)
             run.begun = True
             self._plan(run)
             return
@@ -238,7 +263,7 @@ class WeekSimulation:
     def _release(self, run: SimulatedRun) -> None:
         run.leaving, run.places, run.granted = False, {}, {}
         run.waits_since_s = run.since_s = self._now_s
-        run.promised_s = None
+        self._forget_promises(run.job.priority + 1)
         run.version += 1
 
     def _answer(self, run: SimulatedRun) -> None:
@@ -246,5 +271,5 @@ class WeekSimulation:
             self._release(run)
             return
         run.places = run.granted
-        run.pause_until_s = max(run.pause_until_s, self._now_s + RESIZE_PAUSE_S)
+        run.pause(self._now_s, RESIZE_PAUSE_S)
         self._plan(run)

@@ -2,21 +2,21 @@
 
 Run times and widths are those that Gavel samples "from the Philly distribution" (Narayanan et al., "Heterogeneity-Aware
 Cluster Scheduling Policies for Deep Learning Workloads", OSDI 2020; `_generate_duration` and `_generate_scale_factor`
-in `scheduler/utils.py` of stanford-futuredata/gavel), after the analysis of that trace: Jeon et al., "Analysis of
-Large-Scale Multi-Tenant GPU Clusters for DNN Training Workloads", USENIX ATC 2019. Of the jobs, 70% have one GPU, 10%
-two, 15% four and 5% eight; 80% run for 10^x minutes with x uniform from 1.5 to 3, the others with x from 3 to 4.
-Arrivals are a Poisson process, as there.
+in the code of stanford-futuredata/gavel), after the analysis of that trace: Jeon et al., "Analysis of Large-Scale
+Multi-Tenant GPU Clusters for DNN Training Workloads", USENIX ATC 2019. Of the jobs, 70% have one GPU, 10% two, 15% four
+and 5% eight; 80% run for 10^x minutes with x uniform from 1.5 to 3, the others with x from 3 to 4. Arrivals are a
+Poisson process, as there.
 
-Ours: the widest 5% are divided into 8, 16 and 32 GPUs (3, 1.5 and 0.5%), since Jeon et al. have a class of more than
-eight; run times above `LONGEST_S` are cut, so that a week is longer than the longest job; 15% have a higher priority;
-an elastic job can use half to twice its GPUs.
+Ours: the widest 5% are divided into 8 and 16 GPUs (3.5 and 1.5%), since Jeon et al. have a class of more than eight;
+run times above `LONGEST_S` are cut, so that a week is longer than the longest job; 15% have a higher priority; an
+elastic job can use a quarter to four times its GPUs, and its speed is in proportion.
 """
 
 import random
 from dataclasses import dataclass
 
 WEEK_S = 7 * 86_400.0
-WIDTHS, WIDTH_SHARES = (1, 2, 4, 8, 16, 32), (70.0, 10.0, 15.0, 3.0, 1.5, 0.5)
+WIDTHS, WIDTH_SHARES = (1, 2, 4, 8, 16), (70.0, 10.0, 15.0, 3.5, 1.5)
 LONG_SHARE = 0.2
 LONGEST_S = 2 * 86_400.0
 URGENT_SHARE = 0.15
@@ -49,7 +49,7 @@ def _runtime_s(rng: random.Random) -> float:
 
 
 def week_of(seed: int, gpus: int, load: float, elastic_share: float) -> list[WeekJob]:
-    """Jobs whose work is `load` times what the cluster can do in a week. Elastic or not, jobs of a seed are the same."""
+    """Jobs with `load` times the work that the cluster can do in a week. A seed's jobs are the same at each share."""
     rng = random.Random(seed)
     jobs: list[WeekJob] = []
     work_s = 0.0

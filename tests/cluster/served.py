@@ -21,7 +21,8 @@ from orchestrator.spec.loading.load import load_job
 from orchestrator.store.run_history import current_steps
 from tests.cluster.gang_runs import write_job
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
+SECRET = "a-secret-of-the-server"
 PACED_ENTRY = "tests.cluster.entries:train_paced"
 
 
@@ -73,8 +74,7 @@ class Served:
         """Wait until the facts of a run are as they should be."""
         deadline = time.monotonic() + PATIENCE_S
         while not done(facts := self.facts(run)):
-            log = run.driver_log.read_text() if run.driver_log.exists() else ""
-            assert time.monotonic() < deadline, (facts, log[-3000:])
+            assert time.monotonic() < deadline, (facts, _tail(run.driver_log), _tail(run.events))
             time.sleep(0.02)
         return facts
 
@@ -85,6 +85,13 @@ class Served:
             assert time.monotonic() < deadline, held
             time.sleep(0.02)
 
+    def until_nodes(self, count: int) -> None:
+        """Wait until there are so many nodes."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(self.cluster.nodes() or ()) != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def losses(self, run: RunLayout) -> list[float]:
         """Of all steps, each of which was made exactly once in the end."""
         steps = current_steps(run.steps)
@@ -92,10 +99,15 @@ class Served:
         return [step.loss for step in steps]
 
 
+def _tail(path: Path) -> str:
+    """The end of a file, for messages."""
+    return path.read_text()[-3000:] if path.exists() else ""
+
+
 @contextmanager
 def served(directory: Path, nodes: int, entry: str = PACED_ENTRY) -> Iterator[Served]:
     """A cluster of nodes with two CPUs each, and drivers for it."""
-    environment = driver_environment(os.environ)
+    environment = driver_environment({**os.environ, "DATABASE_URL": SECRET, "CONVOY_API_TOKEN": SECRET})
     kept = directory / "runs" / "server" / "cluster"
     ensure_cluster(
         kept, KeptNodes(nodes, {"CPU": 2.0, "memory": 2e9}, (), ("numpy",)), os.environ

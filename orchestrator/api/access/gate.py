@@ -4,6 +4,8 @@ It works before FastAPI reads a body, so that a caller without a token cannot ma
 """
 
 import asyncio
+import itertools
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -36,6 +38,7 @@ _SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Of answers of the API. The page has its own content security policy."""
+_PRINTABLE = re.compile(r"[A-Za-z0-9_.-]+")
 Log = Callable[[str], None]
 
 
@@ -46,12 +49,13 @@ class Envelope:
     def __init__(self, app: ASGIApp, log: Log) -> None:
         """`log` gets one line for each request that failed because of the server; it has no header and no body."""
         self._app, self._log = app, log
+        self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, started = _request_id(Headers(scope=scope).get(REQUEST_HEADER)), [False]
+        request_id, started = self._request_id(Headers(scope=scope).get(REQUEST_HEADER)), [False]
         scope[REQUEST_ID] = request_id
 
         async def enveloped(message: Message) -> None:
@@ -71,17 +75,15 @@ class Envelope:
             if not started[0]:
                 await server_failed(scope).response()(scope, receive, enveloped)
 
+    def _request_id(self, given: str | None) -> str:
+        """The client's own, if it can be printed into a log safely; else a number of this server's."""
+        safe = given is not None and 1 <= len(given) <= 64 and _PRINTABLE.fullmatch(given) is not None
+        return given if given is not None and safe else f"{self._prefix}{next(self._numbers):08x}"
+
 
 def server_failed(scope: Scope) -> HttpRefusal:
     """The answer to a request that met a bug."""
     return refusal(500, f"the server failed (request {scope.get(REQUEST_ID)})", "its log has a line with this id")
-
-
-def _request_id(given: str | None) -> str:
-    """The client's own, if it can be printed into a log safely."""
-    if given is not None and 1 <= len(given) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in given):
-        return given
-    return secrets.token_hex(8)
 
 
 def _route(scope: Scope) -> str:
@@ -143,7 +145,9 @@ class Gate:
                 raise UnauthenticatedError(
                     "this needs a token", "send `Authorization: Bearer TOKEN`; `convoy login URL` stores one"
                 )
-            holder = await run_in_threadpool(self._tokens.holder, secret.strip())
+            holder = self._tokens.remembered(secret.strip())
+            if holder is None:
+                holder = await run_in_threadpool(self._tokens.holder, secret.strip())
         except UnauthenticatedError as error:
             self._failures.wait_s(address, now_s)
             return refusal_of(error)

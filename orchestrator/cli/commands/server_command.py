@@ -248,10 +248,17 @@ def _say_status(home: Path, as_json: bool) -> int:
     else:
         acting = "acts" if view.acting else "waits: another server acts on its database"
         click.echo(f"{found.url}  Convoy {view.version}, process {found.process.pid}, {acting}")
+        click.echo(f"  page       {page_address(found.url, address.secret, sys.stdout.isatty())}")
         click.echo(f"  cluster    {view.cluster or 'does not answer yet'}")
         click.echo(f"  token      {files.admin_token}  (admin; commands on this machine use it)")
         click.echo(f"  log        {files.log}")
     return 0 if view.acting and view.cluster is not None else 1
+
+
+def page_address(url: str, token: str | None, for_person: bool) -> str:
+    """Where the page is. For a person at a terminal with the token, which a browser does not send to any server; a
+    pipe or a log does not get it."""
+    return f"{url}/#token={token}" if for_person and token else f"{url}/  (it asks for a token)"
 
 
 @server.command()

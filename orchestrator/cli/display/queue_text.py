@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.display import formatting
+from orchestrator.cli.display.plain_display import describe
+from orchestrator.cli.display.run_view import RunView as DisplayedRun
+from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.queue.queue_states import QueueState
+from orchestrator.metrics.jsonl import finite
 from orchestrator.run_facts.quantity_text import DASH, ago, clock, loss, printable, when
 from orchestrator.wire.cluster_messages import NodeView, QueueView, TokenView
 from orchestrator.wire.record_messages import ProgressView
@@ -175,8 +179,18 @@ def tokens_table(tokens: Sequence[TokenView], now_s: float) -> str:
 
 
 def event_line(event: RunEvent) -> str:
-    """One event."""
-    return f"{when(event.time_s)}  {event.source:<5}  {event.kind:<22}  {printable(event.message)}"
+    """One event. What a run's driver reports is worded as `convoy run` words it."""
+    return f"{when(event.time_s)}  {event.source:<5}  {event.kind:<22}  {printable(_event_text(event))}".rstrip()
+
+
+def _event_text(event: RunEvent) -> str:
+    if event.source == "queue":
+        return event.message
+    fields = finite(event.data)
+    line = {"kind": event.kind, "time_s": event.time_s, **(fields if isinstance(fields, dict) else {})}
+    decoded = decode_event(line)
+    text = describe(decoded.body, DisplayedRun()) if decoded is not None else None
+    return text or ("" if event.message == event.kind else event.message)
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:

@@ -32,34 +32,38 @@ def serve() -> None:
     while line := sys.stdin.readline():
         try:
             request = DriverRequest.from_json(parse_object(line))
-            pid = fork_driver(request)
-            write_launch(request.directory, pid)
-            _answer({"pid": pid})
+            _answer({"pid": fork_driver(request)})
         except (JsonShapeError, OSError) as error:
             _answer({"error": str(error)})
 
 
 def fork_driver(request: DriverRequest) -> int:
-    """Start a driver in a session of its own; its pid. Raises OSError."""
+    """Start a driver in a session of its own; its pid. It begins when it has been noted as the run's driver. Raises
+    OSError."""
     log = open_log(request.directory)
+    noted, note = os.pipe()
     try:
         pid = os.fork()
         if pid == 0:
-            _become(request, log)
+            os.close(note)
+            _become(request, log, noted)
+        write_launch(request.directory, pid)
         return pid
     finally:
-        os.close(log)
+        for descriptor in (log, noted, note):
+            os.close(descriptor)
 
 
-def _become(request: DriverRequest, log: int) -> None:
-    """In the forked process: the driver's whole life."""
+def _become(request: DriverRequest, log: int, noted: int) -> None:
+    """In the forked process: the driver's whole life. `noted` is closed at the other end when it may begin."""
     code = 1
     try:
         os.setsid()
+        os.read(noted, 1)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for descriptor, number in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(descriptor, number)
-        os.closerange(FIRST_FREE, max(nothing, log) + 1)
+        os.closerange(FIRST_FREE, max(nothing, log, noted) + 1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(PR_SET_NAME, NAME, 0, 0, 0)
         random.seed()

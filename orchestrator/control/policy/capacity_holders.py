@@ -33,11 +33,11 @@ class CapacityHolder:
     started: bool = False
 
     def __post_init__(self) -> None:
-        self.divide()
+        self.divide({})
 
-    def divide(self) -> None:
-        """Choose what is hard and what is extra."""
-        self.hard = part_of(self.kept, self.shape.placement, self.run.ask.minimum)
+    def divide(self, safe: RowPlaces) -> None:
+        """Choose what is hard and what is extra; `safe` is where it may stay until its end."""
+        self.hard = part_of(self.kept, self.shape.placement, self.run.ask.minimum, safe)
         left = {row: workers - self.hard.get(row, 0) for row, workers in self.kept.items()}
         self.extras = {row: workers for row, workers in left.items() if workers}
 

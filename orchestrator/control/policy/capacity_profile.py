@@ -104,17 +104,24 @@ class CapacityProfile:
         counts: WorkerCounts = self.counts(shape)[:, start:end].min(axis=1)
         return counts
 
+    def holds(self, places: RowPlaces, shape: WorkerShape, start: int, end: int) -> bool:
+        """These places are free all the time from one column to another."""
+        rows = list(places)
+        counts = self.counts(shape)[rows, start:end].min(axis=1)
+        return bool((counts >= np.array([places[row] for row in rows])).all())
+
     def earliest(
-        self, shape: WorkerShape, workers: int, duration_s: float | None, last: int | None = None
+        self, shape: WorkerShape, workers: int, duration_s: float | None, first: int = 0, last: int | None = None
     ) -> tuple[int, WorkerCounts] | None:
-        """The first column, up to `last`, with which so many workers can start and stay; and what fits then."""
+        """The first column, from `first` to `last`, with which so many workers can start and stay; and what fits
+        then."""
         counts = self.counts(shape)
         if not len(counts):
             return None
         if last == 0 and fit_of(counts[:, 0], shape.placement) < workers:
             return None
         enough = _enough(counts, shape.placement, workers)
-        start, stop = 0, self.unknown if last is None else last
+        start, stop = first, self.unknown if last is None else last
         while start <= stop:
             end = self.end_of(start, duration_s)
             gaps = np.flatnonzero(~enough[start:end])

@@ -9,6 +9,7 @@ from orchestrator.control.policy.capacity_holders import CapacityHolder
 from orchestrator.control.policy.displaced_runs import rehome
 from orchestrator.control.policy.elastic_growth import grow
 from orchestrator.control.policy.gang_places import places_in
+from orchestrator.control.policy.kept_reservations import KeptReservations, new_reservation
 from orchestrator.control.policy.making_room import (
     RoomMade,
     room_by_shrinking,
@@ -18,7 +19,7 @@ from orchestrator.control.policy.making_room import (
 from orchestrator.control.policy.queue_facts import Decision, Obstacle, QueueFacts
 from orchestrator.control.policy.tick_state import TickState
 from orchestrator.control.policy.wait_outlooks import Refusal, outlooks_of
-from orchestrator.control.policy.worker_shapes import WorkerCounts, WorkerShape, fit_of
+from orchestrator.control.policy.worker_shapes import WorkerShape, fit_of
 
 RESERVATION_DEPTH = 64
 """So many waiting runs get a reservation in each tick; those after them start only if they delay none of these."""
@@ -41,6 +42,10 @@ class Admission:
     full_queues: dict[str, str] = field(default_factory=dict)
     """Queues at their limit, with the run that waits for it: runs after it do not pass it."""
     suspension_tries: int = 0
+    kept: KeptReservations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = KeptReservations(self.state)
 
 
 def decide(facts: QueueFacts) -> Decision:
@@ -50,10 +55,15 @@ def decide(facts: QueueFacts) -> Decision:
     admission = Admission(state)
     waiting = state.order
     _shelter(state, {run.queue for run, _ in waiting[: state.entitled]})
+    rank: tuple[bool, int] | None = None
     for at, (run, shape) in enumerate(waiting[:RESERVATION_DEPTH]):
         if at == state.entitled:
             _shelter(state, set())
-        _harden_above(state, run.priority, at < state.entitled)
+        if rank != (at < state.entitled, run.priority):
+            rank = (at < state.entitled, run.priority)
+            _harden_above(state, run.priority, at < state.entitled)
+            end = state.entitled if at < state.entitled else RESERVATION_DEPTH
+            admission.kept.hold(each for each in waiting[at:end] if each[0].priority == run.priority)
         _admit(admission, (run, shape), at < state.entitled)
     _backfill(admission, waiting[RESERVATION_DEPTH : RESERVATION_DEPTH + BACKFILL_SCAN])
     grow(state)
@@ -91,15 +101,15 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
     if not _can_fit(admission, waiting) or not _within_limit(admission, waiting):
         return
     duration_s = run.remaining_s(minimum)
-    at_once = _under_limit_now(state, waiting)
-    found = state.profile.earliest(shape, minimum, duration_s)
-    if found is not None and found[0] == 0:
-        if at_once:
-            state.start(run, shape, places_in(found[1], shape.placement, minimum))
-            return
-        found = (1, state.profile.window(shape, 1, state.profile.end_of(1, duration_s)))
+    kept = admission.kept.lift(waiting)
+    now = state.profile.earliest(shape, minimum, duration_s, last=0)
+    if now is not None and _under_limit_now(state, waiting):
+        state.start(run, shape, places_in(now[1], shape.placement, minimum))
+        return
     fits_now = fit_of(state.profile.counts(shape)[:, 0], shape.placement) >= minimum
-    room = _make_room(admission, waiting, entitled, None if found is None else found[0])
+    soon = state.profile.earliest(shape, minimum, duration_s, first=1, last=1)
+    found = kept or new_reservation(state, waiting)
+    room = _make_room(admission, waiting, entitled, 1 if soon is not None else None if found is None else found[0])
     if room is not None:
         victims = tuple(each.run.id for each in room.victims)
         state.reserve(run, shape, 1, room.places)
@@ -107,9 +117,7 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
         return
     admission.refusals[run.id] = Refusal(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
     if found is not None:
-        start, counts = found
-        places = places_in(counts, shape.placement, minimum, _later_free(state, shape, counts, start))
-        state.reserve(run, shape, start, places)
+        state.reserve(run, shape, *found)
 
 
 def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: int | None) -> RoomMade | None:
@@ -125,14 +133,6 @@ def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: in
         admission.suspension_tries += 1
         return room_by_suspending(state, (run, shape), entitled)
     return None
-
-
-def _later_free(state: TickState, shape: WorkerShape, counts: WorkerCounts, start: int) -> WorkerCounts:
-    """Nodes that are free sooner come first: the earlier a run's nodes are, the better are the odds that it starts
-    sooner than expected."""
-    before = state.profile.counts(shape)[:, :start]
-    cost: WorkerCounts = (before < counts[:, None]).sum(axis=1)
-    return cost
 
 
 def _can_fit(admission: Admission, waiting: Waiting) -> bool:

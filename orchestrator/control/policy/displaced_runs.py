@@ -48,7 +48,7 @@ def _rehome(state: TickState, holder: CapacityHolder) -> None:
         state.profile.hold(holder.extras, shape, 1, state.end_column(holder))
     before = holder.kept
     state.profile.hold(before, shape, 1, state.end_column(holder), 1.0)
-    holder.divide()
+    holder.divide({})
     state.profile.hold(holder.hard, shape, 1, state.end_column(holder))
     holder.soft = bool(holder.extras)
     if holder.soft:

@@ -18,8 +18,10 @@ WORTH_S = 120.0
 """A run that ends sooner does not grow."""
 LEAST_GAIN = 0.05
 """Fewer additional workers than that share are not worth the change."""
-ROUNDS = 4
-"""In each, a run gets a quarter of its range at most, so that all grow alike; the last has no bound."""
+ROUNDS = 6
+"""In each but the last, a run gets no more than its part of what is idle, so that all grow alike."""
+STEPS_OF_RANGE = 4
+"""Nor more than this part of its range."""
 
 
 def grow(state: TickState) -> None:
@@ -37,7 +39,8 @@ def grow(state: TickState) -> None:
         able.sort(key=lambda each: (-each.run.priority, each.workers / each.run.ask.maximum, each.run.order))
         for holder in able:
             key = (holder.shape.number, holder.run.priority)
-            if key not in full and not _grow(state, holder, idle, turn == ROUNDS - 1):
+            others = 1 if turn == ROUNDS - 1 else len(able)
+            if key not in full and not _grow(state, holder, idle, others):
                 full.add(key)
 
 
@@ -55,20 +58,21 @@ def _may_grow(state: TickState, holder: CapacityHolder) -> bool:
     return left_s is None or left_s >= WORTH_S
 
 
-def _grow(state: TickState, holder: CapacityHolder, idle: Amounts, all_of_it: bool) -> bool:
-    """False if no node has room for such a worker."""
+def _grow(state: TickState, holder: CapacityHolder, idle: Amounts, among: int) -> bool:
+    """Give a run its part of what is idle, if so many want it. False if no node has room for such a worker."""
     ask, shape = holder.run.ask, holder.shape
     counts = workers_that_fit(idle, shape.bundle)
     if not counts.any():
         return False
     counts = open_rows(holder, _allowed(state, holder, counts))
     wanted = ask.maximum - holder.workers
-    if not all_of_it:
-        wanted = min(wanted, math.ceil((ask.maximum - ask.minimum) / ROUNDS))
+    fit = fit_of(counts, shape.placement)
+    if among > 1:
+        wanted = min(wanted, math.ceil((ask.maximum - ask.minimum) / STEPS_OF_RANGE), max(1, fit // among))
     room = state.ledger.room(holder.run.queue, state.ledger.booked[holder.run.queue], shape.bundle)
     if room is not None:
         wanted = min(wanted, room)
-    gain = min(wanted, fit_of(counts, shape.placement))
+    gain = min(wanted, fit)
     if gain > 0 and (holder.changed or gain >= LEAST_GAIN * holder.workers):
         places = places_in(counts, shape.placement, gain, _elsewhere(holder, counts))
         state.grow(holder, places)

@@ -66,17 +66,23 @@ def _level(rows: WorkerCounts, room: WorkerCounts, price: WorkerCounts, workers:
     return {int(rows[at]): int(taken[at]) for at in order if taken[at]}
 
 
-def part_of(places: RowPlaces, placement: str, workers: int) -> RowPlaces:
-    """The places that a gang keeps if it shrinks to `workers`: whole nodes come free, except of a spread gang."""
+def part_of(places: RowPlaces, placement: str, workers: int, safe: RowPlaces) -> RowPlaces:
+    """The places that a gang keeps if it shrinks to `workers`: first those that are `safe`, since they are reserved for
+    no other run; of these, whole nodes are kept, except by a spread gang."""
     if sum(places.values()) <= workers:
         return dict(places)
+    able = {row: min(count, safe.get(row, 0)) for row, count in places.items()}
     if placement == "spread":
-        rows = np.array(sorted(places), np.int64)
-        room = np.array([places[int(row)] for row in rows], np.int64)
-        return _level(rows, room, np.zeros_like(room), workers)
-    kept: RowPlaces = {}
-    for row in sorted(places, key=lambda row: (-places[row], row)):
-        take = min(places[row], workers - sum(kept.values()))
-        if take:
-            kept[row] = take
-    return kept
+        room = able if sum(able.values()) >= workers else places
+        rows = np.array(sorted(room), np.int64)
+        counts = np.array([room[int(row)] for row in rows], np.int64)
+        return _level(rows, counts, np.zeros_like(counts), workers)
+    kept = dict.fromkeys(places, 0)
+    left = workers
+    for room in (able, places):
+        for _, _, row in sorted((-room[row], -places[row], row) for row in places):
+            take = min(room[row] - kept[row], left)
+            if take > 0:
+                kept[row] += take
+                left -= take
+    return {row: count for row, count in kept.items() if count}

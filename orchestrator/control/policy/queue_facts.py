@@ -53,6 +53,9 @@ class RunFacts:
     """Seconds until its `limits.max_runtime`."""
     changed_s: float | None = None
     """When its grant last changed: Unix seconds. It does not grow again too soon; None: it may grow."""
+    reserved: tuple[float, Places] | None = None
+    """Of a waiting run: its entry in `Decision.reservations` of the decision before. It is kept as long as it can be,
+    so that later runs do not delay the run; None: there was none, or it is not known any more."""
 
     @property
     def elastic(self) -> bool:

@@ -20,7 +20,7 @@ class TickState:
         self.facts = facts
         self.now_s = facts.now_s
         self.table = ShapeTable(facts.nodes, facts.runs)
-        rows = {node.node_id: row for row, node in enumerate(facts.nodes)}
+        self.rows = rows = {node.node_id: row for row, node in enumerate(facts.nodes)}
         pairs = list(zip(facts.runs, self.table.of_runs, strict=True))
         self.holders = {
             run.id: holder_of(run, shape, rows, self.now_s) for run, shape in pairs if run.places or run.granted
@@ -39,22 +39,45 @@ class TickState:
         self.profile = CapacityProfile(self.table, self.now_s, (each.end_s for each in self.holders.values()))
         self.soft = np.zeros(self.table.total.shape)
         """Extras that are in use, and counted as free in the profile from its second column on: [resources, nodes]."""
-        self.profile.hold_all([each for holder in self.holders.values() for each in self._holdings(holder)])
+        stretched = [each for each in self.holders.values() if each.extras and not each.leaves]
+        apart = set(map(id, stretched))
+        self.profile.hold_all(
+            [each for holder in self.holders.values() for each in self._holdings(holder, id(holder) in apart)]
+        )
+        self._divide(stretched)
         self.grants: dict[str, RowPlaces] = {}
         self.reserved: dict[str, tuple[float, RowPlaces]] = {}
         self.reserved_priority: dict[int, int] = {}
         """The least priority of the reservations on a row."""
         self._by_row: dict[int, list[CapacityHolder]] | None = None
 
-    def _holdings(self, holder: CapacityHolder) -> list[Holding]:
-        profile, shape = self.profile, holder.shape
-        now: Holding = (holder.booked, shape, 0, 1)
-        if holder.run.leaving:
+    def _holdings(self, holder: CapacityHolder, only_now: bool) -> list[Holding]:
+        now: Holding = (holder.booked, holder.shape, 0, 1)
+        if holder.run.leaving or only_now:
             return [now]
-        holder.soft = bool(holder.extras)
-        if holder.soft:
+        return [now, (holder.hard, holder.shape, 1, self.end_column(holder))]
+
+    def _divide(self, stretched: list[CapacityHolder]) -> None:
+        """Choose which workers of elastic runs are extra: those on places that are promised to waiting runs."""
+        if not stretched:
+            return
+        free = self.profile.free.copy()
+        for run, shape in self.order:
+            if run.reserved is not None and run.reserved[0] < np.inf:
+                start = max(1, self.profile.column(run.reserved[0]))
+                end = self.profile.end_of(min(start, self.profile.unknown), run.remaining_s(run.ask.minimum))
+                for node, workers in run.reserved[1].items():
+                    if node in self.rows:
+                        free[:, self.rows[node], start:end] -= (workers * shape.bundle)[:, None]
+        for holder in sorted(stretched, key=lambda each: (-each.run.priority, each.run.order)):
+            end = self.end_column(holder)
+            safe = workers_that_fit(free[:, list(holder.kept), 1:end].min(axis=2, initial=np.inf), holder.shape.bundle)
+            holder.divide(dict(zip(holder.kept, safe.tolist(), strict=True)))
+            for row, workers in holder.hard.items():
+                free[:, row, 1:end] -= (workers * holder.shape.bundle)[:, None]
+            self.profile.hold(holder.hard, holder.shape, 1, end)
+            holder.soft = True
             self.count_soft(holder, holder.extras)
-        return [now, (holder.hard, shape, 1, self.end_column(holder))] if profile.unknown else [now]
 
     def end_column(self, holder: CapacityHolder) -> int:
         """The column before which its hard places are held."""

@@ -33,6 +33,8 @@ class GrantedPlaces:
         self._nodes: dict[int, str] = {}
         """The node of each reservation, by `id`."""
         self._retry_s = 0.0
+        self._complete = False
+        """Every granted place has a worker that trains, and there are no others."""
 
     def look(self, now_s: float) -> bool:
         """Read the newest grant; whether there is something to do: it has changed, or it is time to try again what was
@@ -41,7 +43,7 @@ class GrantedPlaces:
         changed = newest is not None and newest != self.grant
         if newest is not None and changed:
             self.grant = newest
-        due = self._carried_out < self.grant.number and now_s >= self._retry_s
+        due = not self._complete and now_s >= self._retry_s
         if changed or due:
             self._retry_s = now_s + RETRY_S
         return changed or due
@@ -115,8 +117,8 @@ class GrantedPlaces:
         places = dict(Counter(self.node_of(group) for group in groups))
         # Before the workers have answered there are no members: the reservations are what was granted.
         training = dict(Counter(member.hello.node_id for member in gang.members)) if gang.members else places
-        done = places == training == dict(self.grant.places)
-        answer = GrantAnswer(self.grant.number if done else self._carried_out, places)
+        self._complete = places == training == dict(self.grant.places)
+        answer = GrantAnswer(self.grant.number if self._complete else self._carried_out, places)
         if answer != self._said:
             self._said = answer
             self._desk.answer(answer)

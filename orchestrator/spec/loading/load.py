@@ -5,7 +5,7 @@ import os
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import yaml
@@ -186,10 +186,16 @@ class _Dumper(FastDumper):
         return True
 
 
-def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+@lru_cache(maxsize=4096)
+def _written(value: str) -> tuple[str, bool]:
+    """(the text as it is written, whether without quotes). Most texts of a job are keys, the same in every job."""
     escaped = escape(value)
     # Line separators of Unicode would be folded into blanks where they are not written as escapes.
-    plain = isinstance(resolve_plain(escaped), str) and escaped.isprintable()
+    return escaped, isinstance(resolve_plain(escaped), str) and escaped.isprintable()
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    escaped, plain = _written(value)
     return dumper.represent_scalar("tag:yaml.org,2002:str", escaped, style=None if plain else '"')
 
 

@@ -65,6 +65,8 @@ class QueueWorld:
         check(facts, decision)
         for name, (start_s, _) in decision.reservations.items():
             self.promised_s.setdefault(name, start_s)
+        for name, run in self.runs.items():
+            self.runs[name] = replace(run, reserved=decision.reservations.get(name))
         for name, places in decision.grants.items():
             run = self.runs[name]
             if run.waits:
@@ -91,6 +93,7 @@ class QueueWorld:
     def settle(self, most: int = 12) -> None:
         """Tick and answer until nothing changes. Raises AssertionError if that takes more rounds."""
         for _ in range(most):
+            self.answer_all()
             decision = self.tick()
             self.answer_all()
             if not decision.grants and not decision.suspensions:
@@ -118,8 +121,10 @@ def check(facts: QueueFacts, decision: Decision) -> None:
     up = {each.node_id for each in facts.nodes}
     for name, places in decision.grants.items():
         run, workers = runs[name], sum(places.values())
-        assert not run.leaving and name not in decision.suspensions
-        assert set(places) <= up and all(places.values()), "granted where no node is"
+        assert not run.leaving
+        assert name not in decision.suspensions
+        assert set(places) <= up, "granted where no node is"
+        assert all(places.values())
         assert run.ask.minimum <= workers <= run.ask.maximum, "half a gang"
         assert dict(run.granted) != dict(places), "a grant that changes nothing"
         if run.ask.placement == "strict_spread":

@@ -153,6 +153,21 @@ def test_a_grant_that_cannot_be_carried_out_is_tried_again(monkeypatch: pytest.M
     assert world.granted.look(1.0 + RETRY_S)
 
 
+def test_a_worker_that_starts_on_a_node_that_dies_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would try without a pause to place its reservation again."""
+    world = World(monkeypatch, Grant(1, {"a": 1, "b": 1}))
+    world.granted.answer(world.gang)
+    lost = world.gang.members.pop()
+    world.gang.places.give_back([lost.group])
+    world.seek("a", "b")
+    assert (world.coming(), world.released) == (["b"], ["b"])
+    assert world.granted.look(1.0)
+    world.seek("a")
+    assert (world.coming(), world.released) == ([], ["b", "b"])
+    assert world.desk.answers[-1] == GrantAnswer(1, {"a": 1})
+    assert world.granted.look(1.0 + RETRY_S), "it may be there again"
+
+
 def test_the_end_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, Grant(4, {"a": 1}))
     world.granted.end()
