@@ -16,6 +16,7 @@ from orchestrator.domain.errors import (
     UsageError,
 )
 from orchestrator.spec.spec_errors import SpecError
+from orchestrator.wire.api_version import INVALID_JOB
 from orchestrator.wire.wire_base import ErrorBody
 
 SHOWN_PROBLEMS = 50
@@ -37,7 +38,6 @@ CODES = {
     503: "unavailable",
 }
 """The code of each status, if an error has none of its own."""
-INVALID_JOB = "invalid_job"
 
 
 class TooManyStreamsError(ConvoyError):
