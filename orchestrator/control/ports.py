@@ -34,11 +34,10 @@ class DriverFacts:
     step_time_s: float | None = None
     """Of recent steps."""
     loss: float | None = None
-    cluster_address: str = ""
-    """Of the cluster that the driver has joined. If the server's cluster has another one by now, that cluster is gone:
-    Ray ends such a driver only after a minute, `kill` does it at once."""
     cluster_lost: bool = False
     """An ended driver could not reach its cluster any more: the run is to be resumed when there is one."""
+    cluster_address: str = ""
+    """Of the cluster that the driver has joined."""
 
 
 class DriverPort(Protocol):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +36,7 @@ from orchestrator.spec.loading.load import LoadedJob, dump_job, load_job
 from orchestrator.spec.resources import ClusterSpec
 from orchestrator.store.exchange.grant_files import GrantFiles
 from orchestrator.store.resume_check import examine, pinned
-from orchestrator.store.run_store import RunStore
+from orchestrator.store.run_store import RunStore, was_begun
 from orchestrator.store.skip_file import write_skips
 from orchestrator.trackers.tracker_needs import check_trackers
 from orchestrator.weights.pretrained_location import anchored, at_value, check_files
@@ -123,8 +124,10 @@ def lay_out(job: LoadedJob, home: Path) -> RunLayout:
     check_trackers(job, os.environ)
     job_dir = job.path.parent.absolute()
     spec = anchored(job.spec, job_dir)
-    layout = RunStore(home).make(spec.name)
+    store, now_s = RunStore(home), time.time()
+    layout = store.reserve(spec.name, now_s)
     _write_inputs(layout, spec, job_dir)
+    store.restore_queued(layout, spec.name, now_s)
     return layout
 
 
@@ -149,7 +152,7 @@ def serve_run(
     """
     layout = RunLayout(run_dir.absolute())
     served = Served(address, GrantFiles(layout))
-    if layout.state.exists():
+    if was_begun(read_json(layout.state)):
         handle = claim_run(run_dir, home, stop, _bus_of(observers).emit, choice=choice, served=served)
     else:
         handle = _begin(layout, home, stop, served, choice or LeaseChoice())

@@ -15,7 +15,7 @@ from orchestrator.domain.events import RunState
 from orchestrator.domain.lease import LEASE, next_token, token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.run_states import FINAL_STATES
-from orchestrator.json_values import JsonObject
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
@@ -121,16 +121,7 @@ class RunStore:
         """By run id: the token of the lease with which this store writes a run's state."""
 
     def create(self, name: str, now_s: float | None = None) -> RunLayout:
-        """A run in a fresh directory (see `make`) with state `preparing`, driven by this process. Raises UsageError."""
-        now_s = time.time() if now_s is None else now_s
-        layout = self.make(name, now_s)
-        value = {"id": layout.run_id, "name": name, "created_s": now_s, **_state(RunState.PREPARING, None, now_s)}
-        self._tokens[layout.run_id] = token = next_token(())
-        write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
-        return layout
-
-    def make(self, name: str, now_s: float | None = None) -> RunLayout:
-        """A fresh directory `name-YYYYmmdd-HHMMSS-xxxx` (local time) for a run that has no driver yet.
+        """A fresh directory `name-YYYYmmdd-HHMMSS-xxxx` (local time) with state `preparing`, driven by this process.
 
         Raises UsageError where `name` is no job name or the directory cannot be made.
         """
@@ -338,6 +329,11 @@ def is_silent(layout: RunLayout, now_s: float) -> bool:
 
 def _state(state: RunState, reason: str | None, now_s: float) -> JsonObject:
     return {"state": state.value, "reason": reason, "updated_s": now_s}
+
+
+def was_begun(record: JsonFields | None) -> bool:
+    """Whether a run with this `run.json` has had a driver: not if it has none, or only that of a server's queue."""
+    return record is not None and record.get(QUEUED) is not True
 
 
 def parse_state(value: object) -> RunState | None:

@@ -87,7 +87,9 @@ def test_the_cluster_outlives_its_starter_mends_itself_and_ends_on_request(direc
         gcs.resume()
         until(lambda: cluster.nodes() is not None)
         gcs.kill()
+        before = {node.node_id for node in cluster.nodes() or ()}
         until(lambda: cluster.address not in ("", found.address))
+        assert before.isdisjoint(node.node_id for node in cluster.nodes() or ()), "nodes of a cluster that was replaced"
         until(lambda: len(cluster.nodes() or ()) == NODES)
     finally:
         cluster.close()

@@ -58,13 +58,15 @@ class ObservedCluster:
 
     def held(self, run_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
         """See `ClusterPort`. What was seen last, if the cluster does not answer."""
-        held = self._sight.held if self._sight is not None else {}
+        sight = self._sight
+        held = sight.held if sight is not None else {}
         return {run_id: held[run_id] for run_id in run_ids if run_id in held}
 
     @property
     def autoscales(self) -> bool:
         """See `ClusterPort`."""
-        return self._sight is not None and self._sight.autoscales
+        sight = self._sight
+        return sight is not None and sight.autoscales
 
     def wait_for_nodes(self, timeout_s: float) -> bool:
         """Wait until it answers; whether it does."""
@@ -109,7 +111,10 @@ class ObservedCluster:
         self._reader.join(PAUSE_S)
 
     def _fresh(self) -> ClusterSight | None:
-        return self._sight if time.monotonic() - self._seen_s <= FRESH_S else None
+        """What was seen lately of the cluster that is there now."""
+        if time.monotonic() - self._seen_s > FRESH_S or self._find() != self._address:
+            return None
+        return self._sight
 
     def _observe(self) -> bool:
         """One observer, from its start to its end."""
@@ -127,6 +132,8 @@ class ObservedCluster:
             start_new_session=True,
         )
         with self._lock:
+            if address != self._address:
+                self._sight = None  # of a cluster that was replaced
             self._process, self._address, self._began_s = process, address, time.monotonic()
         try:
             assert process.stdout is not None

@@ -18,6 +18,7 @@ from types import FrameType
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.base_error import ConvoyError
 from orchestrator.clusters.ray.reachability import listens
+from orchestrator.control.drivers.cluster_guard import ClusterGuard
 from orchestrator.control.drivers.driver_report import DriverReport, ReportWriter
 from orchestrator.domain.errors import LeaseLostError
 from orchestrator.domain.events import RunState
@@ -103,8 +104,13 @@ def drive(request: DriverRequest) -> int:
 
     thread = threading.Thread(target=run, name="driver", daemon=True)
     thread.start()
+    guard = ClusterGuard(request.address)
     while thread.is_alive() and driving.lost is None:
         thread.join(WAIT_S)
+        if guard.gone(time.monotonic()):
+            _say(f"the Ray cluster at {request.address} is gone")
+            writer.end(1, cluster_lost=True)
+            return 1
     if driving.lost is not None:  # its workers have been fenced off; nothing more may be written
         _say(driving.lost.message)
         return _busy(layout)

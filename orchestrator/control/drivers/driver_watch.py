@@ -15,7 +15,7 @@ from orchestrator.domain.run_layout import RunLayout
 from orchestrator.json_values import JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.lease.lease_places import LeaseDirectory, LeaseEntry
-from orchestrator.store.run_store import parse_state
+from orchestrator.store.run_store import parse_state, was_begun
 
 CHECK_S = 5.0
 """From one thorough look at a process to the next: between them, it is only asked whether its pid exists."""
@@ -94,11 +94,11 @@ class DriverWatch:
         """`now_s`: on this process's monotonic clock."""
         drivers = self.drivers()
         record, report = self._record.look(), self._report.look()
-        state = parse_state(record.get("state"))
+        state = parse_state(record.get("state")) if was_begun(record) else None
         alive = self._alive(drivers, now_s)
         # What an earlier driver said of its end is not true of one that was started since and has said nothing.
         own = report is not None and drivers[:1] == (report.driver,)
-        reason = str(record["reason"]) if record.get("reason") else None
+        reason = str(record["reason"]) if state is not None and record.get("reason") else None
         ended = own and report is not None and report.exit_code is not None
         answer = self._answer.look() or GrantAnswer(0)
         return DriverFacts(

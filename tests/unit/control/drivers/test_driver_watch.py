@@ -19,6 +19,7 @@ from orchestrator.domain.run_layout import RunLayout
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.exchange.grant_files import GrantFiles
 from orchestrator.store.lease.lease_places import LeaseDirectory, LeaseEntry
+from orchestrator.store.run_store import RunStore
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +47,11 @@ def made(directory: Path, driver: DriverProcess = OWN, state: str = "running", l
 def test_a_run_without_files_has_no_driver(tmp_path: Path) -> None:
     facts = DriverWatch(tmp_path).look(0.0)
     assert facts == DriverFacts(False, False, None, None, None, 0)
+
+
+def test_a_run_that_waits_in_the_queue_has_had_no_driver(tmp_path: Path) -> None:
+    RunStore(tmp_path).restore_queued(RunLayout(tmp_path / "waits"), "waits", 1.0)
+    assert DriverWatch(tmp_path / "waits").look(0.0) == DriverFacts(False, False, None, None, None, 0)
 
 
 def test_a_driver_at_work(tmp_path: Path) -> None:
