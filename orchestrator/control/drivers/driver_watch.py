@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from orchestrator.atomic_files import read_json
 from orchestrator.control.drivers.driver_report import DriverReport
 from orchestrator.control.ports import DriverFacts
+from orchestrator.domain.events import RunState
 from orchestrator.domain.grant import GrantAnswer
 from orchestrator.domain.lease import TTL_S, Observed, observe
 from orchestrator.domain.run_layout import RunLayout
@@ -43,6 +44,23 @@ class _FileValue(Generic[T]):
         return self.value
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What `run.json` says."""
+
+    state: RunState | None = None
+    reason: str | None = None
+    driver: DriverProcess | None = None
+
+
+def _record_of(value: JsonObject) -> _Record:
+    if not was_begun(value):
+        return _Record()
+    reason = value.get("reason")
+    driver = DriverProcess.from_json(value.get("driver"))
+    return _Record(parse_state(value.get("state")), str(reason) if reason else None, driver)
+
+
 @dataclass
 class _Process:
     """Whether a process lives."""
@@ -65,7 +83,7 @@ class DriverWatch:
     def __init__(self, directory: Path) -> None:
         layout = RunLayout(directory)
         self._leases = LeaseDirectory(directory)
-        self._record = _FileValue[JsonObject](layout.state, lambda: read_json(layout.state) or {}, {})
+        self._record = _FileValue[_Record](layout.state, lambda: _record_of(read_json(layout.state) or {}), _Record())
         self._launch = _FileValue(layout.driver, lambda: DriverProcess.from_json(read_json(layout.driver)), None)
         self._report = _FileValue(
             layout.driver_report, lambda: DriverReport.from_json(read_json(layout.driver_report)), None
@@ -82,9 +100,11 @@ class DriverWatch:
     def drivers(self) -> tuple[DriverProcess, ...]:
         """The process that was started last, the one that has written the run's record, and the one that has its lease;
         usually they are the same."""
-        recorded, entry = DriverProcess.from_json(self._record.look().get("driver")), self._lease()
+        return self._candidates(self._record.look(), self._lease())
+
+    def _candidates(self, record: "_Record", entry: LeaseEntry | None) -> tuple[DriverProcess, ...]:
         holder = entry.driver if entry is not None and not entry.lease.released else None
-        return tuple(dict.fromkeys(each for each in (self._launch.look(), recorded, holder) if each is not None))
+        return tuple(dict.fromkeys(each for each in (self._launch.look(), record.driver, holder) if each is not None))
 
     def launched(self, driver: DriverProcess) -> None:
         """A process has just been started."""
@@ -92,20 +112,18 @@ class DriverWatch:
 
     def look(self, now_s: float) -> DriverFacts:
         """`now_s`: on this process's monotonic clock."""
-        drivers = self.drivers()
-        record, report = self._record.look(), self._report.look()
-        state = parse_state(record.get("state")) if was_begun(record) else None
+        record, report, entry = self._record.look(), self._report.look(), self._lease()
+        drivers = self._candidates(record, entry)
         alive = self._alive(drivers, now_s)
         # What an earlier driver said of its end is not true of one that was started since and has said nothing.
         own = report is not None and drivers[:1] == (report.driver,)
-        reason = str(record["reason"]) if state is not None and record.get("reason") else None
         ended = own and report is not None and report.exit_code is not None
         answer = self._answer.look() or GrantAnswer(0)
         return DriverFacts(
             alive=alive,
-            lease_moved=self._lease_moves(now_s),
-            state=state,
-            reason=(report.error or reason) if ended and report is not None else reason,
+            lease_moved=self._lease_moves(entry, now_s),
+            state=record.state,
+            reason=(report.error or record.reason) if ended and report is not None else record.reason,
             exit_code=report.exit_code if ended and report is not None else None,
             answered=answer.number,
             holding=answer.places if alive is not False else {},
@@ -135,10 +153,9 @@ class DriverWatch:
             self._entry, self._entry_token = _FileValue(path, lambda: self._leases.read(token), None), token
         return self._entry.look()
 
-    def _lease_moves(self, now_s: float) -> bool:
+    def _lease_moves(self, entry: LeaseEntry | None, now_s: float) -> bool:
         """Whether the holder of the lease may still renew it: it has done so within the TTL, and is not known to be
         dead."""
-        entry = self._lease()
         if entry is None:
             return False
         self._seen = observe(self._seen, entry.lease, now_s)
