@@ -113,9 +113,13 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
         state.reserve(run, shape, 1, room.places)
         admission.reasons[run.id] = WaitReason(Obstacle.MAKING_ROOM, victims)
         return
-    admission.reasons[run.id] = WaitReason(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
+    likely_s = None
     if found is not None:
+        first = state.profile.earliest(shape, minimum, duration_s, first=1, last=found[0])
+        likely_s = None if first is None else state.profile.times_s[first[0]]
         state.reserve(run, shape, *found)
+    obstacle = Obstacle.RESERVED if fits_now else Obstacle.CAPACITY
+    admission.reasons[run.id] = WaitReason(obstacle, likely_s=None if likely_s == np.inf else likely_s)
 
 
 def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: int | None) -> RoomMade | None:
