@@ -81,13 +81,11 @@ def slack_s(duration_s: float | None) -> float:
     return SLACK_OF_UNKNOWN_S if duration_s is None else min(SLACK * duration_s, MOST_SLACK_S)
 
 
-def new_reservation(state: TickState, waiting: Waiting) -> Reservation | None:
-    """The earliest time, or when the slack ends if that is later. None if no time is known, and none unknown."""
+def new_reservation(state: TickState, waiting: Waiting, found: tuple[int, WorkerCounts]) -> Reservation:
+    """From when the run can start, or from when its slack ends if that is later. `found`: the column with which it can
+    start, and what fits then."""
     (run, shape), profile = waiting, state.profile
     duration_s = run.remaining_s(run.ask.minimum)
-    found = profile.earliest(shape, run.ask.minimum, duration_s, first=1)
-    if found is None:
-        return None
     latest_s = run.since_s + slack_s(duration_s)
     if profile.times_s[found[0]] < latest_s:
         profile.split(latest_s)
