@@ -22,7 +22,8 @@ from tests.bench.week_trace import week_of
 
 NODES, GPUS_PER_NODE = 8, 8
 LOAD = 0.95
-SEEDS = range(10)
+SEEDS = range(100, 110)
+"""None of these was looked at when the constants of the scheduler were chosen; that was done with 0 to 7."""
 SHARES = (0.0, 0.3, 0.6)
 DRAWS = 2_000
 MARGIN = 0.01
