@@ -22,9 +22,12 @@ from tests.bench.week_trace import week_of
 
 NODES, GPUS_PER_NODE = 8, 8
 LOAD = 0.95
-SEEDS = range(10)
+SEEDS = range(100, 110)
+"""None of these was looked at when the constants of the scheduler were chosen; that was done with 0 to 7."""
 SHARES = (0.0, 0.3, 0.6)
 DRAWS = 2_000
+MARGIN = 0.01
+"""Without elastic runs, the interval of a ratio to backfill has to exclude that we are worse by that."""
 OURS = "Convoy"
 SCHEDULERS: dict[str, tuple[Policy, bool]] = {
     OURS: (decide, True), "FIFO": (fifo, False), "backfill": (backfill, False), "kills": (kill_for_priority, True),
@@ -95,11 +98,12 @@ def compared(results: Results, share: float, label: str, peer: str) -> Row:
     ours, theirs = ([of(each) for each in results[share, name]] for name in (OURS, peer))
     ratio = ratio_of_means(ours, theirs)
     low, high = interval([ours, theirs], ratio_of_means)
-    better, worse_is_sure = (low > 1.0, high < 1.0) if more else (high < 1.0, low > 1.0)
     if share > 0:
-        bar, met = ("better", better)
+        bar, met = "better", low > 1.0 if more else high < 1.0
+    elif peer == "backfill":
+        bar, met = f"no worse by {MARGIN:.0%}", low > 1.0 - MARGIN if more else high < 1.0 + MARGIN
     else:
-        bar, met = ("no worse", not worse_is_sure) if peer == "backfill" else ("", None)
+        bar, met = "", None
     name = f"{label}, {share:.0%} elastic, against {peer}"
     shown = f"{_shown(label, theirs)}; ratio {low:.2f} to {high:.2f}"
     return Row(name, _shown(label, ours), shown, ratio, bar, met)

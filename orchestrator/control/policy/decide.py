@@ -105,17 +105,20 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
         state.start(run, shape, places_in(now[1], shape.placement, minimum))
         return
     fits_now = fit_of(state.profile.counts(shape)[:, 0], shape.placement) >= minimum
-    soon = state.profile.earliest(shape, minimum, duration_s, first=1, last=1)
-    found = kept or new_reservation(state, waiting)
-    room = _make_room(admission, waiting, entitled, 1 if soon is not None else None if found is None else found[0])
+    soonest = state.profile.earliest(shape, minimum, duration_s, first=1)
+    likely_s = None if soonest is None else state.profile.times_s[soonest[0]]
+    room = _make_room(admission, waiting, entitled, None if soonest is None else soonest[0])
     if room is not None:
         victims = tuple(each.run.id for each in room.victims)
         state.reserve(run, shape, 1, room.places)
         admission.reasons[run.id] = WaitReason(Obstacle.MAKING_ROOM, victims)
         return
-    admission.reasons[run.id] = WaitReason(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
-    if found is not None:
-        state.reserve(run, shape, *found)
+    if kept is None and soonest is not None:
+        kept = new_reservation(state, waiting, soonest)
+    if kept is not None:
+        state.reserve(run, shape, *kept)
+    obstacle = Obstacle.RESERVED if fits_now else Obstacle.CAPACITY
+    admission.reasons[run.id] = WaitReason(obstacle, likely_s=None if likely_s == np.inf else likely_s)
 
 
 def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: int | None) -> RoomMade | None:

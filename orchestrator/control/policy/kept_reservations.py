@@ -15,9 +15,10 @@ from orchestrator.control.policy.gang_places import RowPlaces, places_in
 from orchestrator.control.policy.tick_state import TickState
 from orchestrator.control.policy.worker_shapes import WorkerCounts
 
-SLACK = 2.0
-"""Times the run time of a run: by so much later runs may delay it, counted from when it began to wait."""
-MOST_SLACK_S = 48 * 3600.0
+SLACK = 6.0
+"""Times the run time of a run: so long after it began to wait, later runs may delay it, and no longer. Chosen with
+`tests/bench/queue_week.py`: less slack makes all others wait longer for wide runs."""
+MOST_SLACK_S = 96 * 3600.0
 SLACK_OF_UNKNOWN_S = 3600.0
 """If its run time is not known."""
 MOST_SHIFTS = 8
@@ -80,13 +81,11 @@ def slack_s(duration_s: float | None) -> float:
     return SLACK_OF_UNKNOWN_S if duration_s is None else min(SLACK * duration_s, MOST_SLACK_S)
 
 
-def new_reservation(state: TickState, waiting: Waiting) -> Reservation | None:
-    """The earliest time, or when the slack ends if that is later. None if no time is known, and none unknown."""
+def new_reservation(state: TickState, waiting: Waiting, found: tuple[int, WorkerCounts]) -> Reservation:
+    """From when the run can start, or from when its slack ends if that is later. `found`: the column with which it can
+    start, and what fits then."""
     (run, shape), profile = waiting, state.profile
     duration_s = run.remaining_s(run.ask.minimum)
-    found = profile.earliest(shape, run.ask.minimum, duration_s, first=1)
-    if found is None:
-        return None
     latest_s = run.since_s + slack_s(duration_s)
     if profile.times_s[found[0]] < latest_s:
         profile.split(latest_s)

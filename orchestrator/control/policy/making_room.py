@@ -118,7 +118,9 @@ def _suspendable(state: TickState, run: Waiting, entitled: bool) -> list[Capacit
     found = []
     for holder in state.by_harm():
         other = holder.run
-        if holder.leaves or holder.started or other.id in state.reserved:
+        if not entitled and other.priority >= run[0].priority:
+            break
+        if holder.leaves:
             continue
         lower = other.priority < run[0].priority
         if other.queue == run[0].queue:

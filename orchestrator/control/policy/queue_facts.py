@@ -25,7 +25,7 @@ class QueueShare:
     """What its runs never exceed together, borrowed or not."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunFacts:
     """A run that waits, or that has capacity."""
 

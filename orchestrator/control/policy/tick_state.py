@@ -72,7 +72,7 @@ class TickState:
                         free[:, self.rows[node], start:end] -= (workers * shape.bundle)[:, None]
         for holder in sorted(stretched, key=lambda each: (-each.run.priority, each.run.order)):
             end = self.end_column(holder)
-            safe = workers_that_fit(free[:, list(holder.kept), 1:end].min(axis=2, initial=np.inf), holder.shape.bundle)
+            safe = workers_that_fit(free[:, list(holder.kept), 1 : max(end, 2)].min(axis=2), holder.shape.bundle)
             holder.divide(dict(zip(holder.kept, safe.tolist(), strict=True)))
             for row, workers in holder.hard.items():
                 free[:, row, 1:end] -= (workers * holder.shape.bundle)[:, None]

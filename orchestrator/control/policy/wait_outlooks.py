@@ -15,6 +15,8 @@ from orchestrator.control.policy.worker_shapes import fit_of
 MOST_NODES = 2
 """That a message names."""
 MOST_BLOCKERS = 8
+LATER_S = 300.0
+"""A difference between two times that is worth two figures."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class WaitReason:
     """That make room, or that use what the queue may use."""
     limit_workers: int | None = None
     """That the queue's limit leaves."""
+    likely_s: float | None = None
+    """When it could start if no other run starts before it: Unix seconds."""
 
 
 def outlooks_of(state: TickState, reasons: dict[str, WaitReason]) -> dict[str, Outlook]:
@@ -72,11 +76,14 @@ def _considered(state: TickState, waiting: Waiting, reason: WaitReason, position
     if obstacle is Obstacle.RESERVED:
         parts = [needs, f"{now} are free, and runs before it have reserved them"]
     parts[-1] += _held(state, places, blockers)
-    if start_s is not None:
-        parts.append(f"may start at about {_clock(start_s, state.now_s)}")
+    likely_s = start_s if reason.likely_s is None else reason.likely_s
+    if start_s is not None and likely_s is not None:
+        parts.append(f"may start at about {_clock(likely_s, state.now_s)}")
+        if start_s - likely_s > LATER_S:
+            parts[-1] += f", at the latest at {_clock(start_s, state.now_s)}"
     else:
         parts.append("when enough come free is not known")
-    return Outlook(position, obstacle, "; ".join(parts), tuple(blockers)[:MOST_BLOCKERS], start_s)
+    return Outlook(position, obstacle, "; ".join(parts), tuple(blockers)[:MOST_BLOCKERS], likely_s)
 
 
 def _workers(count: int, state: TickState, waiting: Waiting) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.control.policy.decide import decide
+from orchestrator.control.policy.kept_reservations import SLACK
 from orchestrator.control.policy.queue_facts import Obstacle, QueueFacts, QueueShare
 from tests.unit.control.policy.queue_world import QueueWorld, ask, node
 
@@ -54,7 +55,8 @@ def test_a_wide_run_is_reserved_for_and_short_ones_pass_it_only_if_they_end_befo
     assert outlook.blockers == ("r1",)
     assert "needs 8 workers of 1 CPU, 1 GPU" in outlook.message
     assert "is held by r1 until about" in outlook.message
-    assert outlook.may_start_s == decision.reservations[wide][0]
+    assert outlook.may_start_s == pytest.approx(it.now_s + 4 * HOUR_S)
+    assert decision.reservations[wide][0] == pytest.approx(it.now_s + SLACK * HOUR_S)
     for name in (long, unknown):
         assert decision.outlooks[name].obstacle is Obstacle.RESERVED
 
