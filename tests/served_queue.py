@@ -49,7 +49,8 @@ class StandingCluster:
 
     address: str = "127.0.0.1:6379"
     autoscales: bool = False
-    drained: list[str] = field(default_factory=list)
+    drained: list[tuple[str, float | None]] = field(default_factory=list)
+    """Nodes, and when they go away: Unix seconds."""
 
     def nodes(self) -> tuple[NodeCapacity, ...]:
         return tuple(
@@ -60,7 +61,7 @@ class StandingCluster:
         return {}
 
     def drain(self, node_id: str, reason: str, deadline_s: float | None) -> None:
-        self.drained.append(node_id)
+        self.drained.append((node_id, deadline_s))
 
 
 class ServedQueue:

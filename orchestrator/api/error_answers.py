@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 
 from orchestrator.api.access.issued_tokens import UnauthenticatedError
 from orchestrator.domain.errors import (
+    ClusterError,
     ConflictError,
     ConvoyError,
     ForbiddenError,
@@ -15,6 +16,7 @@ from orchestrator.domain.errors import (
     UsageError,
 )
 from orchestrator.spec.spec_errors import SpecError
+from orchestrator.wire.api_version import INVALID_JOB
 from orchestrator.wire.wire_base import ErrorBody
 
 SHOWN_PROBLEMS = 50
@@ -36,7 +38,6 @@ CODES = {
     503: "unavailable",
 }
 """The code of each status, if an error has none of its own."""
-INVALID_JOB = "invalid_job"
 
 
 class TooManyStreamsError(ConvoyError):
@@ -72,7 +73,7 @@ def refusal_of(error: ConvoyError) -> HttpRefusal:
     headers: dict[str, str] = {}
     if isinstance(error, UnauthenticatedError):
         status, headers["WWW-Authenticate"] = 401, 'Bearer realm="convoy"'
-    elif isinstance(error, UnavailableError):
+    elif isinstance(error, UnavailableError | ClusterError):
         status, headers["Retry-After"] = 503, "2"
     elif isinstance(error, TooManyStreamsError):
         status, headers["Retry-After"] = 429, "10"

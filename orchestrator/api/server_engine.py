@@ -1,16 +1,19 @@
 """The queue of a server with all that moves it: database, lease, cluster, drivers, ticks."""
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 import psutil
 
 from orchestrator.api.leased_drivers import LeasedDrivers
 from orchestrator.api.server_files import ServerFiles
 from orchestrator.api.server_settings import ServerConfig, ServerSettings
+from orchestrator.api.webhooks.webhook_sender import WebhookSender, WebhookTarget, read_secret
 from orchestrator.clusters.ray.gpus import gpus_for
 from orchestrator.clusters.ray.local.keeper_files import KeptNodes
 from orchestrator.control.cluster.kept_cluster import ensure_cluster
@@ -27,6 +30,7 @@ from orchestrator.control.server_lease import ServerLease
 from orchestrator.control.server_paths import ServerPaths
 from orchestrator.control.submitting import SubmitSettings
 from orchestrator.control.ticker import Ticker, TickerPorts
+from orchestrator.domain.queue.queue_states import QueueState
 from orchestrator.lasting_thread import LastingThread
 from orchestrator.run.launcher import ENGINE_MODULES
 from orchestrator.store.run_store import RunStore
@@ -67,6 +71,9 @@ def queue_engine(
         queue = LiveQueue(store, runs, board, cluster, submitting, ticker.wake)
         ticker.start()
         stack.callback(ticker.close)
+        for sender in _webhooks(settings, files, store, lease, log):
+            sender.start()
+            stack.callback(sender.close)
         yield queue
 
 
@@ -90,6 +97,19 @@ def _store_queues(store: QueueStore, config: ServerConfig) -> None:
     for name, each in config.queues.items():
         share = QueueShare(name, each.weight, dict(each.quota), dict(each.limit))
         store.write(partial(put_queue, share=share))
+
+
+def _webhooks(
+    settings: ServerSettings, files: ServerFiles, store: QueueStore, lease: ServerLease, log: Log
+) -> list[WebhookSender]:
+    """Raises UsageError if a secret cannot be used."""
+    senders = []
+    for each in settings.config.webhooks:
+        secret = read_secret(Path(each.secret_file).expanduser())
+        target = WebhookTarget(each.url, secret, frozenset(QueueState(state) for state in each.states))
+        place = files.folder / f"webhook-{hashlib.sha256(each.url.encode()).hexdigest()[:16]}.json"
+        senders.append(WebhookSender(store, target, place, lambda: lease.token is not None, log))
+    return senders
 
 
 @contextlib.contextmanager

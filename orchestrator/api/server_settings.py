@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from orchestrator.domain.errors import UsageError
+from orchestrator.domain.queue.queue_states import FINAL, QueueState
 from orchestrator.json_values import JsonValue
 from orchestrator.metrics.metrics_endpoint import is_loopback
 from orchestrator.spec.loading.load import read_source
@@ -37,8 +38,22 @@ class QueueSetting(SpecModel):
     """What its runs never exceed together."""
 
 
+class WebhookSetting(SpecModel):
+    """A URL that is told about changes of runs: JSON by POST, signed as Standard Webhooks says."""
+
+    url: str = Field(pattern=r"^https?://")
+    """Where to."""
+
+    secret_file: str
+    """File with the key of the signature, at least 24 bytes, that only its owner may read."""
+
+    states: list[str] = Field(default_factory=lambda: [state.value for state in sorted(FINAL)])
+    """A message for each run that comes into one of these states of the queue. Default: those in which it has ended."""
+
+
 class ServerConfig(SpecModel):
-    """The config file. Every field but `queues` is also a flag of `convoy server start`, and a variable."""
+    """The config file. Every field but `queues` and `webhooks` is also a flag of `convoy server start`, and a
+    variable."""
 
     listen: str = DEFAULT_LISTEN
     """`HOST:PORT`. Port 0: a free one."""
@@ -74,6 +89,9 @@ class ServerConfig(SpecModel):
 
     queues: dict[str, QueueSetting] = Field(default_factory=dict)
     """Queues by name. `default` exists always."""
+
+    webhooks: list[WebhookSetting] = Field(default_factory=list, max_length=10)
+    """URLs that get a message when runs change."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
     for name in ServerConfig.model_fields:
         text = environ.get(PREFIX + name.upper())
-        if text is None or name == "queues":
+        if text is None or name in ("queues", "webhooks"):
             continue
         try:
             found[name] = _typed(name, text)
@@ -168,6 +186,10 @@ def checked(home: Path, config: ServerConfig) -> ServerSettings:
         for path in tls:
             if not os.access(path, os.R_OK):
                 raise UsageError(f"the TLS file {path} cannot be read")
+    for webhook in config.webhooks:
+        unknown = [state for state in webhook.states if state not in list(QueueState)]
+        if unknown:
+            raise UsageError(f"webhooks: {unknown[0]!r} is no state of a run", f"one of {', '.join(QueueState)}")
     host = host.strip("[]")
     if not is_loopback(host) and tls is None and not config.behind_proxy:
         raise UsageError(

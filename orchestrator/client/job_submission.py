@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.client.api_errors import ApiError
 from orchestrator.client.convoy_client import ConvoyClient
 from orchestrator.client.job_uploads import LocalFile, UploadPlan, plan_uploads, read_content
+from orchestrator.json_values import JsonObject, JsonShapeError, integer, optional, text
 from orchestrator.spec.loading.load import read_source
+from orchestrator.spec.spec_errors import Place, Problem, SpecError
+from orchestrator.wire.api_version import INVALID_JOB
 from orchestrator.wire.run_messages import Submission, SubmitAnswer
+from orchestrator.wire.wire_base import ErrorBody
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ Uploading = Callable[[LocalFile, bool], None]
 
 
 def submit_job(client: ConvoyClient, job: Path, choice: SubmitChoice, uploading: Uploading) -> SubmitAnswer:
-    """Upload what is missing, and submit. Raises SpecError if the file cannot be read, UsageError, ApiError,
-    UnreachableError."""
+    """Upload what is missing, and submit. Raises SpecError if the file cannot be read or is wrong, UsageError,
+    ApiError, UnreachableError."""
     source = read_source(job)
     plan = plan_uploads(source, job.absolute().parent, client.address.is_here)
     digests = upload(client, plan, uploading)
@@ -41,7 +46,30 @@ def submit_job(client: ConvoyClient, job: Path, choice: SubmitChoice, uploading:
         spec=source, file_name=job.name, overrides=[*in_place, *choice.overrides], name=choice.name,
         queue=choice.queue, priority=choice.priority, after=list(choice.after), files=digests, dry_run=choice.dry_run,
     )  # fmt: skip
-    return client.submit(submission, choice.key)
+    try:
+        return client.submit(submission, choice.key)
+    except ApiError as error:
+        problems = _problems_of(error.body, job)
+        if problems:
+            raise SpecError(problems) from None
+        raise
+
+
+def _problems_of(body: ErrorBody, job: Path) -> tuple[Problem, ...]:
+    """The mistakes that a server has found in a job, as `convoy validate` reports them; none if it is another error."""
+    problems = body.details.get("problems")
+    if body.code != INVALID_JOB or not isinstance(problems, list):
+        return ()
+    found = []
+    for each in problems:
+        fields: JsonObject = each if isinstance(each, dict) else {}
+        try:
+            file, line, column = text(fields, "file"), integer(fields, "line"), integer(fields, "column")
+            place = Place(str(job) if file == job.name else file, line, column)
+            found.append(Problem(place, text(fields, "message"), optional(text, fields, "hint")))
+        except JsonShapeError:
+            continue
+    return tuple(found)
 
 
 def upload(client: ConvoyClient, plan: UploadPlan, uploading: Uploading) -> dict[str, str]:

@@ -11,6 +11,8 @@ REQUEST_HEADER = "X-Request-Id"
 """In every answer; a request may bring its own."""
 KEY_HEADER = "Idempotency-Key"
 RESUME_HEADER = "Last-Event-ID"
+INVALID_JOB = "invalid_job"
+"""Code of an error that is about a job: `details.problems` has all mistakes."""
 MAX_BODY_BYTES = 4 << 20
 """Of a request that is no upload. A job file of 1 MiB may double when it is written as JSON."""
 MAX_UPLOADED_BYTES = 64 << 20

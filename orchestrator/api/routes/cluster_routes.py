@@ -1,5 +1,6 @@
 """Routes of the cluster, the queues and the server itself."""
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -48,7 +49,8 @@ class ClusterRoutes:
 
     def drain(self, node: NodeQuery, body: DrainRequest, caller: Admin) -> NodeView:
         """Move all workers away from a node, at step boundaries, and place no others on it."""
-        return self._service.drain(node, body.deadline_s, caller)
+        deadline_s = time.time() + body.deadline_s if body.deadline_s is not None else None
+        return self._service.drain(node, deadline_s, caller)
 
     def queues(self, caller: Viewer) -> list[QueueView]:
         """The queues: shares, quotas, who runs and who waits."""

@@ -69,12 +69,14 @@ def _row(record: RunRecord, now_s: float) -> tuple[str, ...]:
 
 @click.command()
 @run_argument
+@server_option
 @home_option
 @json_option
-def show(run: str, home: Path, as_json: bool) -> None:
+def show(run: str, server: str | None, home: Path, as_json: bool) -> None:
     """Show a run: state, progress, losses, checkpoints, and where its time went.
 
-    RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`.
+    RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`. Of a run that
+    only a server has it shows what `convoy status` shows.
 
     \b
     Examples:
@@ -83,9 +85,16 @@ def show(run: str, home: Path, as_json: bool) -> None:
       convoy show last --json | jq .ledger.goodput
     """
     from orchestrator.cli.display.facts_text import text
+    from orchestrator.cli.served_records import local_record
     from orchestrator.run_facts.run_model import read_facts
 
-    found = read_facts(RunStore(home).read(run))
+    record = local_record(home, run, server)
+    if record is None:
+        from orchestrator.cli.commands.queue.run_control import show_status
+
+        show_status(home, run, server, as_json)
+        return
+    found = read_facts(record)
     click.echo(json.dumps(finite(found.to_json()), indent=2) if as_json else text(found, time.time()))
 
 

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from orchestrator.client.api_errors import ApiError
@@ -109,8 +111,11 @@ def test_scaling_nodes_queues_and_the_server(served: ServedQueue) -> None:
     served.submitted("wide")
     with served.client("admin") as admin:
         assert {node.address for node in admin.nodes()} == {"10.0.0.1", "10.0.0.2"}
-        assert admin.drain("10.0.0.2").draining
-        assert served.cluster.drained == [f"{2:028x}"]
+        node = admin.drain("10.0.0.2", 600)
+        assert node.draining
+        (drained,) = served.cluster.drained
+        assert drained == (f"{2:028x}", node.deadline_s)
+        assert node.deadline_s == pytest.approx(time.time() + 600, abs=60)
         assert [queue.name for queue in admin.queues()] == ["default"]
         assert admin.queues()[0].waiting == [admin.run("wide").id]
         assert admin.server().server_id == served.store.server_id

@@ -35,6 +35,11 @@ def status(run: str, server: str | None, home: Path, as_json: bool) -> None:
       convoy status pretrain
       convoy status pretrain --json | jq .waits
     """
+    show_status(home, run, server, as_json)
+
+
+def show_status(home: Path, run: str, server: str | None, as_json: bool) -> None:
+    """What a server says about a run. Raises ApiError, UnreachableError, UsageError."""
     from orchestrator.cli.display.queue_text import run_text
 
     with connect(home, server) as client:

@@ -14,6 +14,7 @@ from orchestrator.client.api_errors import ApiError
 from orchestrator.client.server_choice import ServerAddress, read_logins, store_login
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.run_layout import RunLayout
+from orchestrator.spec.spec_errors import SpecError
 from tests.served_queue import IN_PROCESS, JOB, ServedQueue
 from tests.unit.api.conftest import served as served
 
@@ -84,9 +85,14 @@ def test_a_dry_run_queues_nothing_and_waiting_ends_with_the_run(convoy: Convoy, 
 
 def test_mistakes_have_hints_and_no_traceback(convoy: Convoy, job: Path) -> None:
     wrong = convoy("submit", str(job), "--set", "train.lr=fast")
-    assert isinstance(wrong.exception, ApiError)
-    assert (wrong.exception.exit_code, wrong.exception.body.line) == (2, 1)
-    assert "train.lr" in wrong.exception.message
+    assert isinstance(wrong.exception, SpecError)
+    assert wrong.exception.exit_code == 2
+    assert wrong.exception.message.startswith("--set train.lr=fast:1:16: `train.lr`")
+    job.write_text(job.read_text().replace("task: pretrain", "task: [pretrain]"))
+    misplaced = convoy("submit", str(job)).exception
+    assert isinstance(misplaced, SpecError)
+    assert misplaced.message.startswith(f"{job}:2:7: ")
+    job.write_text(job.read_text().replace("task: [pretrain]", "task: pretrain"))
     for arguments in (("status", "none"), ("cancel", "none"), ("submit", str(job), "--after", "none"),
                       ("submit", str(job), "--queue", "none"), ("nodes", "drain", "none")):  # fmt: skip
         error = convoy(*arguments).exception
@@ -130,6 +136,7 @@ def test_output_and_size_of_a_run_that_only_the_server_has(convoy: Convoy, job: 
     assert convoy("logs", run_id).stdout == "[0] hello\n[0] world\n"
     assert convoy("logs", run_id, "--rank", "0", "--tail", "1").stdout == "world\n"
     assert convoy("scale", run_id, "--workers", "1").exit_code in (0, 1)
+    assert "waits" in convoy("show", run_id).stdout
     missing = convoy("goodput", run_id).exception
     assert isinstance(missing, ApiError)
     assert missing.code == "not_found"
