@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from orchestrator.control.policy.queue_facts import QueueShare
 from orchestrator.control.queue_store.run_rows import amounts, json_text
 
-
 DRAINS_KEPT_S = 30 * 86400.0
 
 
