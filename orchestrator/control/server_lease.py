@@ -5,6 +5,7 @@ challenger that watches the counter on its own monotonic clock. Clocks of two ma
 that jumps expires nothing.
 """
 
+import contextlib
 import secrets
 import sqlite3
 import threading
@@ -92,7 +93,8 @@ class ServerLease:
             if self._own is not None:
                 released = replace(self._own, renewals=self._own.renewals + 1, released=True)
                 self._own = None
-                self._store.write(lambda connection: renew_lease(connection, ServerLeaseRow(released, None)))
+                with contextlib.suppress(UnavailableError):  # then the next server waits for the TTL
+                    self._store.write(lambda connection: renew_lease(connection, ServerLeaseRow(released, None)))
 
     def _lasting_turn(self) -> bool:
         self.turn()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from orchestrator.control.policy.queue_facts import QueueShare
 from orchestrator.control.queue_store.run_rows import amounts, json_text
 
+DRAINS_KEPT_S = 30 * 86400.0
+
 
 def put_queue(connection: sqlite3.Connection, share: QueueShare) -> None:
     """Add a queue, or change its share."""
@@ -37,7 +39,9 @@ class DrainRow:
 
 
 def put_drain(connection: sqlite3.Connection, drain: DrainRow) -> None:
-    """Record that a node drains, in place of what was recorded for it."""
+    """Record that a node drains, in place of what was recorded for it. Records of long ago are removed: those nodes are
+    gone."""
+    connection.execute("DELETE FROM drains WHERE created_s < ?", (drain.created_s - DRAINS_KEPT_S,))
     connection.execute(
         "INSERT OR REPLACE INTO drains VALUES (?, ?, ?, ?, ?)",
         (drain.node, drain.reason, drain.deadline_s, drain.by_user, drain.created_s),

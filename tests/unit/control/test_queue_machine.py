@@ -155,7 +155,7 @@ class QueueMachine(RuleBasedStateMachine):
         for _ in range(LONGEST_WAIT_S):
             rows = self.rows()
             blocked = [row for row in rows if row.state is QueueState.BLOCKED]
-            moving = [row for row in rows if not row.settled and row.state not in resting]
+            moving = [row for row in rows if not row.settled and (row.booked or row.state not in resting)]
             if not moving or (len(moving) == len(blocked) and any(row.state in resting for row in rows)):
                 break
             self.server.second()

@@ -1,11 +1,14 @@
 """Two servers on one database: one acts."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep
 
 import pytest
 
+from orchestrator.control.queue_store import queue_store
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.server_lease import UNSURE_S, ServerLease
 from orchestrator.domain.errors import UnavailableError
@@ -59,6 +62,20 @@ def test_a_server_that_gives_the_lease_back_is_not_waited_for(store: QueueStore)
     second.turn()
     assert second.held()
     assert second.token == 2
+
+
+def test_a_lease_that_cannot_be_given_back_keeps_no_server_from_ending(
+    fast_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_store, "LOCK_WAIT_S", 0.02)
+    store = QueueStore(fast_directory / "locked.db")
+    held = lease(store, Time())
+    held.turn()
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        held.close()
+    assert not held.held()
+    store.close()
 
 
 def test_a_silent_holder_is_replaced_after_the_ttl_and_can_write_nothing_more(store: QueueStore) -> None:
