@@ -83,6 +83,7 @@ class _Look:
     drivers: Mapping[str, DriverFacts]
     nodes: tuple[NodeCapacity, ...] | None
     held: Mapping[str, Mapping[str, int]]
+    node_ids: frozenset[str]
 
 
 class Ticker:
@@ -95,6 +96,8 @@ class Ticker:
         self._files = RunFiles(store, runs)
         self._live, self._clocks, self._facts = LiveRuns(store), RunClocks(), FactBuilder()
         self._sent = SentEffects()
+        self._split: tuple[Mapping[str, RunRow], list[RunRow]] = ({}, [])
+        """Runs, and those of them that are watched."""
         self._shapes: dict[str, float] | None = None
         self._recorded_s = ports.clock()
         self._wake = threading.Event()
@@ -139,7 +142,7 @@ class Ticker:
         rows = self._live.refresh()
         first = rows
         look = self._look(rows, now_s)
-        self._clocks.advance(rows.values(), look.drivers, look.clock_s, now_s)
+        self._clocks.advance(self._watched(rows), look.drivers, look.clock_s, now_s)
         rows = self._apply(self._reviews(rows, look), rows, now_s)
         outlooks: Mapping[str, Outlook] = {}
         if look.nodes is not None:
@@ -149,7 +152,7 @@ class Ticker:
         if not self._lease.held():
             return False
         rows = self._act(rows, look)
-        rows = self._apply(self._files.settled(rows.values()), rows, now_s)
+        rows = self._apply(self._files.settled(self._watched(rows)), rows, now_s)
         self._record(rows, look)
         self._sent.keep(rows)
         self._board.publish(TickView(now_s, True, look.nodes, look.drivers, outlooks))
@@ -157,7 +160,7 @@ class Ticker:
 
     def _look(self, rows: Mapping[str, RunRow], now_s: float) -> _Look:
         """Ask drivers and cluster. A cluster that does not answer is one of the answers."""
-        asked = {row.id: Path(row.directory) for row in rows.values() if row.booked or row.state in HOLDING}
+        asked = {row.id: Path(row.directory) for row in self._watched(rows) if row.booked or row.state in HOLDING}
         drivers = self._ports.drivers.look(asked) if asked else {}
         held: Mapping[str, Mapping[str, int]] = {}
         try:
@@ -166,17 +169,22 @@ class Ticker:
                 held = self._ports.cluster.held(asked)
         except ClusterError:
             nodes = None
-        return _Look(now_s, self._ports.clock(), drivers, nodes, held)
+        return _Look(now_s, self._ports.clock(), drivers, nodes, held, frozenset(node.node_id for node in nodes or ()))
+
+    def _watched(self, rows: Mapping[str, RunRow]) -> list[RunRow]:
+        """All but the runs that only wait for capacity, of which there may be ten thousand."""
+        if rows is not self._split[0]:
+            self._split = rows, [row for row in rows.values() if row.booked or not _only_waits(row.state)]
+        return self._split[1]
 
     def _sight(self, row: RunRow, look: _Look) -> RunSight:
         facts = look.drivers.get(row.id)
-        known = {node.node_id for node in look.nodes or ()}
         return RunSight(
             now_s=look.now_s,
             facts=facts,
             gone=self._clocks.gone(row.id, facts),
             held=look.held.get(row.id, {}) if look.nodes is not None else None,
-            cluster_lost=bool(row.booked) and known.isdisjoint(row.booked),
+            cluster_lost=bool(row.booked) and look.node_ids.isdisjoint(row.booked),
             in_state_s=self._clocks.in_state_s(row.id),
             pause_over=self._clocks.pause_over(row.id),
             active_s=self._clocks.active_s(row),
@@ -184,15 +192,14 @@ class Ticker:
 
     def _reviews(self, rows: Mapping[str, RunRow], look: _Look) -> list[Booked]:
         found: list[Booked] = []
-        blocked = [row for row in rows.values() if row.state is QueueState.BLOCKED]
+        watched = self._watched(rows)
+        blocked = any(row.state is QueueState.BLOCKED for row in watched)
         needs = self._store.read(blocked_needs) if blocked else {}
-        for row in rows.values():
+        for row in watched:
             if row.state is QueueState.BLOCKED:
                 changed = unblocked(row, needs.get(row.seq, []), look.now_s)
-            elif row.booked or row.state in HOLDING or row.state is QueueState.BACKOFF:
-                changed = review(row, self._sight(row, look))
             else:
-                continue
+                changed = review(row, self._sight(row, look))
             if changed is not None:
                 found.append((row, *changed))
         return found
@@ -219,7 +226,7 @@ class Ticker:
     def _act(self, rows: Mapping[str, RunRow], look: _Look) -> Mapping[str, RunRow]:
         """Tell drivers what they have to be told."""
         launches, now = 0, rows
-        for row in rows.values():
+        for row in self._watched(rows):
             if row.state not in HOLDING:
                 continue
             effect = effect_for(row, self._sight_now(row, look), self._clocks.hung(row.id))
@@ -275,7 +282,7 @@ class Ticker:
         if look.clock_s - self._recorded_s < RECORD_S:
             return
         self._recorded_s = look.clock_s
-        active = [row for row in rows.values() if row.state is QueueState.ACTIVE and row.id in look.drivers]
+        active = [row for row in self._watched(rows) if row.state is QueueState.ACTIVE and row.id in look.drivers]
         progressed = [progress_of(row, self._sight(row, look)) for row in active]
         measured = {row.shape: work for row in active if (work := step_work(look.drivers[row.id])) is not None}
         self._shapes = {**(self._shapes or {}), **measured}
@@ -288,6 +295,10 @@ class Ticker:
 
         if active:
             self._lease.write(record)
+
+
+def _only_waits(state: QueueState) -> bool:
+    return state is QueueState.QUEUED or state is QueueState.SUSPENDED
 
 
 def _change_all(connection: sqlite3.Connection, changes: Sequence[Booked], now_s: float) -> None:

@@ -1,28 +1,34 @@
 """The queue's database under load: 10,000 queued jobs, a history of a million, submissions one after another and many
 at once. Everything is real but drivers and cluster, which are not asked here."""
 
+import json
 import os
 import resource
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.control.live_queue import LiveQueue
+from orchestrator.control.policy.decide import decide
 from orchestrator.control.policy.queue_facts import QueueFacts
+from orchestrator.control.ports import DriverFacts
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_service import Caller
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import all_queues
 from orchestrator.control.queue_store.run_rows import COLUMNS
+from orchestrator.control.server_lease import ServerLease
+from orchestrator.control.ticker import Ticker, TickerPorts
 from orchestrator.control.ticking.fact_building import FactBuilder
 from orchestrator.control.ticking.run_clocks import RunClocks
+from orchestrator.domain.events import RunState
 from orchestrator.store.run_store import RunStore
 from orchestrator.wire.run_messages import Submission
 from tests.bench.measure import Row
@@ -63,8 +69,61 @@ class NoCluster:
         raise NotImplementedError
 
 
+class FullCluster(NoCluster):
+    """`NODES` nodes, each with one run whose driver is well."""
+
+    def __init__(self, running: dict[str, dict[str, int]]) -> None:
+        self._running = running
+        self._nodes = tuple(
+            NodeCapacity(node, node, {"CPU": 4.0}, {"CPU": 0.0}) for places in running.values() for node in places
+        )
+
+    def nodes(self) -> tuple[NodeCapacity, ...]:
+        return self._nodes
+
+    def held(self, run_ids: object) -> dict[str, dict[str, int]]:
+        return self._running
+
+    def look(self, runs: Mapping[str, Path]) -> dict[str, DriverFacts]:
+        return {
+            run: DriverFacts(True, True, RunState.RUNNING, None, None, 1, self._running[run], 10, 100, 1.0)
+            for run in runs
+        }
+
+    def no_effect(self, *_: object) -> None:
+        raise NotImplementedError
+
+    launch = grant = stop = kill = no_effect
+
+
+def run_id(seq: int) -> str:
+    return f"bench-{seq:07d}-20260101-000000-{seq % 65536:04x}"
+
+
+def tick_s(store: QueueStore, home: Path) -> tuple[float, float]:
+    """Seconds of a tick in which nothing changes, and of one in which a run was submitted: every node is in use,
+    `QUEUED` runs wait."""
+    fill(store.path, QUEUED + 1, NODES, "active")
+    cluster = FullCluster({run_id(QUEUED + 1 + node): {f"node{node}": 4} for node in range(NODES)})
+    lease, board = ServerLease(store, threaded=False), QueueBoard()
+    lease.turn()
+    ticker = Ticker(store, lease, RunStore(home), TickerPorts(cluster, cluster, decide), board)
+    quiet_s = median_s(ticker.tick)
+    assert board.view is not None
+    assert len(board.view.outlooks) == QUEUED, board.view.problem
+    queue, times = service(store, home), []
+    for number in range(5):
+        queue.submit(Submission(spec=JOB.format(number=number)), CALLER, None)
+        began_s = time.perf_counter()
+        ticker.tick()
+        times.append(time.perf_counter() - began_s)
+    lease.close()
+    return quiet_s, statistics.median(times)
+
+
 def fill(path: Path, first: int, count: int, state: str) -> None:
     """Rows as submissions and ticks would leave them, with two events each, written directly: quickly."""
+    active = state == "active"
     final = state == "succeeded"
     values = {
         "group_name": None, "queue": "default", "spec_digest": "d", "bundle": '{"CPU":1.0}', "placement": "spread",
@@ -78,10 +137,13 @@ def fill(path: Path, first: int, count: int, state: str) -> None:
     def rows() -> Iterator[list[object]]:
         for seq in range(first, first + count):
             own = {
-                "seq": seq, "id": f"bench-{seq:07d}-20260101-000000-{seq % 65536:04x}", "name": f"bench-{seq % 997}",
+                "seq": seq, "id": run_id(seq), "name": f"bench-{seq % 997}",
                 "team": f"team{seq % 5}", "user": f"user{seq % USERS}", "priority": 20,
                 "directory": f"/runs/bench-{seq:07d}", "submitted_s": float(seq), "since_s": float(seq),
             }  # fmt: skip
+            if active:
+                places = json.dumps({f"node{seq - first}": 4})
+                own |= {"granted": places, "booked": places, "grant_number": 1, "launched": 1, "min_workers": 4}
             yield [{**values, **own}[name] for name in COLUMNS]
 
     marks = ", ".join("?" * len(COLUMNS))
@@ -181,7 +243,7 @@ def service(store: QueueStore, home: Path) -> LiveQueue:
 
 def measure(scratch: Path) -> list[Row]:
     """The rows of the table."""
-    run = f"bench-{QUEUED:07d}-20260101-000000-{QUEUED % 65536:04x}"
+    run = run_id(QUEUED)
     with tempfile.TemporaryDirectory(dir=scratch) as base:
         few, many = (QueueStore(Path(base) / name / "queue.db") for name in ("few", "many"))
         fill(few.path, 1, QUEUED, "queued")
@@ -190,6 +252,10 @@ def measure(scratch: Path) -> list[Row]:
         queue = service(few, few.path.parent)
         queue.queues(CALLER)
         memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        full = QueueStore(Path(base) / "full" / "queue.db")
+        fill(full.path, 1, QUEUED, "queued")
+        quiet_s, changed_s = tick_s(full, full.path.parent / "runs")
+        full.close()
         fill(many.path, 1, QUEUED, "queued")
         fill(many.path, QUEUED + 1, HISTORY, "succeeded")
         os.sync()
@@ -210,6 +276,13 @@ def measure(scratch: Path) -> list[Row]:
     return [
         row(
             f"facts of a tick, {QUEUED:,} queued", f"{1000 * later_s:.1f} ms", "< 100 ms", later_s < FACTS_BAR_S, facts
+        ),
+        row(
+            f"a tick with {NODES:,} nodes, all in use",
+            f"{1000 * quiet_s:.0f} ms",
+            "< 100 ms",
+            quiet_s < FACTS_BAR_S,
+            f"{1000 * changed_s:.0f} ms if a run was submitted before it",
         ),
         row("`convoy ps`, the server's part", f"{1000 * listed_s:.1f} ms", "< 200 ms", listed_s < LIST_BAR_S),
         Row(what, f"{1000 * long[worst]:.1f} ms", without, ratio, "<= 2", ratio <= SLOWER_BAR, f"{worst}; {each}"),

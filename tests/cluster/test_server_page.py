@@ -89,7 +89,7 @@ def test_every_view_is_drawn_without_errors(world: PageWorld, chromium: Browser,
             assert "Convoy" in visit.value("document.title")
             assert "[object" not in visit.value("document.body.innerText"), view
         go(visit, world, "/runs/{main}")
-        visit.until("document.querySelector('#training .legend').children.length === 2")
+        visit.until("document.querySelector('#training .legend')?.children.length === 2")
         visit.value("document.querySelector('.surface').scrollIntoView()")
         visit.value("document.querySelector('.surface').focus()")
         visit.press("ArrowRight")
@@ -120,7 +120,7 @@ def test_the_figures_are_those_of_the_api(world: PageWorld, chromium: Browser, a
 
         go(visit, world, "/runs/{main}")
         progress, run, goodput = api.progress(world.main), api.run(world.main), api.goodput(world.main).recorded
-        figures = visit.until("document.querySelector('[data-figure=goodput]').innerText !== '–' && "
+        figures = visit.until("document.querySelector('[data-figure=goodput]')?.innerText !== '–' && "
                               + CARDS.format("[data-figure]", "figure"))  # fmt: skip
         assert figures == {
             "step": f"{STEPS:,}",
@@ -199,10 +199,10 @@ def test_what_happens_is_shown_without_a_reload(world: PageWorld, chromium: Brow
 
         go(visit, world, "/runs/{main}")
         world.recorder.on_event(events.event(CheckpointSaved, world.now_s, step=1234))
-        visit.until("document.querySelector('.events li').innerText.includes('checkpoint.saved')")
+        visit.until("document.querySelector('.events li')?.innerText.includes('checkpoint.saved')")
         assert "step 1234" in visit.value("document.querySelector('.events li').innerText")
         world.say(2, f"a line that is new {HOSTILE}")
-        visit.until("document.querySelector('.log').lastChild.innerText.includes('a line that is new')")
+        visit.until("document.querySelector('.log')?.lastChild?.innerText.includes('a line that is new')")
         assert "<img src=x" in visit.value("document.querySelector('.log').lastChild.innerText"), "as text"
         assert "\u202e" not in visit.value("document.body.innerText"), "nothing changes the direction of text"
         assert "red" in visit.value("document.querySelector('.log').innerText")
@@ -221,10 +221,10 @@ def test_what_happens_is_shown_without_a_reload(world: PageWorld, chromium: Brow
         visit.until("document.querySelector('[data-action=resume]')")
         assert api.run(fresh).state is QueueState.PAUSED
         assert "paused by root" in visit.until("document.querySelector('.wait:not([hidden])')?.innerText")
-        visit.until("document.querySelector('.events li').innerText.includes('queued → paused')")
+        visit.until("document.querySelector('.events li')?.innerText.includes('queued → paused')")
         api.act(fresh, "cancel")
         visit.until("document.querySelector('h1 .badge')?.innerText === 'cancelled'")
-        visit.until("document.querySelector('#events .live').innerText.includes('the run has ended')")
+        visit.until("document.querySelector('#events .live')?.innerText.includes('the run has ended')")
 
         go(visit, world, "/runs/{main}")
         visit.until(f"document.querySelectorAll('.events li').length === {kept}")
@@ -252,9 +252,9 @@ def test_a_person_signs_in_once_and_sees_what_the_role_permits(world: PageWorld,
         visit.until(READY["/runs"])
         for token, actions in ((viewer, []), (other, []), (ours, ["pause", "scale", "cancel"])):
             visit.value(f"location.hash = '#token={token}&view=/runs/{world.main}'")
-            visit.until("document.querySelector('.events li') && document.querySelector('#facts dd')")
             who = {viewer: "eve", other: "bob", ours: "ann"}[token]
-            visit.until(f"document.querySelector('.who').innerText.startsWith('{who}')")
+            visit.until(f"document.querySelector('.who')?.innerText.startsWith('{who}')")
+            visit.until("document.querySelector('.events li') && document.querySelector('#facts dd')")
             shown = visit.value("[...document.querySelectorAll('[data-action]')].map((e) => e.dataset.action)")
             assert shown == actions, who
         world.tokens.revoke(world.tokens.holder(ours).token_id)
@@ -283,14 +283,14 @@ def test_a_lost_connection_is_said_and_a_hidden_tab_is_quiet(world: PageWorld, c
         visit.value("new Promise((done) => setTimeout(done, 2500))")
         assert len(visit.requests) == before
         visit.value(hide.format("false"))
-        visit.until("document.querySelector('.log').innerText.includes('said to a hidden tab')")
+        visit.until("document.querySelector('.log')?.innerText.includes('said to a hidden tab')")
         assert visit.value("document.querySelector('.log').innerText.split('said to a hidden tab').length") == 2
         assert visit.problems == []
 
         visit.offline(True)
         visit.until("document.querySelector('#banner:not([hidden])')?.innerText.startsWith('Connection lost')")
         visit.offline(False)
-        visit.until("document.querySelector('#banner').hidden")
+        visit.until("document.querySelector('#banner')?.hidden")
 
 
 def test_an_empty_server_says_what_to_do(world: PageWorld, chromium: Browser) -> None:

@@ -23,7 +23,7 @@ export function nodesView({ api, holder, connection, onError }) {
       : el("p", { class: "empty" }, "No node is known: the cluster does not answer, or has none. `convoy server status` says which.")));
   }, (error) => onError(error) || showError(problem, error));
   const drain = ({ id, address }) => confirmed({
-    title: `Drain ${address}?`, yes: "Drain the node", danger: true,
+    title: `Drain ${address} (${id.slice(0, 12)})?`, yes: "Drain the node", danger: true,
     text: "Its workers leave at the next step boundary, and no others are placed on it. It drains until it leaves the cluster.",
   }, async () => {
     try {

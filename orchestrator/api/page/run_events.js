@@ -97,6 +97,7 @@ function itemOf({ time_s: timeS, source, kind, message, data }) {
 
 function valueOf(name, value) {
   if (typeof value === "object") return JSON.stringify(value);
-  if (typeof value !== "number" || !name.endsWith("_s")) return value;
+  if (typeof value !== "number") return value;
+  if (!name.endsWith("_s")) return Number.isInteger(value) ? value : Number(value.toPrecision(4));
   return value > UNIX ? when(value) : duration(value);
 }

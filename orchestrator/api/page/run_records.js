@@ -26,14 +26,15 @@ function durabilityOf(found) {
   const exposed = found.unrecoverable || [];
   const where = found.safe_step ? `from ${step(found.safe_step)}` : "from the beginning";
   const repeated = found.steps_at_risk ? `${plural(found.steps_at_risk, "step")} would be repeated` : "no step would be repeated";
-  const ended = found.over_s ? "The driver has ended. " : "";
+  const ended = found.kept ? `The driver has ended, and the nodes keep ${step(found.peers_step)} in memory.`
+    : `The driver has ended. Training would continue from storage: ${step(found.storage_step)}.`;
   const nodes = found.nodes.map((node) => [
     `${(node.host || node.node).slice(0, 40)}`,
     `continues from ${step(node.from_step)}; holds ${size(node.memory_bytes)}${node.answers ? "" : ", does not answer"}${node.problem ? `; ${node.problem}` : ""}`,
   ]);
   return [
-    el("p", { class: `proof ${exposed.length ? "bad" : "ok"}` },
-      `${ended}After the loss of any one node training would continue ${where}: ${repeated}.`),
+    el("p", { class: `proof ${exposed.length && !found.over_s ? "bad" : "ok"}` }, found.over_s ? ended
+      : `After the loss of any one node training would continue ${where}: ${repeated}.`),
     facts([
       ["Last step", whole(found.step)],
       ["In the nodes' own memory", step(found.own_step)],

@@ -57,6 +57,7 @@ export function runsView({ api, connection, onError }, parameters) {
   }, (error) => onError(error) || showError(problem, error));
   more.addEventListener("click", () => {
     limit = Math.min(MOST, limit * 3);
+    poll.seconds = REFRESH_S + limit / PAGE; // a long list is asked for less often
     poll.now();
   });
   search.addEventListener("input", draw);

@@ -1,15 +1,18 @@
 """In which order waiting runs are considered: entitled ones first, then by priority, fair share and submission."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.clusters.placement import EPSILON
 from orchestrator.control.policy.queue_facts import QueueShare, RunFacts
 from orchestrator.control.policy.worker_shapes import Amounts, ShapeTable, WorkerShape
 
 Waiting = tuple[RunFacts, WorkerShape]
+Shares = NDArray[np.float64]
+"""Dominant shares."""
 
 
 class QuotaLedger:
@@ -76,31 +79,42 @@ def admission_order(
     starts, so all runs are sorted at once. Ties go to the run that was submitted first. Elastic runs count with their
     minimum: more is returned when it is needed.
     """
-    first = sorted(waiting, key=lambda each: (-each[0].priority, each[0].order))
-    streams = {(run.queue, run.user) for run, _ in first}
-    if len(streams) <= 1 and not ledger.has_quotas:
-        return first, 0
-    by_user: dict[tuple[str, str], float] = defaultdict(float)
-    by_queue: dict[str, float] = defaultdict(float)
+    priorities = np.array([run.priority for run, _ in waiting], np.int64)
+    first = np.lexsort((np.array([run.order for run, _ in waiting], np.int64), -priorities)).tolist()
+    runs = [waiting[at] for at in first]
+    priorities = priorities[first]
+    users = [(run.queue, run.user) for run, _ in runs]
+    if len(set(users)) <= 1 and not ledger.has_quotas:
+        return runs, 0
+    by_user: dict[Hashable, float] = defaultdict(float)
+    by_queue: dict[Hashable, float] = defaultdict(float)
     for run, shape in holding:
         share = shape.share * run.ask.minimum
         by_user[run.queue, run.user] += share
         by_queue[run.queue] += share
-    tags = []
-    for run, shape in first:
-        tags.append(by_user[run.queue, run.user])
-        by_user[run.queue, run.user] += shape.share * run.ask.minimum
-    priorities = np.array([run.priority for run, _ in first])
-    second = np.lexsort((np.round(tags, 9), -priorities)).tolist()
+    shares = np.array([shape.share * run.ask.minimum for run, shape in runs])
+    second = np.lexsort((_start_tags(users, shares, by_user), -priorities))
+    order = second.tolist()
+    runs, priorities, names = [runs[at] for at in order], priorities[second], [users[at][0] for at in order]
     weights = {name: max(share.weight, EPSILON) for name, share in queues.items()}
-    tags = []
-    for at in second:
-        run, shape = first[at]
-        tags.append(by_queue[run.queue] / weights.get(run.queue, 1.0))
-        by_queue[run.queue] += shape.share * run.ask.minimum
-    due = _within_quotas([first[at] for at in second], ledger)
-    third = np.lexsort((np.round(tags, 9), -priorities[second], ~due))
-    return [first[second[at]] for at in third.tolist()], int(due.sum())
+    tags = _start_tags(names, shares[second], by_queue) / np.array([weights.get(name, 1.0) for name in names])
+    due = _within_quotas(runs, ledger)
+    third = np.lexsort((np.round(tags, 9), -priorities, ~due))
+    return [runs[at] for at in third.tolist()], int(due.sum())
+
+
+def _start_tags(streams: Sequence[Hashable], shares: Shares, used: Mapping[Hashable, float]) -> Shares:
+    """What the stream of each run uses before the run starts: itself, and by the runs of the stream before it."""
+    numbers: dict[Hashable, int] = {}
+    at = np.array([numbers.setdefault(stream, len(numbers)) for stream in streams], np.int64)
+    order = np.argsort(at, kind="stable")
+    before = np.cumsum(shares[order]) - shares[order]
+    starts = np.searchsorted(at[order], np.arange(len(numbers)))
+    offsets = np.array([used.get(stream, 0.0) for stream in numbers]) - before[starts]
+    tags = np.empty_like(shares)
+    tags[order] = before + offsets[at[order]]
+    rounded: Shares = np.round(tags, 9)
+    return rounded
 
 
 def _within_quotas(runs: Sequence[Waiting], ledger: QuotaLedger) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -138,5 +138,7 @@ class CapacityProfile:
 def _enough(counts: WorkerCounts, placement: str, workers: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Columns in which so many workers fit."""
     if placement == "strict_pack":
-        return counts.max(axis=0) >= workers
-    return ((counts > 0) if placement == "strict_spread" else counts).sum(axis=0) >= workers
+        most: WorkerCounts = counts.max(axis=0)
+    else:
+        most = ((counts > 0) if placement == "strict_spread" else counts).sum(axis=0)
+    return np.greater_equal(most, workers)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.control.policy.admission_order import Waiting
-from orchestrator.control.policy.capacity_holders import CapacityHolder
 from orchestrator.control.policy.displaced_runs import rehome
 from orchestrator.control.policy.elastic_growth import grow
 from orchestrator.control.policy.gang_places import places_in
@@ -14,11 +13,10 @@ from orchestrator.control.policy.making_room import (
     RoomMade,
     room_by_shrinking,
     room_by_suspending,
-    victims_first,
 )
 from orchestrator.control.policy.queue_facts import Decision, Obstacle, QueueFacts
 from orchestrator.control.policy.tick_state import TickState
-from orchestrator.control.policy.wait_outlooks import Refusal, outlooks_of
+from orchestrator.control.policy.wait_outlooks import WaitReason, outlooks_of
 from orchestrator.control.policy.worker_shapes import WorkerShape, fit_of
 
 RESERVATION_DEPTH = 64
@@ -38,7 +36,7 @@ class Admission:
     """The state of one pass over the waiting runs."""
 
     state: TickState
-    refusals: dict[str, Refusal] = field(default_factory=dict)
+    reasons: dict[str, WaitReason] = field(default_factory=dict)
     full_queues: dict[str, str] = field(default_factory=dict)
     """Queues at their limit, with the run that waits for it: runs after it do not pass it."""
     suspension_tries: int = 0
@@ -70,7 +68,7 @@ def decide(facts: QueueFacts) -> Decision:
     return Decision(
         grants=state.grants_by_node(),
         suspensions={each.run.id: each.suspended_for for each in state.holders.values() if each.suspended_for},
-        outlooks=outlooks_of(state, admission.refusals),
+        outlooks=outlooks_of(state, admission.reasons),
         reservations={run: (at_s, state.by_node(places)) for run, (at_s, places) in state.reserved.items()},
     )
 
@@ -113,9 +111,9 @@ def _admit(admission: Admission, waiting: Waiting, entitled: bool) -> None:
     if room is not None:
         victims = tuple(each.run.id for each in room.victims)
         state.reserve(run, shape, 1, room.places)
-        admission.refusals[run.id] = Refusal(Obstacle.MAKING_ROOM, victims)
+        admission.reasons[run.id] = WaitReason(Obstacle.MAKING_ROOM, victims)
         return
-    admission.refusals[run.id] = Refusal(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
+    admission.reasons[run.id] = WaitReason(Obstacle.RESERVED if fits_now else Obstacle.CAPACITY)
     if found is not None:
         state.reserve(run, shape, *found)
 
@@ -129,7 +127,7 @@ def _make_room(admission: Admission, waiting: Waiting, entitled: bool, start: in
     soon = start is not None and state.profile.times_s[start] - state.now_s <= PATIENCE_S
     if soon or admission.suspension_tries >= SUSPENSION_TRIES:
         return None
-    if entitled or any(each.run.priority < run.priority for each in state.holders.values()):
+    if entitled or (state.by_harm() and state.by_harm()[0].run.priority < run.priority):
         admission.suspension_tries += 1
         return room_by_suspending(state, (run, shape), entitled)
     return None
@@ -140,7 +138,7 @@ def _can_fit(admission: Admission, waiting: Waiting) -> bool:
     if shape.ever >= run.ask.minimum:
         return True
     autoscales = admission.state.facts.autoscales
-    admission.refusals[run.id] = Refusal(Obstacle.NODES if autoscales else Obstacle.NEVER)
+    admission.reasons[run.id] = WaitReason(Obstacle.NODES if autoscales else Obstacle.NEVER)
     return False
 
 
@@ -152,13 +150,13 @@ def _within_limit(admission: Admission, waiting: Waiting) -> bool:
         return True
     ever = ledger.room(queue, np.zeros_like(shape.bundle), shape.bundle)
     if ever is not None and ever < minimum:
-        admission.refusals[run.id] = Refusal(Obstacle.NEVER, limit_workers=ever)
+        admission.reasons[run.id] = WaitReason(Obstacle.NEVER, limit_workers=ever)
         return False
     room = ledger.room(queue, ledger.floor[queue] + ledger.claimed[queue], shape.bundle)
     if queue in admission.full_queues or (room is not None and room < minimum):
         before = admission.full_queues.setdefault(queue, run.id)
         blockers = (before,) if before != run.id else tuple(_in_queue(state, queue))
-        admission.refusals[run.id] = Refusal(Obstacle.QUOTA, blockers, room)
+        admission.reasons[run.id] = WaitReason(Obstacle.QUOTA, blockers, room)
         return False
     return True
 
@@ -175,10 +173,7 @@ def _under_limit_now(state: TickState, waiting: Waiting) -> bool:
     if room is None or room >= run.ask.minimum:
         return True
     wanted = shape.bundle * run.ask.minimum
-    own: list[CapacityHolder] = sorted(
-        (each for each in state.holders.values() if each.run.queue == run.queue and not each.leaves),
-        key=victims_first,
-    )
+    own = [each for each in state.by_harm() if each.run.queue == run.queue and not each.leaves]
     for holder in own:
         for row in sorted(holder.extras, reverse=True):
             while row in holder.extras:

@@ -21,11 +21,6 @@ class RoomMade:
     victims: tuple[CapacityHolder, ...]
 
 
-def victims_first(holder: CapacityHolder) -> tuple[int, float, int]:
-    """Least priority first; of equal priority the youngest, which has the least to lose."""
-    return holder.run.priority, -holder.run.since_s, -holder.run.order
-
-
 def _shortest_prefix(most: int, fits: Callable[[int], bool]) -> int | None:
     """About as few as suffice: 0, 1, 2, 4, ... of `most`. None: all are not enough."""
     if not fits(most):
@@ -40,7 +35,7 @@ def room_by_shrinking(state: TickState, run: Waiting, window: Amounts) -> RoomMa
     """Places from the second column on, where elastic runs shrink if need be. `window` is what is free then, with all
     extras: [resources, nodes]."""
     shape, workers = run[1], run[0].ask.minimum
-    soft = sorted((each for each in state.holders.values() if each.soft and each.extras), key=victims_first)
+    soft = [each for each in state.by_harm() if each.soft and each.extras]
     real = window - state.soft
 
     def counts(size: int) -> WorkerCounts:
@@ -121,7 +116,7 @@ def _suspendable(state: TickState, run: Waiting, entitled: bool) -> list[Capacit
     """In the order in which they are taken. A queue loses no more than it has borrowed to other queues."""
     used = {queue: amounts.copy() for queue, amounts in state.ledger.floor.items()}
     found = []
-    for holder in sorted(state.holders.values(), key=victims_first):
+    for holder in state.by_harm():
         other = holder.run
         if holder.leaves or holder.started or other.id in state.reserved:
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from orchestrator.clusters.placement import NodeCapacity, Resources, WorkerRequest
 
@@ -101,9 +102,8 @@ class Obstacle(StrEnum):
     """Runs are being shrunk or suspended for it."""
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What a waiting run may expect."""
+class Outlook(NamedTuple):
+    """What a waiting run may expect. A tuple, since ten thousand are made in a tick."""
 
     position: int
     """1 is next among the runs that wait."""

@@ -50,6 +50,7 @@ class TickState:
         self.reserved_priority: dict[int, int] = {}
         """The least priority of the reservations on a row."""
         self._by_row: dict[int, list[CapacityHolder]] | None = None
+        self._by_harm: list[CapacityHolder] | None = None
 
     def _holdings(self, holder: CapacityHolder, only_now: bool) -> list[Holding]:
         now: Holding = (holder.booked, holder.shape, 0, 1)
@@ -157,6 +158,14 @@ class TickState:
         if until > 1:
             free = np.minimum(free, self.profile.free[:, :, 1:until].min(axis=2) - self.soft)
         return workers_that_fit(free, shape.bundle)
+
+    def by_harm(self) -> list[CapacityHolder]:
+        """Runs that had capacity before this decision. Least priority first; of equal priority the youngest, which has
+        the least to lose."""
+        if self._by_harm is None:
+            old = [each for each in self.holders.values() if not each.started]
+            self._by_harm = sorted(old, key=lambda each: (each.run.priority, -each.run.since_s, -each.run.order))
+        return self._by_harm
 
     def holders_on(self, row: int) -> list[CapacityHolder]:
         """Runs that have workers on a node."""

@@ -18,7 +18,7 @@ MOST_BLOCKERS = 8
 
 
 @dataclass(frozen=True)
-class Refusal:
+class WaitReason:
     """Why a run did not start in this tick."""
 
     obstacle: Obstacle
@@ -28,7 +28,7 @@ class Refusal:
     """That the queue's limit leaves."""
 
 
-def outlooks_of(state: TickState, refusals: dict[str, Refusal]) -> dict[str, Outlook]:
+def outlooks_of(state: TickState, reasons: dict[str, WaitReason]) -> dict[str, Outlook]:
     """Of every waiting run that did not start; positions count those."""
     found: dict[str, Outlook] = {}
     fits: dict[object, int] = {}
@@ -37,12 +37,12 @@ def outlooks_of(state: TickState, refusals: dict[str, Refusal]) -> dict[str, Out
         if run.id in started:
             continue
         position = len(found) + 1
-        refusal = refusals.get(run.id)
-        if refusal is not None:
-            found[run.id] = _considered(state, (run, shape), refusal, position)
+        reason = reasons.get(run.id)
+        if reason is not None:
+            found[run.id] = _considered(state, (run, shape), reason, position)
         elif shape.ever < run.ask.minimum:
             obstacle = Obstacle.NODES if state.facts.autoscales else Obstacle.NEVER
-            found[run.id] = _considered(state, (run, shape), Refusal(obstacle), position)
+            found[run.id] = _considered(state, (run, shape), WaitReason(obstacle), position)
         else:
             if shape not in fits:
                 fits[shape] = fit_of(state.profile.counts(shape)[:, 0], shape.placement)
@@ -51,20 +51,20 @@ def outlooks_of(state: TickState, refusals: dict[str, Refusal]) -> dict[str, Out
     return found
 
 
-def _considered(state: TickState, waiting: Waiting, refusal: Refusal, position: int) -> Outlook:
+def _considered(state: TickState, waiting: Waiting, reason: WaitReason, position: int) -> Outlook:
     run, shape = waiting
-    obstacle = refusal.obstacle
+    obstacle = reason.obstacle
     reserved = state.reserved.get(run.id)
     start_s = reserved[0] if reserved is not None and reserved[0] < math.inf else None
     needs = f"needs {_workers(run.ask.minimum, state, waiting)}"
     if obstacle in (Obstacle.NEVER, Obstacle.NODES):
-        return Outlook(position, obstacle, _never(needs, waiting, refusal))
+        return Outlook(position, obstacle, _never(needs, waiting, reason))
     if obstacle is Obstacle.QUOTA:
-        return Outlook(position, obstacle, _at_limit(needs, waiting, refusal), refusal.runs[:MOST_BLOCKERS])
+        return Outlook(position, obstacle, _at_limit(needs, waiting, reason), reason.runs[:MOST_BLOCKERS])
     places = reserved[1] if reserved is not None else {}
     blockers = _blockers(state, waiting, places, start_s)
     if obstacle is Obstacle.MAKING_ROOM:
-        runs = refusal.runs or tuple(blockers)
+        runs = reason.runs or tuple(blockers)
         who = f"for it {_names(runs)} give{'s' if len(runs) == 1 else ''} up places" if runs else "its places come free"
         return Outlook(position, obstacle, f"{needs}; {who}", runs[:MOST_BLOCKERS], start_s)
     now = fit_of(state.profile.counts(shape)[:, 0], shape.placement)
@@ -87,26 +87,26 @@ def _workers(count: int, state: TickState, waiting: Waiting) -> str:
     return f"{least}{count} worker{'s' if count != 1 else ''} of {amounts_text(bundle) or 'nothing'}{how}"
 
 
-def _never(needs: str, waiting: Waiting, refusal: Refusal) -> str:
+def _never(needs: str, waiting: Waiting, reason: WaitReason) -> str:
     run, shape = waiting
-    if refusal.limit_workers is not None:
-        fits = refusal.limit_workers
+    if reason.limit_workers is not None:
+        fits = reason.limit_workers
         why = f"the limit of queue {run.queue} allows {fits}"
     else:
         fits = shape.ever
         why = f"the nodes hold {fits} if nothing else runs"
     advice = f"; ask for resources.workers: {fits}" if fits else "; make the workers smaller"
-    if refusal.obstacle is Obstacle.NODES:
+    if reason.obstacle is Obstacle.NODES:
         advice = "; it waits until nodes are added"
     return f"{needs}; {why}{advice}"
 
 
-def _at_limit(needs: str, waiting: Waiting, refusal: Refusal) -> str:
+def _at_limit(needs: str, waiting: Waiting, reason: WaitReason) -> str:
     run, _ = waiting
-    left = refusal.limit_workers
+    left = reason.limit_workers
     if left is not None and left >= run.ask.minimum:
-        return f"{needs}; {refusal.runs[0]} is before it and waits for the limit of queue {run.queue}"
-    users = f", which {_names(refusal.runs)} use{'s' if len(refusal.runs) == 1 else ''}" if refusal.runs else ""
+        return f"{needs}; {reason.runs[0]} is before it and waits for the limit of queue {run.queue}"
+    users = f", which {_names(reason.runs)} use{'s' if len(reason.runs) == 1 else ''}" if reason.runs else ""
     return f"{needs}; the limit of queue {run.queue}{users}, leaves {left or 0}"
 
 

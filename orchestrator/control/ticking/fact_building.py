@@ -17,7 +17,7 @@ ON_THE_WAY_OUT = frozenset({QueueState.SUSPENDING, QueueState.PAUSING, QueueStat
 
 def concerns_capacity(row: RunRow) -> bool:
     """The scheduler has to know of it: it waits for capacity, or capacity is booked for it."""
-    return bool(row.booked) or row.state in WAITING
+    return bool(row.booked) or row.state is QueueState.QUEUED or row.state is QueueState.SUSPENDED
 
 
 class FactBuilder:
@@ -35,10 +35,10 @@ class FactBuilder:
         made: dict[str, tuple[RunRow, float | None, RunFacts]] = {}
         found = []
         for row in rows:
-            if not concerns_capacity(row):
-                continue
             if row.booked:
                 found.append(_facts(row, drivers.get(row.id), shapes, clocks.active_s(row)))
+                continue
+            if not concerns_capacity(row):
                 continue
             each = shapes.get(row.shape)
             known = self._made.get(row.id)

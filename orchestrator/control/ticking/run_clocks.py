@@ -1,7 +1,7 @@
 """Times of runs on this process's monotonic clock: how long a lease has not moved, a state has lasted, a run was
 active. No decision compares clocks of two machines, or the wall clock of before with that of now."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.control.ports import DriverFacts
@@ -38,9 +38,7 @@ class RunClocks:
     def __init__(self) -> None:
         self._times: dict[str, _RunTimes] = {}
 
-    def advance(
-        self, rows: Collection[RunRow], drivers: Mapping[str, DriverFacts], clock_s: float, now_s: float
-    ) -> None:
+    def advance(self, rows: Iterable[RunRow], drivers: Mapping[str, DriverFacts], clock_s: float, now_s: float) -> None:
         """Take the look of one tick. `rows`: runs that matter now; times of others are forgotten. `now_s`: Unix
         seconds; they only shorten the pause of a run that failed before this process looked at it."""
         known, self._times = self._times, {}

@@ -14,6 +14,7 @@ from orchestrator.domain.run_states import FINAL_STATES
 
 Reviewed = tuple[RunRow, ChangeCause] | None
 CLUSTER_LOST = "the cluster went away; it resumes when there is one"
+SAVED = "its driver has saved the state and ended"
 LIMIT_REACHED = "its `schedule.max_runtime` is used up; its state is saved, and `convoy retry` continues it"
 
 
@@ -141,12 +142,13 @@ def _leaving(row: RunRow, sight: RunSight) -> Reviewed:
         note = (
             f"{row.reason or 'paused'}; it failed while it was saved: {facts.reason}" if facts and _bad(state) else None
         )
-        return _moved(before, QueueState.PAUSED, note or row.reason or "paused")
+        paused = replace(before, state=QueueState.PAUSED, reason=note or row.reason)
+        return paused, ChangeCause("state", note or SAVED)
     if row.limit_s is not None and before.active_s >= row.limit_s:
         return _ended(before, sight, QueueState.FAILED, LIMIT_REACHED)
     if facts is not None and _bad(state) and not (sight.cluster_lost or facts.cluster_lost):
         return _failed(before, facts.reason or "it failed while it was saved", facts.exit_code, sight)
-    return _moved(before, QueueState.SUSPENDED, row.reason or "its driver has saved the state and ended")
+    return replace(before, state=QueueState.SUSPENDED), ChangeCause("state", SAVED)
 
 
 def _bad(state: RunState | None) -> bool:

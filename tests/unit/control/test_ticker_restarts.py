@@ -1,6 +1,8 @@
 """The ticker over a scripted world: clusters that go away, servers that restart, estimates and facts."""
 
+import contextlib
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from orchestrator.control.policy.queue_facts import Decision, QueueFacts
 from orchestrator.control.queue_board import QueueBoard
+from orchestrator.control.queue_store import queue_store
 from orchestrator.control.server_lease import ServerLease
 from orchestrator.control.ticker import TICK_S, Ticker, TickerPorts
 from orchestrator.domain.errors import ConvoyError
@@ -198,6 +201,24 @@ def test_it_ticks_by_itself_and_at_once_when_it_is_woken(server: Server) -> None
         ticker.close()
         server.lease.close()
     assert not server.world.killed
+
+
+def test_a_locked_database_is_said_to_those_who_wait_and_the_ticker_continues(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_store, "LOCK_WAIT_S", 0.02)
+    server.crash()
+    server.boot()
+    run = server.submit(job())
+    with contextlib.closing(sqlite3.connect(server.store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert not server.ticker.tick()
+        waits = server.queue.run(run, ANN).waits
+        assert waits is not None
+        assert "another process has locked the queue's database" in waits.message
+        assert server.world.launches == [], "what is not booked is not done"
+        other.execute("ROLLBACK")
+    server.until(run, QueueState.ACTIVE)
 
 
 def test_a_lost_effect_is_repeated(server: Server) -> None:
