@@ -124,7 +124,7 @@ def test_streams_of_an_ended_run_end_and_resume(served: ServedQueue) -> None:
 
 def test_a_stream_of_a_waiting_run_ends_after_its_limit_and_sends_heartbeats(served: ServedQueue) -> None:
     served.close()
-    settings = ApiSettings(served.home, stream_look_s=0.01, stream_limit_s=1.2, heartbeat_s=1)
+    settings = ApiSettings(served.home, stream_look_s=0.01, stream_limit_s=0.3, heartbeat_s=0.05)
     brief = ServedQueue(served.home, settings)
     brief.submitted()
     answer = brief.raw(brief.secret()).get("/api/v1/runs/tiny/events/stream")
