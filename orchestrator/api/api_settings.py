@@ -16,7 +16,7 @@ class ApiSettings:
     """Of one token, in the long run."""
     request_burst: float = 1000.0
     failures_per_s: float = 1.0
-    """Requests without a valid token, of one address. More of them are refused before the token is looked at."""
+    """Requests without a valid token, of one address. More of them get 429. Valid tokens are not concerned."""
     failure_burst: float = 30.0
     max_body_bytes: int = MAX_BODY_BYTES
     max_file_bytes: int = MAX_UPLOADED_BYTES

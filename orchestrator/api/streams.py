@@ -58,8 +58,8 @@ class StreamPool:
                 f"too many streams are open ({self._open[token_id]} of this token, {self._open.total()} in all)",
                 "end some of them, or ask for pages instead",
             )
-        ping = max(1, round(settings.heartbeat_s))
-        return EventSourceResponse(self._messages(token_id, cursor, look), ping=ping, send_timeout=SEND_LIMIT_S)
+        messages = self._messages(token_id, cursor, look)
+        return EventSourceResponse(messages, ping=settings.heartbeat_s, send_timeout=SEND_LIMIT_S)
 
     async def _messages(self, token_id: str, cursor: str, look: Look) -> AsyncIterator[ServerSentEvent]:
         self._open[token_id] += 1

@@ -144,9 +144,12 @@ def test_the_api_withstands_fuzzing(tmp_path: Path) -> None:
     limits = ApiSettings(home, body_wait_s=5, stream_limit_s=0.05, stream_look_s=0.02, **UNLIMITED)
     served = ServedQueue(home, limits)
     served.submitted("tiny")
+    config = tmp_path / "fuzzing.toml"
+    template = Path(__file__).with_name("fuzzing.toml").read_text()
+    config.write_text(template.replace("JOB", json.dumps(served.job("fuzzed"))))
     with listening(served.app) as url:
         command = [
-            sys.executable, "-m", "schemathesis.cli", "--config-file", str(Path(__file__).with_name("fuzzing.toml")),
+            sys.executable, "-m", "schemathesis.cli", "--config-file", str(config),
             "run", f"{url}/api/v1/openapi.json", "--checks", "all", "--seed", "14", "--max-examples", "20",
             "--max-time", "20", "--no-shrink", "--header", f"Authorization: Bearer {served.secret('admin')}",
         ]  # fmt: skip

@@ -137,8 +137,6 @@ class Gate:
     async def _not_authenticated(self, scope: Scope, headers: Headers) -> HttpRefusal | None:
         client = scope.get("client")
         address, now_s = (str(client[0]) if client else "?"), time.monotonic()
-        if self._failures.exhausted(address, now_s):
-            return _too_many("requests without a valid token came from this address", 1 / self._settings.failures_per_s)
         try:
             scheme, _, secret = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not secret.strip():
@@ -149,8 +147,9 @@ class Gate:
             if holder is None:
                 holder = await run_in_threadpool(self._tokens.holder, secret.strip())
         except UnauthenticatedError as error:
-            self._failures.wait_s(address, now_s)
-            return refusal_of(error)
+            # Valid tokens from the same address, a proxy's perhaps, are not concerned.
+            wait_s = self._failures.wait_s(address, now_s)
+            return _too_many("requests without a valid token", wait_s) if wait_s > 0 else refusal_of(error)
         except ConvoyError as error:
             return refusal_of(error)
         wait_s = self._requests.wait_s(holder.token_id, now_s)

@@ -42,9 +42,3 @@ class RateLimiter:
             if len(self._buckets) > MOST_BUCKETS:
                 self._buckets.popitem(last=False)
             return wait_s
-
-    def exhausted(self, caller: str, now_s: float) -> bool:
-        """Whether the caller would have to wait. Takes nothing."""
-        with self._lock:
-            bucket = self._buckets.get(caller)
-            return bucket is not None and take(bucket, now_s, self._per_s, self._burst)[1] > 0

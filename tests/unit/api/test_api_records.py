@@ -104,14 +104,14 @@ def test_output_is_read_in_pages_across_a_rotation(served: ServedQueue) -> None:
 def test_streams_of_an_ended_run_end_and_resume(served: ServedQueue) -> None:
     layout = RunLayout(Path(served.submitted().directory))
     layout.logs.mkdir()
-    layout.log(0).write_text("".join(f"line {number}\n" for number in range(20_000)))
+    layout.log(0).write_text("".join(f"line {number}\n" for number in range(10_000)))
     with served.client() as client:
         client.act("tiny", "cancel")
         seen = list(client.follow_events("tiny"))
         assert [each.message for each in seen] == [each.message for each in client.events("tiny").events]
         assert list(client.follow_events("tiny", seen[0].number)) == seen[1:]
         lines = [line.text for page in client.follow_logs("tiny") for line in page.lines]
-        assert lines == [f"line {number}" for number in range(20_000)]
+        assert lines == [f"line {number}" for number in range(10_000)]
     raw = served.raw(served.secret())
     resumed = raw.get("/api/v1/runs/tiny/events/stream", headers={"Last-Event-ID": str(seen[0].number)})
     assert resumed.headers["content-type"].startswith("text/event-stream")
@@ -124,7 +124,7 @@ def test_streams_of_an_ended_run_end_and_resume(served: ServedQueue) -> None:
 
 def test_a_stream_of_a_waiting_run_ends_after_its_limit_and_sends_heartbeats(served: ServedQueue) -> None:
     served.close()
-    settings = ApiSettings(served.home, stream_look_s=0.01, stream_limit_s=1.2, heartbeat_s=1)
+    settings = ApiSettings(served.home, stream_look_s=0.01, stream_limit_s=0.3, heartbeat_s=0.05)
     brief = ServedQueue(served.home, settings)
     brief.submitted()
     answer = brief.raw(brief.secret()).get("/api/v1/runs/tiny/events/stream")
