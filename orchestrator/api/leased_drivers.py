@@ -6,7 +6,7 @@ from pathlib import Path
 from orchestrator.control.drivers.driver_processes import DriverProcesses
 from orchestrator.control.ports import DriverFacts
 from orchestrator.domain.errors import UnavailableError
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 
 
 class LeasedDrivers:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.domain.events import RunState
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 
 
 @dataclass(frozen=True)

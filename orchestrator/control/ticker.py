@@ -44,7 +44,7 @@ from orchestrator.control.ticking.run_review import launch_failed, progress_of, 
 from orchestrator.control.ticking.run_sight import RunSight
 from orchestrator.control.ticking.work_estimate import step_work
 from orchestrator.domain.errors import ClusterError, ConvoyError
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 from orchestrator.domain.queue.queue_states import HOLDING, QueueState
 from orchestrator.lasting_thread import LastingThread
 from orchestrator.store.run_store import RunStore

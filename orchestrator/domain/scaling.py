@@ -5,7 +5,7 @@ from typing import Protocol
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import ScaleState
-from orchestrator.domain.grant import GrantDesk
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional, text
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange

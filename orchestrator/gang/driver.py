@@ -12,8 +12,8 @@ from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.placement_groups import group_on, release_of_run, reserve
 from orchestrator.data.executor import Executor
-from orchestrator.domain.device import deterministic_environment
-from orchestrator.domain.device_room import DeviceRoom, smallest
+from orchestrator.domain.devices.device import deterministic_environment
+from orchestrator.domain.devices.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress

@@ -17,7 +17,7 @@ from orchestrator.data.prepare_progress import PrepareProgress
 from orchestrator.domain.errors import ConvoyError, LeaseLostError, UsageError
 from orchestrator.domain.events import Emit, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
-from orchestrator.domain.grant import GrantDesk
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question

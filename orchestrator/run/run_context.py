@@ -9,7 +9,7 @@ from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventBody
 from orchestrator.domain.fault_plan import Arranged
-from orchestrator.domain.grant import GrantDesk
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.json_values import JsonObject
 from orchestrator.metrics.event_bus import EventBus

@@ -14,7 +14,7 @@ from orchestrator.control.cluster.observed_cluster import ObservedCluster, kept_
 from orchestrator.control.drivers.driver_environment import driver_environment
 from orchestrator.control.drivers.driver_processes import DriverProcesses
 from orchestrator.control.ports import DriverFacts
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.run.launcher import lay_out
 from orchestrator.spec.loading.load import load_job

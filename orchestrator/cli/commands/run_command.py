@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from orchestrator.cli.display import end_summary
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.cli.interrupt import Interrupt, end_now
 from orchestrator.cli.options import complete_run, home_option, json_option
 from orchestrator.clusters.ray.ray_settings import suppress_sigterm_warning
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Display(Observer, Protocol):
     """An observer that displays events and steps."""
 
-    view: RunView
+    view: ShownRun
 
     def start(self) -> None: ...
 
@@ -273,7 +273,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: I
     return ended.outcome.exit_code
 
 
-def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
+def _summary(view: ShownRun, outcome: "RunOutcome", home: Path) -> str:
     layout = RunLayout(outcome.run_dir)
     if outcome.state is RunState.SUCCEEDED:
         return end_summary.succeeded(view, layout, home)

@@ -16,7 +16,7 @@ from orchestrator.control.drivers.driver_start import DriverStart, read_launch
 from orchestrator.control.drivers.driver_watch import DriverWatch
 from orchestrator.control.ports import DriverFacts
 from orchestrator.domain.errors import ConvoyError
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.run.launcher import TRAIN_ENTRY
 from orchestrator.store.driver_process import DriverProcess

@@ -10,8 +10,8 @@ from orchestrator.atomic_files import read_json
 from orchestrator.control.drivers.driver_report import DriverReport
 from orchestrator.control.ports import DriverFacts
 from orchestrator.domain.events import RunState
-from orchestrator.domain.grant import GrantAnswer
 from orchestrator.domain.lease import TTL_S, Observed, observe
+from orchestrator.domain.queue.grant import GrantAnswer
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.json_values import JsonObject
 from orchestrator.store.driver_process import DriverProcess

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from orchestrator.clusters.placement import NodeCapacity
-from orchestrator.control.policy.queue_facts import RunFacts
+from orchestrator.control.policy.queue_facts import ScheduledRun
 from orchestrator.control.ports import DriverFacts
 from orchestrator.control.queue_store.run_rows import NO_PLACES, RunRow
 from orchestrator.control.ticking.run_clocks import RunClocks
@@ -21,18 +21,18 @@ def concerns_capacity(row: RunRow) -> bool:
 
 
 class FactBuilder:
-    """Makes `RunFacts`. Kept by the ticker."""
+    """Makes `ScheduledRun`. Kept by the ticker."""
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[RunRow, float | None, RunFacts]] = {}
+        self._made: dict[str, tuple[RunRow, float | None, ScheduledRun]] = {}
         """By waiting run: what its facts were made from, and they."""
 
     def run_facts(
         self, rows: Collection[RunRow], drivers: Mapping[str, DriverFacts], shapes: Mapping[str, float],
         clocks: RunClocks,
-    ) -> tuple[RunFacts, ...]:  # fmt: skip
+    ) -> tuple[ScheduledRun, ...]:  # fmt: skip
         """Of every run that concerns capacity."""
-        made: dict[str, tuple[RunRow, float | None, RunFacts]] = {}
+        made: dict[str, tuple[RunRow, float | None, ScheduledRun]] = {}
         found = []
         for row in rows:
             if row.booked:
@@ -50,9 +50,9 @@ class FactBuilder:
         return tuple(found)
 
 
-def _facts(row: RunRow, facts: DriverFacts | None, shapes: Mapping[str, float], active_s: float) -> RunFacts:
+def _facts(row: RunRow, facts: DriverFacts | None, shapes: Mapping[str, float], active_s: float) -> ScheduledRun:
     has_driver = row.state in (QueueState.STARTING, QueueState.ACTIVE)
-    return RunFacts(
+    return ScheduledRun(
         id=row.id,
         queue=row.queue,
         user=row.user,

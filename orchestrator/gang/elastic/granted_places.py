@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.clusters.placement import NodeCapacity, Resources
 from orchestrator.clusters.ray.placement_groups import all_placed, group_bound_to, release
 from orchestrator.domain.errors import ClusterError
-from orchestrator.domain.grant import Grant, GrantAnswer, GrantDesk, surplus, vacant
+from orchestrator.domain.queue.grant import Grant, GrantAnswer, GrantDesk, surplus, vacant
 from orchestrator.gang.group.worker_handle import taken_places
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import contextlib
 
 from orchestrator.atomic_files import locked, read_json, write_json
-from orchestrator.domain.grant import Grant, GrantAnswer
+from orchestrator.domain.queue.grant import Grant, GrantAnswer
 from orchestrator.domain.run_layout import RunLayout
 
 SERVER = "server"

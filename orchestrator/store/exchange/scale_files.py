@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import ScaleState
-from orchestrator.domain.grant import GrantDesk
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest
 from orchestrator.store.driver_process import DriverProcess

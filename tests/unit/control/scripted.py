@@ -19,7 +19,7 @@ from orchestrator.control.queue_store.run_table import run_by_id
 from orchestrator.control.server_lease import ServerLease
 from orchestrator.control.ticker import Ticker, TickerPorts
 from orchestrator.domain.events import RunState
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 from orchestrator.domain.queue.queue_states import QueueState
 from orchestrator.store.run_store import RunStore
 from orchestrator.wire.run_messages import Submission

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.control.policy.queue_facts import Decision, QueueFacts
 from orchestrator.control.queue_store.write_thread import Command, T
 from orchestrator.control.server_lease import ServerLease
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 from orchestrator.domain.queue.queue_states import QueueState
 from tests.unit.control.conftest import SHARED_MEMORY
 from tests.unit.control.scripted import ANN, Server, World, fifo, job

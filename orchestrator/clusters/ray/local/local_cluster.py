@@ -33,7 +33,7 @@ from orchestrator.clusters.ray.local.raylet import (
 from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.clusters.ray.processes import kill_processes, start_bound
 from orchestrator.clusters.ray.ray_settings import LOCAL_ENV
-from orchestrator.domain.device import NO_GPUS, dealt
+from orchestrator.domain.devices.device import NO_GPUS, dealt
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.fault_plan import NodeAddress
 

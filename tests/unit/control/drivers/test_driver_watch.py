@@ -13,8 +13,8 @@ from orchestrator.control.drivers.driver_start import write_launch
 from orchestrator.control.drivers.driver_watch import CHECK_S, DriverWatch
 from orchestrator.control.ports import DriverFacts
 from orchestrator.domain.events import RunState
-from orchestrator.domain.grant import GrantAnswer
 from orchestrator.domain.lease import TTL_S, Lease
+from orchestrator.domain.queue.grant import GrantAnswer
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.exchange.grant_files import GrantFiles

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.grant import Grant, GrantAnswer
+from orchestrator.domain.queue.grant import Grant, GrantAnswer
 from orchestrator.gang.elastic import granted_places
 from orchestrator.gang.elastic.granted_places import RETRY_S, GrantedPlaces, seek_granted
 from orchestrator.gang.group.reservations import Reservations

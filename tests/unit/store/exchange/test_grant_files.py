@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.grant import Grant, GrantAnswer
+from orchestrator.domain.queue.grant import Grant, GrantAnswer
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.store.exchange.grant_files import GrantFiles, read_answer, write_grant
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.domain.grant import Grant, GrantAnswer, surplus, vacant
+from orchestrator.domain.queue.grant import Grant, GrantAnswer, surplus, vacant
 
 pytestmark = pytest.mark.unit
 
