@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.display import formatting
 from orchestrator.cli.display.plain_display import describe
-from orchestrator.cli.display.run_view import RunView as DisplayedRun
+from orchestrator.cli.display.run_view import ShownRun as DisplayedRun
 from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.queue.queue_states import QueueState
 from orchestrator.metrics.jsonl import finite
