@@ -92,6 +92,7 @@ docs: dev
 	$(BIN)/python -m orchestrator.metrics.event_reference
 	$(BIN)/python -m orchestrator.run.state_reference
 	$(BIN)/python -m orchestrator.monitor.kubernetes_manifests
+	$(BIN)/python -m orchestrator.api.openapi_document
 
 # Pictures of the dashboards by Grafana's own panels; DASHBOARDS="record publish" trains again and renews those in docs.
 dashboards: dev

@@ -37,10 +37,11 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     write_bytes(path, text.encode(), durable)
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o644) -> None:
     """Replace a file: whoever reads it sees the old or the new one whole.
 
-    `durable`: after a crash of the host too, at the price of waiting for the disk. Raises OSError.
+    `durable`: after a crash of the host too, at the price of waiting for the disk. `mode`: its permissions, from the
+    first moment if they are 0o600. Raises OSError.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -49,7 +50,7 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

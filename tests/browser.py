@@ -22,6 +22,12 @@ import aiohttp
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 START_S = 30.0
 ANSWER_S = 20.0
+_KEYS = {
+    "Tab": {"windowsVirtualKeyCode": 9},
+    "Enter": {"windowsVirtualKeyCode": 13, "text": "\r"},
+    "Escape": {"windowsVirtualKeyCode": 27},
+    "ArrowRight": {"windowsVirtualKeyCode": 39},
+}
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking",
     "--disable-component-update", "--no-first-run", "--remote-debugging-port=0",
@@ -58,6 +64,17 @@ class Browser:
         evaluate a JavaScript expression."""
         return asyncio.run(self._look(path.absolute().as_uri(), width, expression, dark, hover))
 
+    @contextmanager
+    def visit(self, url: str, width: int, dark: bool = False) -> Iterator["Visit"]:
+        """A page that stays open: it lives while the test does something."""
+        with asyncio.Runner() as runner:
+            visit = Visit(runner, f"http://127.0.0.1:{self._port}")
+            try:
+                visit.begin(url, width, dark)
+                yield visit
+            finally:
+                visit.end()
+
     async def _look(self, url: str, width: int, expression: str, dark: bool, hover: str) -> Look:
         base = f"http://127.0.0.1:{self._port}"
         async with aiohttp.ClientSession() as http:
@@ -70,6 +87,87 @@ class Browser:
                 return look
 
 
+class Visit:
+    """A page that is open."""
+
+    def __init__(self, runner: asyncio.Runner, base: str) -> None:
+        self._runner, self._base = runner, base
+        self._http: aiohttp.ClientSession
+        self._page: _Page
+        self._target = ""
+
+    def begin(self, url: str, width: int, dark: bool) -> None:
+        self._runner.run(self._open(url, width, dark))
+
+    async def _open(self, url: str, width: int, dark: bool) -> None:
+        self._http = aiohttp.ClientSession()
+        async with self._http.put(f"{self._base}/json/new?about:blank") as answer:
+            target = await answer.json()
+        self._target = target["id"]
+        self._page = _Page(await self._http.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0))
+        await self._page.open(url, width, dark)
+
+    def end(self) -> None:
+        self._runner.run(self._close())
+
+    async def _close(self) -> None:
+        async with self._http.get(f"{self._base}/json/close/{self._target}"):
+            await self._http.close()
+
+    def value(self, expression: str) -> Any:
+        """What a JavaScript expression gives."""
+        return self._runner.run(self._page.value(expression))
+
+    def until(self, expression: str, limit_s: float = 20.0) -> Any:
+        """Wait until an expression gives something true, and return that; true for an element."""
+        expression = f"(found => found instanceof Node ? true : found)({expression})"
+        deadline = time.monotonic() + limit_s
+        while not (found := self.value(expression)):
+            assert time.monotonic() < deadline, f"not within {limit_s:g} s: {expression}\n{self.value(TEXT)}"
+            time.sleep(0.05)
+        return found
+
+    def size(self, width: int, height: int = 900) -> None:
+        """Another window."""
+        self._runner.run(self._page.size(width, height))
+
+    def press(self, key: str) -> None:
+        """A key, for what has the focus."""
+        self._runner.run(self._page.press(key))
+
+    def type(self, text: str) -> None:
+        """Text, into what has the focus."""
+        self._runner.run(self._page.call("Input.insertText", {"text": text}))
+
+    def point(self, selector: str) -> None:
+        """Move the pointer to the middle of an element."""
+        self._runner.run(self._page.point(selector))
+
+    def offline(self, cut: bool) -> None:
+        """Cut the network of the page, or restore it."""
+        limits = {"offline": cut, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._runner.run(self._page.call("Network.emulateNetworkConditions", limits))
+
+    def picture(self) -> bytes:
+        """PNG of the whole page."""
+        return self._runner.run(self._page.picture())
+
+    @property
+    def problems(self) -> list[str]:
+        """Errors and warnings of the console, exceptions, requests that failed or were refused."""
+        self.value("0")  # what came meanwhile is read
+        return self._page.console() + self._page.failures()
+
+    @property
+    def requests(self) -> list[str]:
+        """URLs that the page asked for."""
+        self.value("0")
+        return self._page.asked()
+
+
+TEXT = "document.body.innerText.slice(0, 2000)"
+
+
 class _Page:
     """One page, through its socket."""
 
@@ -78,36 +176,63 @@ class _Page:
         self._events: list[dict[str, Any]] = []
 
     async def look(self, url: str, width: int, expression: str, dark: bool, hover: str) -> Look:
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self._call(f"{domain}.enable")
-        await self._size(width, 900)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self._call("Emulation.setEmulatedMedia", {"features": [scheme]})
-        await self._call("Page.navigate", {"url": url})
-        await self._until("Page.loadEventFired")
-        height = await self._value("Math.ceil(document.documentElement.scrollHeight)")
-        await self._size(width, height)
+        await self.open(url, width, dark)
+        height = await self.value("Math.ceil(document.documentElement.scrollHeight)")
+        await self.size(width, height)
         if hover:
-            box = await self._value(
-                f"(r => [r.left + r.width / 2, r.top + r.height / 2])({_query(hover)}.getBoundingClientRect())"
-            )
-            move = {"type": "mouseMoved", "x": box[0], "y": box[1]}
-            await self._call("Input.dispatchMouseEvent", move)
-        value = await self._value(expression)
-        shot = await self._call("Page.captureScreenshot", {"captureBeyondViewport": True})
-        asked = [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
-        return Look(self._console(), [each for each in asked if each != url], value, base64.b64decode(shot["data"]))
+            await self.point(hover)
+        value = await self.value(expression)
+        return Look(self.console(), [each for each in self.asked() if each != url], value, await self.picture())
 
-    async def _size(self, width: int, height: int) -> None:
+    async def open(self, url: str, width: int, dark: bool) -> None:
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self.call(f"{domain}.enable")
+        await self.size(width, 900)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", {"features": [scheme]})
+        await self.call("Page.navigate", {"url": url})
+        await self._until("Page.loadEventFired")
+
+    async def point(self, selector: str) -> None:
+        box = await self.value(
+            f"(r => [r.left + r.width / 2, r.top + r.height / 2])({_query(selector)}.getBoundingClientRect())"
+        )
+        await self.call("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": box[0], "y": box[1]})
+
+    async def press(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, **_KEYS.get(key, {})})
+
+    async def picture(self) -> bytes:
+        shot = await self.call("Page.captureScreenshot", {"captureBeyondViewport": True})
+        return base64.b64decode(shot["data"])
+
+    def asked(self) -> list[str]:
+        return [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
+
+    def failures(self) -> list[str]:
+        """Requests that failed, but for those that the page itself ended, or that were refused."""
+        found = []
+        for event in self._events:
+            parameters = event["params"]
+            if event["method"] == "Network.loadingFailed" and not parameters.get("canceled"):
+                found.append(f"{parameters['type']}: {parameters['errorText']}")
+            elif event["method"] == "Network.responseReceived" and parameters["response"]["status"] >= 400:
+                found.append(f"{parameters['response']['status']} {parameters['response']['url']}")
+        return found
+
+    async def size(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        await self._call("Emulation.setDeviceMetricsOverride", size)
+        await self.call("Emulation.setDeviceMetricsOverride", size)
 
-    async def _value(self, expression: str) -> Any:
-        result = await self._call("Runtime.evaluate", {"expression": expression, "returnByValue": True})
+    async def value(self, expression: str) -> Any:
+        result = await self.call(
+            "Runtime.evaluate", {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    async def _call(self, method: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def call(self, method: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters or {}})
         while True:
@@ -127,7 +252,7 @@ class _Page:
             self._events.append(message)
         return message
 
-    def _console(self) -> list[str]:
+    def console(self) -> list[str]:
         found = []
         for event in self._events:
             parameters = event["params"]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.clusters.ray.fork_server.fork_launch import VARIABLE, ForkServer
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
+from orchestrator.domain.devices.device import ACCELERATOR_VARIABLE, CPU, GPU_DEFAULTS, RECOVERY_IN_PROCESS
 from tests.cluster.gang_runs import own_temporary_directory
 from tests.events import BROKEN_OBSERVERS
 from tests.requirements import MISSING, required

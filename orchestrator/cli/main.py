@@ -32,6 +32,25 @@ COMMANDS = {
     "report": ("orchestrator.cli.commands.report_commands:report", "Write a run's report as one HTML file."),
     "logs": ("orchestrator.cli.commands.runs_commands:logs", "Print the output of a run's workers."),
     "scale": ("orchestrator.cli.commands.scale_command:scale", "Change the number of workers of an active run."),
+    "server": ("orchestrator.cli.commands.server_command:server", "Start and stop the server with the queue."),
+    "submit": ("orchestrator.cli.commands.queue.submit_command:submit", "Put a job into a server's queue."),
+    "ps": ("orchestrator.cli.commands.queue.queue_commands:ps", "List the runs of a server."),
+    "status": (
+        "orchestrator.cli.commands.queue.run_control:status",
+        "Show a run: why it waits, its progress.",
+    ),
+    "events": ("orchestrator.cli.commands.queue.run_control:events", "Print the events of a run in a queue."),
+    "pause": ("orchestrator.cli.commands.queue.run_control:pause", "Save a run's state and release its capacity."),
+    "resume": ("orchestrator.cli.commands.queue.run_control:resume", "Queue a paused run again."),
+    "retry": ("orchestrator.cli.commands.queue.run_control:retry", "Queue a failed or cancelled run again."),
+    "cancel": ("orchestrator.cli.commands.queue.run_control:cancel", "End a run in a queue for good."),
+    "queue": ("orchestrator.cli.commands.queue.queue_commands:queue", "List the queues: shares, who runs, who waits."),
+    "nodes": (
+        "orchestrator.cli.commands.queue.queue_commands:nodes",
+        "List the cluster's nodes, or drain one.",
+    ),
+    "login": ("orchestrator.cli.commands.queue.access_commands:login", "Store the address and token of a server."),
+    "token": ("orchestrator.cli.commands.queue.access_commands:token", "Make, list and revoke tokens."),
     "export": ("orchestrator.cli.commands.model_commands:export", "Write a run's model in Hugging Face format."),
     "generate": ("orchestrator.cli.commands.model_commands:generate", "Generate text with a run's model."),
     "checkpoint": (
@@ -99,6 +118,7 @@ def cli() -> None:
       convoy run jobs/quickstart.yaml
       convoy validate job.yaml --set train.lr=1e-3
       convoy show last
+      convoy server start && convoy submit job.yaml
       convoy COMMAND --help     explains a command, with examples
 
     Runs are kept under $CONVOY_HOME (default: ./runs).

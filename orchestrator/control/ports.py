@@ -7,7 +7,7 @@ from typing import Protocol
 
 from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.domain.events import RunState
-from orchestrator.domain.grant import Grant
+from orchestrator.domain.queue.grant import Grant
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class DriverFacts:
     step_time_s: float | None = None
     """Of recent steps."""
     loss: float | None = None
+    cluster_lost: bool = False
+    """An ended driver could not reach its cluster any more: the run is to be resumed when there is one."""
+    cluster_address: str = ""
+    """Of the cluster that the driver has joined."""
 
 
 class DriverPort(Protocol):

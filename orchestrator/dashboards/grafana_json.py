@@ -28,6 +28,11 @@ SCHEMA_VERSION = 39
 """Of Grafana 11; later ones migrate it when they load it."""
 PLUGIN_VERSION = "11.0.0"
 TAG = "convoy"
+SHORT_NAME = 4
+"""Characters of a name that has room to the left of a bar, which is a fifth of the panel. Others stand above it."""
+BAR_PX, BAR_WITH_NAME_PX = 30, 38
+LEAST_COLUMN_PX = 70
+"""Of a column of a table."""
 _SOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _LAST = common.ReduceDataOptions(calcs=["lastNotNull"], values=False, fields="")
 _DASH = common.LineStyle(fill="dash", dash=[8, 6])
@@ -159,7 +164,7 @@ def _options(panel: Panel) -> object:
                 reduce_options=_LAST,
             )
         case "bargauge":
-            long_names = any(", " in query.legend for query in panel.queries)
+            long_names = any("{{" in query.legend or len(query.legend) > SHORT_NAME for query in panel.queries)
             return bargauge.Options(
                 display_mode=common.BarGaugeDisplayMode.BASIC,
                 value_mode=common.BarGaugeValueMode.TEXT,
@@ -167,7 +172,7 @@ def _options(panel: Panel) -> object:
                 show_unfilled=True,
                 orientation=common.VizOrientation.HORIZONTAL,
                 reduce_options=_LAST,
-                max_viz_height=30,
+                max_viz_height=BAR_WITH_NAME_PX if long_names else BAR_PX,
                 text=common.VizTextDisplayOptions(title_size=13, value_size=15),
             )
         case "table":
@@ -190,7 +195,7 @@ def _defaults(panel: Panel) -> grafana.FieldConfig:
     if panel.visual == "timeseries":
         custom = _curve(panel.drawing, bool(panel.thresholds), panel.log_scale)
     elif panel.visual == "table":
-        custom = common.TableFieldOptions(align=common.FieldTextAlignment.AUTO)
+        custom = common.TableFieldOptions(align=common.FieldTextAlignment.AUTO, min_width=LEAST_COLUMN_PX)
     return grafana.FieldConfig(
         unit=panel.unit,
         decimals=panel.decimals,

@@ -10,9 +10,9 @@ from typing import Literal
 Visual = Literal["timeseries", "stat", "bargauge", "table"]
 Drawing = Literal["line", "area", "stacked", "share", "steps", "bars", "points"]
 """Of time series. `share`: stacked to 100%."""
-Need = Literal["gpu", "price", "fp16", "waiting", "exporters"]
+Need = Literal["gpu", "price", "fp16", "waiting", "exporters", "ranks"]
 """What a query's data depends on, beyond a run on CPUs: a GPU, `cluster.usd_per_hour`, training in fp16, fewer workers
-than the minimum, and the exporters of hosts and GPUs (node_exporter, dcgm-exporter)."""
+than the minimum, the exporters of hosts and GPUs (node_exporter, dcgm-exporter), and at least three workers."""
 GRID_COLUMNS = 24
 
 

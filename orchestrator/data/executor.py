@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Protocol, Self, TypeVar, cast
 
-from orchestrator.domain.device import device_environment
+from orchestrator.domain.devices.device import device_environment
 from orchestrator.domain.errors import DataError
 
 T = TypeVar("T")

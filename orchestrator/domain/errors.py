@@ -14,6 +14,22 @@ class UsageError(ConvoyError):
     exit_code = 2
 
 
+class NotFoundError(UsageError):
+    """What the request names does not exist."""
+
+
+class ForbiddenError(UsageError):
+    """The caller is known, and may not do this."""
+
+
+class ConflictError(UsageError):
+    """The request does not fit the present state: it was changed meanwhile, or is another one under a known key."""
+
+
+class UnavailableError(ConvoyError):
+    """It cannot be done now, and may be later: the database is locked or its disk is full, or another server acts."""
+
+
 class DeviceError(UsageError):
     """A worker cannot train on the requested device."""
 

@@ -126,6 +126,31 @@ class RunLayout:
         return self.root / "scale-answer.json"
 
     @property
+    def grant(self) -> Path:
+        """`grant.json`: the newest grant of the server that drives the run."""
+        return self.root / "grant.json"
+
+    @property
+    def grant_answer(self) -> Path:
+        """`grant-answer.json`: what the driver says to it."""
+        return self.root / "grant-answer.json"
+
+    @property
+    def driver(self) -> Path:
+        """`driver.json`: the process that a server has started last to drive the run."""
+        return self.root / "driver.json"
+
+    @property
+    def driver_report(self) -> Path:
+        """`driver-report.json`: how far that process is, and how it ended."""
+        return self.root / "driver-report.json"
+
+    @property
+    def driver_log(self) -> Path:
+        """Output of drivers that a server has started."""
+        return self.logs / "driver.log"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

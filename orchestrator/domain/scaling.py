@@ -5,6 +5,7 @@ from typing import Protocol
 
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import ScaleState
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number, optional, text
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.resources import WorkersRange
@@ -80,6 +81,10 @@ class ScaleAnswer:
 
 class ScaleDesk(Protocol):
     """The driver's side of the exchange."""
+
+    @property
+    def grants(self) -> GrantDesk | None:
+        """A server decides how many workers the run has, and where; None: it takes requests."""
 
     def newest(self) -> ScaleRequest | None:
         """A request that has not been given out yet; None if there is none."""

@@ -12,8 +12,8 @@ from orchestrator.clusters.ray.cluster_choice import cluster_for, cluster_size
 from orchestrator.clusters.ray.draining import DrainWatch
 from orchestrator.clusters.ray.placement_groups import group_on, release_of_run, reserve
 from orchestrator.data.executor import Executor
-from orchestrator.domain.device import deterministic_environment
-from orchestrator.domain.device_room import DeviceRoom, smallest
+from orchestrator.domain.devices.device import deterministic_environment
+from orchestrator.domain.devices.device_room import DeviceRoom, smallest
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import Emit
 from orchestrator.domain.fault_plan import NodeAddress
@@ -23,8 +23,10 @@ from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport
 from orchestrator.gang.agent.worker_actor import worker_environment
+from orchestrator.gang.elastic.granted_places import GrantedPlaces, seek_granted
 from orchestrator.gang.elastic.resizer import seek
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.group.gang_policy import GRACE_S, SERVED_GRACE_S
 from orchestrator.gang.group.reserved_workers import ReservedWorkers
 from orchestrator.gang.health.head import Head
 from orchestrator.gang.vaults.run_vaults import RunVaults
@@ -57,7 +59,8 @@ class GangDriver:
         its gangs are above those of all drivers before it."""
         self._places = places
         self._spec, self._env, self._stopped, self._emit, self._run_id = spec, env, stopped, emit, run_id
-        self.planned = ScaleRequests(spec, request_of(spec.resources), desk, emit)
+        self._granted = GrantedPlaces(desk.grants) if desk.grants is not None else None
+        self.planned = ScaleRequests(spec, request_of(spec.resources), desk, emit, self._granted)
         self._worker_env = worker_environment(
             spec.resources.cpus_per_worker, spec.resources.gpus_per_worker, env, spec.resources.env
         )
@@ -68,7 +71,7 @@ class GangDriver:
         self._head: Head | None = None
         self._generation = first_generation(lease)
         """Below those of this driver's gangs, and not below those of the drivers before it."""
-        self._reserved = ReservedWorkers(emit)
+        self._reserved = ReservedWorkers(emit, granted=self._granted)
 
     def connect(self, preload: Sequence[str] = ()) -> ClusterSize:
         """Start the local cluster, or join the one that the spec names. `preload`: see `LocalCluster`. Raises
@@ -166,16 +169,7 @@ class GangDriver:
         from orchestrator.gang.group.worker_group import Gang
 
         cluster = self._require_cluster()
-        spec = self._spec
-        found = reserve(
-            self.request,
-            cluster.nodes,
-            cluster.autoscales,
-            spec.resources.placement_timeout_s,
-            spec.train.global_batch,
-            self._stopped,
-            self._run_id,
-        )
+        found = self._reserve(cluster)
         if found is None:
             return None
         vaults = self._vaults.start(cluster)
@@ -186,6 +180,24 @@ class GangDriver:
         self._reserved.begin(gang, len(found))
         gang.warm(warm, later, check, question)
         return len(found) if gang.device_checks.passed(self._stopped, self.planned.warn) else None
+
+    def _reserve(self, cluster: ClusterProvider) -> "list[PlacementGroup] | None":
+        """A reservation for each worker of the first gang; None if stopped. Raises ClusterError."""
+        spec, timeout_s = self._spec, self._spec.resources.placement_timeout_s
+        if self._granted is not None:
+            bundle = self.request.bundle
+            found = self._granted.reserve(bundle, cluster.nodes, timeout_s, self._stopped, self._run_id)
+            self.planned.take_grant()
+            return found
+        return reserve(
+            self.request,
+            cluster.nodes,
+            cluster.autoscales,
+            timeout_s,
+            spec.train.global_batch,
+            self._stopped,
+            self._run_id,
+        )
 
     def _gang_settings(self, cluster: ClusterProvider) -> "GangSettings":
         from orchestrator.gang.group.worker_group import GangSettings
@@ -202,6 +214,7 @@ class GangDriver:
             replicas=spec.checkpoint.replicas,
             hang_timeout_s=None if hang_timeout_s == "auto" else hang_timeout_s,
             saves_by_cost=spec.checkpoint.interval_steps == "auto",
+            stop_grace_s=GRACE_S if self._granted is None else SERVED_GRACE_S,
         )
 
     def wait_for_answers(self) -> str | None:
@@ -231,7 +244,12 @@ class GangDriver:
 
     def seek(self) -> None:
         """Have workers started for the empty places, in the background; they join when they are ready."""
-        seek(self._require_gang(), self.request.maximum, self._new_place)
+        gang, granted = self._require_gang(), self._granted
+        if granted is None:
+            seek(gang, self.request.maximum, self._new_place)
+            return
+        live = {node.node_id for node in self._require_cluster().nodes()}
+        seek_granted(gang, granted, live, lambda node: granted.bind(node, self.request.bundle, self._run_id))
 
     def _new_place(self) -> "PlacementGroup | None":
         """A reservation for one worker more: wherever there is room, or will be; with a strict placement on a node

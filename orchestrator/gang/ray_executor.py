@@ -11,7 +11,7 @@ import ray
 from orchestrator.clusters.ray.handles import ObjectRef
 from orchestrator.clusters.ray.processes import die_with_parent
 from orchestrator.data.executor import StoppedError
-from orchestrator.domain.device import device_environment
+from orchestrator.domain.devices.device import device_environment
 from orchestrator.domain.errors import DataError
 
 T = TypeVar("T")

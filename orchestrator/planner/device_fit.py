@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import DevicePlanned
 from orchestrator.planner.device_memory import (

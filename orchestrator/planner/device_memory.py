@@ -7,7 +7,7 @@ update make). What is not a tensor of DeepSpeed or of autograd comes on top: the
 
 from dataclasses import dataclass
 
-from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
+from orchestrator.domain.devices.device_room import CONTEXT_BYTES, DeviceRoom
 from orchestrator.domain.loss_chunks import loss_chunk_tokens
 from orchestrator.planner.activation_memory import Activations, activations
 from orchestrator.planner.host_memory import MAX_MICRO_BATCH

@@ -1,6 +1,6 @@
 """Checks as early as possible whether a run fits its GPUs, and reports the result."""
 
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.events import DevicePlanned, Emit, WarningIssued
 from orchestrator.json_values import JsonFields
 from orchestrator.planner.device_fit import check_fit, device_planned

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.session import TrainPlan
 from orchestrator.json_values import JsonFields

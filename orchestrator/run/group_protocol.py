@@ -7,7 +7,7 @@ from typing import Protocol
 from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.data.executor import Executor
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.generation import Adopted, ClusterSize, GenerationOutcome, LeftBehind, Shortage
 from orchestrator.domain.session import Question, TrainPlan
 from orchestrator.domain.step_report import StepReport

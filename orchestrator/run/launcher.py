@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from orchestrator.data.prepare_progress import PrepareProgress
 from orchestrator.domain.errors import ConvoyError, LeaseLostError, UsageError
 from orchestrator.domain.events import Emit, Observer, RunState
 from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleDesk
 from orchestrator.domain.session import Question
@@ -31,8 +33,10 @@ from orchestrator.run.run_trackers import RunTrackers
 from orchestrator.run.served_metrics import ServedMetrics
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.load import LoadedJob, dump_job, load_job
+from orchestrator.spec.resources import ClusterSpec
+from orchestrator.store.exchange.grant_files import GrantFiles
 from orchestrator.store.resume_check import examine, pinned
-from orchestrator.store.run_store import RunStore
+from orchestrator.store.run_store import RunStore, was_begun
 from orchestrator.store.skip_file import write_skips
 from orchestrator.trackers.tracker_needs import check_trackers
 from orchestrator.weights.pretrained_location import anchored, at_value, check_files
@@ -106,12 +110,79 @@ def create_run(
     spec = anchored(job.spec, job_dir)
     store = RunStore(home)
     layout = store.create(spec.name)
-    layout.spec.write_text(dump_job(spec))
-    write_json(layout.data, {"job_dir": str(job_dir)})
+    _write_inputs(layout, spec, job_dir)
     if arranged is not None:
         write_skips(layout, arranged.skips)
     lease = lease_of_new_run(layout, choice or LeaseChoice(), stop)
     return _handle(job, RunContext(spec, job_dir, layout, store, stop, EventBus(), lease), arranged)
+
+
+def lay_out(job: LoadedJob, home: Path) -> RunLayout:
+    """The directory of a run of `job` that no driver has begun: a server makes it and starts a driver later, see
+    `serve_run`. Raises UsageError, SpecError if the job cannot be run."""
+    check_files(job)
+    check_trackers(job, os.environ)
+    job_dir = job.path.parent.absolute()
+    spec = anchored(job.spec, job_dir)
+    store, now_s = RunStore(home), time.time()
+    layout = store.reserve(spec.name, now_s)
+    _write_inputs(layout, spec, job_dir)
+    store.restore_queued(layout, spec.name, now_s)
+    return layout
+
+
+def _write_inputs(layout: RunLayout, spec: JobSpec, job_dir: Path) -> None:
+    layout.spec.write_text(dump_job(spec))
+    write_json(layout.data, {"job_dir": str(job_dir)})
+
+
+def serve_run(
+    run_dir: Path,
+    home: Path,
+    observers: Sequence[Observer],
+    stop: threading.Event,
+    address: str,
+    entry: str = TRAIN_ENTRY,
+    choice: LeaseChoice | None = None,
+) -> RunOutcome:
+    """Drive a run of a server to its end: begin it, or continue it from its newest state. It trains on the Ray cluster
+    at `address`, in the places that the server grants it, whatever its spec says of a cluster.
+
+    Raises what `claim_run` raises.
+    """
+    layout = RunLayout(run_dir.absolute())
+    served = Served(address, GrantFiles(layout))
+    if was_begun(read_json(layout.state)):
+        handle = claim_run(run_dir, home, stop, _bus_of(observers).emit, choice=choice, served=served)
+    else:
+        handle = _begin(layout, home, stop, served, choice or LeaseChoice())
+    return _drive(handle, observers, entry)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a driver has from the server that started it."""
+
+    address: str
+    """Of the Ray cluster."""
+    grants: GrantDesk
+
+    def place(self, spec: JobSpec) -> JobSpec:
+        """The spec on this cluster. The run's own spec stays as it is: the next driver may get another cluster."""
+        cluster = ClusterSpec(address=self.address, usd_per_hour=spec.cluster.usd_per_hour)
+        return spec.model_copy(update={"cluster": cluster})
+
+
+def _begin(layout: RunLayout, home: Path, stop: threading.Event, served: Served, choice: LeaseChoice) -> RunHandle:
+    """Become the first driver of a run. Raises UsageError if another process is faster."""
+    job = load_job(layout.spec)
+    job_dir = Path(str((read_json(layout.data) or {}).get("job_dir") or layout.root))
+    lease = lease_of_new_run(layout, choice, stop)
+    store = RunStore(home)
+    store.claim(layout, lease.token)
+    spec = served.place(anchored(job.spec, job_dir))
+    run = RunContext(spec, job_dir, layout, store, stop, EventBus(), lease, grants=served.grants)
+    return _handle(job, run, None)
 
 
 @dataclass(frozen=True)
@@ -132,9 +203,11 @@ def claim_run(
     arranged: Arranged | None = None,
     changes: Changes | None = None,
     choice: LeaseChoice | None = None,
+    served: Served | None = None,
 ) -> RunHandle:
     """A run that exists, driven by this process from now on. Waits for the lease of an earlier driver that may still
-    run (`choice`: see `LeaseChoice`). `emit` reports that wait, and the progress of the comparison of files.
+    run (`choice`: see `LeaseChoice`). `emit` reports that wait, and the progress of the comparison of files. `served`:
+    a server has started this driver.
 
     Raises UsageError if it has succeeded or another process drives it, ChangedError if something has changed that is
     not accepted or cannot be, SpecError if the spec is wrong, StorageError if its bucket does not answer,
@@ -156,7 +229,8 @@ def claim_run(
         if changes.overrides:
             write_text(layout.spec, dump_job(job.spec))
         spec = pinned(anchored(job.spec, job_dir), resumption.history)
-        run = RunContext(spec, job_dir, layout, store, stop, EventBus(), lease, resumption=resumption)
+        spec, grants = (served.place(spec), served.grants) if served is not None else (spec, None)
+        run = RunContext(spec, job_dir, layout, store, stop, EventBus(), lease, grants=grants, resumption=resumption)
         return _handle(job, run, arranged)
     except BaseException as error:
         with contextlib.suppress(LeaseLostError):
@@ -203,7 +277,8 @@ def prepare_data(job: LoadedJob, home: Path, observers: Sequence[Observer], work
 def _drive(handle: RunHandle, observers: Sequence[Observer], entry: str) -> RunOutcome:
     """With a metrics endpoint and on the cluster that the job names."""
     run = handle.context
-    disable_created_metrics()  # a time of creation for each counter: in no catalog, on no panel
+    # No time of creation for each counter: it is in no catalog and on no panel.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = MetricsObserver(
         handle.run_id,
         run.spec.name,
@@ -259,7 +334,8 @@ def ray_workers(run: RunContext, desk: ScaleDesk) -> WorkerGroup:
     from orchestrator.gang.driver import GangDriver
 
     env, run_id = dict(os.environ), run.layout.run_id
-    return GangDriver(run.spec, env, run.stop.is_set, desk, run.emit, run_id, run.arranged.nodes, run.lease.token)
+    nodes, token = run.arranged.nodes, run.lease.token
+    return GangDriver(run.spec, env, run.stop.is_set, desk, run.emit, run_id, nodes, token)
 
 
 def workload_of(spec: JobSpec, entry: str) -> Workload:

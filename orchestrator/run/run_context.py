@@ -9,6 +9,7 @@ from orchestrator.atomic_files import read_json
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import EventBody
 from orchestrator.domain.fault_plan import Arranged
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.json_values import JsonObject
 from orchestrator.metrics.event_bus import EventBus
@@ -41,6 +42,8 @@ class RunContext:
     """What a drill has arranged."""
     locate: Callable[[UsageError], UsageError | SpecError] = lambda error: error
     """Adds the place in the job file to an error about `model.pretrained`."""
+    grants: GrantDesk | None = None
+    """A server drives the run and decides its places; None: it takes what it asks for."""
     resumption: Resumption | None = None
     """With what a resumed run continues; None: the run is new."""
 

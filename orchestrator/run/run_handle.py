@@ -28,11 +28,11 @@ from orchestrator.run.run_context import RunContext
 from orchestrator.run.run_progress import RunProgress
 from orchestrator.run.state_machine import RunStateMachine
 from orchestrator.store.checkpoint_retention import Retention
+from orchestrator.store.exchange.scale_files import ScaleFiles, ask
 from orchestrator.store.lease.bucket_record import BucketRecord
 from orchestrator.store.recorded_progress import read_progress
 from orchestrator.store.run_history import facts_after
 from orchestrator.store.run_store import read_record
-from orchestrator.store.scale_files import ScaleFiles, ask
 
 LAST_RECORD = "the retention of checkpoints"
 """Name of the last observer that `RunHandle` adds by itself."""
@@ -130,7 +130,7 @@ class RunHandle:
         the run is final afterwards, and nothing is left running."""
         run = self.context
         try:
-            group = make_group(run, ScaleFiles(run.layout))
+            group = make_group(run, ScaleFiles(run.layout, run.grants))
             controller = RunController(run, group, self._progress, self._states, self._memory)
             # Observers that get a step may rely on what the controller made of it.
             run.bus.add("the run controller", controller, essential=True, after=LAST_RECORD)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.domain.lease import LeaseOrder, token_in
 from orchestrator.metrics.jsonl import parse_line
+from orchestrator.run_facts.curve import CurvePoint
 from orchestrator.run_facts.jsonl_tail import JsonlTail
 from orchestrator.run_facts.step_point import StepPoint, point_from_line
 from orchestrator.run_facts.step_series import StepSeries
@@ -183,3 +184,11 @@ class StepFollower:
         """Of the run so far: means over ranges of steps, then the newest steps."""
         recent = [point.loss for point in self._recent if point.loss is not None]
         return self._settled.curves["loss"].means + recent
+
+    def curves(self) -> dict[str, list[CurvePoint]]:
+        """Every curve of `step_series.CURVES`: ranges of steps, then the newest steps one by one. At most `MOST_POINTS`
+        and `WINDOW_STEPS` points."""
+        late = StepSeries()
+        for point in self._recent:
+            late.add(point)
+        return {name: [*settled, *late.curves[name]] for name, settled in self._settled.curves.items()}

@@ -8,6 +8,7 @@ from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, TokenizerSpec
 from orchestrator.spec.recovery import RecoverySpec
 from orchestrator.spec.resources import CheckpointSpec, ClusterSpec, ResourcesSpec
+from orchestrator.spec.schedule import ScheduleSpec
 from orchestrator.spec.spec_base import SpecModel
 from orchestrator.spec.tracking import LoggingSpec
 from orchestrator.spec.train import TrainSpec, ZeroSpec
@@ -84,3 +85,11 @@ class JobSpec(SpecModel):
 
     generate: GenerateSpec = Field(default_factory=GenerateSpec)
     """Sample at the end."""
+
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+    """How a server's queue treats the job."""
+
+    matrix: dict[str, Annotated[list[bool | int | float | str], Field(min_length=1)]] = Field(default_factory=dict)
+    """Values to try, by field, e.g. `{train.lr: [1e-3, 3e-4], train.seed: [1, 2]}`: `convoy submit` makes a run of each
+    combination (at most 256), all in one group. The job must be valid without the matrix too. `convoy run` refuses
+    it."""

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory and times as people write them."""
 
 import re
 
@@ -25,6 +25,25 @@ def parse_bytes(text: str | int) -> int:
     if amount < 1:
         raise ValueError(f"{text!r} is less than one byte")
     return amount
+
+
+_DURATION = re.compile(r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?")
+
+
+def parse_seconds(text: str | int) -> float:
+    """Seconds in `90m`, `1h30m`, `2d` or a plain number. Raises ValueError if it is no such time, or none at all."""
+    if isinstance(text, int) or text.strip().isdigit():
+        seconds = float(text)
+    else:
+        match = _DURATION.fullmatch(text.strip())
+        if match is None or not any(match.groups()):
+            raise ValueError(f"{text!r} is not a time, expected for example 90m, 1h30m, 2d or a number of seconds")
+        seconds = sum(
+            int(amount or 0) * unit for amount, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True)
+        )
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no time at all")
+    return seconds
 
 
 def format_bytes(count: int) -> str:

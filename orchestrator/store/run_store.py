@@ -15,7 +15,7 @@ from orchestrator.domain.events import RunState
 from orchestrator.domain.lease import LEASE, next_token, token_in
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.run_states import FINAL_STATES
-from orchestrator.json_values import JsonObject
+from orchestrator.json_values import JsonFields, JsonObject
 from orchestrator.store.driver_process import DriverProcess
 from orchestrator.store.recorded_progress import RecordedProgress, read_progress
 
@@ -24,6 +24,9 @@ LOST = "lost"
 
 SILENT_S = 120.0
 """A driver that this host cannot see, and that has not renewed its lease for this long, is shown as gone."""
+
+QUEUED = "queued"
+"""Shown for a run that waits in a server's queue and has had no driver yet; also the key in its `run.json`."""
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -48,6 +51,8 @@ class RunRecord:
     asked_workers: int | None
     """As many as it was asked to have (`convoy scale`); None where nobody asked."""
     layout: RunLayout
+    queued: bool = False
+    """A server's queue has it, and it has had no driver yet. Its `state` is `stopped`: it can be resumed."""
 
     @property
     def directory(self) -> Path:
@@ -55,8 +60,8 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """The state as shown to people: a `RunState` value, or `lost`."""
-        return LOST if self.lost else self.state.value
+        """The state as shown to people: a `RunState` value, `lost` or `queued`."""
+        return LOST if self.lost else QUEUED if self.queued else self.state.value
 
     @property
     def active(self) -> bool:
@@ -120,9 +125,41 @@ class RunStore:
 
         Raises UsageError where `name` is no job name or the directory cannot be made.
         """
+        now_s = time.time() if now_s is None else now_s
+        layout = self._new_directory(name, now_s)
+        value = {"id": layout.run_id, "name": name, "created_s": now_s, **_state(RunState.PREPARING, None, now_s)}
+        self._tokens[layout.run_id] = token = next_token(())
+        write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
+        return layout
+
+    def reserve(self, name: str, now_s: float) -> RunLayout:
+        """A fresh, empty directory for a run that a server's queue will have: no command shows it before
+        `restore_queued`. Raises UsageError as `create` does."""
+        return self._new_directory(name, now_s)
+
+    def restore_queued(self, layout: RunLayout, name: str, now_s: float, durable: bool = True) -> None:
+        """Write the state of a run that a server's queue has and that has had no driver: `convoy runs` shows it as
+        `queued`. Its directory is made if it is missing. `durable`: see `write_bytes`. Raises OSError."""
+        layout.root.mkdir(parents=True, exist_ok=True)
+        value: JsonObject = {"id": layout.run_id, "name": name, "created_s": now_s, QUEUED: True}
+        write_json(layout.state, {**value, **_state(RunState.STOPPED, "waits in the queue", now_s)}, durable)
+
+    def leave_queue(self, layout: RunLayout, state: RunState, reason: str | None) -> bool:
+        """Record that a run which has had no driver ended in the queue. False, and nothing is changed, if it has had
+        one or has no directory. Raises OSError."""
+        if not layout.root.is_dir():
+            return False
+        with locked(layout.root):
+            value = read_json(layout.state)
+            if value is None or not value.get(QUEUED):
+                return False
+            del value[QUEUED]
+            write_json(layout.state, {**value, **_state(state, reason, time.time())})
+        return True
+
+    def _new_directory(self, name: str, now_s: float) -> RunLayout:
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a run", hint="use lower-case letters, digits and dashes")
-        now_s = time.time() if now_s is None else now_s
         stamp = datetime.fromtimestamp(now_s).strftime("%Y%m%d-%H%M%S")
         while True:
             layout = RunLayout((self.home / f"{name}-{stamp}-{secrets.token_hex(2)}").absolute())
@@ -137,9 +174,6 @@ class RunStore:
                 raise UsageError(
                     f"cannot create a run under {self.home}: {error.strerror}", hint="set CONVOY_HOME or --home"
                 ) from error
-            value = {"id": layout.run_id, "name": name, "created_s": now_s, **_state(RunState.PREPARING, None, now_s)}
-            self._tokens[layout.run_id] = token = next_token(())
-            write_json(layout.state, {**value, LEASE: token, "driver": DriverProcess.current().to_json()})
             return layout
 
     def claim(self, layout: RunLayout, token: int, now_s: float | None = None) -> None:
@@ -152,6 +186,7 @@ class RunStore:
             value.update({"id": layout.run_id, LEASE: token, **_state(RunState.PREPARING, None, now_s)})
             value.setdefault("name", _name_of(layout.run_id))
             value.setdefault("created_s", now_s)
+            value.pop(QUEUED, None)
             write_json(layout.state, {**value, "driver": DriverProcess.current().to_json()})
 
     def set_state(
@@ -277,6 +312,7 @@ def read_record(layout: RunLayout, known: RecordedProgress | None = None) -> Run
         progress=progress,
         asked_workers=asked if isinstance(asked, int) else None,
         layout=layout,
+        queued=value.get(QUEUED) is True,
     )
 
 
@@ -293,6 +329,11 @@ def is_silent(layout: RunLayout, now_s: float) -> bool:
 
 def _state(state: RunState, reason: str | None, now_s: float) -> JsonObject:
     return {"state": state.value, "reason": reason, "updated_s": now_s}
+
+
+def was_begun(record: JsonFields | None) -> bool:
+    """Whether a run with this `run.json` has had a driver: not if it has none, or only that of a server's queue."""
+    return record is not None and record.get(QUEUED) is not True
 
 
 def parse_state(value: object) -> RunState | None:

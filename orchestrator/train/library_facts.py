@@ -8,7 +8,14 @@ import json
 import os
 import sys
 
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CPU, CUDA, DeviceProblem, decide_device, explain_error
+from orchestrator.domain.devices.device import (
+    ACCELERATOR_VARIABLE,
+    CPU,
+    CUDA,
+    DeviceProblem,
+    decide_device,
+    explain_error,
+)
 from orchestrator.json_values import JsonObject
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.atomic_files import read_json, replace_directory
-from orchestrator.domain.device import device_environment
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device import device_environment
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import CheckpointError, ConvoyError, NotPublishedError, UsageError
 from orchestrator.domain.events import DataProgress, Event, EventBody
 from orchestrator.domain.events.event_codec import encode_body

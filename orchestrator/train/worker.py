@@ -10,8 +10,13 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.domain.cpu_threads import THREADS_VARIABLE, compute_threads, offload_threads, thread_environment
-from orchestrator.domain.device import CPU, CUDA, deterministic_environment
+from orchestrator.domain.devices.cpu_threads import (
+    THREADS_VARIABLE,
+    compute_threads,
+    offload_threads,
+    thread_environment,
+)
+from orchestrator.domain.devices.device import CPU, CUDA, deterministic_environment
 from orchestrator.domain.errors import PeerLostError, UsageError, cause_of_error
 from orchestrator.domain.events import CheckpointRestored, TrainingPlanned, WarningIssued, WorkerPhase, WorkerStarted
 from orchestrator.domain.policy.hang import Phase

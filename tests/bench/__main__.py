@@ -18,7 +18,8 @@ AGAINST_KEPT = ("recovery", "recovery_zero3", "whole_gang", "checkpoint_stall", 
 """Their peers take many minutes: what was measured on this machine before is taken, unless --peers is given."""
 BENCHMARKS = (
     "cli_start", "tokenizing", "throughput", "cold_start", "gpu", *AGAINST_KEPT, "join", "replacement", "snapshot_cost",
-    "scrape_cost", "scale", "fifty_recoveries", "queue_decide", "queue_week",
+    "scrape_cost", "scale", "fifty_recoveries", "queue_decide", "queue_week", "queue_store",
+    "api_submissions", "submitted",
 )  # fmt: skip
 PEERS_ALONE = ("recovery_peers", "checkpoint_peers", "restore_peers")
 """Run only where named: other benchmarks measure these beside ours."""

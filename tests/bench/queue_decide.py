@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.clusters.placement import NodeCapacity, WorkerRequest
 from orchestrator.control.policy.decide import decide
-from orchestrator.control.policy.queue_facts import Decision, QueueFacts, QueueShare, RunFacts
+from orchestrator.control.policy.queue_facts import Decision, QueueFacts, QueueShare, ScheduledRun
 from tests.bench.measure import Row
 
 NODES, GPUS_PER_NODE, WAITING = 1_000, 8, 10_000
@@ -27,7 +27,7 @@ def full_cluster(seed: int) -> QueueFacts:
     rng = random.Random(seed)
     capacity = {"CPU": 64.0, "GPU": float(GPUS_PER_NODE), "memory": 2.0**39}
     nodes = tuple(NodeCapacity(f"node{i:04}", f"10.0.{i // 250}.{i % 250}", capacity, capacity) for i in range(NODES))
-    running: list[RunFacts] = []
+    running: list[ScheduledRun] = []
     free = [(node.node_id, GPUS_PER_NODE) for node in reversed(nodes)]
     while free:
         places: dict[str, int] = {}
@@ -48,12 +48,12 @@ def full_cluster(seed: int) -> QueueFacts:
     return QueueFacts(NOW_S, nodes, (*running, *waiting), shares)
 
 
-def _run(rng: random.Random, order: int, workers: int, waits: bool, places: dict[str, int]) -> RunFacts:
+def _run(rng: random.Random, order: int, workers: int, waits: bool, places: dict[str, int]) -> ScheduledRun:
     user = rng.randrange(USERS)
     elastic = rng.random() < 1 / 3
     ask = WorkerRequest({"CPU": 4.0, "GPU": 1.0}, max(1, workers // 2) if elastic else workers, workers, "pack")
     work_s = workers * rng.lognormvariate(8.5, 1.5) if rng.random() < 0.8 else None
-    return RunFacts(
+    return ScheduledRun(
         f"run-{order:05}", QUEUES[user % len(QUEUES)], f"user{user}", rng.choices((0, 10, 20), (20, 75, 5))[0], order,
         ask, waits, places=places, granted=places, since_s=NOW_S - 10.0 * order, work_s=work_s, limit_s=86_400.0 * 3,
     )  # fmt: skip
@@ -69,7 +69,7 @@ def settled(facts: QueueFacts) -> QueueFacts:
     return facts
 
 
-def _carried_out(run: RunFacts, decision: Decision) -> RunFacts:
+def _carried_out(run: ScheduledRun, decision: Decision) -> ScheduledRun:
     places = decision.grants.get(run.id)
     if places is not None:
         return replace(run, waits=False, places=places, granted=places, reserved=None)

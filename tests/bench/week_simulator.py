@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.clusters.placement import NodeCapacity, WorkerRequest
-from orchestrator.control.policy.queue_facts import Decision, Places, QueueFacts, RunFacts
+from orchestrator.control.policy.queue_facts import Decision, Places, QueueFacts, ScheduledRun
 from tests.bench.week_policies import Policy
 from tests.bench.week_trace import WEEK_S, WeekJob
 
@@ -78,12 +78,12 @@ class SimulatedRun:
         """When it ends with the workers that it has."""
         return max(self.at_s, self.pause_until_s) + self.work_s / max(1, self.workers)
 
-    def facts(self, now_s: float, priorities: bool) -> RunFacts:
+    def facts(self, now_s: float, priorities: bool) -> ScheduledRun:
         """As the store would load them."""
         waits, priority = self.waits_since_s is not None, self.job.priority if priorities else 0
         pauses_s = max(0.0, self.pause_until_s - now_s) + max(0.0, self.allowance_s)
         work_s = self.work_s + pauses_s * max(1, self.ask.minimum)
-        return RunFacts(
+        return ScheduledRun(
             self.job.name, "default", "user", priority, self.order, self.ask, waits, self.leaving, self.places,
             self.granted, EPOCH_S + self.since_s, work_s, None, self.changed_s, self.reserved,
         )  # fmt: skip

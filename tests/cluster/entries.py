@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.format.exported import PROVENANCE
-from orchestrator.domain.device import DeviceProblem
+from orchestrator.domain.devices.device import DeviceProblem
 from orchestrator.domain.events import WarningIssued, WorkerPhase
 from orchestrator.domain.lease import GENERATIONS_PER_TOKEN
 from orchestrator.domain.policy.hang import Phase

@@ -6,7 +6,7 @@ from multiprocessing.context import ForkServerContext
 
 import pytest
 
-from orchestrator.domain.device import device_environment
+from orchestrator.domain.devices.device import device_environment
 from orchestrator.run.launcher import ENGINE_MODULES
 
 ENGINE_AND_MODELS = (

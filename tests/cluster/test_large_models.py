@@ -199,7 +199,7 @@ def threads_of(offload: str, chosen: str) -> tuple[int, int]:
     """Threads of a worker on a GPU, and the cores that it may use."""
     import torch
 
-    from orchestrator.domain.cpu_threads import CHOSEN_VARIABLE, THREADS_VARIABLE
+    from orchestrator.domain.devices.cpu_threads import CHOSEN_VARIABLE, THREADS_VARIABLE
     from orchestrator.train.worker import _set_offload_threads
 
     spec = spec_of("gpt2", stage=1, offload_optimizer={"device": offload})

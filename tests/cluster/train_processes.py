@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.atomic_files import replace_directory
-from orchestrator.domain.device import device_environment
+from orchestrator.domain.devices.device import device_environment
 from orchestrator.domain.events import EvalFinished, EventBody, ModelExported
 from orchestrator.domain.policy.hang import CollectiveCounts, Phase
 from orchestrator.domain.session import Leave, TrainPlan, TrainResult, VaultAccess

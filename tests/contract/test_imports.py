@@ -40,3 +40,25 @@ def test_the_driver_does_not_load_torch(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
+
+
+SERVER = ("fastapi", "starlette", "uvicorn", "sse_starlette", "rich")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "orchestrator.client.convoy_client",
+        "orchestrator.client.job_submission",
+        "orchestrator.cli.commands.queue.submit_command",
+        "orchestrator.cli.commands.queue.queue_commands",
+        "orchestrator.cli.commands.queue.run_control",
+        "orchestrator.cli.commands.queue.access_commands",
+        "orchestrator.cli.commands.server_command",
+    ],
+)
+def test_a_laptop_needs_neither_the_server_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted(set({HEAVY + SERVER!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

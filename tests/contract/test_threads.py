@@ -12,6 +12,8 @@ PLAIN = {
     "lasting_thread.py": "the lasting thread itself",
     "checkpoint/memory/vault_server.py": "one connection: its end is the connection's, which the other side sees",
     "cli/commands/run_command.py": "the driver: what it raises is raised in the main thread",
+    "clusters/ray/cluster_observer.py": "reads its stdin; a process that hears nothing is replaced by its parent",
+    "control/drivers/driver_main.py": "the driver: what it raises is told by the main thread",
     "data/executor.py": "waits for the parent's end, and does nothing else",
     "drill/bucket_proxy.py": "one connection: its end is the connection's, which the other side sees",
     "drill/process_faults.py": "the brake on a worker: whatever ends it, the worker is let go",

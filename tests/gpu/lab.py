@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.domain.device import device_environment, user_variables
+from orchestrator.domain.devices.device import device_environment, user_variables
 from tests.gpu.jobs import Jobs
 from tests.gpu.plain_ranks import Ranks
 

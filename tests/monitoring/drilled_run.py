@@ -11,8 +11,8 @@ from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import RunOutcome, run_job
 from orchestrator.spec.loading.load import load_job
+from orchestrator.store.exchange.scale_files import ask
 from orchestrator.store.run_store import read_record
-from orchestrator.store.scale_files import ask
 from tests.cluster.gang_runs import ENTRIES, StrikeWhenProtected, kill_worker, write_job
 
 JOB: dict[str, Any] = {

@@ -23,7 +23,7 @@ from tests.monitoring.prometheus_server import PrometheusServer, Span, free_port
 pytestmark = [pytest.mark.faults, pytest.mark.needs("prometheus")]
 
 RULES = Path(__file__).parents[2] / "monitoring" / "prometheus" / "rules"
-MADE_UP = {"gpu", "fp16", "waiting", "exporters"}
+MADE_UP = {"gpu", "fp16", "waiting", "exporters", "ranks"}
 """Needs that the run of the drill does not meet, and the made-up one does. A price it has."""
 
 
@@ -40,9 +40,8 @@ class Monitored:
     span: Span
 
     def ask(self, query: Query) -> list[dict[str, object]]:
-        """Of the run of the drill; what it cannot have, or is too short for, of the made-up one."""
-        found = [] if query.needs in MADE_UP else self._of("drilled", self.run_id, query)
-        return found or self._of(JOB, RUN, query)
+        """Of the run of the drill; what it cannot have, of the made-up one."""
+        return self._of(JOB, RUN, query) if query.needs in MADE_UP else self._of("drilled", self.run_id, query)
 
     def _of(self, job: str, run: str, query: Query) -> list[dict[str, object]]:
         expr = substituted(query.expr, {"job": job, "run": run, "rank": ".+"}, self.span)

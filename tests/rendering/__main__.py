@@ -23,7 +23,7 @@ from tests.rendering.recording import FILE, Recording
 PAGE = Path(__file__).with_name("page")
 OUT = ROOT / "build" / "dashboards"
 PICTURES = ROOT / "docs" / "pictures"
-PUBLISHED = {"convoy-run": "dark", "convoy-fleet": "dark", "convoy-goodput": "light"}
+PUBLISHED = {"convoy-run": "dark", "convoy-goodput": "light"}
 """Dashboards that documents show."""
 MOST_BYTES = 300_000
 """Of a published picture."""
@@ -32,7 +32,8 @@ MOST_BYTES = 300_000
 def data(recording: Recording) -> list[dict[str, Any]]:
     """What the page needs of all dashboards."""
     one = {"job": recording.job, "run": recording.main, "rank": ".+"}
-    every = {"job": ".+", "run": ".+", "rank": ".+"}
+    trained = {labels["job"] for labels, _ in recording.series if labels.get("job") and labels.get("run")}
+    every = {"job": "|".join(sorted(trained - {GPU_CHOICE["job"]})), "run": ".+", "rank": ".+"}
     chosen = {"convoy-run": one, "convoy-reliability": one, "convoy-gpus": GPU_CHOICE}
     with tempfile.TemporaryDirectory() as name:
         server = recording.serve(Path(name))
@@ -68,8 +69,10 @@ def publish() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.rendering", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["record", "publish"])
+    parser.add_argument("parts", nargs="*", help="record, publish, or both")
     parts = parser.parse_args().parts
+    if unknown := set(parts) - {"record", "publish"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if "record" in parts:
         record().save()
         print(f"recorded {FILE.relative_to(ROOT)}: {FILE.stat().st_size} bytes")

@@ -73,7 +73,7 @@ class Stage:
 
     def end(self) -> None:
         for driver in (self.main, self.other):
-            driver.process.send_signal(signal.SIGINT)
+            driver.process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell runs in the background
         for driver in (self.main, self.other):
             driver.end()
 

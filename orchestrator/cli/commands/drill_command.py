@@ -85,8 +85,10 @@ def drill(
     Exit codes: 0 the job survived; 1 it did not; 2 the job file or the command is wrong; 130 interrupted.
     """
     from orchestrator.spec.loading.load import load_job
+    from orchestrator.spec.loading.matrix import require_one_run
 
     loaded = load_job(job, overrides)
+    require_one_run(loaded)
     from orchestrator.cli.display.plain_display import PlainDisplay
     from orchestrator.drill.drill_course import drill as carry_out
 

@@ -8,9 +8,10 @@ import click
 
 from orchestrator.cli.display.goodput_text import RunLedger, goodput_text, summary_table
 from orchestrator.cli.options import complete_run, home_option, json_option
+from orchestrator.cli.served_records import local_record, served_ledger
+from orchestrator.cli.server_connection import server_option
 from orchestrator.domain.errors import UsageError
 from orchestrator.store.recorded_ledger import ledger_of
-from orchestrator.store.run_store import RunStore
 
 
 @click.command()
@@ -22,15 +23,16 @@ from orchestrator.store.run_store import RunStore
     show_default=True,
     help="What a line of the table is for.",
 )
+@server_option
 @home_option
 @json_option
-def goodput(runs: tuple[str, ...], by: str, home: Path, as_json: bool) -> None:
+def goodput(runs: tuple[str, ...], by: str, server: str | None, home: Path, as_json: bool) -> None:
     """Show what the time of a run's workers was spent on.
 
     Every second of every worker, from its reservation to its release, belongs to one class. Goodput is the share of
     the reserved worker time in steps that count, ETTR the share of wall time. With `cluster.usd_per_hour` in the job,
     costs are shown as well. Of a run in progress, the figures are at most a few seconds old. With several runs, each
-    has one line.
+    has one line. A run that is not here is looked for on the server.
 
     \b
     Examples:
@@ -39,8 +41,8 @@ def goodput(runs: tuple[str, ...], by: str, home: Path, as_json: bool) -> None:
       convoy goodput last --by node
       convoy goodput last --json | jq .lost_s
     """
-    store, now_s = RunStore(home), time.time()
-    found = [_read(store, run) for run in runs]
+    now_s = time.time()
+    found = [_read(home, run, server) for run in runs]
     if as_json:
         values = [each.to_json(now_s) for each in found]
         click.echo(json.dumps(values if len(values) > 1 else values[0], indent=2))
@@ -50,9 +52,11 @@ def goodput(runs: tuple[str, ...], by: str, home: Path, as_json: bool) -> None:
         click.echo(goodput_text(found[0], by, now_s))
 
 
-def _read(store: RunStore, run: str) -> RunLedger:
+def _read(home: Path, run: str, server: str | None) -> RunLedger:
     """Raises UsageError if nothing was recorded."""
-    record = store.read(run)
+    record = local_record(home, run, server)
+    if record is None:
+        return served_ledger(home, run, server)
     ledger = ledger_of(record.layout)
     if ledger is None:
         hint = "it is written once the run has a driver" if record.active else "its driver recorded nothing"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from orchestrator.cli.display import end_summary
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.cli.interrupt import Interrupt, end_now
 from orchestrator.cli.options import complete_run, home_option, json_option
 from orchestrator.clusters.ray.ray_settings import suppress_sigterm_warning
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Display(Observer, Protocol):
     """An observer that displays events and steps."""
 
-    view: RunView
+    view: ShownRun
 
     def start(self) -> None: ...
 
@@ -91,6 +91,8 @@ def run(
       convoy run --resume s3://bucket/runs/quickstart-20260101-120000-1a2b
       convoy run job.yaml --json > events.jsonl
 
+    The run starts at once, without a queue: the job's `schedule` is ignored. A job with a `matrix` is refused.
+
     A run has one driver. If the last one may still run, for instance on another machine, a resume waits up to 20
     seconds until its lease expires.
 
@@ -124,6 +126,7 @@ def _what_to_start(
 ) -> Start:
     """Check all that can be checked before anything heavy is imported. Raises UsageError and SpecError."""
     from orchestrator.spec.loading.load import load_job
+    from orchestrator.spec.loading.matrix import require_one_run
 
     if resume is not None:
         fixed = [override for override in overrides if override.partition("=")[0].strip() != MAY_CHANGE]
@@ -155,6 +158,7 @@ def _what_to_start(
             "which job? Give a job file, or --resume RUN", hint="convoy run job.yaml, or convoy run --resume last"
         )
     loaded = load_job(job, overrides)
+    require_one_run(loaded)
     return lambda observers, stop: _run_job(loaded, home, observers, stop, interrupt)
 
 
@@ -269,7 +273,7 @@ def _drive(start: Start, display: Display, home: Path, quiet: bool, interrupt: I
     return ended.outcome.exit_code
 
 
-def _summary(view: RunView, outcome: "RunOutcome", home: Path) -> str:
+def _summary(view: ShownRun, outcome: "RunOutcome", home: Path) -> str:
     layout = RunLayout(outcome.run_dir)
     if outcome.state is RunState.SUCCEEDED:
         return end_summary.succeeded(view, layout, home)

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.display import formatting
 from orchestrator.cli.options import home_option, json_option, run_argument
+from orchestrator.cli.server_connection import server_option
 from orchestrator.domain.errors import UsageError
 from orchestrator.metrics.jsonl import finite
 from orchestrator.store.run_store import RunRecord, RunStore
@@ -68,12 +69,14 @@ def _row(record: RunRecord, now_s: float) -> tuple[str, ...]:
 
 @click.command()
 @run_argument
+@server_option
 @home_option
 @json_option
-def show(run: str, home: Path, as_json: bool) -> None:
+def show(run: str, server: str | None, home: Path, as_json: bool) -> None:
     """Show a run: state, progress, losses, checkpoints, and where its time went.
 
-    RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`.
+    RUN is a run's id, the beginning of one, a job's name (its newest run), a run's directory, or `last`. Of a run that
+    only a server has it shows what `convoy status` shows.
 
     \b
     Examples:
@@ -82,9 +85,16 @@ def show(run: str, home: Path, as_json: bool) -> None:
       convoy show last --json | jq .ledger.goodput
     """
     from orchestrator.cli.display.facts_text import text
+    from orchestrator.cli.served_records import local_record
     from orchestrator.run_facts.run_model import read_facts
 
-    found = read_facts(RunStore(home).read(run))
+    record = local_record(home, run, server)
+    if record is None:
+        from orchestrator.cli.commands.queue.run_control import show_status
+
+        show_status(home, run, server, as_json)
+        return
+    found = read_facts(record)
     click.echo(json.dumps(finite(found.to_json()), indent=2) if as_json else text(found, time.time()))
 
 
@@ -93,12 +103,13 @@ def show(run: str, home: Path, as_json: bool) -> None:
 @click.option("--rank", type=click.IntRange(min=0), help="Print only this worker's output.")
 @click.option("-f", "--follow", is_flag=True, help="Follow the output until the run ends.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), help="Print only the last N lines of each worker.")
+@server_option
 @home_option
-def logs(run: str, rank: int | None, follow: bool, tail: int | None, home: Path) -> None:
+def logs(run: str, rank: int | None, follow: bool, tail: int | None, server: str | None, home: Path) -> None:
     """Print the output of a run's workers.
 
-    With several workers each line begins with its rank. The files are `logs/rank-N.log` in the run's
-    directory.
+    With several workers each line begins with its rank. The files are `logs/rank-N.log` in the run's directory. A run
+    that is not here is looked for on the server.
 
     \b
     Examples:
@@ -106,9 +117,12 @@ def logs(run: str, rank: int | None, follow: bool, tail: int | None, home: Path)
       convoy logs last --rank 0 --tail 50 -f
     """
     from orchestrator.cli.display.log_reader import follow_logs, log_ranks, print_logs
+    from orchestrator.cli.served_records import local_record, print_served_logs
 
-    store = RunStore(home)
-    record = store.read(run)
+    record = local_record(home, run, server)
+    if record is None:
+        print_served_logs(home, run, server, rank, tail, follow, click.echo)
+        return
     ranks = log_ranks(record.layout)
     if rank is not None and rank not in ranks and not (follow and record.active):
         known = f"it has logs of ranks {', '.join(map(str, ranks))}" if ranks else "it has no logs"

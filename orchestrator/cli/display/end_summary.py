@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from orchestrator.cli.display import formatting
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.cli.options import DEFAULT_HOME
 from orchestrator.domain.run_layout import RunLayout
 
@@ -16,7 +16,7 @@ def command(text: str, home: Path) -> str:
     return text if known.absolute() == home.absolute() else f"CONVOY_HOME={shlex.quote(str(home))} {text}"
 
 
-def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
+def succeeded(view: ShownRun, layout: RunLayout, home: Path) -> str:
     """The end of a run that reached its last step."""
     lines = ["", f"Run {layout.run_id} succeeded: {_trained(view)}", *_losses(view), "", *_places(view, layout)]
     if view.sample:
@@ -33,7 +33,7 @@ def succeeded(view: RunView, layout: RunLayout, home: Path) -> str:
     return "\n".join(lines)
 
 
-def stopped(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> str:
+def stopped(view: ShownRun, layout: RunLayout, home: Path, reason: str | None) -> str:
     """The end of a run that was asked to stop."""
     lines = ["", f"Run {layout.run_id} stopped at step {view.step}" + (f": {reason}" if reason else "")]
     lines += _losses(view)
@@ -41,7 +41,7 @@ def stopped(view: RunView, layout: RunLayout, home: Path, reason: str | None) ->
     return "\n".join(lines)
 
 
-def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> str:
+def failed(view: ShownRun, layout: RunLayout, home: Path, reason: str | None) -> str:
     """The end of a run that failed, with the complete traceback of the worker that failed first."""
     lines = [""]
     if view.failures:
@@ -66,11 +66,11 @@ def failed(view: RunView, layout: RunLayout, home: Path, reason: str | None) -> 
     return "\n".join(lines)
 
 
-def _trained(view: RunView) -> str:
+def _trained(view: ShownRun) -> str:
     return f"{view.step} steps" + (f", {formatting.count(view.tokens_per_s)} tokens/s" if view.tokens_per_s else "")
 
 
-def _losses(view: RunView) -> list[str]:
+def _losses(view: ShownRun) -> list[str]:
     lines = []
     if view.first is not None and view.last is not None:
         first, last = view.first.loss, view.last.loss
@@ -85,7 +85,7 @@ def _losses(view: RunView) -> list[str]:
     return lines
 
 
-def _places(view: RunView, layout: RunLayout) -> list[str]:
+def _places(view: ShownRun, layout: RunLayout) -> list[str]:
     lines = [f"  run         {layout.root}"]
     if view.recoveries:
         lines.append(f"  recovered   {formatting.recoveries(view.recoveries)}; see {layout.incidents}")
@@ -102,7 +102,7 @@ def _places(view: RunView, layout: RunLayout) -> list[str]:
     return lines
 
 
-def _resume(view: RunView, layout: RunLayout, home: Path) -> list[str]:
+def _resume(view: ShownRun, layout: RunLayout, home: Path) -> list[str]:
     # The controller finds the checkpoint to continue from; without one the run would start from step 1.
     if view.left_in_memory:
         until = formatting.when(view.left_in_memory.until_s)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.display import formatting, vault_text
-from orchestrator.cli.display.run_view import STAGES, RunView, Stage
+from orchestrator.cli.display.run_view import STAGES, ShownRun, Stage
 from orchestrator.domain.events import (
     ChangesAccepted,
     CheckpointFailed,
@@ -75,10 +75,10 @@ class LiveDisplay:
         self,
         console: Console,
         clock: Callable[[], float] = time.time,
-        describe: Callable[[EventBody, RunView], str | None] = lambda body, view: None,
+        describe: Callable[[EventBody, ShownRun], str | None] = lambda body, view: None,
     ) -> None:
         """`describe` gives the line that is printed above the display for an event in `ANNOUNCED`."""
-        self.view = RunView()
+        self.view = ShownRun()
         self._clock = clock
         self._describe = describe
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ class LiveDisplay:
 
 
 def draw(
-    view: RunView, now_s: float, started_s: float, spinner: RenderableType, stopping_s: float | None = None
+    view: ShownRun, now_s: float, started_s: float, spinner: RenderableType, stopping_s: float | None = None
 ) -> RenderableType:
     """The whole display at `now_s`."""
     title = Text.assemble(("convoy", "bold cyan"), "  ", (view.run_id or "starting", "bold"), "  ")
@@ -173,7 +173,7 @@ def draw(
     return Group(*parts)
 
 
-def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
+def _stage_text(view: ShownRun, name: str, stage: Stage, now_s: float) -> Text:
     over = stage.ended_s is not None
     match name:
         case "data":
@@ -194,7 +194,7 @@ def _stage_text(view: RunView, name: str, stage: Stage, now_s: float) -> Text:
             return Text(view.exported.path if view.exported else "")
 
 
-def _step_bar(view: RunView) -> RenderableType:
+def _step_bar(view: ShownRun) -> RenderableType:
     total = view.total_steps
     table = Table.grid(padding=(0, 1))
     done = view.step / total if total else 0.0
@@ -209,7 +209,7 @@ def _step_bar(view: RunView) -> RenderableType:
     return table
 
 
-def _figures(view: RunView) -> RenderableType:
+def _figures(view: ShownRun) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=2)
     cells: list[RenderableType] = [Text("")]
@@ -221,7 +221,7 @@ def _figures(view: RunView) -> RenderableType:
     return table
 
 
-def figures(view: RunView) -> list[tuple[str, str]]:
+def figures(view: ShownRun) -> list[tuple[str, str]]:
     """Figures of the steps so far: (name, value)."""
     if view.last is None:
         return []
@@ -237,7 +237,7 @@ def figures(view: RunView) -> list[tuple[str, str]]:
     return shown
 
 
-def data_progress(view: RunView, now_s: float) -> str:
+def data_progress(view: ShownRun, now_s: float) -> str:
     """`tokenizing 3.1 of 5.6 MiB, 55%, 2.3 MiB/s`."""
     data = view.data
     if data is None:

@@ -17,7 +17,7 @@ from orchestrator.cli.display.live_display import (
     planned_text,
     skipped,
 )
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.domain.events import (
     ChangesAccepted,
     CheckpointFailed,
@@ -84,7 +84,7 @@ class PlainDisplay:
     """Observer that writes a line for each event, and every few seconds while training."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.time, show_progress: bool = True) -> None:
-        self.view = RunView()
+        self.view = ShownRun()
         self._stream = stream
         self._clock = clock
         self._show_progress = show_progress
@@ -138,7 +138,7 @@ class JsonDisplay:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.view = RunView()
+        self.view = ShownRun()
         self._stream = stream
 
     def start(self) -> None:
@@ -186,7 +186,7 @@ def _silence(stream: TextIO) -> None:
         return
 
 
-def step_line(view: RunView) -> str:
+def step_line(view: ShownRun) -> str:
     """`step 34/120 (28%)  loss 5.1234  val 5.4  tok/s 12,345  step 0.51 s  RSS 2.1 GiB  1:23 left`."""
     total = view.total_steps
     share = f" ({view.step / total:.0%})" if total else ""
@@ -201,7 +201,7 @@ def waiting_text(waiting: GangWaiting) -> str:
     return f"waiting for nodes: {waiting.have} of {waiting.need} required workers available{kept}"
 
 
-def describe(body: EventBody, view: RunView) -> str | None:
+def describe(body: EventBody, view: ShownRun) -> str | None:
     """One line about an event; None if it is not worth one."""
     match body:
         case RunCreated(run_id=run_id, resumed_from_step=resumed):

@@ -54,7 +54,7 @@ class Stage:
 
 
 @dataclass
-class RunView:
+class ShownRun:
     """A run as far as its events tell. Mutable: `on_event` and `on_step` change it."""
 
     run_id: str | None = None

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from orchestrator.cli.display import formatting
 from orchestrator.cli.display.plain_display import describe
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.domain.ranks.rank_report import RankReport
 from orchestrator.json_values import JsonFields
 from orchestrator.run_facts.lenient_json import list_of_objects, whole_or_none
@@ -202,7 +202,7 @@ def _gang_lines(facts: LiveFacts, now_s: float) -> list[Text]:
 
 
 def _event_lines(facts: LiveFacts, room: int) -> list[Text]:
-    view, told = RunView(), []
+    view, told = ShownRun(), []
     for event in facts.newest_events:
         view.on_event(event)
         text = describe(event.body, view)

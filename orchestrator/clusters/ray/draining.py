@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 
 from orchestrator.clusters.ray.gcs import GcsConnection
-from orchestrator.clusters.ray.ports import listens
+from orchestrator.clusters.ray.reachability import listens
 from orchestrator.domain.errors import ClusterError
 from orchestrator.lasting_thread import LastingThread
 

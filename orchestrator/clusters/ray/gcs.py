@@ -78,9 +78,10 @@ class GcsConnection:
         draining = any(node.status == autoscaler_pb2.NodeStatus.DRAINING for node in nodes)
         return state.get_draining_nodes() if draining else {}
 
-    def drain(self, node_id: str, notice_s: float, message: str, timeout_s: float) -> str | None:
-        """Announce that a node will be preempted in `notice_s`; None if it is accepted, otherwise why not."""
-        deadline_ms = int((time.time() + notice_s) * 1000)
+    def drain(self, node_id: str, notice_s: float | None, message: str, timeout_s: float) -> str | None:
+        """Announce that a node will be preempted in `notice_s` (None: nobody says when); None if it is accepted,
+        otherwise why not."""
+        deadline_ms = int((time.time() + notice_s) * 1000) if notice_s is not None else 0
         accepted, why = self._client.drain_node(node_id, PREEMPTION, message, deadline_ms, timeout=timeout_s)
         return None if accepted else str(why)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.domain.device import AMD_MASK, NVIDIA_MASK, local_gpus
+from orchestrator.domain.devices.device import AMD_MASK, NVIDIA_MASK, local_gpus
 
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 AMD_DRIVER = Path("/dev/kfd")

@@ -19,7 +19,6 @@ REACH_TIMEOUT_S = 10.0
 class JoinedCluster:
     """Implements `ClusterProvider`. Nodes may join and leave, and the cluster stays when the run is over."""
 
-    one_host = False
     outlives_driver = True
     resume_hint = (
         "when a cluster is available again, continue from the last checkpoint: convoy run --resume last "
@@ -29,6 +28,8 @@ class JoinedCluster:
     def __init__(self, address: str) -> None:
         """`address`: `host:port` of its GCS, or `auto` for the cluster on this machine."""
         self.address, self.start_s = address, 0.0
+        self.one_host = False
+        """See `ClusterProvider`: known after `start`."""
         self._labels = NodeLabels()
 
     def start(self) -> Self:
@@ -41,7 +42,9 @@ class JoinedCluster:
             )
         resolved = _find_running() if self.address == "auto" else self.address
         _require_reachable(resolved)
-        attach(resolved, loopback=resolved.startswith((LOOPBACK, "localhost")) and _gcs_is_loopback(resolved))
+        # Nobody else reaches a cluster on loopback: all of its nodes are on this host.
+        self.one_host = resolved.startswith((LOOPBACK, "localhost")) and _gcs_is_loopback(resolved)
+        attach(resolved, loopback=self.one_host)
         self.address, self.start_s = resolved, time.monotonic() - started
         return self
 

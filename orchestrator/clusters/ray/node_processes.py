@@ -27,6 +27,16 @@ def raylet_of(pid: int) -> psutil.Process:
     raise psutil.NoSuchProcess(pid, msg="it belongs to no raylet")
 
 
+def raylets_here(gcs_address: str) -> set[psutil.Process]:
+    """The raylets of a cluster on this host, as far as its processes can be seen. `gcs_address`: `host:port`."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet" and f"--gcs-address={gcs_address}" in process.cmdline():
+                found.add(process)
+    return found
+
+
 def is_head(raylet: psutil.Process) -> bool:
     """Whether a raylet is that of the node which holds the cluster's own state."""
     return "--head" in raylet.cmdline()

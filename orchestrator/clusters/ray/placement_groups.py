@@ -21,6 +21,10 @@ from orchestrator.clusters.placement import (
 if TYPE_CHECKING:
     from orchestrator.clusters.ray.handles import PlacementGroup
 
+NODE_ID_LABEL = "ray.io/node-id"
+PLACE_PREFIX = "convoy-place:"
+"""How the names of all reservations begin; the id of the run follows."""
+
 
 def reserve(
     request: WorkerRequest,
@@ -58,7 +62,7 @@ def reserve(
             group_on(node_id, request.bundle, run_id)
             for node_id in place(nodes, request.bundle, request.placement, count)
         ]
-        if _all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
+        if all_placed(groups, left_s, stopped, partial(_fits_still, request, read_nodes, count)):
             return groups
         release(groups)
     return None
@@ -74,6 +78,15 @@ def group_on(node_id: str | None, bundle: Resources, run_id: str = "") -> "Place
     return placement_group([dict(bundle)], strategy="STRICT_PACK", name=name, _soft_target_node_id=node_id)
 
 
+def group_bound_to(node_id: str, bundle: Resources, run_id: str) -> "PlacementGroup":
+    """A reservation for one worker on that node and nowhere else, as soon as it has room. Every raylet has its id as a
+    label (https://docs.ray.io/en/latest/ray-core/scheduling/labels.html)."""
+    from ray.util.placement_group import placement_group
+
+    name, bound_to = f"{_group_prefix(run_id)}{secrets.token_hex(4)}", {NODE_ID_LABEL: node_id}
+    return placement_group([dict(bundle)], strategy="STRICT_PACK", name=name, bundle_label_selector=[bound_to])
+
+
 def release_of_run(run_id: str) -> None:
     """Give back the reservations of an earlier driver of a run. Ray does that only when it sees the end of that
     driver's process, which may be stopped or cut off."""
@@ -87,7 +100,7 @@ def release_of_run(run_id: str) -> None:
 
 
 def _group_prefix(run_id: str) -> str:
-    return f"convoy-place:{run_id}:"
+    return f"{PLACE_PREFIX}{run_id}:"
 
 
 def release(groups: "Sequence[PlacementGroup]") -> None:
@@ -100,9 +113,10 @@ def release(groups: "Sequence[PlacementGroup]") -> None:
             remove_placement_group(group)
 
 
-def _all_placed(
+def all_placed(
     groups: "Sequence[PlacementGroup]", patience_s: float, stopped: Callable[[], bool], possible: Callable[[], bool]
 ) -> bool:
+    """Whether all of these have their nodes within `patience_s`. It is given up when `stopped`, or not `possible`."""
     deadline = time.monotonic() + patience_s
     for group in groups:
         while not group.wait(max(0.0, min(0.5, deadline - time.monotonic()))):
@@ -122,7 +136,7 @@ def _draw_nodes(request: WorkerRequest, patience_s: float, stopped: Callable[[],
 
     group = placement_group([dict(request.bundle)] * request.minimum, strategy=request.placement.upper())
     try:
-        _all_placed([group], patience_s, stopped, lambda: True)
+        all_placed([group], patience_s, stopped, lambda: True)
     finally:
         release([group])
 

@@ -8,6 +8,9 @@ import logging
 import secrets
 from collections.abc import MutableMapping
 
+VARIABLES = "RAY_"
+"""How the names of all variables begin that Ray reads."""
+
 WORKER_ENV = {"RAY_worker_niceness": "0"}  # Ray's default runs workers at nice 15
 """Environment of every worker process, on local and on joined clusters."""
 

@@ -24,7 +24,7 @@ them delays no reservation. Everything beyond (`extras`) counts as free from the
 take it: those of equal or higher priority, or owners of borrowed quota. They may therefore grow onto places that are
 reserved for such runs later, and return them in time.
 
-**What is promised is kept.** The reservations of the decision before come back as `RunFacts.reserved`. Only runs of
+**What is promised is kept.** The reservations of the decision before come back as `ScheduledRun.reserved`. Only runs of
 higher priority or within their quota, lost nodes, and runs that take longer than was known move them.
 
 **Nothing is decided twice.** What was asked of a driver and is not done yet is free in the second column, and a run

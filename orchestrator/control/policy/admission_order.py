@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.clusters.placement import EPSILON
-from orchestrator.control.policy.queue_facts import QueueShare, RunFacts
+from orchestrator.control.policy.queue_facts import QueueShare, ScheduledRun
 from orchestrator.control.policy.worker_shapes import Amounts, ShapeTable, WorkerShape
 
-Waiting = tuple[RunFacts, WorkerShape]
+Waiting = tuple[ScheduledRun, WorkerShape]
 Shares = NDArray[np.float64]
 """Dominant shares."""
 

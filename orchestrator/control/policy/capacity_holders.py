@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.control.policy.gang_places import RowPlaces, part_of
-from orchestrator.control.policy.queue_facts import RunFacts
+from orchestrator.control.policy.queue_facts import ScheduledRun
 from orchestrator.control.policy.worker_shapes import WorkerShape
 
 
@@ -14,7 +14,7 @@ class CapacityHolder:
     """A run with capacity. Elastic runs hold their minimum until they end; what they have beyond it is extra, and is
     returned when it is needed."""
 
-    run: RunFacts
+    run: ScheduledRun
     shape: WorkerShape
     kept: RowPlaces
     """What it is to have, on nodes that are there."""
@@ -63,7 +63,7 @@ class CapacityHolder:
         return not self.run.granted or dict(self.run.granted) == dict(self.run.places)
 
 
-def holder_of(run: RunFacts, shape: WorkerShape, rows: Mapping[str, int], now_s: float) -> CapacityHolder:
+def holder_of(run: ScheduledRun, shape: WorkerShape, rows: Mapping[str, int], now_s: float) -> CapacityHolder:
     """From the facts of a run that has places or is granted some."""
     target = run.granted or run.places
     kept = {rows[node]: workers for node, workers in target.items() if node in rows and workers}

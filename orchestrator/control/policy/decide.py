@@ -9,6 +9,7 @@ from orchestrator.control.policy.displaced_runs import rehome
 from orchestrator.control.policy.elastic_growth import grow
 from orchestrator.control.policy.gang_places import places_in
 from orchestrator.control.policy.kept_reservations import KeptReservations, new_reservation
+from orchestrator.control.policy.lowered_maximum import shrink_to_maximum
 from orchestrator.control.policy.making_room import (
     RoomMade,
     room_by_shrinking,
@@ -50,6 +51,7 @@ def decide(facts: QueueFacts) -> Decision:
     """What changes. The same facts give the same decision, and deciding again on the result changes nothing."""
     state = TickState(facts)
     rehome(state)
+    shrink_to_maximum(state)
     admission = Admission(state)
     waiting = state.order
     _shelter(state, {run.queue for run, _ in waiting[: state.entitled]})

@@ -26,7 +26,7 @@ class QueueShare:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
+class ScheduledRun:
     """A run that waits, or that has capacity."""
 
     id: str
@@ -79,7 +79,7 @@ class QueueFacts:
     nodes: tuple[NodeCapacity, ...]
     """Live nodes that are not draining. `free`: without what runs of this queue hold, which `places` says; less than
     `total` only if others use the node."""
-    runs: tuple[RunFacts, ...]
+    runs: tuple[ScheduledRun, ...]
     queues: Mapping[str, QueueShare]
     autoscales: bool = False
     """Nodes may be added: what does not fit now may later."""

@@ -9,7 +9,7 @@ from orchestrator.control.policy.admission_order import QuotaLedger, Waiting, ad
 from orchestrator.control.policy.capacity_holders import CapacityHolder, holder_of
 from orchestrator.control.policy.capacity_profile import CapacityProfile, Holding
 from orchestrator.control.policy.gang_places import RowPlaces
-from orchestrator.control.policy.queue_facts import Places, QueueFacts, RunFacts
+from orchestrator.control.policy.queue_facts import Places, QueueFacts, ScheduledRun
 from orchestrator.control.policy.worker_shapes import ShapeTable, WorkerCounts, WorkerShape, workers_that_fit
 
 
@@ -96,7 +96,7 @@ class TickState:
             self.count_soft(holder, holder.extras, -1.0)
             self.profile.hold(holder.extras, holder.shape, 1, self.end_column(holder))
 
-    def start(self, run: RunFacts, shape: WorkerShape, places: RowPlaces) -> None:
+    def start(self, run: ScheduledRun, shape: WorkerShape, places: RowPlaces) -> None:
         """A waiting run gets its minimum of workers now."""
         left_s = run.remaining_s(run.ask.minimum)
         if left_s is not None:
@@ -116,7 +116,7 @@ class TickState:
         if sign > 0:
             self.ledger.booked[holder.run.queue] += amount
 
-    def reserve(self, run: RunFacts, shape: WorkerShape, start: int, places: RowPlaces) -> None:
+    def reserve(self, run: ScheduledRun, shape: WorkerShape, start: int, places: RowPlaces) -> None:
         """Hold places for a waiting run from a column on."""
         profile, left_s = self.profile, run.remaining_s(run.ask.minimum)
         start_s = profile.times_s[start]

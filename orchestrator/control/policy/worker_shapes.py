@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.clusters.placement import EPSILON, NodeCapacity, Resources
-from orchestrator.control.policy.queue_facts import RunFacts
+from orchestrator.control.policy.queue_facts import ScheduledRun
 
 Amounts = NDArray[np.float64]
 """The first axis is the resource."""
@@ -54,7 +54,7 @@ class WorkerShape:
 class ShapeTable:
     """The shapes of all runs, and the nodes as arrays."""
 
-    def __init__(self, nodes: tuple[NodeCapacity, ...], runs: Iterable[RunFacts]) -> None:
+    def __init__(self, nodes: tuple[NodeCapacity, ...], runs: Iterable[ScheduledRun]) -> None:
         keys: dict[tuple[tuple[tuple[str, float], ...], str], int] = {}
         numbers = []
         for run in runs:

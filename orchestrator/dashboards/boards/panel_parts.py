@@ -77,6 +77,17 @@ def falling(notice_below: float, bad_below: float) -> tuple[Threshold, ...]:
     return (Threshold(None, BAD), Threshold(bad_below, NOTICE), Threshold(notice_below, GOOD))
 
 
+def notable_from(value: float) -> tuple[Threshold, ...]:
+    """For text in a table: red from a value on, otherwise as other text. Grafana has no orange that can be read as
+    small text in its light theme."""
+    return (Threshold(None, "text"), Threshold(value, BAD))
+
+
+def notable_below(value: float) -> tuple[Threshold, ...]:
+    """The same below a value."""
+    return (Threshold(None, BAD), Threshold(value, "text"))
+
+
 def figure(
     title: str,
     description: str,

@@ -22,6 +22,7 @@ from orchestrator.dashboards.boards.panel_parts import (
 from orchestrator.dashboards.panel_values import Board, Panel, Query, Row, Series, Threshold
 
 _RECOVERY = "convoy_recovery_duration_seconds"
+_VAULTS = f'label_replace({latest("convoy_vault_bytes", "node")}, "node", "$1", "node", "(.{{8}}).*")'
 
 
 def _rise(counter: str, *by: str) -> str:
@@ -213,10 +214,11 @@ STATE = Row(
         ),
         Panel(
             "Memory of the vaults",
-            "Memory that holds training state, by node, and what one node is planned to need at most.",
+            "Memory that holds training state, by node (the beginning of its id), and what one node is planned to need"
+            " at most.",
             "bytes",
             (
-                Query(latest("convoy_vault_bytes", "node"), "{{node}}"),
+                Query(_VAULTS, "node {{node}}"),
                 Query(latest("convoy_vault_planned_bytes"), "planned, one node"),
             ),
             width=12,

@@ -14,7 +14,7 @@ from orchestrator.dashboards.boards.panel_parts import (
     rising,
     sel,
 )
-from orchestrator.dashboards.panel_values import Panel, Query, Row, Series
+from orchestrator.dashboards.panel_values import Need, Panel, Query, Row, Series
 
 PHASE_COLORS = {
     "data_wait": Series(NOTICE),
@@ -29,9 +29,9 @@ QUANTILES = {"p50": Series(MAIN), "p99": Series(NOTICE), "max": Series(BAD)}
 _RANK = 'rank=~"$rank"'
 
 
-def of_ranks(metric: str, legend: str = "rank {{rank}}") -> Query:
+def of_ranks(metric: str, legend: str = "rank {{rank}}", needs: Need | None = None) -> Query:
     """One series for each chosen rank."""
-    return Query(latest(metric, "rank", matchers=(_RANK,)), legend)
+    return Query(latest(metric, "rank", matchers=(_RANK,)), legend, needs=needs)
 
 
 def spread(metric: str, matcher: str) -> Query:
@@ -121,7 +121,7 @@ RANKS = Row(
             "A rank's own time divided by the others' median, over recent steps. 1.5 is slow. With more than 8"
             " ranks, the slowest 4.",
             "none",
-            (of_ranks("convoy_straggler_ratio"),),
+            (of_ranks("convoy_straggler_ratio", needs="ranks"),),
             thresholds=rising((1.5, NOTICE)),
             decimals=2,
             minimum=0,
@@ -148,6 +148,7 @@ MEMORY = Row(
             "Resident memory over all ranks: median and maximum.",
             "bytes",
             (spread("convoy_worker_memory_bytes", 'kind="rss",stat=~"p50|max"'),),
+            height=10,
             series=QUANTILES,
             minimum=0,
         ),
@@ -156,6 +157,7 @@ MEMORY = Row(
             "Resident memory now, and its peak (dashed). With more than 8 ranks, of the slowest 4.",
             "bytes",
             (of_ranks("convoy_worker_rss_bytes"), of_ranks("convoy_worker_peak_rss_bytes", "rank {{rank}}, peak")),
+            height=10,
             series={"/peak/": Series(dashed=True)},
             minimum=0,
         ),
@@ -165,6 +167,7 @@ MEMORY = Row(
             "bytes",
             (Query(latest("convoy_memory_part_bytes", "part", "source"), "{{part}}, {{source}}", instant=True),),
             "bargauge",
+            height=10,
             series={"/predicted/": Series(QUIET), "/measured/": Series(MAIN)},
             minimum=0,
         ),

@@ -25,7 +25,8 @@ STOPPED: tuple[Alert, ...] = (
     Alert(
         "ConvoyDriverLost",
         "critical",
-        f"max {PER_RUN} (last_over_time(convoy_run_info[1h]) and on (instance) up == 0)",
+        f"max {PER_RUN} (last_over_time(convoy_run_info[1h]) and on (instance) up == 0) unless on (job, run)"
+        f' max {PER_RUN} (last_over_time(convoy_run_state{{state=~"succeeded|failed|stopped"}}[1h])) == 1',
         "{{ $labels.job }}: the driver of {{ $labels.run }} does not answer",
         "The endpoint of a run that has not ended cannot be scraped: its driver was killed, its machine is down, or the"
         " network between it and Prometheus is. Without a driver nothing is recovered, and on a local cluster nothing"
@@ -161,8 +162,9 @@ WASTE: tuple[Alert, ...] = (
         "{{ $labels.job }} trains at less than 60% of its usual speed: {{ $value | humanize }} tokens/s",
         "With as many workers as before, tokens per second are below 60% of the median of six hours, and the run"
         " neither recovers nor waits.",
-        "On the dashboard, the phase of the step that grew shows where to look: data wait, communication, checkpoints;"
-        " and the slowness by rank, whether one rank is behind.",
+        "`convoy why {{ $labels.run }}` names what bounds the speed. On the dashboard, the phase of the step that grew"
+        " shows where to look (data wait, communication, checkpoints), and the slowness by rank whether one rank is"
+        " behind.",
         RUN_UID,
         "20m",
     ),

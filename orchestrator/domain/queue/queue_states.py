@@ -60,20 +60,23 @@ QUEUE_TRANSITIONS = (
     QueueTransition(_S.BLOCKED, _S.PAUSED, "a person pauses it"),
     QueueTransition(_S.QUEUED, _S.STARTING, "capacity is booked for it"),
     QueueTransition(_S.QUEUED, _S.PAUSED, "a person pauses it"),
-    QueueTransition(_S.QUEUED, _S.FAILED, "it can never fit, or its driver cannot be started"),
     QueueTransition(_S.STARTING, _S.ACTIVE, "its driver has taken the lease"),
+    QueueTransition(_S.STARTING, _S.SUCCEEDED, "no step was left"),
+    QueueTransition(_S.STARTING, _S.FAILED, "its driver did not start, or the run has failed; it is not tried again"),
+    QueueTransition(_S.STARTING, _S.BACKOFF, "its driver did not start, and is tried again later"),
     QueueTransition(_S.STARTING, _S.QUEUED, "its driver did not start; nothing was begun"),
     QueueTransition(_S.STARTING, _S.SUSPENDED, "its driver did not start; an earlier one had begun"),
     QueueTransition(_S.ACTIVE, _S.STARTING, "its driver is gone and another one is started"),
     QueueTransition(_S.ACTIVE, _S.SUCCEEDED, "the run has succeeded"),
     QueueTransition(_S.ACTIVE, _S.FAILED, "the run has failed, and is not tried again"),
     QueueTransition(_S.ACTIVE, _S.BACKOFF, "the run has failed, and is tried again later"),
-    QueueTransition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away; it resumes when there is one"),
+    QueueTransition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away, or its driver was stopped"),
     QueueTransition(_S.ACTIVE, _S.SUSPENDING, "others need its capacity more"),
     QueueTransition(_S.STARTING, _S.SUSPENDING, "others need its capacity more"),
     QueueTransition(_S.SUSPENDING, _S.SUSPENDED, "its driver has saved the state and ended"),
     QueueTransition(_S.SUSPENDING, _S.SUCCEEDED, "it reached its last step meanwhile"),
-    QueueTransition(_S.SUSPENDING, _S.FAILED, "the run has failed meanwhile"),
+    QueueTransition(_S.SUSPENDING, _S.FAILED, "the run has failed meanwhile, or its time is used up"),
+    QueueTransition(_S.SUSPENDING, _S.BACKOFF, "the run has failed meanwhile, and is tried again later"),
     QueueTransition(_S.SUSPENDING, _S.PAUSING, "a person pauses it"),
     QueueTransition(_S.SUSPENDED, _S.STARTING, "capacity is booked for it"),
     QueueTransition(_S.SUSPENDED, _S.PAUSED, "a person pauses it"),
@@ -86,12 +89,14 @@ QUEUE_TRANSITIONS = (
     QueueTransition(_S.PAUSED, _S.QUEUED, "a person resumes it, and it had not begun"),
     QueueTransition(_S.PAUSED, _S.SUSPENDED, "a person resumes it"),
     QueueTransition(_S.BACKOFF, _S.SUSPENDED, "it is time to try again"),
+    QueueTransition(_S.BACKOFF, _S.QUEUED, "it is time to try again, and it had not begun"),
     QueueTransition(_S.BACKOFF, _S.PAUSED, "a person pauses it"),
     QueueTransition(_S.FAILED, _S.QUEUED, "a person tries it again, and it had not begun"),
     QueueTransition(_S.FAILED, _S.SUSPENDED, "a person tries it again"),
     QueueTransition(_S.FAILED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
     QueueTransition(_S.CANCELLED, _S.SUSPENDED, "a person tries it again"),
     QueueTransition(_S.CANCELLED, _S.QUEUED, "a person tries it again, and it had not begun"),
+    QueueTransition(_S.CANCELLED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
     *(
         QueueTransition(source, _S.CANCELLED, "a person cancels it")
         for source in (_S.BLOCKED, _S.QUEUED, _S.SUSPENDED, _S.PAUSED, _S.BACKOFF)
@@ -103,3 +108,24 @@ QUEUE_TRANSITIONS = (
     QueueTransition(_S.CANCELLING, _S.CANCELLED, "its driver has ended"),
     QueueTransition(_S.CANCELLING, _S.SUCCEEDED, "it reached its last step meanwhile"),
 )
+"""Every transition that the queue makes."""
+
+_ALLOWED = frozenset((each.source, each.target) for each in QUEUE_TRANSITIONS)
+
+
+def is_queue_transition(source: QueueState, target: QueueState) -> bool:
+    """Whether the table has this transition."""
+    return (source, target) in _ALLOWED
+
+
+def queue_transitions_markdown() -> str:
+    """The table as Markdown, for the documentation. Transitions with the same target and reason are one row."""
+    sources: dict[tuple[QueueState, str], list[QueueState]] = {}
+    for each in QUEUE_TRANSITIONS:
+        sources.setdefault((each.target, each.when), []).append(each.source)
+    rows = ["| from | to | when |", "| --- | --- | --- |"]
+    rows += [
+        f"| {', '.join(f'`{source}`' for source in found)} | `{target}` | {when} |"
+        for (target, when), found in sources.items()
+    ]
+    return "\n".join(rows) + "\n"

@@ -21,9 +21,15 @@ from orchestrator.clusters.ray.attachment import logs_directory
 from orchestrator.clusters.ray.gpus import show_assigned_gpus, show_gpus
 from orchestrator.clusters.ray.processes import allow_to_trace, die_with_parent
 from orchestrator.clusters.ray.ray_settings import WORKER_ENV
-from orchestrator.domain.cpu_threads import thread_environment
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA, DeviceProblem, device_environment, user_variables
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.cpu_threads import thread_environment
+from orchestrator.domain.devices.device import (
+    ACCELERATOR_VARIABLE,
+    CUDA,
+    DeviceProblem,
+    device_environment,
+    user_variables,
+)
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.engine_errors import CAUSE
 from orchestrator.domain.errors import ConvoyError, UsageError, cause_of_error
 from orchestrator.domain.events import Event, EventBody

@@ -64,7 +64,7 @@ class Regroup:
             self._arriving_since_s = None
         elif self._arriving_since_s is None:
             self._arriving_since_s = now_s
-        going = [planned.draining[member.hello.node_id] for member in gang.members if self._is_doomed(member)]
+        going = [planned.draining.get(member.hello.node_id) for member in planned.leaving(gang.members)]
         deadlines = [deadline_s for deadline_s in going if deadline_s is not None]
         return GangShape(
             members=len(gang.members),
@@ -78,9 +78,6 @@ class Regroup:
             step_s=last.step_time_s if last is not None else 0.0,
             stepped=last is not None,
         )
-
-    def _is_doomed(self, member: WorkerHandle) -> bool:
-        return member.hello.node_id in self._planned.draining
 
 
 def leave_lost_nodes(gang: "Gang") -> None:

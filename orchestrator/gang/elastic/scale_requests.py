@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.clusters.ray.draining import DrainWatch
-from orchestrator.domain.errors import ConvoyError
+from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import Emit, Event, NodeDraining, ScaleAnswered, ScaleState, WarningIssued
 from orchestrator.domain.scaling import (
     ScaleAnswer,
@@ -18,6 +18,7 @@ from orchestrator.domain.scaling import (
     fewest_workers,
 )
 from orchestrator.domain.step_report import StepReport
+from orchestrator.gang.elastic.granted_places import GrantedPlaces
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -32,8 +33,16 @@ class ScaleRequests:
     It observes steps: the first step at the requested size completes the request.
     """
 
-    def __init__(self, spec: JobSpec, request: WorkerRequest, desk: ScaleDesk, emit: Emit) -> None:
-        """`request`: from the spec; a request that an earlier driver accepted takes precedence."""
+    def __init__(
+        self,
+        spec: JobSpec,
+        request: WorkerRequest,
+        desk: ScaleDesk,
+        emit: Emit,
+        granted: GrantedPlaces | None = None,
+    ) -> None:
+        """`request`: from the spec; a request that an earlier driver accepted takes precedence. `granted`: the places
+        that a server grants; they alone count then."""
         self._spec, self._asked, self._desk, self._emit = spec, request, desk, emit
         self.request = request
         """The present request: `maximum` workers, and at least `minimum`."""
@@ -43,6 +52,10 @@ class ScaleRequests:
         self._can_hold: Callable[[WorkerRequest], ConvoyError | None] = lambda _: None
         self._pending: ScaleRequest | None = None
         self._looked_s = -math.inf
+        self.granted = granted
+        if granted is not None:
+            self.take_grant()
+            return
         standing = desk.standing()
         if standing is not None:
             self._aim(standing)
@@ -68,7 +81,23 @@ class ScaleRequests:
             self.draining.update(self._watch.draining)
         for node_id in fresh:
             self._tell_draining(node_id, members)
-        return self._read_request(members) or bool(fresh)
+        regranted = self.granted is not None and self.granted.look(now_s)
+        self.take_grant()
+        return self._read_request(members) or bool(fresh) or regranted
+
+    def take_grant(self) -> None:
+        """From now on the run is to have what the newest grant says that was read."""
+        if self.granted is not None:
+            self._aim(max(1, self.granted.grant.workers))
+
+    def leaving(self, members: Sequence["WorkerHandle"]) -> list["WorkerHandle"]:
+        """The members that live and must not be in the next generation: their node is about to go, or their place is
+        no longer granted."""
+        going = [member for member in members if member.lives and member.hello.node_id in self.draining]
+        if self.granted is not None:
+            gone = {id(member) for member in going}
+            going += self.granted.surplus([member for member in members if member.lives and id(member) not in gone])
+        return going
 
     def warn(self, message: str) -> None:
         """Emit a warning."""
@@ -116,6 +145,10 @@ class ScaleRequests:
         return True
 
     def _problem(self, request: ScaleRequest) -> ConvoyError | None:
+        if self.granted is not None:
+            return UsageError(
+                "a server decides how many workers this run has", hint="`convoy scale` against that server asks for it"
+            )
         try:
             check_workers(self._spec, request.workers, request.force)
         except ConvoyError as error:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import ray
 
 from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef
-from orchestrator.domain.device import DeviceProblem
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device import DeviceProblem
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError, DeviceError
 from orchestrator.gang.agent.worker_actor import Hello
 from orchestrator.gang.group.polling import TICK_S

@@ -13,6 +13,8 @@ GATHER_S = 1.0
 """How long to wait for other reports after a first failure: its cause may be reported after its consequences."""
 GRACE_S = 2.5
 """From a stop request to killing workers that have not stopped: everything must end within 5 s."""
+SERVED_GRACE_S = 60.0
+"""The same for a run of a server: a suspended run has to save its state, and nobody waits at a terminal."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class GangFacts:
     failures: tuple[WorkerFailure, ...] = ()
     stop_since_s: float | None = None
     """When a stop was requested."""
+    grace_s: float = GRACE_S
+    """From then until workers are killed."""
 
 
 class Action(StrEnum):
@@ -47,7 +51,7 @@ def decide(facts: GangFacts) -> Action:
         return Action.FINISH
     if facts.stop_since_s is not None:
         # Workers fail when their peers stop first: that is no failure of the run.
-        if facts.now_s - facts.stop_since_s >= GRACE_S:
+        if facts.now_s - facts.stop_since_s >= facts.grace_s:
             return Action.KILL
         return Action.KILL if facts.returned + len(facts.failures) >= facts.world_size else Action.STOP
     if facts.failures:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import ray
 
 from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
-from orchestrator.domain.device import DeviceProblem
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device import DeviceProblem
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.gang.agent.worker_actor import Hello
 from orchestrator.gang.group.device_checks import shared_text
 from orchestrator.gang.group.worker_handle import WorkerHandle

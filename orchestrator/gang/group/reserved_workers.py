@@ -11,6 +11,7 @@ from orchestrator.domain.step_report import StepReport
 
 if TYPE_CHECKING:
     from orchestrator.clusters.ray.handles import PlacementGroup
+    from orchestrator.gang.elastic.granted_places import GrantedPlaces
     from orchestrator.gang.group.worker_group import Gang
 
 
@@ -24,8 +25,14 @@ class ReservedWorkers:
     """An observer of the run's steps: what starts in the background is looked at after each. For the driver's
     thread."""
 
-    def __init__(self, emit: Emit, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        self._emit, self._monotonic_s = emit, monotonic_s
+    def __init__(
+        self,
+        emit: Emit,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        granted: "GrantedPlaces | None" = None,
+    ) -> None:
+        """`granted`: told to answer its server at the same times."""
+        self._emit, self._monotonic_s, self._granted = emit, monotonic_s, granted
         self._gang: Gang | None = None
         self._reported: tuple[NodeReservation, ...] = ()
         self._nodes: dict[int, tuple[str, str]] = {}
@@ -34,11 +41,15 @@ class ReservedWorkers:
     def begin(self, gang: "Gang", workers: int) -> None:
         """So many workers have been reserved; which nodes they are on is known when they have answered."""
         self._gang = gang
+        if self._granted is not None:
+            self._granted.answer(gang)
         self._report((NodeReservation("", "", workers, 0),), 0.0)
 
     def look(self) -> None:
         """Report a change, if there is one."""
         gang = self._gang
+        if gang is not None and self._granted is not None:
+            self._granted.answer(gang)
         if gang is None or (not gang.members and gang.places.groups):
             return
         members = {id(member.group): member for member in gang.members}
@@ -78,6 +89,8 @@ class ReservedWorkers:
         """All are released. Idempotent."""
         self._gang = None
         self._report((), 0.0)
+        if self._granted is not None:
+            self._granted.end()
 
     def _report(self, nodes: tuple[NodeReservation, ...], earlier_s: float) -> None:
         if nodes != self._reported:

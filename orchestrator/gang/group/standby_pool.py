@@ -31,7 +31,10 @@ class StandbyPool:
         self._waiting: dict[str, list[_Standby]] = {}
 
     def keep(self, node_ids: Collection[str]) -> None:
-        """Start missing processes on these nodes. Does not wait."""
+        """Start missing processes on these nodes, and end those on others. Does not wait."""
+        for node_id in self._waiting.keys() - set(node_ids):
+            for spare in self._waiting.pop(node_id):
+                self._end(spare)
         for node_id in node_ids:
             waiting = self._waiting.setdefault(node_id, [])
             while len(waiting) < self._per_node:

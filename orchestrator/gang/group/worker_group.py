@@ -24,7 +24,7 @@ from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.elastic.unblock_survivors import interrupt
 from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.group.device_checks import DeviceChecks
-from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
+from orchestrator.gang.group.gang_policy import GRACE_S, Action, GangFacts, decide, patience_s, root_cause
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
 from orchestrator.gang.group.report_inbox import ReportInbox
@@ -70,6 +70,8 @@ class GangSettings:
     """Without progress, a gang is hung after this; None: judged by its own steps."""
     saves_by_cost: bool = False
     """How often checkpoints are written follows from what they cost."""
+    stop_grace_s: float = GRACE_S
+    """How long workers may take to stop."""
 
 
 class Gang:
@@ -181,14 +183,15 @@ class Gang:
 
     @property
     def staying(self) -> list[WorkerHandle]:
-        """Members who can take part in another generation, and are not on a node that is about to go."""
-        return [m for m in self.members if m.lives and m.hello.node_id not in self.planned.draining]
+        """Members who can take part in another generation, and keep their places: see `ScaleRequests.leaving`."""
+        leaving = {id(member) for member in self.planned.leaving(self.members)}
+        return [member for member in self.members if member.lives and id(member) not in leaving]
 
     @property
     def doomed(self) -> list[WorkerHandle]:
-        """Members who live, on nodes that are about to go, as long as it is worth beginning anything there."""
-        last_orders = self.planned.draining.keys() - going(self.planned.draining, time.time(), self._step_s)
-        return [m for m in self.members if m.lives and m.hello.node_id in last_orders]
+        """Members who live and have to leave, as long as it is worth beginning anything on their nodes."""
+        over = going(self.planned.draining, time.time(), self._step_s)
+        return [member for member in self.planned.leaving(self.members) if member.hello.node_id not in over]
 
     @property
     def workers_by_node(self) -> tuple[int, ...]:
@@ -310,6 +313,7 @@ class Gang:
             returned=sum(1 for member in self.members if member.result is not None),
             failures=tuple(member.failure for member in self.members if member.failure is not None),
             stop_since_s=stop_since_s,
+            grace_s=self._settings.stop_grace_s,
         )
 
     def _conclude(

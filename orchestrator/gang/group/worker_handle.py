@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.clusters.ray.handles import ActorHandle, ObjectRef, PlacementGroup
 from orchestrator.clusters.ray.worker_death import DeathKind, worker_death
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure
 from orchestrator.domain.session import TrainResult
 from orchestrator.gang.agent.output_capture import last_lines

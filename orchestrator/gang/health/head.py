@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
-from orchestrator.clusters.ray.ports import listens
+from orchestrator.clusters.ray.reachability import listens
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import Emit, WarningIssued
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter

@@ -9,7 +9,7 @@ import psutil
 
 from orchestrator.checkpoint.memory.vault import Vault
 from orchestrator.clusters.ray.processes import die_with_parent
-from orchestrator.domain.device import device_environment
+from orchestrator.domain.devices.device import device_environment
 from orchestrator.gang.agent.process_activity import Look, look_at
 from orchestrator.gang.health.stacks import Stacks, end_worker, foreign_stacks
 

@@ -9,6 +9,7 @@ from orchestrator.spec.checks import (
     check_model,
     check_recovery,
     check_resources,
+    check_schedule,
 )
 from orchestrator.spec.checks.check_deepspeed import deepspeed_passthrough
 from orchestrator.spec.checks.partial_job import Unavailable, View
@@ -96,6 +97,7 @@ CHECKS: tuple[Check, ...] = (
     deepspeed_passthrough,
     *check_resources.CHECKS,
     *check_recovery.CHECKS,
+    *check_schedule.CHECKS,
 )
 
 

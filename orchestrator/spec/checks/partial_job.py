@@ -25,8 +25,9 @@ def path_of(text: str | Path) -> Path:
 class View:
     """Reads values by dotted path, defaults filled in."""
 
-    def __init__(self, data: JsonValue, root: MapNode, invalid: set[Path]) -> None:
-        self._data = data
+    def __init__(self, data: JsonValue, root: MapNode, invalid: set[Path], broken: bool = True) -> None:
+        """`broken`: the tree may have values that were reported already."""
+        self._data, self._any_broken = data, broken
         self._root = root
         self._invalid = invalid
 
@@ -39,7 +40,7 @@ class View:
                 raise Unavailable(where)
         value: JsonValue = self._data
         for index, part in enumerate(path):
-            if self._broken(path[: index + 1]):
+            if self._any_broken and self._broken(path[: index + 1]):
                 raise Unavailable(where)
             inner = step(value, part)
             if inner is not MISSING:

@@ -36,6 +36,8 @@ A job is one YAML file. `convoy validate job.yaml` reports every mistake in it a
   If an unquoted value consists of one variable, its text is read as a value (`steps: ${STEPS}` is a number);
   anywhere else it is text. A variable never adds keys. `PYTHON_STDLIB` is the standard library of the Python that
   runs Convoy, unless it is set.
+- `${runs.NAME.export}` is the directory of the export of a run that the job comes after. Only a server knows it: see
+  `schedule.after`. On a server `${NAME}` is what its operator lists, never the server's environment.
 - `--set a.b.c=value` changes a value for one command; the value is YAML (`--set resources.workers='{min: 2, max: 4}'`),
   list items are numbered from 0 (`--set data.sources.0.weight=2`), `null` unsets a key whose default is none.
 """

@@ -50,6 +50,7 @@ SHORTHANDS = {
     "tensorboard": "dir",
     "wandb": "project",
     "generate": "prompt",
+    "schedule": "priority",
 }
 """The key that was meant if one value is given in place of a section."""
 _UNDERSCORES = re.compile(r"[0-9]+(_[0-9]+)+")

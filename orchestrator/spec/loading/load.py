@@ -4,7 +4,8 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,7 @@ from orchestrator.spec.checks.all_checks import cross_check
 from orchestrator.spec.checks.partial_job import View, path_of
 from orchestrator.spec.job import JobSpec
 from orchestrator.spec.loading.explain import explain, found, in_reading_order
+from orchestrator.spec.loading.fast_yaml import FastDumper
 from orchestrator.spec.loading.interpolate import escape
 from orchestrator.spec.loading.overrides import apply_override
 from orchestrator.spec.loading.yaml_source import (
@@ -114,14 +116,33 @@ def _siblings(path: Path) -> str | None:
     return f"{path.parent} has {', '.join(names[:5])}" if names else None
 
 
+@cache
+def _stdlib() -> str:
+    """Where this Python's standard library is; asking takes as long as parsing a job."""
+    return sysconfig.get_paths()["stdlib"]
+
+
 def default_env() -> dict[str, str]:
     """The environment, with `PYTHON_STDLIB` (this Python's standard library) if it is not set."""
-    return {"PYTHON_STDLIB": sysconfig.get_paths()["stdlib"], **os.environ}
+    return {"PYTHON_STDLIB": _stdlib(), **os.environ}
 
 
 def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobSpec:
     """As `load_job`, from text. `file` is the name used in positions."""
-    scope = default_env() if env is None else {"PYTHON_STDLIB": sysconfig.get_paths()["stdlib"], **env}
+    return load_tree(parse_job(source, file, overrides, env))
+
+
+@dataclass
+class JobTree(MapNode):
+    """A job's tree with its overrides, and the problems found so far."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse_job(source: str, file: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobTree:
+    """The tree of a job, with the overrides applied. Raises SpecError if the text is no mapping that can be read to its
+    end; other problems are kept for `load_tree`."""
+    scope = default_env() if env is None else {"PYTHON_STDLIB": _stdlib(), **env}
     root, problems, whole = parse_yaml(source, file, scope)
     if not whole:
         raise SpecError(in_reading_order(problems))
@@ -136,13 +157,18 @@ def load_text(source: str, file: str, overrides: Sequence[str] = (), env: Mappin
         raise SpecError(in_reading_order(problems))
     for option in overrides:
         problems += apply_override(root, option, scope)
+    return JobTree(root.place, root.keys, root.values, problems)
+
+
+def load_tree(root: JobTree) -> JobSpec:
+    """The job of a tree. Raises SpecError with every problem found."""
     spec, more = _validate(root)
-    if spec is None or problems or more:
-        raise SpecError(in_reading_order(problems + more))
+    if spec is None or root.problems or more:
+        raise SpecError(in_reading_order(root.problems + more))
     return spec
 
 
-def _validate(root: MapNode) -> tuple[JobSpec | None, list[Problem]]:
+def _validate(root: JobTree) -> tuple[JobSpec | None, list[Problem]]:
     """(spec, problems): spec None if a field is wrong; the cross-field checks run either way."""
     data = to_value(root)
     try:
@@ -150,20 +176,26 @@ def _validate(root: MapNode) -> tuple[JobSpec | None, list[Problem]]:
     except ValidationError as error:
         problems, invalid = explain(error.errors(include_url=False, include_context=False), data, root)
         return None, problems + cross_check(View(data, root, invalid))
-    return spec, cross_check(View(data, root, set()))
+    return spec, cross_check(View(data, root, set(), broken=bool(root.problems)))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(FastDumper):
     """Block style, no aliases, and every text quoted that our own reader would take for something else."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+@lru_cache(maxsize=4096)
+def _written(value: str) -> tuple[str, bool]:
+    """(the text as it is written, whether without quotes). Most texts of a job are keys, the same in every job."""
     escaped = escape(value)
     # Line separators of Unicode would be folded into blanks where they are not written as escapes.
-    plain = isinstance(resolve_plain(escaped), str) and escaped.isprintable()
+    return escaped, isinstance(resolve_plain(escaped), str) and escaped.isprintable()
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    escaped, plain = _written(value)
     return dumper.represent_scalar("tag:yaml.org,2002:str", escaped, style=None if plain else '"')
 
 

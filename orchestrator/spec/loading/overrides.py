@@ -14,7 +14,7 @@ def apply_override(root: MapNode, option: str, env: Mapping[str, str]) -> list[P
     file = f"--set {option}".replace("\n", " ")
     start = Place(file, 1, len("--set ") + 1)
     name, equals, text = option.partition("=")
-    parsed = _segments(name, start)
+    parsed = segments_of(name, start)
     if not equals or parsed is None:
         return [Problem(start, "this is not an override, expected KEY=VALUE", "for example `--set train.lr=1e-3`")]
     at = Place(file, 1, start.column + len(name) + 1)
@@ -26,10 +26,10 @@ def apply_override(root: MapNode, option: str, env: Mapping[str, str]) -> list[P
     if isinstance(value, MapNode) and not text.lstrip().startswith("{"):
         hint = "quote the value, or set the inner key: `--set a.b=value`"
         return [Problem(at, "the value holds `key: value`, expected one value, `[a, b]` or `{key: value}`", hint)]
-    return _put(root, parsed, value)
+    return put_value(root, parsed, value)
 
 
-def _segments(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
+def segments_of(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
     """Keys and indexes with their places; None if `name` is not a dotted path."""
     found: list[tuple[str | int, Place]] = []
     position = 0
@@ -37,7 +37,7 @@ def _segments(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
         match = _SEGMENT.match(name, position)
         if match is None:
             return None
-        place = Place(start.file, 1, start.column + position)
+        place = Place(start.file, start.line, start.column + position)
         if match[3] is not None:
             if len(match[3]) > 9:
                 return None
@@ -54,7 +54,8 @@ def _segments(name: str, start: Place) -> list[tuple[str | int, Place]] | None:
     return found if 0 < len(found) <= MAX_DEPTH - 5 else None
 
 
-def _put(root: MapNode, segments: list[tuple[str | int, Place]], value: Node) -> list[Problem]:
+def put_value(root: MapNode, segments: list[tuple[str | int, Place]], value: Node) -> list[Problem]:
+    """Set the value at a path of keys and indexes, with new sections if needed; every problem."""
     node: Node = root
     path: Path = ()
     for index, (key, place) in enumerate(segments):

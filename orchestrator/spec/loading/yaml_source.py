@@ -15,6 +15,7 @@ from typing import Final
 import yaml
 
 from orchestrator.json_values import JsonValue
+from orchestrator.spec.loading.fast_yaml import FastLoader
 from orchestrator.spec.loading.interpolate import interpolate
 from orchestrator.spec.loading.syntax_errors import Mark, explain_syntax_error
 from orchestrator.spec.spec_errors import Path, Place, Problem
@@ -28,6 +29,8 @@ MAX_PROBLEMS = 200
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,299})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
 _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_PLAIN_TEXT = re.compile(r"[ -~\n]*")
+"""Texts that libyaml and PyYAML's own parser read alike: most jobs. libyaml is fifteen times as fast."""
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -235,7 +238,7 @@ class _Builder:
 
     def _add_scalar(self, event: yaml.ScalarEvent) -> None:
         place = self.place(event.start_mark)
-        quoted = event.style is not None
+        quoted = bool(event.style)
         if self._wants_key():
             self._pending[-1] = self._key(event.value, quoted, place)
             return
@@ -308,22 +311,32 @@ def parse_yaml(
 
     `at` is where `text` starts in what the user wrote, for a part of a longer line. Never raises for any text.
     """
-    builder = _Builder(file, env, at)
-    whole = False
-    try:
-        loader = yaml.SafeLoader(text)
+    if _PLAIN_TEXT.fullmatch(text):
         try:
-            while loader.check_event():
-                event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
-                if not builder.feed(event):
-                    break
-            else:
-                whole = True
-        finally:
-            loader.dispose()
+            builder = _Builder(file, env, at)
+            whole = _feed(builder, FastLoader(text))
+            return builder.root, builder.problems, whole
+        except yaml.YAMLError:
+            pass  # parsed again below: the messages are those of the Python parser
+    builder, whole = _Builder(file, env, at), False
+    try:
+        whole = _feed(builder, yaml.SafeLoader(text))
     except yaml.YAMLError as error:
         builder.problems.append(explain_syntax_error(error, text, builder.place))
     except (ValueError, OverflowError, RecursionError) as error:
         # PyYAML converts escapes such as "\UFFFFFFFF" and huge version directives without guarding them.
         builder.problem(Place(file), f"this is not YAML that can be read: {error}")
     return builder.root, builder.problems, whole
+
+
+def _feed(builder: _Builder, loader: "yaml.SafeLoader | FastLoader") -> bool:
+    """Give the builder all events; whether it has taken them to the end. Raises yaml.YAMLError and what PyYAML does not
+    guard."""
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            if event is not None and not builder.feed(event):
+                return False
+        return True
+    finally:
+        loader.dispose()

@@ -95,24 +95,25 @@ class LeaseDirectory:
 
     def read(self, token: int) -> LeaseEntry | None:
         try:
-            return LeaseEntry.from_bytes(self._path(token).read_bytes())
+            return LeaseEntry.from_bytes(self.path(token).read_bytes())
         except FileNotFoundError:
             return None
 
     def create(self, entry: LeaseEntry) -> bool:
         self._directory.mkdir(exist_ok=True)
-        path = self._path(entry.lease.token)
+        path = self.path(entry.lease.token)
         data = _padded(entry)
         return create_file(path, data, lambda: _create_without_links(path, data))
 
     def write(self, entry: LeaseEntry) -> None:
-        descriptor = os.open(self._path(entry.lease.token), os.O_WRONLY)
+        descriptor = os.open(self.path(entry.lease.token), os.O_WRONLY)
         try:
             os.pwrite(descriptor, _padded(entry), 0)
         finally:
             os.close(descriptor)
 
-    def _path(self, token: int) -> Path:
+    def path(self, token: int) -> Path:
+        """The file of a token."""
         return self._directory / _file_name(token)
 
 

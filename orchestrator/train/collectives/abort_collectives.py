@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch.distributed as dist
 
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.devices.device import CUDA
 from orchestrator.json_values import integers, texts
 from orchestrator.train.collectives.exchange import exchange_json
 from orchestrator.train.collectives.rendezvous import abort_process_groups

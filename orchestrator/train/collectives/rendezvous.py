@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
-from orchestrator.domain.device import CUDA, Device
+from orchestrator.domain.devices.device import CUDA, Device
 from orchestrator.domain.errors import DeviceError
 from orchestrator.domain.session import Session
 from orchestrator.host_identity import boot_id

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from orchestrator.domain.device import CPU, CUDA, DeviceProblem
+from orchestrator.domain.devices.device import CPU, CUDA, DeviceProblem
 from orchestrator.domain.errors import DeviceError, UsageError, WeightsError
 from orchestrator.train.engine.gpu_check import usable_device
 from orchestrator.train.models.architectures import ARCHITECTURES, objective_of

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orchestrator.domain.device import CUDA
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device import CUDA
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import DeviceMemoryError
 from orchestrator.domain.events import WarningIssued
 from orchestrator.domain.session import Session

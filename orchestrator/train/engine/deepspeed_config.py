@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.devices.device import CUDA
 from orchestrator.domain.errors import UsageError
 from orchestrator.json_values import JsonFields, JsonObject, mapping, optional
 from orchestrator.spec.job import JobSpec

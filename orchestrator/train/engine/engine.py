@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.domain.device import ACCELERATOR_VARIABLE, CUDA
+from orchestrator.domain.devices.device import ACCELERATOR_VARIABLE, CUDA
 from orchestrator.domain.errors import DeviceError
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.deepspeed_config import EngineShape, clips_outside_engine, deepspeed_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.domain.device import (
+from orchestrator.domain.devices.device import (
     AMD_MASK,
     CUDA,
     NVIDIA_MASK,
@@ -16,7 +16,7 @@ from orchestrator.domain.device import (
     decide_device,
     explain_error,
 )
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import BrokenDeviceError
 from orchestrator.domain.session import Session
 

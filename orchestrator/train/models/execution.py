@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.devices.device import CUDA
 from orchestrator.domain.errors import UsageError
 from orchestrator.spec.checks.check_execution import attention_kinds
 from orchestrator.spec.job import JobSpec

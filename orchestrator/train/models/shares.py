@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.checkpoint.format.intervals import Range
-from orchestrator.domain.device import CUDA
+from orchestrator.domain.devices.device import CUDA
 from orchestrator.json_values import mapping, optional
 from orchestrator.spec.job import JobSpec
 from orchestrator.train.engine.process_memory import return_free_memory

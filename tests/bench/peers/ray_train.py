@@ -32,24 +32,45 @@ def train_loop(config: dict) -> None:
     ray.train.report({"loss": float(loss)})
 
 
+def tokenised(files: list[str], vocab_size: int, length: int, path: Path) -> Path:
+    """Trains a tokenizer on the files and packs their tokens into samples of one length, as a script would."""
+    import numpy as np
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train(files, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|end|>"], show_progress=False))
+    texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in files]
+    ids = [token for encoded in tokenizer.encode_batch(texts) for token in (*encoded.ids, 0)]
+    np.save(path, np.asarray(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length))
+    return path
+
+
 def main() -> None:
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokens", type=Path)
+    source.add_argument("--files", nargs="+", help="text that the script tokenises first")
+    parser.add_argument("--joined", action="store_true", help="on the cluster of the job that runs the script")
     parser.add_argument("--model", type=json.loads, required=True)
     parser.add_argument("--config", type=json.loads, required=True)
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--storage", type=Path, required=True)
     args = parser.parse_args()
     mark = args.storage / "first-step.json"
-    ray.init(num_cpus=args.workers + 1)
+    ray.init() if args.joined else ray.init(num_cpus=args.workers + 1)
+    tokens = args.tokens
+    if tokens is None:
+        sizes = args.model["vocab_size"], args.model["n_positions"]
+        tokens = tokenised(args.files, *sizes, args.storage / "tokens.npy")
     TorchTrainer(
         train_loop,
         train_loop_config={
-            "tokens": str(args.tokens),
+            "tokens": str(tokens),
             "model": args.model,
             "config": args.config,
             "mark": str(mark),

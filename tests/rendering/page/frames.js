@@ -1,6 +1,7 @@
 // Results of Prometheus as Grafana's data frames, with the options of the panel applied to them.
 import {
   applyFieldOverrides,
+  cacheFieldDisplayNames,
   FieldConfigOptionsRegistry,
   FieldType,
   standardTransformers,
@@ -19,7 +20,7 @@ standardTransformersRegistry.setInit(() =>
 const STANDARD = ['unit', 'min', 'max', 'decimals', 'displayName', 'noValue', 'color', 'thresholds', 'mappings', 'links'];
 const CUSTOM = [
   'drawStyle', 'lineWidth', 'lineInterpolation', 'lineStyle', 'fillOpacity', 'showPoints', 'pointSize', 'spanNulls',
-  'stacking', 'scaleDistribution', 'axisPlacement', 'axisBorderShow', 'thresholdsStyle', 'align', 'cellOptions', 'width',
+  'stacking', 'scaleDistribution', 'axisPlacement', 'axisBorderShow', 'thresholdsStyle', 'align', 'cellOptions', 'width', 'minWidth',
   'inspect',
 ];
 
@@ -77,7 +78,7 @@ export async function framesOf(panel, results, theme) {
   if (panel.transformations?.length) {
     data = await firstValueFrom(transformDataFrame(panel.transformations, data));
   }
-  return applyFieldOverrides({
+  const frames = applyFieldOverrides({
     data,
     fieldConfig: panel.fieldConfig,
     fieldConfigRegistry: REGISTRY,
@@ -85,4 +86,6 @@ export async function framesOf(panel, results, theme) {
     theme,
     timeZone: 'utc',
   });
+  cacheFieldDisplayNames(frames);
+  return frames;
 }

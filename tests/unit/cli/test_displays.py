@@ -12,7 +12,7 @@ from rich.text import Text
 from orchestrator.cli.display import end_summary
 from orchestrator.cli.display.live_display import LiveDisplay, draw
 from orchestrator.cli.display.plain_display import JsonDisplay, PlainDisplay, describe
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.cli.options import DEFAULT_HOME
 from orchestrator.domain.events import (
     CheckpointFailed,
@@ -38,7 +38,7 @@ class Watching:
     """A terminal that is looked at after each fact."""
 
     def __init__(self, width: int) -> None:
-        self.view = RunView()
+        self.view = ShownRun()
         self.frames: list[str] = []
         self._width = width
 
@@ -81,7 +81,7 @@ def test_time_left_follows_the_pace() -> None:
 
 
 def test_the_pace_is_that_of_the_run_that_is_shown() -> None:
-    view = RunView()
+    view = ShownRun()
     for begun_s in (0.0, 100.0):  # as in a drill
         for fact in recording(LAYOUT):
             if isinstance(fact, StepReport):
@@ -177,8 +177,8 @@ def test_a_reader_that_leaves_does_not_end_the_run() -> None:
     feed([PlainDisplay(Gone(), clock=lambda: T0), JsonDisplay(Gone())], recording(LAYOUT))
 
 
-def seen(fails_at: int | None = None) -> RunView:
-    view = RunView()
+def seen(fails_at: int | None = None) -> ShownRun:
+    view = ShownRun()
     feed([view], recording(LAYOUT, fails_at))
     return view
 
@@ -229,7 +229,7 @@ def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
     parts = {"optimizer": 10 * gib, "weights": 13 * gib}
     fields = {"micro_batch": 4, "need_bytes": 23 * gib, "parts": parts, "free_bytes": 79 * gib, "total_bytes": 80 * gib}
     planned = body(DevicePlanned, **fields, device="NVIDIA H100")
-    assert describe(planned, RunView()) == (
+    assert describe(planned, ShownRun()) == (
         "GPU memory: 23.0 GiB expected of 80.0 GiB of the smallest NVIDIA H100, 79.0 GiB free, at a micro batch of 4: "
         "weights 13.0 GiB, optimizer 10.0 GiB"
     )
@@ -237,15 +237,15 @@ def test_what_training_takes_on_a_gpu_is_told_by_part() -> None:
 
 def test_what_the_loss_of_a_node_costs_is_told_at_the_start() -> None:
     fields = {"state_bytes": 13 << 30, "interval_s": 164.0, "interval_steps": None, "sent_s": 42.0, "read_s": 48.0}
-    text = describe(body(SnapshotsPlanned, **fields, repeated_s=206.0), RunView())
+    text = describe(body(SnapshotsPlanned, **fields, repeated_s=206.0), ShownRun())
     assert text == (
         "node loss: repeats up to 3:26 of training, at least a step, and takes 48.0 s to read the state from peers; "
         "the 13.0 GiB of each worker are copied to memory about every 2:44, and sent to peers in 42.0 s"
     )
     fixed = {**fields, "interval_steps": 3, "repeated_s": None}
-    text = describe(body(SnapshotsPlanned, **fixed), RunView()) or ""
+    text = describe(body(SnapshotsPlanned, **fixed), ShownRun()) or ""
     assert text.startswith("node loss: repeats the steps since the newest copy and takes 48.0 s")
     assert "every 3 steps" in text
     alone = {**fields, "read_s": None}
-    text = describe(body(SnapshotsPlanned, **alone), RunView()) or ""
+    text = describe(body(SnapshotsPlanned, **alone), ShownRun()) or ""
     assert text.startswith("node loss: repeats all steps since the last checkpoint: no copies are kept on other nodes")

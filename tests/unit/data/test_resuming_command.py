@@ -11,7 +11,7 @@ from orchestrator.cli.commands.data_command import data
 from orchestrator.cli.commands.run_command import run as run_command
 from orchestrator.cli.commands.runs_commands import show
 from orchestrator.cli.display.plain_display import describe
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import AcceptedChange, ChangesAccepted, Event
 from orchestrator.domain.events.event_codec import encode_event
@@ -67,7 +67,7 @@ def test_accepted_changes_are_told_shown_and_proved_with_a_warning(run: TrainedR
     found, prepared = run.go_on(accept=True)
     run.train(prepared, 21, 30)
     accepted = ChangesAccepted(20, tuple(AcceptedChange(change.part, change.what) for change in found.changes))
-    told = describe(accepted, RunView())
+    told = describe(accepted, ShownRun())
     assert told == (
         "warning: continuing after step 20 with changed inputs: data: 1 file was added to texts/*.txt: texts/zz.txt"
     )

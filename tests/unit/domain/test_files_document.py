@@ -12,6 +12,7 @@ from orchestrator.domain.events import RunState
 from orchestrator.domain.fingerprints import CodePrint, FileContent, ModelPrint, TokenizerPrint
 from orchestrator.domain.ranks.rank_report import CollectiveTimes, PhaseTimes, RankMemory, RankReport
 from orchestrator.domain.ranks.rank_summary import RankSpread, ranks_to_columns
+from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.step_report import StepReport
 from orchestrator.goodput.ledger_result import Cost, IncidentTime, LedgerResult, NodeTime
 from orchestrator.goodput.time_class import TimeClass
@@ -80,6 +81,9 @@ def test_what_run_json_holds_is_documented(tmp_path: Path) -> None:
     import json
 
     value = json.loads(RunStore(tmp_path).create("tiny", 1.0).state.read_text())
+    queued = RunLayout(tmp_path / "queued-20260101-000000-aaaa")
+    RunStore(tmp_path).restore_queued(queued, "queued", 1.0)
+    value |= json.loads(queued.state.read_text())
     driver = {f"driver.{key}" for key in value.pop("driver")}
     assert set(rows("run.json")) == set(value) | driver
 

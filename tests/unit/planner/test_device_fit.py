@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import DevicePlanned, EventBody, WarningIssued
 from orchestrator.planner.device_fit import build_problem, check_fit, device_planned, parts_text, remedies

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom, smallest
+from orchestrator.domain.devices.device_room import CONTEXT_BYTES, DeviceRoom, smallest
 from orchestrator.planner.device_memory import (
     COMMUNICATOR_BYTES,
     Assumptions,

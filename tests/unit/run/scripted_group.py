@@ -8,7 +8,7 @@ from orchestrator.checkpoint.survey.durability import VaultReport
 from orchestrator.checkpoint.survey.inventory import WholeStep
 from orchestrator.data.executor import Executor, LocalExecutor
 from orchestrator.data.prepare import PreparedData
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.domain.errors import ConvoyError
 from orchestrator.domain.events import (
     CheckpointSaved,

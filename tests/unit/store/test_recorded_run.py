@@ -13,7 +13,7 @@ from orchestrator.cli.commands.data_command import data
 from orchestrator.cli.commands.goodput_command import goodput
 from orchestrator.cli.commands.runs_commands import runs, show
 from orchestrator.cli.display.plain_display import describe
-from orchestrator.cli.display.run_view import RunView
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.domain.events import (
     Event,
     RecoveryFinished,
@@ -60,7 +60,7 @@ def test_every_event_of_it_is_known_and_nothing_of_it_is_lost() -> None:
 
 
 def test_its_recovery_is_told_as_ever() -> None:
-    view, told = RunView(), []
+    view, told = ShownRun(), []
     for event in read_events(RECORDED / "events-of-a-recovery.jsonl"):
         view.on_event(event)
         if isinstance(event.body, RecoveryStarted | RecoveryFinished | StateChanged):

@@ -209,3 +209,31 @@ def test_a_resume_supersedes_the_steps_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     path.write_text("".join(line % pair for pair in [(1, 9), (2, 8), (3, 7), (4, 6), (3, 5), (4, 4)]) + '{"step": 9}\n')
     assert [(report.step, report.loss) for report in current_steps(path)] == [(1, 9), (2, 8), (3, 5), (4, 4)]
+
+
+def test_a_run_that_waits_in_a_servers_queue_is_shown_so_until_a_driver_claims_it(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    layout = store.reserve("tiny", T0)
+    assert store.list() == []
+    store.restore_queued(layout, "tiny", T0)
+    record = store.read("tiny")
+    assert (record.status, record.active, record.lost, record.driver) == ("queued", False, False, None)
+    assert store.list()[0].to_json()["state"] == "queued"
+    store.claim(layout, 1, T0 + 1)
+    record = store.read("tiny")
+    assert (record.status, record.active, record.queued) == ("preparing", True, False)
+    assert not store.leave_queue(layout, RunState.FAILED, "too late"), "its driver says what becomes of it"
+    assert store.read("tiny").status == "preparing"
+
+
+def test_a_run_that_ends_in_the_queue_says_why(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    layout = store.reserve("tiny", T0)
+    store.restore_queued(layout, "tiny", T0)
+    assert store.leave_queue(layout, RunState.FAILED, "run a-1, which it comes after, is cancelled")
+    record = store.read("tiny")
+    assert (record.status, record.reason) == ("failed", "run a-1, which it comes after, is cancelled")
+    assert not store.leave_queue(layout, RunState.STOPPED, "again")
+    assert not store.leave_queue(RunLayout(tmp_path / "missing"), RunState.STOPPED, "gone")
+    store.restore_queued(RunLayout(tmp_path / "restored-20260101-000000-aaaa"), "restored", T0)
+    assert store.read("restored").status == "queued"

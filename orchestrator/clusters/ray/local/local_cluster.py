@@ -33,7 +33,7 @@ from orchestrator.clusters.ray.local.raylet import (
 from orchestrator.clusters.ray.node_processes import descendants
 from orchestrator.clusters.ray.processes import kill_processes, start_bound
 from orchestrator.clusters.ray.ray_settings import LOCAL_ENV
-from orchestrator.domain.device import NO_GPUS, dealt
+from orchestrator.domain.devices.device import NO_GPUS, dealt
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.fault_plan import NodeAddress
 
@@ -81,6 +81,17 @@ class LocalCluster:
     def start(self) -> Self:
         """See `ClusterProvider`. The processes die with the calling thread."""
         started = time.monotonic()
+        self.bring_up()
+        try:
+            attach(self.address, loopback=all(place.address == LOOPBACK for place in self._places))
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.monotonic() - started
+        return self
+
+    def bring_up(self) -> None:
+        """Start the cluster, without joining it. The processes die with the calling thread. Raises ClusterError."""
         sweep_stale(Path(tempfile.gettempdir()))
         files, self._lock = make_directory(self._nodes, self._sign)
         self._files = files
@@ -88,9 +99,6 @@ class LocalCluster:
             if self._preload is not None:
                 self._forks = find_fork_server(files.root, self._preload, os.environ, self._env)
             self._start_processes(files)
-            attach(self.address, loopback=all(place.address == LOOPBACK for place in self._places))
-            self.start_s = time.monotonic() - started
-            return self
         except BaseException as error:
             tail = log_tail(files)
             self.close()
@@ -176,6 +184,28 @@ class LocalCluster:
             raise ClusterError(f"node {index} did not join the local cluster: {error}") from None
         return node.node_id
 
+    def ended(self) -> list[int]:
+        """Indexes of the nodes whose raylets have ended; -1 stands for the GCS."""
+        return [index - 1 for index, process in enumerate(self.processes) if process.poll() is not None]
+
+    def replace_node(self, index: int) -> str:
+        """Start a node in place of one that has ended, with its resources and its GPUs; its id. It dies with the
+        calling thread. Raises ClusterError if it does not come up."""
+        assert self._files is not None
+        for socket in (self._files.raylet_socket(index), self._files.store_socket(index)):
+            socket.unlink(missing_ok=True)
+        gcs, node = GcsConnection.to(self.address), self._local_node(index, self._offered)
+        before = self.processes[index + 1]
+        self._start_sharing(self._files, node, gcs.cluster_id)
+        self.processes[index + 1] = self.processes.pop()
+        try:
+            _wait_for_node(gcs, [self.processes[index + 1]], node.node_id, time.monotonic() + START_TIMEOUT_S)
+        except _StartTimeout as error:
+            self.processes[index + 1].kill()
+            raise ClusterError(f"node {index} did not join the local cluster again: {error}") from None
+        before.wait()
+        return node.node_id
+
     def _local_node(self, index: int, resources: Mapping[str, float]) -> LocalNode:
         place = self._places[index] if index < len(self._places) else NodeAddress(LOOPBACK, "lo", None)
         offered = {f"node:{place.address}": 1.0, **resources, "object_store_memory": float(OBJECT_STORE_BYTES)}
@@ -194,14 +224,18 @@ class LocalCluster:
         gcs = GcsConnection.to(self.address)
         gcs.announce_session(files.session_name)
         for node in nodes:
-            share = dealt(self._gpus, len(nodes), node.index)
-            if share:
-                node.resources["GPU"] = float(len(share))
-            # Ray takes its ids of a node's GPUs from the node's mask.
-            mask = {machine_mask_variable(): ",".join(share)} if share else NO_GPUS if self._gpus else {}
-            self._start_raylet(files, node, gcs.cluster_id, {**self._env, **mask})
+            self._start_sharing(files, node, gcs.cluster_id)
         for node in nodes:
             _wait_for_node(gcs, self.processes, node.node_id, deadline)
+
+    def _start_sharing(self, files: ClusterFiles, node: LocalNode, cluster_id: str) -> None:
+        """Start a node with its share of the GPUs."""
+        share = dealt(self._gpus, self._nodes, node.index)
+        if share:
+            node.resources["GPU"] = float(len(share))
+        # Ray takes its ids of a node's GPUs from the node's mask.
+        mask = {machine_mask_variable(): ",".join(share)} if share else NO_GPUS if self._gpus else {}
+        self._start_raylet(files, node, cluster_id, {**self._env, **mask})
 
     def _start_raylet(self, files: ClusterFiles, node: LocalNode, cluster_id: str, env: dict[str, str]) -> None:
         for path in files.agent_ports(node.node_id):

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from orchestrator.cli.commands.run_command import run
 from orchestrator.cli.interrupt import STOP_DEADLINE_S
+from orchestrator.cli.main import cli
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.events import RunState
 from orchestrator.domain.lease import Lease
@@ -47,6 +48,17 @@ def test_a_bad_job_is_told_before_anything_starts(tmp_path: Path) -> None:
     job.write_text("name: x\nmodle: {}\n")
     assert isinstance(invoke(str(job), "--home", str(tmp_path / "runs")), SpecError)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["drill", "--fault", "nan"]])
+def test_a_job_that_stands_for_several_runs_is_refused(tmp_path: Path, command: list[str]) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(QUICKSTART.read_text() + "matrix: {train.seed: [1, 2]}\n")
+    told = CliRunner().invoke(cli, [*command, str(job), "--home", str(tmp_path)], standalone_mode=False).exception
+    assert isinstance(told, SpecError)
+    assert told.exit_code == 2
+    assert "stands for several runs" in str(told)
+    assert "convoy submit" in str(told)
 
 
 @pytest.mark.parametrize("extra", [["job.yaml"], ["--set", "train.lr=1"]])

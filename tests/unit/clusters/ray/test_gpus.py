@@ -7,8 +7,8 @@ import pynvml
 import pytest
 
 from orchestrator.clusters.ray import gpus
-from orchestrator.domain.device import DeviceProblem
-from orchestrator.domain.device_room import DeviceRoom
+from orchestrator.domain.devices.device import DeviceProblem
+from orchestrator.domain.devices.device_room import DeviceRoom
 from orchestrator.gang.agent.worker_actor import Hello
 from orchestrator.gang.group import device_checks, pending_workers
 from orchestrator.gang.group.pending_workers import FIRST_PAUSE_S, PendingWorkers

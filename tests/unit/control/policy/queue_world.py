@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.clusters.placement import EPSILON, NodeCapacity, WorkerRequest
 from orchestrator.control.policy.decide import decide
-from orchestrator.control.policy.queue_facts import Decision, Places, QueueFacts, QueueShare, RunFacts
+from orchestrator.control.policy.queue_facts import Decision, Places, QueueFacts, QueueShare, ScheduledRun
 
 NOW_S = 1_000_000_000.0
 CPUS = 64.0
@@ -34,7 +34,7 @@ class QueueWorld:
     nodes: dict[str, NodeCapacity] = field(default_factory=dict)
     queues: Mapping[str, QueueShare] = field(default_factory=dict)
     now_s: float = NOW_S
-    runs: dict[str, RunFacts] = field(default_factory=dict)
+    runs: dict[str, ScheduledRun] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
     started_s: dict[str, float] = field(default_factory=dict)
     promised_s: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class QueueWorld:
         while name in self.runs or name in self.started_s:
             order += 1
             name = f"r{order}"
-        self.runs[name] = RunFacts(
+        self.runs[name] = ScheduledRun(
             name, where.get("queue", "q"), where.get("user", "u"), priority, order, request, True, since_s=self.now_s,
             work_s=work_s,
         )  # fmt: skip
@@ -175,5 +175,5 @@ def _limits(facts: QueueFacts, decision: Decision) -> None:
             assert not grown or used <= limit + EPSILON, "beyond the limit of the queue"
 
 
-def _workers(run: RunFacts) -> int:
+def _workers(run: ScheduledRun) -> int:
     return sum(run.places.values())

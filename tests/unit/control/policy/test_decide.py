@@ -200,3 +200,14 @@ def test_nothing_to_decide() -> None:
     it = QueueWorld({})
     name = it.submit(ask(1), HOUR_S)
     assert it.tick().outlooks[name].obstacle is Obstacle.NEVER
+
+
+def test_a_run_returns_what_is_above_a_lowered_maximum() -> None:
+    it = world(2)
+    name = it.submit(ask(2, 8), HOUR_S * 80)
+    it.settle()
+    assert running(it, name) == 8
+    it.runs[name] = replace(it.runs[name], ask=ask(2, 3))
+    it.settle()
+    assert running(it, name) == 3
+    assert it.tick().grants == {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orchestrator.clusters.ray.ports import listens
+from orchestrator.clusters.ray.reachability import listens
 from orchestrator.domain.errors import ClusterError
 from orchestrator.domain.events import EventBody, WarningIssued
 from orchestrator.gang.health.head import END_S, PARK_S, TELL_S, Course, Head, course

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.domain.device_room import CONTEXT_BYTES, DeviceRoom
+from orchestrator.domain.devices.device_room import CONTEXT_BYTES, DeviceRoom
 from orchestrator.domain.errors import BEFORE_SAMPLES, DeviceMemoryError
 from orchestrator.domain.events import EventBody, WarningIssued
 from orchestrator.domain.generation import Ending, FailureDetails, WorkerFailure

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.domain.device import Device, DeviceProblem, FoundDevice, decide_device
+from orchestrator.domain.devices.device import Device, DeviceProblem, FoundDevice, decide_device
 from orchestrator.domain.errors import DeviceError
 from orchestrator.train.collectives import rendezvous
 from orchestrator.train.convert import generate

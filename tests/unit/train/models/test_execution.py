@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.domain.device import deterministic_environment
+from orchestrator.domain.devices.device import deterministic_environment
 from orchestrator.domain.errors import UsageError
 from orchestrator.run.launcher import TRAIN_ENTRY, workload_of
 from orchestrator.spec.checks.check_execution import ALL_KINDS, attention_kinds

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.domain.device import (
+from orchestrator.domain.devices.device import (
     CUDA,
     RECOVERY_IN_PROCESS,
     Device,

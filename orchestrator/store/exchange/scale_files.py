@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from orchestrator.atomic_files import read_json, write_json
 from orchestrator.domain.errors import ConvoyError, UsageError
 from orchestrator.domain.events import ScaleState
+from orchestrator.domain.queue.grant import GrantDesk
 from orchestrator.domain.run_layout import RunLayout
 from orchestrator.domain.scaling import ScaleAnswer, ScaleRequest
 from orchestrator.store.driver_process import DriverProcess
@@ -18,8 +19,9 @@ POLL_S = 0.2
 class ScaleFiles:
     """`ScaleDesk` for this process, the driver of a run."""
 
-    def __init__(self, layout: RunLayout) -> None:
+    def __init__(self, layout: RunLayout, grants: GrantDesk | None = None) -> None:
         self._layout = layout
+        self.grants = grants
         self._self = DriverProcess.current().to_json()
         before = read_json(layout.scale_request) or {}
         # What was asked of a driver before this one is not asked of this one.

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.domain.cpu_threads import compute_threads, offload_threads, thread_environment
+from orchestrator.domain.devices.cpu_threads import compute_threads, offload_threads, thread_environment
 
 pytestmark = pytest.mark.unit
 
