@@ -42,6 +42,12 @@ class CapacityHolder:
         self.extras = {row: workers for row, workers in left.items() if workers}
 
     @property
+    def everywhere(self) -> int:
+        """Workers that it may have at most, also on nodes that drain."""
+        places, granted = self.run.places, self.run.granted
+        return sum(max(places.get(node, 0), granted.get(node, 0)) for node in {**places, **granted})
+
+    @property
     def leaves(self) -> bool:
         """Its places come free soon, whatever is decided."""
         return self.run.leaving or self.suspended_for is not None

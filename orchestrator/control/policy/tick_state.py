@@ -29,7 +29,7 @@ class TickState:
         holding: list[Waiting] = []
         for holder in self.holders.values():
             run, bundle = holder.run, holder.shape.bundle
-            self.ledger.booked[run.queue] += bundle * sum(holder.booked.values())
+            self.ledger.booked[run.queue] += bundle * holder.everywhere
             if not holder.leaves:
                 self.ledger.floor[run.queue] += bundle * run.ask.minimum
                 self.ledger.target[run.queue] += bundle * holder.workers

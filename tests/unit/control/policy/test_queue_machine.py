@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.control.policy.capacity_profile import HANDOVER_S
 from orchestrator.control.policy.queue_facts import QueueShare
 from tests.unit.control.policy.queue_world import QueueWorld, ask, node
@@ -21,26 +22,40 @@ SHARES = (
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> object:
-    minimum = draw(st.integers(1, 8))
-    maximum = draw(st.one_of(st.just(minimum), st.integers(minimum, 16)))
+def requests(draw: st.DrawFn) -> WorkerRequest:
+    minimum = draw(st.integers(1, 5))
+    maximum = draw(st.one_of(st.just(minimum), st.integers(minimum, 10)))
     return ask(minimum, maximum, draw(st.sampled_from(PLACEMENTS)), draw(st.sampled_from((1.0, 1.0, 2.0, 0.5))))
+
+
+SUBMISSIONS = st.tuples(
+    requests(),
+    st.one_of(st.none(), st.floats(0.01, 20)),
+    st.sampled_from((0, 0, 10)),
+    st.sampled_from("ab"),
+    st.sampled_from("uv"),
+)
 
 
 class QueueMachine(RuleBasedStateMachine):
     """The checks are in `queue_world.check`, which runs at each tick."""
 
-    @initialize(gpus=st.lists(st.integers(1, 4), min_size=1, max_size=4), shares=st.sampled_from(SHARES))
+    @initialize(gpus=st.lists(st.integers(2, 4), min_size=2, max_size=4), shares=st.sampled_from(SHARES))
     def begin(self, gpus: list[int], shares: dict[str, QueueShare]) -> None:
         self.world = QueueWorld({f"n{i}": node(i, count) for i, count in enumerate(gpus)}, shares)
 
-    @rule(
-        request=requests(), hours=st.one_of(st.none(), st.floats(0.01, 20)), priority=st.sampled_from((0, 0, 10)),
-        queue=st.sampled_from("ab"), user=st.sampled_from("uv"),
-    )  # fmt: skip
-    def submit(self, request: object, hours: float | None, priority: int, queue: str, user: str) -> None:
-        work_s = None if hours is None else hours * 3600.0 * request.minimum
-        self.world.submit(request, work_s, priority, queue=queue, user=user)
+    @rule(batch=st.lists(SUBMISSIONS, min_size=1, max_size=6))
+    def submit(self, batch: list[tuple[WorkerRequest, float | None, int, str, str]]) -> None:
+        for request, hours, priority, queue, user in batch:
+            work_s = None if hours is None else hours * 3600.0 * request.minimum
+            self.world.submit(request, work_s, priority, queue=queue, user=user)
+        self.world.tick()
+
+    @rule(seconds=st.sampled_from((200.0, 3600.0)))
+    def work(self, seconds: float) -> None:
+        self.world.answer_all()
+        self.world.pass_time(seconds)
+        self.world.tick()
 
     @rule()
     def tick(self) -> None:
@@ -60,9 +75,11 @@ class QueueMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         del self.world.runs[data.draw(st.sampled_from([n for n, run in self.world.runs.items() if not run.waits]))]
 
+    @precondition(lambda self: len(self.world.runs) > 2)
     @rule(data=st.data())
     def lose_or_return(self, data: st.DataObject) -> None:
-        self.world.down ^= {data.draw(st.sampled_from(sorted(self.world.nodes)))}
+        self.world.down = {data.draw(st.sampled_from(sorted(self.world.nodes)))} - self.world.down
+        self.world.tick()
 
     @rule()
     def settle(self) -> None:
@@ -77,7 +94,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 TestQueueMachine = QueueMachine.TestCase
 TestQueueMachine.settings = settings(
-    max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
