@@ -21,6 +21,11 @@ from orchestrator.control.queue_store.event_table import ChangeCause
 from orchestrator.control.queue_store.live_runs import LiveRuns
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.queue_table import all_queues, all_shapes, record_shape
+from orchestrator.control.queue_store.reservation_table import (
+    Reservation,
+    read_reservations,
+    replace_reservations,
+)
 from orchestrator.control.queue_store.run_rows import RunRow
 from orchestrator.control.queue_store.run_table import (
     StaleRunError,
@@ -99,6 +104,10 @@ class Ticker:
         self._split: tuple[Mapping[str, RunRow], list[RunRow]] = ({}, [])
         """Runs, and those of them that are watched."""
         self._shapes: dict[str, float] | None = None
+        self._reserved: Mapping[str, Reservation] = {}
+        """What waiting runs are promised."""
+        self._reserved_by: int | None = None
+        """Token of the lease under which `_reserved` was read: another server may have promised other things since."""
         self._recorded_s = ports.clock()
         self._wake = threading.Event()
         self._closing = False
@@ -147,7 +156,8 @@ class Ticker:
         outlooks: Mapping[str, Outlook] = {}
         if look.nodes is not None:
             decision = self._ports.decide(self._facts_of(rows, look, look.nodes))
-            rows = self._apply(bookings(decision, rows), rows, now_s)
+            rows = self._apply(bookings(decision, rows, now_s), rows, now_s)
+            self._promise(decision.reservations)
             outlooks = decision.outlooks
         if not self._lease.held():
             return False
@@ -207,13 +217,21 @@ class Ticker:
     def _facts_of(self, rows: Mapping[str, RunRow], look: _Look, nodes: tuple[NodeCapacity, ...]) -> QueueFacts:
         if self._shapes is None:
             self._shapes = self._store.read(lambda connection: all_shapes(connection, KNOWN_SHAPES))
+        if self._reserved_by != self._lease.token:
+            self._reserved, self._reserved_by = self._store.read(read_reservations), self._lease.token
         return QueueFacts(
             now_s=look.now_s,
             nodes=free_for_queue(nodes, look.held, rows),
-            runs=self._facts.run_facts(rows.values(), look.drivers, self._shapes, self._clocks),
+            runs=self._facts.run_facts(rows.values(), look.drivers, self._shapes, self._clocks, self._reserved),
             queues=self._store.read(all_queues),
             autoscales=self._ports.cluster.autoscales,
         )
+
+    def _promise(self, reservations: Mapping[str, Reservation]) -> None:
+        """Keep what waiting runs are promised, if it has changed."""
+        if reservations != self._reserved:
+            self._lease.write(lambda connection: replace_reservations(connection, reservations))
+            self._reserved = reservations
 
     def _apply(self, changes: Iterable[Booked], rows: Mapping[str, RunRow], now_s: float) -> Mapping[str, RunRow]:
         """Write changes in one transaction of the lease's holder; the rows afterwards."""

@@ -194,7 +194,7 @@ def facts_s(store: QueueStore) -> tuple[float, float]:
     def load() -> QueueFacts:
         rows = live.refresh()
         clocks.advance([row for row in rows.values() if row.booked], {}, time.monotonic(), time.time())
-        return QueueFacts(time.time(), (), builder.run_facts(rows.values(), {}, {}, clocks), store.read(all_queues))
+        return QueueFacts(time.time(), (), builder.run_facts(rows.values(), {}, {}, clocks, {}), store.read(all_queues))
 
     assert len(load().runs) >= QUEUED
     return time.perf_counter() - began_s, median_s(load)

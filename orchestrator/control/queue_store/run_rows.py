@@ -64,6 +64,8 @@ class RunRow:
     """Workers by node that it has or may still have."""
     launched: int = 0
     """Number of the grant that its driver was last started with."""
+    granted_s: float | None = None
+    """When its grant last changed: Unix seconds."""
     attempt: int = 1
     failures: int = 0
     """That count against `retries`."""

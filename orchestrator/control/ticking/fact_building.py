@@ -7,6 +7,7 @@ from dataclasses import replace
 from orchestrator.clusters.placement import NodeCapacity
 from orchestrator.control.policy.queue_facts import ScheduledRun
 from orchestrator.control.ports import DriverFacts
+from orchestrator.control.queue_store.reservation_table import Reservation
 from orchestrator.control.queue_store.run_rows import NO_PLACES, RunRow
 from orchestrator.control.ticking.run_clocks import RunClocks
 from orchestrator.control.ticking.work_estimate import time_left, work_left
@@ -24,33 +25,35 @@ class FactBuilder:
     """Makes `ScheduledRun`. Kept by the ticker."""
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[RunRow, float | None, ScheduledRun]] = {}
+        self._made: dict[str, tuple[RunRow, float | None, Reservation | None, ScheduledRun]] = {}
         """By waiting run: what its facts were made from, and they."""
 
     def run_facts(
         self, rows: Collection[RunRow], drivers: Mapping[str, DriverFacts], shapes: Mapping[str, float],
-        clocks: RunClocks,
+        clocks: RunClocks, reserved: Mapping[str, Reservation],
     ) -> tuple[ScheduledRun, ...]:  # fmt: skip
-        """Of every run that concerns capacity."""
-        made: dict[str, tuple[RunRow, float | None, ScheduledRun]] = {}
+        """Of every run that concerns capacity. `reserved`: what the decision before promised, by run."""
+        made: dict[str, tuple[RunRow, float | None, Reservation | None, ScheduledRun]] = {}
         found = []
         for row in rows:
             if row.booked:
-                found.append(_facts(row, drivers.get(row.id), shapes, clocks.active_s(row)))
+                found.append(_facts(row, drivers.get(row.id), shapes, clocks.active_s(row), None))
                 continue
             if not concerns_capacity(row):
                 continue
-            each = shapes.get(row.shape)
+            each, promise = shapes.get(row.shape), reserved.get(row.id)
             known = self._made.get(row.id)
-            if known is None or known[0] is not row or known[1] != each:
-                known = (row, each, _facts(row, None, shapes, row.active_s))
+            if known is None or known[0] is not row or known[1] != each or known[2] != promise:
+                known = (row, each, promise, _facts(row, None, shapes, row.active_s, promise))
             made[row.id] = known
-            found.append(known[2])
+            found.append(known[3])
         self._made = made
         return tuple(found)
 
 
-def _facts(row: RunRow, facts: DriverFacts | None, shapes: Mapping[str, float], active_s: float) -> ScheduledRun:
+def _facts(
+    row: RunRow, facts: DriverFacts | None, shapes: Mapping[str, float], active_s: float, reserved: Reservation | None
+) -> ScheduledRun:
     has_driver = row.state in (QueueState.STARTING, QueueState.ACTIVE)
     return ScheduledRun(
         id=row.id,
@@ -66,6 +69,8 @@ def _facts(row: RunRow, facts: DriverFacts | None, shapes: Mapping[str, float], 
         since_s=row.since_s,
         work_s=work_left(row, facts, shapes),
         limit_s=time_left(row, active_s),
+        changed_s=row.granted_s,
+        reserved=reserved,
     )
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.control.policy.decide import decide
 from orchestrator.control.policy.queue_facts import Decision, QueueFacts
 from orchestrator.control.queue_board import QueueBoard
 from orchestrator.control.queue_store import queue_store
+from orchestrator.control.queue_store.reservation_table import read_reservations
 from orchestrator.control.server_lease import ServerLease
 from orchestrator.control.ticker import TICK_S, Ticker, TickerPorts
 from orchestrator.domain.errors import ConvoyError
@@ -235,3 +237,24 @@ def test_a_lost_effect_is_repeated(server: Server) -> None:
     server.queue.cancel(run, ANN)
     server.until(run, QueueState.CANCELLED)
     assert sent == [run] * 3
+
+
+def test_what_a_waiting_run_is_promised_is_kept_also_by_the_next_server(server: Server) -> None:
+    facts: list[QueueFacts] = []
+    server.decide = lambda each: (facts.append(each), decide(each))[1]
+    first = active(server, workers="6")
+    wide = server.submit(job("wide", workers="8"))
+    server.second(4)
+    promised = [run.reserved for run in facts[-1].runs if run.id == wide]
+    assert promised[0] is not None
+    assert sum(promised[0][1].values()) == 8
+    assert server.row(first).granted_s == pytest.approx(server.time.now(), abs=30), "when its grant changed"
+    assert [run.changed_s for run in facts[-1].runs if run.id == first] == [server.row(first).granted_s]
+    server.crash()
+    facts.clear()
+    server.boot()
+    server.second()
+    assert [run.reserved for run in facts[0].runs if run.id == wide] == promised
+    server.queue.cancel(wide, ANN)
+    server.second(2)
+    assert server.store.read(read_reservations) == {}

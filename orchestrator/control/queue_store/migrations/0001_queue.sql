@@ -62,6 +62,7 @@ CREATE TABLE runs (
     granted TEXT NOT NULL,                  -- JSON: workers by node
     booked TEXT NOT NULL,                   -- JSON: workers by node
     launched INTEGER NOT NULL,              -- number of the grant that a driver was last started with
+    granted_s REAL,                         -- when its grant last changed
     attempt INTEGER NOT NULL,
     failures INTEGER NOT NULL,              -- of the budget for retries
     retry_at_s REAL,
@@ -77,6 +78,13 @@ CREATE INDEX runs_by_queue ON runs (queue, state, seq);
 CREATE INDEX runs_by_user ON runs (user, state, seq);
 CREATE INDEX runs_by_group ON runs (group_name, state, seq) WHERE group_name IS NOT NULL;
 CREATE INDEX runs_by_name ON runs (name, seq);
+
+-- What waiting runs are promised: when, and where. `places` is JSON: workers by node.
+CREATE TABLE reservations (
+    run TEXT PRIMARY KEY,
+    start_s REAL NOT NULL,
+    places TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 
 -- Every change of a run with its cause. `number` orders all of them, `ordinal` those of one run.
 CREATE TABLE events (
