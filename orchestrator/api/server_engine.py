@@ -61,7 +61,7 @@ def queue_engine(
         stack.callback(lease.close)
         drivers = LeasedDrivers(lambda: lease.token, lambda token: DriverProcesses(settings.home, token, environment))
         stack.callback(drivers.close)
-        ticker = Ticker(store, lease, runs, TickerPorts(drivers, cluster, decide), board)
+        ticker = Ticker(store, lease, runs, TickerPorts(drivers, cluster, decide, log=log), board)
         submitting = SubmitSettings(
             variables=job_variables(environ, config.variables),
             paths=ServerPaths(settings.roots),

@@ -77,6 +77,8 @@ class TickerPorts:
     """Monotonic seconds: what anything is decided by."""
     now: Callable[[], float] = time.time
     """Unix seconds: for records."""
+    log: Callable[[str], None] = lambda line: None
+    """A line for each change of a run."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,9 @@ class Ticker:
         wanted = list(changes)
         if not wanted:
             return rows
-        self._lease.write(lambda connection: _change_all(connection, wanted, now_s))
+        for before, after, cause in self._lease.write(lambda connection: _change_all(connection, wanted, now_s)):
+            states = before.state if before.state is after.state else f"{before.state} -> {after.state}"
+            self._ports.log(f"{before.id} {states}: {cause.message}")
         return self._live.refresh()
 
     def _act(self, rows: Mapping[str, RunRow], look: _Look) -> Mapping[str, RunRow]:
@@ -319,8 +323,11 @@ def _only_waits(state: QueueState) -> bool:
     return state is QueueState.QUEUED or state is QueueState.SUSPENDED
 
 
-def _change_all(connection: sqlite3.Connection, changes: Sequence[Booked], now_s: float) -> None:
-    """Each change whose run is still as it was read; a person may have changed some meanwhile."""
-    for before, after, cause in changes:
+def _change_all(connection: sqlite3.Connection, changes: Sequence[Booked], now_s: float) -> list[Booked]:
+    """Each change whose run is still as it was read; a person may have changed some meanwhile. Those that were made."""
+    made = []
+    for change in changes:
         with contextlib.suppress(StaleRunError):
-            change_run(connection, before, after, cause, now_s)
+            change_run(connection, *change, now_s)
+            made.append(change)
+    return made
