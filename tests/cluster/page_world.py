@@ -46,8 +46,8 @@ def explained(facts: QueueFacts) -> Decision:
     decision = fifo(facts)
     holding = tuple(run.id for run in facts.runs if run.places)
     outlooks = {
-        run: replace(
-            outlook, message=f"{outlook.message}, which {len(holding)} other holds", blockers=holding,
+        run: outlook._replace(
+            message=f"{outlook.message}, which {len(holding)} other holds", blockers=holding,
             may_start_s=facts.now_s + 754.0 * outlook.position,
         )
         for run, outlook in decision.outlooks.items()
