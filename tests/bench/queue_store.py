@@ -130,6 +130,7 @@ def fill(path: Path, first: int, count: int, state: str) -> None:
         "shape": "s", "limit_s": None, "retries": 3, "state": state, "reason": None, "settled": int(final),
         "changes": 2, "started_s": 1.0 if final else None, "ended_s": 2.0 if final else None, "active_s": 0.0,
         "min_workers": 1, "max_workers": 4, "grant_number": 0, "granted": "{}", "booked": "{}", "launched": 0,
+        "granted_s": None,
         "attempt": 1, "failures": 0, "retry_at_s": None, "lost_drivers": 0, "step": 0, "total_steps": 100,
         "loss": None, "step_time_s": None,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Why runs wait, with figures: for people."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from orchestrator.control.policy.capacity_holders import CapacityHolder
 from orchestrator.control.policy.gang_places import RowPlaces
 from orchestrator.control.policy.queue_facts import Obstacle, Outlook
 from orchestrator.control.policy.tick_state import TickState
-from orchestrator.control.policy.worker_shapes import fit_of
+from orchestrator.control.policy.worker_shapes import WorkerShape, fit_of
 
 MOST_NODES = 2
 """That a message names."""
@@ -32,27 +33,48 @@ class WaitReason:
     """When it could start if no other run starts before it: Unix seconds."""
 
 
-def outlooks_of(state: TickState, reasons: dict[str, WaitReason]) -> dict[str, Outlook]:
-    """Of every waiting run that did not start; positions count those."""
-    found: dict[str, Outlook] = {}
-    fits: dict[object, int] = {}
+class WaitOutlooks(Mapping[str, Outlook]):
+    """Of every waiting run that did not start. Those of runs far behind are made when they are asked for: there may be
+    ten thousand."""
+
+    def __init__(self, considered: dict[str, Outlook], order: list[Waiting], fits: Mapping[WorkerShape, int]) -> None:
+        """`order`: all of them. `fits`: workers of each shape that fit now."""
+        self._considered, self._order, self._fits = considered, order, fits
+        self._positions: dict[str, int] | None = None
+
+    def __getitem__(self, run_id: str) -> Outlook:
+        found = self._considered.get(run_id)
+        if found is not None:
+            return found
+        if self._positions is None:
+            self._positions = {run.id: position for position, (run, _) in enumerate(self._order, 1)}
+        position = self._positions[run_id]
+        run, shape = self._order[position - 1]
+        obstacle = Obstacle.RESERVED if self._fits[shape] >= run.ask.minimum else Obstacle.CAPACITY
+        return Outlook(position, obstacle, f"{position - 1} runs are before it")
+
+    def __iter__(self) -> Iterator[str]:
+        return (run.id for run, _ in self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+def outlooks_of(state: TickState, reasons: dict[str, WaitReason]) -> WaitOutlooks:
+    """Positions count the runs that did not start."""
     started = state.grants
-    for run, shape in state.order:
-        if run.id in started:
-            continue
-        position = len(found) + 1
-        reason = reasons.get(run.id)
+    order = [waiting for waiting in state.order if waiting[0].id not in started]
+    fits = {
+        shape: fit_of(state.profile.counts(shape)[:, 0], shape.placement) for shape in {shape for _, shape in order}
+    }
+    hopeless = WaitReason(Obstacle.NODES if state.facts.autoscales else Obstacle.NEVER)
+    found: dict[str, Outlook] = {}
+    for position, waiting in enumerate(order, 1):
+        run, shape = waiting
+        reason = reasons.get(run.id) or (hopeless if shape.ever < run.ask.minimum else None)
         if reason is not None:
-            found[run.id] = _considered(state, (run, shape), reason, position)
-        elif shape.ever < run.ask.minimum:
-            obstacle = Obstacle.NODES if state.facts.autoscales else Obstacle.NEVER
-            found[run.id] = _considered(state, (run, shape), WaitReason(obstacle), position)
-        else:
-            if shape not in fits:
-                fits[shape] = fit_of(state.profile.counts(shape)[:, 0], shape.placement)
-            obstacle = Obstacle.RESERVED if fits[shape] >= run.ask.minimum else Obstacle.CAPACITY
-            found[run.id] = Outlook(position, obstacle, f"{position - 1} runs are before it")
-    return found
+            found[run.id] = _considered(state, waiting, reason, position)
+    return WaitOutlooks(found, order, fits)
 
 
 def _considered(state: TickState, waiting: Waiting, reason: WaitReason, position: int) -> Outlook:
