@@ -118,14 +118,19 @@ def _start_tags(streams: Sequence[Hashable], shares: Shares, used: Mapping[Hasha
 
 
 def _within_quotas(runs: Sequence[Waiting], ledger: QuotaLedger) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Of runs in order of priority. What is left of a quota after a run that exceeds it is not for runs of the queue
+    with a lower priority: they would start on the places that others give up for that run, again and again."""
     due = np.zeros(len(runs), np.bool_)
     if not ledger.has_quotas:
         return due
     used = {queue: amounts.copy() for queue, amounts in ledger.floor.items()}
+    least: dict[str, int] = {}
     for at, (run, shape) in enumerate(runs):
         more = shape.bundle * run.ask.minimum
         before = used.get(run.queue, np.zeros_like(more))
-        if ledger.entitles(run.queue, before, more):
+        if run.priority >= least.get(run.queue, run.priority) and ledger.entitles(run.queue, before, more):
             due[at] = True
             used[run.queue] = before + more
+        else:
+            least.setdefault(run.queue, run.priority)
     return due

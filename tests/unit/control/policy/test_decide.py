@@ -211,3 +211,16 @@ def test_a_run_returns_what_is_above_a_lowered_maximum() -> None:
     it.settle()
     assert running(it, name) == 3
     assert it.tick().grants == {}
+
+
+def test_what_is_left_of_a_quota_is_not_for_less_important_runs_of_the_queue() -> None:
+    """They would start on what others give up for the important one, and be suspended for it, without end."""
+    shares = {"a": QueueShare("a", quota={"GPU": 6.0}), "b": QueueShare("b", quota={"GPU": 4.0}, limit={"GPU": 8.0})}
+    it = QueueWorld({"n0": node(0, 3), "n1": node(1, 4)}, shares)
+    first = it.submit(ask(1), queue="b")
+    it.submit(ask(1, gpus=2.0), priority=10, queue="b")
+    it.tick()
+    small, other = it.submit(ask(1), queue="b"), it.submit(ask(2), queue="a")
+    important = it.submit(ask(2), priority=10, queue="b")
+    it.settle()
+    assert [running(it, name) for name in (first, small, other, important)] == [1, 0, 2, 2]
