@@ -111,13 +111,15 @@ class DrilledRun:
         one."""
         assert process.stdout is not None
         rest, last, deadline = b"", None, float("inf")
+        look = select.poll()
+        look.register(process.stdout.fileno(), select.POLLIN)
         while True:
             if stop.is_set() and deadline == float("inf"):
                 deadline = time.monotonic() + PATIENCE_S
                 process.send_signal(signal.SIGTERM)
             if time.monotonic() > deadline:
                 process.kill()
-            if not select.select([process.stdout], [], [], TICK_S)[0]:
+            if not look.poll(TICK_S * 1000.0):
                 continue
             data = os.read(process.stdout.fileno(), 1 << 16)
             if not data:

@@ -117,5 +117,7 @@ def _only_wait(wait_s: float) -> str:
 
 
 def _key(descriptor: int, wait_s: float) -> str:
-    ready, _, _ = select.select([descriptor], [], [], wait_s)
+    look = select.poll()
+    look.register(descriptor, select.POLLIN)
+    ready = look.poll(wait_s * 1000.0)
     return os.read(descriptor, 1).decode(errors="replace") if ready else ""

@@ -168,8 +168,10 @@ class _ForkServerOfDrivers:
         assert self._process.stdout is not None
         descriptor, data = self._process.stdout.fileno(), b""
         deadline = time.monotonic() + timeout_s
+        look = select.poll()  # unlike `select`, for descriptors above 1,023: a server has many
+        look.register(descriptor, select.POLLIN)
         while not data.endswith(b"\n"):
-            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not look.poll(max(0.0, deadline - time.monotonic()) * 1000.0):
                 return None
             piece = os.read(descriptor, LINE_BYTES)
             if not piece:
