@@ -119,6 +119,18 @@ def locked(directory: Path, limit_s: float = LOCK_LIMIT_S) -> Iterator[None]:
         os.close(descriptor)
 
 
+def try_lock(path: Path, mode: int = 0o644) -> int | None:
+    """Lock a file, which is made if it is missing: a descriptor that holds the lock until it is closed, or the process
+    dies; None if another process holds it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def sync_path(path: Path) -> None:
     """Have a file, or the entries of a directory, on the device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

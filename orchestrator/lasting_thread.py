@@ -4,9 +4,10 @@ A plain thread that raises ends, and nobody notices what it was there for: copie
 as they were. What runs as long as its owner is a `LastingThread` instead.
 """
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
@@ -65,6 +66,26 @@ class LastingThread:
         if text != self._printed:
             self._printed = text
             print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def repeating(
+    name: str, act: Callable[[], object], every_s: float, report: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Call `act` in the background, now and `every_s` after each call, until the end of the context, which does not
+    wait for a call in progress. See `LastingThread` for `report` and for what happens if it raises."""
+    ending = threading.Event()
+
+    def turn() -> bool:
+        act()
+        return not ending.wait(every_s)
+
+    thread = LastingThread(name, turn, report)
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.stop()
 
 
 def longer(pause_s: float) -> float:

@@ -1,7 +1,7 @@
 """`python -m orchestrator.api.openapi_document`: writes the OpenAPI document of the API, which is committed.
 
 It refuses to change the document of a version that exists: clients rely on it. `API_VERSION` in `wire/api_version.py`
-has to change first. `--same-version` is for a version that nobody has yet.
+has to change first. `--same-version` is for a version that has not been released.
 """
 
 import json

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from orchestrator.clusters.ray.gpus import gpus_for
 from orchestrator.clusters.ray.local.keeper_files import KeptNodes
 from orchestrator.control.cluster.kept_cluster import ensure_cluster
 from orchestrator.control.cluster.observed_cluster import ObservedCluster, kept_address
-from orchestrator.control.drivers.driver_environment import driver_environment
+from orchestrator.control.drivers.driver_environment import driver_environment, is_listed
 from orchestrator.control.drivers.driver_processes import DriverProcesses
 from orchestrator.control.live_queue import LiveQueue
 from orchestrator.control.policy.decide import decide
@@ -31,7 +30,7 @@ from orchestrator.control.server_paths import ServerPaths
 from orchestrator.control.submitting import SubmitSettings
 from orchestrator.control.ticker import Ticker, TickerPorts
 from orchestrator.domain.queue.queue_states import QueueState
-from orchestrator.lasting_thread import LastingThread
+from orchestrator.lasting_thread import repeating
 from orchestrator.run.launcher import ENGINE_MODULES
 from orchestrator.store.run_store import RunStore
 from orchestrator.store.uploads.file_store import FileStore
@@ -79,11 +78,7 @@ def queue_engine(
 
 def job_variables(environ: Mapping[str, str], listed: list[str]) -> dict[str, str]:
     """What `${NAME}` in a job may name: the listed variables; a name that ends in `*` lists all that begin so. Pure."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if any(name == each or (each.endswith("*") and name.startswith(each[:-1])) for each in listed)
-    }
+    return {name: value for name, value in environ.items() if is_listed(name, listed)}
 
 
 def kept_nodes(config: ServerConfig, cpus: int, memory_bytes: int, gpus: tuple[str, ...]) -> KeptNodes:
@@ -112,20 +107,10 @@ def _webhooks(
     return senders
 
 
-@contextlib.contextmanager
-def _kept(files: ServerFiles, config: ServerConfig, environment: Mapping[str, str], log: Log) -> Iterator[None]:
+def _kept(
+    files: ServerFiles, config: ServerConfig, environment: Mapping[str, str], log: Log
+) -> contextlib.AbstractContextManager[None]:
     """Start the local cluster, and again if it dies. It stays at the end."""
-    ending = threading.Event()
     available = psutil.virtual_memory().available
     kept = kept_nodes(config, os.cpu_count() or 1, available, gpus_for(1, environment, log))
-
-    def turn() -> bool:
-        ensure_cluster(files.cluster, kept, environment)
-        return not ending.wait(KEEP_S)
-
-    thread = LastingThread("keep the local cluster", turn, log)
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.stop()
+    return repeating("keep the local cluster", lambda: ensure_cluster(files.cluster, kept, environment), KEEP_S, log)

@@ -39,7 +39,7 @@ class QueueSetting(SpecModel):
 
 
 class WebhookSetting(SpecModel):
-    """A URL that is told about changes of runs: JSON by POST, signed as Standard Webhooks says."""
+    """A URL that receives changes of runs: JSON by POST, with the signature of Standard Webhooks."""
 
     url: str = Field(pattern=r"^https?://")
     """Where to."""

@@ -5,9 +5,9 @@ import datetime
 import getpass
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -21,7 +21,7 @@ from orchestrator.api.server_files import ServerFiles
 from orchestrator.api.server_settings import ServerSettings
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.domain.errors import UsageError
-from orchestrator.lasting_thread import LastingThread
+from orchestrator.lasting_thread import repeating
 from orchestrator.store.uploads.file_store import FileStore
 
 CLEAN_S = 600.0
@@ -49,7 +49,7 @@ def serve(settings: ServerSettings, environ: Mapping[str, str], log: Log) -> Non
         tokens, uploads = IssuedTokens(store, time.time), FileStore(files.uploads)
         files.ensure_admin_token(tokens, _user())
         service = stack.enter_context(queue_engine(settings, files, store, uploads, environ, say))
-        stack.enter_context(_cleaning(uploads, say))
+        stack.enter_context(repeating("clean uploads", partial(_clean, uploads, say), CLEAN_S, say))
         app = create_app(service, tokens, uploads, ApiSettings(settings.home), say)
         url = settings.url(listening.getsockname()[1])
         files.announce(url, store.server_id, settings.tls[0] if settings.tls else None)
@@ -110,22 +110,10 @@ def _signals_do_not_kill() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _cleaning(uploads: FileStore, log: Log) -> Iterator[None]:
-    ending = threading.Event()
-
-    def turn() -> bool:
-        removed = uploads.clean(time.time())
-        if removed:
-            log(f"removed {len(removed)} uploaded files that were not used for long")
-        return not ending.wait(CLEAN_S)
-
-    thread = LastingThread("clean uploads", turn, log)
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.stop()
+def _clean(uploads: FileStore, log: Log) -> None:
+    removed = uploads.clean(time.time())
+    if removed:
+        log(f"removed {len(removed)} uploaded files that were not used for long")
 
 
 def _stamped(log: Log) -> Log:

@@ -1,19 +1,20 @@
 """Records of runs that a server has, as the commands show those of local runs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.cli.server_connection import connect, known_server
 from orchestrator.domain.errors import ConvoyError, UsageError
-from orchestrator.json_values import JsonShapeError
+from orchestrator.json_values import JsonFields, JsonShapeError
 from orchestrator.store.run_store import RunRecord, RunStore
 
 if TYPE_CHECKING:
     from orchestrator.cli.display.goodput_text import RunLedger
     from orchestrator.cli.display.survey_text import Survey
 
+T = TypeVar("T")
 ENDED = ("succeeded", "failed", "stopped", "lost", "cancelled")
 
 
@@ -37,10 +38,7 @@ def served_survey(home: Path, run: str, server: str | None) -> "Survey":
 
     with connect(home, server) as client:
         found = client.durability(run)
-    try:
-        durability = Durability.from_json(found.recorded)  # type: ignore[arg-type]
-    except JsonShapeError as error:
-        raise _other_version(error) from None
+    durability = _parsed(Durability.from_json, found.recorded)
     age_s = time.time() - durability.time_s
     stale = age_s > STALE_S or found.status in ENDED
     return Survey(found.run, found.status, age_s, stale, None, durability, dict(found.recorded))  # type: ignore[arg-type]
@@ -53,10 +51,7 @@ def served_ledger(home: Path, run: str, server: str | None) -> "RunLedger":
 
     with connect(home, server) as client:
         found = client.goodput(run)
-    try:
-        ledger = LedgerResult.from_json(found.recorded)  # type: ignore[arg-type]
-    except JsonShapeError as error:
-        raise _other_version(error) from None
+    ledger = _parsed(LedgerResult.from_json, found.recorded)
     return RunLedger(found.run, found.status, found.status not in ENDED, ledger)
 
 
@@ -82,5 +77,10 @@ def print_served_logs(
             cursor = page.cursor
 
 
-def _other_version(error: JsonShapeError) -> ConvoyError:
-    return ConvoyError(f"the server's record cannot be read: {error}", "install the Convoy version of the server here")
+def _parsed(parse: Callable[[JsonFields], T], recorded: Mapping[str, object]) -> T:
+    """Raises ConvoyError if the server has another version."""
+    try:
+        return parse(recorded)  # type: ignore[arg-type]
+    except JsonShapeError as error:
+        hint = "install the Convoy version of the server here"
+        raise ConvoyError(f"the server's record cannot be read: {error}", hint) from None

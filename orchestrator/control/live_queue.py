@@ -143,11 +143,10 @@ class LiveQueue:
         """Have the workers leave a node, and no others come."""
         if caller.role != ADMIN:
             raise ForbiddenError("only an admin may drain nodes", hint="ask an admin of this server")
-        found = [
-            each for each in self.nodes(caller) if each.id == node or each.id.startswith(node) or each.address == node
-        ]
+        known_nodes = self.nodes(caller)
+        found = [each for each in known_nodes if each.id.startswith(node) or each.address == node]
         if len(found) != 1:
-            known = ", ".join(each.id[:12] for each in self.nodes(caller)[:10]) or "none"
+            known = ", ".join(each.id[:12] for each in known_nodes[:10]) or "none"
             raise NotFoundError(f"there is no one node {node!r}", hint=f"the nodes are {known}")
         row = DrainRow(found[0].id, f"drained by {caller.user}", deadline_s, caller.user, self._now())
         self._cluster.drain(row.node, row.reason, deadline_s)

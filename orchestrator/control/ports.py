@@ -15,7 +15,7 @@ class DriverFacts:
     """What is known of one run's driver."""
 
     alive: bool | None
-    """False: certainly gone. None: it cannot be told; the lease decides then."""
+    """False: certainly gone. None: unknown; the lease decides then."""
     lease_moved: bool
     """It has renewed its lease lately, on this process's monotonic clock. A run whose lease moves is healthy, whatever
     else is silent."""

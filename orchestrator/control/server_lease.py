@@ -56,7 +56,7 @@ class ServerLease:
         return own.token if own is not None else None
 
     def held(self) -> bool:
-        """Whether this server may act now. Raises UnavailableError if that cannot be told."""
+        """Whether this server may act now. Raises UnavailableError if that is unknown."""
         with self._lock:
             if self._own is not None and self._clock() - self._renewed_s > UNSURE_S:
                 self._renew()

@@ -246,7 +246,7 @@ class Ticker:
         return self._live.refresh()
 
     def _act(self, rows: Mapping[str, RunRow], look: _Look) -> Mapping[str, RunRow]:
-        """Tell drivers what they have to be told."""
+        """Launch, stop and end drivers, and send them their grants."""
         launches, now = 0, rows
         for row in self._watched(rows):
             if row.state not in HOLDING:

@@ -2,23 +2,27 @@
 follows it."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from orchestrator.domain.events import RunState
 
 FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})
 
 
+S = TypeVar("S")
+
+
 @dataclass(frozen=True)
-class Transition:
+class Transition(Generic[S]):
     """From one state to another."""
 
-    source: RunState
-    target: RunState
+    source: S
+    target: S
     when: str
     """For people."""
 
 
-def _from_all(target: RunState, when: str) -> tuple[Transition, ...]:
+def _from_all(target: RunState, when: str) -> tuple[Transition[RunState], ...]:
     return tuple(Transition(source, target, when) for source in RunState if source not in FINAL_STATES)
 
 

@@ -37,7 +37,8 @@ from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
     from orchestrator.clusters.ray.handles import PlacementGroup
-    from orchestrator.gang.group.worker_group import Gang, GangSettings
+    from orchestrator.gang.group.gang_settings import GangSettings
+    from orchestrator.gang.group.worker_group import Gang
 
 
 class GangDriver:
@@ -200,7 +201,7 @@ class GangDriver:
         )
 
     def _gang_settings(self, cluster: ClusterProvider) -> "GangSettings":
-        from orchestrator.gang.group.worker_group import GangSettings
+        from orchestrator.gang.group.gang_settings import GangSettings
 
         spec = self._spec
         hang_timeout_s = spec.recovery.hang_timeout_s

@@ -1,7 +1,6 @@
 """`convoy monitor up`: Prometheus and Grafana for the runs of a home, from their start to their end."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.atomic_files import read_json, write_json, write_text
+from orchestrator.atomic_files import read_json, try_lock, write_json, write_text
 from orchestrator.domain.errors import UsageError
 from orchestrator.host_identity import boot_id
 from orchestrator.json_values import JsonObject, JsonShapeError, mapping, objects, text
@@ -258,17 +257,14 @@ def monitor_facts(home: Path) -> JsonObject:
 def _locked(paths: MonitorPaths) -> Iterator[None]:
     """Be the only monitor of a home. Raises UsageError if there is one, OSError."""
     paths.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    descriptor = try_lock(paths.lock)
+    if descriptor is None:
         state = read_state(paths, ready=False)
         where = f": {', '.join(f'{name} at {url}' for name, url, _ in state.servers)}" if state is not None else ""
         raise UsageError(
             f"monitoring of {paths.home.absolute()} is running already{where}",
             hint="`convoy monitor status` shows it, `convoy monitor down` ends it",
-        ) from None
+        )
     try:
         yield
     finally:

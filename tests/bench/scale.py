@@ -28,8 +28,9 @@ from orchestrator.domain.session import TrainPlan
 from orchestrator.gang.agent.ray_session import Assignment
 from orchestrator.gang.agent.worker_actor import FileAccess, Hello
 from orchestrator.gang.elastic.scale_requests import ScaleRequests
+from orchestrator.gang.group.gang_settings import GangSettings
 from orchestrator.gang.group.report_inbox import ReportInbox
-from orchestrator.gang.group.worker_group import Gang, GangSettings
+from orchestrator.gang.group.worker_group import Gang
 from orchestrator.gang.group.worker_handle import WorkerHandle
 from orchestrator.gang.health.hang_monitor import HangMonitor
 from orchestrator.gang.vaults.checkpoint_committer import Pacer

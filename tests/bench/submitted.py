@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,37 @@ checkpoint: {{at_end: false}}
 """
 
 
-class Ours:
+class Side(ABC):
+    """What takes submissions."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, in the background."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it with all of its processes."""
+
+    @abstractmethod
+    def submit(self) -> float:
+        """Run a job; Unix time of the end of its first step."""
+
+    def warm(self) -> float:
+        """Seconds from the submission to the first step."""
+        began_s = time.time()
+        return self.submit() - began_s
+
+    def cold(self) -> float:
+        """The same from its start, with its start."""
+        began_s = time.time()
+        self.start()
+        try:
+            return self.submit() - began_s
+        finally:
+            self.stop()
+
+
+class Ours(Side):
     """A server with a local cluster, in a directory of its own."""
 
     def __init__(self, scratch: Path) -> None:
@@ -85,20 +116,8 @@ class Ours:
         steps = (Path(view["directory"]) / "steps.jsonl").read_text().splitlines()
         return float(json.loads(steps[0])["time_s"])
 
-    def warm(self) -> float:
-        began_s = time.time()
-        return self.submit() - began_s
 
-    def cold(self) -> float:
-        began_s = time.time()
-        self.start()
-        try:
-            return self.submit() - began_s
-        finally:
-            self.stop()
-
-
-class Peer:
+class Peer(Side):
     """A Ray head with its job server."""
 
     def __init__(self, scratch: Path) -> None:
@@ -128,18 +147,6 @@ class Peer:
         address = ["--address", f"http://127.0.0.1:{self._port}"]
         run([ray, "job", "submit", *address, "--", *self._command, str(storage)], self._env, timeout_s=LIMIT_S)
         return float(json.loads((storage / "first-step.json").read_text())["first_step_time_s"])
-
-    def warm(self) -> float:
-        began_s = time.time()
-        return self.submit() - began_s
-
-    def cold(self) -> float:
-        began_s = time.time()
-        self.start()
-        try:
-            return self.submit() - began_s
-        finally:
-            self.stop()
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from orchestrator.spec.loading.load import load_job
 from tests.cluster.gang_runs import Recording, write_job
 from tests.cluster.s3_server import BUCKET, Link, S3Server, environment
 from tests.cluster.zero_gang import Gang, LocalSession, Setup, build, train
+from tests.small_disk import mounted_disk
 
 pytestmark = pytest.mark.cluster
 SHORT = StorageLimits(connect_s=1, request_s=3, retries=2, retry_s=4)
@@ -387,10 +388,7 @@ class RoomAtLast(Recording):
 @pytest.mark.faults
 @pytest.mark.usefixtures("temporary_directory")
 def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "convoy-test", str(disk)], check=True)
-    try:
+    with mounted_disk(tmp_path, "64k") as disk:
         changes = {"checkpoint": {"interval_steps": 2, "storage": str(disk), "memory": False}}
         seen = RoomAtLast(disk)
         job = load_job(write_job(tmp_path, **changes))
@@ -403,5 +401,3 @@ def test_a_run_outlives_its_full_disk_and_says_what_it_could_not_do(tmp_path: Pa
         # The last step is saved at the next attempt: an export is made from it.
         assert [fields["step"] for fields in seen.of(CheckpointSaved)] == [3]
         assert export_problem(outcome.run_dir / "export", 3) is None
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tests.cluster.zero_gang import (
     train_and_save,
 )
 from tests.selection import every_day
+from tests.small_disk import mounted_disk
 
 pytestmark = pytest.mark.cluster
 
@@ -161,11 +161,8 @@ def test_one_rank_that_cannot_write_fails_the_save_for_all_and_training_goes_on(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with mounted_disk(tmp_path, "600k") as disk:
+        yield disk
 
 
 def fill_the_disk(run_dir: str) -> list[str]:

@@ -14,6 +14,7 @@ from orchestrator.spec.loading.load import load_job
 from orchestrator.store.exchange.scale_files import ask
 from orchestrator.store.run_store import read_record
 from tests.cluster.gang_runs import ENTRIES, StrikeWhenProtected, kill_worker, write_job
+from tests.monitoring.prometheus_server import PrometheusServer
 
 JOB: dict[str, Any] = {
     "train": {"steps": 400, "global_batch": 12, "lr": 1e-3, "eval_interval_steps": 8},
@@ -32,20 +33,34 @@ SETTLE_S = 3.0
 WAITED_FOR = (RecoveryFinished, CheckpointSaved, EvalFinished)
 
 
-class Drill(StrikeWhenProtected):
+def scraped_twice(server: PrometheusServer, job: str) -> bool:
+    """Whether Prometheus has a run of the job already, and would see an increase."""
+    return bool(server.instant(f'count_over_time(convoy_recoveries_total{{job="{job}"}}[1m]) >= 2', time.time()))
+
+
+class StrikeWhenScraped(StrikeWhenProtected):
+    """Kills a worker when Prometheus knows the run: what happens before its first scrape is no increase."""
+
+    def __init__(self, scraped: Callable[[], bool]) -> None:
+        super().__init__(6, 1, kill_worker)
+        self._scraped = scraped
+
+    def on_step(self, report: StepReport) -> None:
+        if not self.struck and not self._scraped():
+            self.at = report.step + 1
+        super().on_step(report)
+
+
+class Drill(StrikeWhenScraped):
     """Kills a worker, asks for one worker less when the run has recovered, and stops the run when all has happened."""
 
     def __init__(self, runs: Path, stop: threading.Event, scraped: Callable[[], bool]) -> None:
-        """`scraped`: whether Prometheus has the run already. What happens before its first scrape is no increase."""
-        super().__init__(6, 1, kill_worker)
-        self._scraped = scraped
+        super().__init__(scraped)
         self.runs, self.ending = runs, stop
         self.asked_s = 0.0
         self.begun_s, self.ended_s = time.time(), 0.0
 
     def on_step(self, report: StepReport) -> None:
-        if not self.struck and not self._scraped():
-            self.at = report.step + 1
         super().on_step(report)
         if self.of(RecoveryFinished) and not self.asked_s and report.world_size == 2:
             self.asked_s = time.time()

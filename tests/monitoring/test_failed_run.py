@@ -2,37 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.domain.events import RunState
-from orchestrator.domain.step_report import StepReport
 from orchestrator.run.launcher import run_job
 from orchestrator.spec.loading.load import load_job
-from tests.cluster.gang_runs import ENTRIES, StrikeWhenProtected, kill_worker, own_temporary_directory, write_job
-from tests.monitoring.drilled_run import JOB
+from tests.cluster.gang_runs import ENTRIES, own_temporary_directory, write_job
+from tests.monitoring.drilled_run import JOB, StrikeWhenScraped, scraped_twice
 from tests.monitoring.prometheus_server import PrometheusServer, free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.needs("prometheus")]
 
 RULES = Path(__file__).parents[2] / "monitoring" / "prometheus" / "rules"
-SCRAPED_TWICE = 'count_over_time(convoy_recoveries_total{job="failing"}[1m]) >= 2'
 LATEST_S = 10.0
-
-
-class StrikeWhenScraped(StrikeWhenProtected):
-    """Kills a worker when Prometheus knows the run."""
-
-    def __init__(self, scraped: Callable[[], bool]) -> None:
-        super().__init__(6, 1, kill_worker)
-        self._scraped = scraped
-
-    def on_step(self, report: StepReport) -> None:
-        if not self.struck and not self._scraped():
-            self.at = report.step + 1
-        super().on_step(report)
 
 
 def test_a_failed_run_raises_its_alert_and_no_other(tmp_path: Path) -> None:
@@ -42,11 +26,11 @@ def test_a_failed_run_raises_its_alert_and_no_other(tmp_path: Path) -> None:
     )
     try:
         with own_temporary_directory():
-            striker = StrikeWhenScraped(lambda: bool(server.instant(SCRAPED_TWICE, time.time())))
+            striker = StrikeWhenScraped(lambda: scraped_twice(server, "failing"))
             spec = load_job(write_job(tmp_path, "failing", **job, metrics={"port": port}))
             outcome = run_job(spec, tmp_path / "runs", [striker], threading.Event(), f"{ENTRIES}:train_held")
         assert outcome.state is RunState.FAILED
-        ended_s, raised = time.time(), set[str]()
+        ended_s = time.time()
         while time.time() < ended_s + LATEST_S and not server.instant("up == 0", time.time()):
             time.sleep(0.2)
         time.sleep(2.5)  # two evaluations of the rules without the endpoint

@@ -1,7 +1,6 @@
 """Every query of every panel, recording rule and alert, asked of a real Prometheus that scraped a run with faults."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from orchestrator.dashboards.rules.recording_rules import RECORDING_RULES
 from orchestrator.domain.events import RecoveryFinished, RunState
 from orchestrator.metrics.metric_catalog import CATALOG
 from tests.cluster.gang_runs import own_temporary_directory
-from tests.monitoring.drilled_run import Drill, drill
+from tests.monitoring.drilled_run import Drill, drill, scraped_twice
 from tests.monitoring.made_up_run import JOB, RUN, made_up_endpoints
 from tests.monitoring.prometheus_server import PrometheusServer, Span, free_port, substituted
 
@@ -25,9 +24,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.needs("prometheus")]
 RULES = Path(__file__).parents[2] / "monitoring" / "prometheus" / "rules"
 MADE_UP = {"gpu", "fp16", "waiting", "exporters", "ranks"}
 """Needs that the run of the drill does not meet, and the made-up one does. A price it has."""
-
-
-SCRAPED_TWICE = 'count_over_time(convoy_recoveries_total{job="drilled"}[1m]) >= 2'
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         targets = {"convoy": [f"127.0.0.1:{port}", made_up], "exporters": [exporters]}
         server = PrometheusServer(directory, targets, rules)
         try:
-            outcome, run = drill(directory, port, lambda: bool(server.instant(SCRAPED_TWICE, time.time())))
+            outcome, run = drill(directory, port, lambda: scraped_twice(server, "drilled"))
             assert outcome.state is RunState.STOPPED
             assert run.struck == 1
             assert run.of(RecoveryFinished)

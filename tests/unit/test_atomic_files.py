@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.atomic_files import read_json, replace_directory, write_bytes, write_json, write_text
+from orchestrator.atomic_files import read_json, replace_directory, try_lock, write_bytes, write_json, write_text
 
 pytestmark = pytest.mark.unit
 
@@ -82,3 +82,14 @@ def test_a_crash_between_leaves_no_directory_or_a_whole_one(tmp_path: Path, monk
     replace_directory(tmp_path / "newer", final)
     assert (final / "file").read_text() == "newer"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+
+
+def test_a_locked_file_is_locked_for_one_until_it_is_closed(tmp_path: Path) -> None:
+    first = try_lock(tmp_path / "lock", 0o600)
+    assert first is not None
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    assert try_lock(tmp_path / "lock") is None
+    os.close(first)
+    second = try_lock(tmp_path / "lock")
+    assert second is not None
+    os.close(second)

@@ -19,7 +19,7 @@ from orchestrator.drill.bucket_proxy import Link
 from orchestrator.gang.agent.output_capture import OutputCapture
 from orchestrator.gang.vaults import checkpoint_committer
 from orchestrator.gang.vaults.checkpoint_committer import CheckpointCommitter
-from orchestrator.lasting_thread import FIRST_PAUSE_S, LONGEST_PAUSE_S, LastingThread, longer
+from orchestrator.lasting_thread import FIRST_PAUSE_S, LONGEST_PAUSE_S, LastingThread, longer, repeating
 from tests.events import event
 
 pytestmark = pytest.mark.unit
@@ -81,6 +81,25 @@ def test_the_same_failure_is_printed_once(capfd: pytest.CaptureFixture[str]) -> 
     thread = LastingThread("of a test", turn)
     eventually(lambda: not thread.alive)
     assert capfd.readouterr().err == "warning: of a test: OSError: no room\n"
+
+
+def test_what_is_repeated_is_done_again_after_a_failure_and_not_after_the_end() -> None:
+    done, twice = [], threading.Event()
+    reports: list[str] = []
+
+    def act() -> None:
+        done.append(len(done))
+        if len(done) == 1:
+            raise OSError("the first time")
+        if len(done) >= 3:
+            twice.set()
+
+    with repeating("work", act, 0.001, reports.append):
+        assert twice.wait(5.0)
+    count = len(done)
+    time.sleep(0.05)
+    assert len(done) <= count + 1, "at most the call in progress"
+    assert reports == ["work: OSError: the first time"]
 
 
 def test_surveys_go_on_when_one_cannot_be_taken_or_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

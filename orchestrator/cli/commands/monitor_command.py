@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from orchestrator.cli.interrupt import Interrupt
 from orchestrator.cli.options import home_option, json_option
+from orchestrator.cli.own_command import start_detached
 from orchestrator.domain.errors import UsageError
 from orchestrator.json_values import JsonObject
 
@@ -130,13 +130,7 @@ def _detach(home: Path) -> None:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         with paths.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = start_detached(arguments, log)
     except OSError as error:
         raise UsageError(f"cannot write into {paths.root}: {error.strerror or error}") from error
     deadline = time.monotonic() + DETACHED_LIMIT_S

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 import click
 
 from orchestrator.cli.options import home_option, json_option
+from orchestrator.cli.own_command import start_detached
 from orchestrator.domain.errors import ConvoyError, UsageError
 
 if TYPE_CHECKING:
@@ -133,17 +134,10 @@ def _settings(home: Path, config_file: Path | None) -> "ServerSettings":
 
 def _detach(log: Path) -> "subprocess.Popen[bytes]":
     """The same command in a session of its own. Raises UsageError."""
-    left_out = ("--json",)
-    arguments = [each for each in sys.argv[1:] if each not in left_out]
+    arguments = [each for each in sys.argv[1:] if each != "--json"]
     try:
         with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator", *arguments, "--foreground"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            return start_detached([*arguments, "--foreground"], output)
     except OSError as error:
         raise UsageError(f"cannot write {log}: {error.strerror}") from error
 

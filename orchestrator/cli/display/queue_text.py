@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.cli.display import formatting
 from orchestrator.cli.display.plain_display import describe
-from orchestrator.cli.display.run_view import ShownRun as DisplayedRun
+from orchestrator.cli.display.run_view import ShownRun
 from orchestrator.domain.events.event_codec import decode_event
 from orchestrator.domain.queue.queue_states import QueueState
 from orchestrator.metrics.jsonl import finite
@@ -189,7 +189,7 @@ def _event_text(event: RunEvent) -> str:
     fields = finite(event.data)
     line = {"kind": event.kind, "time_s": event.time_s, **(fields if isinstance(fields, dict) else {})}
     decoded = decode_event(line)
-    text = describe(decoded.body, DisplayedRun()) if decoded is not None else None
+    text = describe(decoded.body, ShownRun()) if decoded is not None else None
     return text or ("" if event.message == event.kind else event.message)
 
 

@@ -202,16 +202,16 @@ def _gang_lines(facts: LiveFacts, now_s: float) -> list[Text]:
 
 
 def _event_lines(facts: LiveFacts, room: int) -> list[Text]:
-    view, told = ShownRun(), []
+    view, newest = ShownRun(), []
     for event in facts.newest_events:
         view.on_event(event)
         text = describe(event.body, view)
         if text:
-            told.append((event.time_s, _one_line(text)))
-    if not told:
+            newest.append((event.time_s, _one_line(text)))
+    if not newest:
         return []
     lines = [Text("")]
-    for time_s, text in told[-room:]:
+    for time_s, text in newest[-room:]:
         line = Text(time.strftime("%H:%M:%S", time.localtime(time_s)), style="dim")
         lines.append(line.append(f"  {text}", style=""))
     return lines

@@ -1,4 +1,4 @@
-"""Keeps a local Ray cluster until it is told to end:
+"""Keeps a local Ray cluster until it is asked to end:
 `python -m orchestrator.control.cluster.cluster_keeper DIRECTORY KEPT` with the fields of `KeptNodes` as JSON.
 
 Every process of the cluster dies with this one, whatever way that ends, and this one outlives whoever started it. A

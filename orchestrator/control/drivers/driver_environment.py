@@ -24,7 +24,7 @@ NEEDED_SECRETS = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "CONVOY_MET
 def driver_environment(own: Mapping[str, str], listed: Collection[str] = ()) -> dict[str, str]:
     """The variables that drivers get. `own`: of this process; `listed`: names, or beginnings of names that end in `*`,
     that the operator allows besides."""
-    return {name: value for name, value in own.items() if _is_passed(name) or _is_listed(name, listed)}
+    return {name: value for name, value in own.items() if _is_passed(name) or is_listed(name, listed)}
 
 
 def _is_passed(name: str) -> bool:
@@ -33,5 +33,6 @@ def _is_passed(name: str) -> bool:
     return name.startswith(PASSED_PREFIXES) and not any(word in name for word in SECRET_WORDS)
 
 
-def _is_listed(name: str, listed: Collection[str]) -> bool:
+def is_listed(name: str, listed: Collection[str]) -> bool:
+    """Whether the operator allows a variable: by its name, or by a beginning of it that ends in `*`. Pure."""
     return any(name == each or (each.endswith("*") and name.startswith(each[:-1])) for each in listed)

@@ -99,7 +99,7 @@ def drive(request: DriverRequest) -> int:
             driving.outcome = serve_run(
                 request.directory, request.home, [writer], stop, request.address, request.entry, choice
             )
-        except BaseException as error:  # noqa: BLE001  # told below
+        except BaseException as error:  # noqa: BLE001  # reported below
             driving.error = error
 
     thread = threading.Thread(target=run, name="driver", daemon=True)

@@ -42,7 +42,7 @@ class DriverStart:
     """Thread-safe."""
 
     def __init__(self, environment: Mapping[str, str], preload: bool = True) -> None:
-        """`environment` of all drivers. `preload`: keep a fork server; it starts now, and nobody waits for it."""
+        """`environment` of all drivers. `preload`: keep a fork server; it starts now, in the background."""
         self._environment = dict(environment)
         self._lock = threading.Lock()
         self._cold: list[subprocess.Popen[bytes]] = []

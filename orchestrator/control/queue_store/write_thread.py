@@ -120,9 +120,9 @@ class WriteThread:
             _commit(self._connection, batch)
         except BaseException as error:  # noqa: BLE001  # given to those who wait
             self._undo()
-            told = (in_words(error, self._path) if isinstance(error, sqlite3.Error) else None) or error
+            failure = (in_words(error, self._path) if isinstance(error, sqlite3.Error) else None) or error
             for entry in batch:
-                entry.fail(told)
+                entry.fail(failure)
 
     def _undo(self) -> None:
         """Roll back, with a new connection next time: after an error of the disk this one may be of no use."""

@@ -1,4 +1,4 @@
-"""What has to be told to drivers so that the world becomes what the database says.
+"""What has to be done about drivers so that the world becomes what the database says.
 
 Effects follow from rows and looks alone, so that a server that has just started repeats what a killed one had not done.
 Each is harmless if it is repeated.
@@ -42,7 +42,7 @@ class Effect:
 
 
 def effect_for(row: RunRow, sight: RunSight, hung: bool) -> Effect | None:
-    """What a run's driver has to be told now; None if nothing. `hung`: it exists and does nothing."""
+    """What has to be done about a run's driver now; None if nothing. `hung`: it exists and does nothing."""
     if row.state is QueueState.STARTING:
         if not row.launched:
             return Effect(EffectKind.LAUNCH, row) if sight.gone else None

@@ -89,7 +89,7 @@ def _active(row: RunRow, sight: RunSight) -> Reviewed:
 
 
 def _driver_ended(row: RunRow, facts: DriverFacts, sight: RunSight) -> Reviewed:
-    """A run without its driver, which nobody has asked to end."""
+    """A run without its driver, which was not asked to end."""
     if facts.state is RunState.SUCCEEDED:
         return _ended(row, sight, QueueState.SUCCEEDED, "it has reached its last step")
     if (sight.cluster_lost or facts.cluster_lost) and facts.exit_code != USER_ERROR:

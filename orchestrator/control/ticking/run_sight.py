@@ -15,7 +15,7 @@ class RunSight:
     facts: DriverFacts | None = None
     """None if its driver was not asked about."""
     gone: bool | None = True
-    """Its driver does not exist, or has lost its run. None: it cannot be told yet."""
+    """Its driver does not exist, or has lost its run. None: not known yet."""
     held: Mapping[str, int] | None = None
     """Workers by node for which the cluster has reservations; None if the cluster does not answer."""
     cluster_lost: bool = False

@@ -2,8 +2,9 @@
 the store follows it. What an active run does (preparing, running, recovering, ...) is its own state, see `run_states`.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from orchestrator.domain.run_states import Transition
 
 
 class QueueState(StrEnum):
@@ -43,70 +44,60 @@ HOLDING = frozenset(
 """Capacity is booked for them."""
 
 
-@dataclass(frozen=True)
-class QueueTransition:
-    """From one state to another."""
-
-    source: QueueState
-    target: QueueState
-    when: str
-    """For people."""
-
-
 _S = QueueState
 QUEUE_TRANSITIONS = (
-    QueueTransition(_S.BLOCKED, _S.QUEUED, "the runs before it have succeeded"),
-    QueueTransition(_S.BLOCKED, _S.FAILED, "a run before it has failed or was cancelled"),
-    QueueTransition(_S.BLOCKED, _S.PAUSED, "a person pauses it"),
-    QueueTransition(_S.QUEUED, _S.STARTING, "capacity is booked for it"),
-    QueueTransition(_S.QUEUED, _S.PAUSED, "a person pauses it"),
-    QueueTransition(_S.STARTING, _S.ACTIVE, "its driver has taken the lease"),
-    QueueTransition(_S.STARTING, _S.SUCCEEDED, "no step was left"),
-    QueueTransition(_S.STARTING, _S.FAILED, "its driver did not start, or the run has failed; it is not tried again"),
-    QueueTransition(_S.STARTING, _S.BACKOFF, "its driver did not start, and is tried again later"),
-    QueueTransition(_S.STARTING, _S.QUEUED, "its driver did not start; nothing was begun"),
-    QueueTransition(_S.STARTING, _S.SUSPENDED, "its driver did not start; an earlier one had begun"),
-    QueueTransition(_S.ACTIVE, _S.STARTING, "its driver is gone and another one is started"),
-    QueueTransition(_S.ACTIVE, _S.SUCCEEDED, "the run has succeeded"),
-    QueueTransition(_S.ACTIVE, _S.FAILED, "the run has failed, and is not tried again"),
-    QueueTransition(_S.ACTIVE, _S.BACKOFF, "the run has failed, and is tried again later"),
-    QueueTransition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away, or its driver was stopped"),
-    QueueTransition(_S.ACTIVE, _S.SUSPENDING, "others need its capacity more"),
-    QueueTransition(_S.STARTING, _S.SUSPENDING, "others need its capacity more"),
-    QueueTransition(_S.SUSPENDING, _S.SUSPENDED, "its driver has saved the state and ended"),
-    QueueTransition(_S.SUSPENDING, _S.SUCCEEDED, "it reached its last step meanwhile"),
-    QueueTransition(_S.SUSPENDING, _S.FAILED, "the run has failed meanwhile, or its time is used up"),
-    QueueTransition(_S.SUSPENDING, _S.BACKOFF, "the run has failed meanwhile, and is tried again later"),
-    QueueTransition(_S.SUSPENDING, _S.PAUSING, "a person pauses it"),
-    QueueTransition(_S.SUSPENDED, _S.STARTING, "capacity is booked for it"),
-    QueueTransition(_S.SUSPENDED, _S.PAUSED, "a person pauses it"),
-    QueueTransition(_S.ACTIVE, _S.PAUSING, "a person pauses it"),
-    QueueTransition(_S.STARTING, _S.PAUSING, "a person pauses it"),
-    QueueTransition(_S.PAUSING, _S.PAUSED, "its driver has saved the state and ended"),
-    QueueTransition(_S.PAUSING, _S.SUCCEEDED, "it reached its last step meanwhile"),
-    QueueTransition(_S.PAUSING, _S.FAILED, "the run has failed meanwhile"),
-    QueueTransition(_S.PAUSED, _S.BLOCKED, "a person resumes it, and runs before it have not succeeded yet"),
-    QueueTransition(_S.PAUSED, _S.QUEUED, "a person resumes it, and it had not begun"),
-    QueueTransition(_S.PAUSED, _S.SUSPENDED, "a person resumes it"),
-    QueueTransition(_S.BACKOFF, _S.SUSPENDED, "it is time to try again"),
-    QueueTransition(_S.BACKOFF, _S.QUEUED, "it is time to try again, and it had not begun"),
-    QueueTransition(_S.BACKOFF, _S.PAUSED, "a person pauses it"),
-    QueueTransition(_S.FAILED, _S.QUEUED, "a person tries it again, and it had not begun"),
-    QueueTransition(_S.FAILED, _S.SUSPENDED, "a person tries it again"),
-    QueueTransition(_S.FAILED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
-    QueueTransition(_S.CANCELLED, _S.SUSPENDED, "a person tries it again"),
-    QueueTransition(_S.CANCELLED, _S.QUEUED, "a person tries it again, and it had not begun"),
-    QueueTransition(_S.CANCELLED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
+    Transition(_S.BLOCKED, _S.QUEUED, "the runs before it have succeeded"),
+    Transition(_S.BLOCKED, _S.FAILED, "a run before it has failed or was cancelled"),
+    Transition(_S.BLOCKED, _S.PAUSED, "a person pauses it"),
+    Transition(_S.QUEUED, _S.STARTING, "capacity is booked for it"),
+    Transition(_S.QUEUED, _S.PAUSED, "a person pauses it"),
+    Transition(_S.STARTING, _S.ACTIVE, "its driver has taken the lease"),
+    Transition(_S.STARTING, _S.SUCCEEDED, "no step was left"),
+    Transition(_S.STARTING, _S.FAILED, "its driver did not start, or the run has failed; it is not tried again"),
+    Transition(_S.STARTING, _S.BACKOFF, "its driver did not start, and is tried again later"),
+    Transition(_S.STARTING, _S.QUEUED, "its driver did not start; nothing was begun"),
+    Transition(_S.STARTING, _S.SUSPENDED, "its driver did not start; an earlier one had begun"),
+    Transition(_S.ACTIVE, _S.STARTING, "its driver is gone and another one is started"),
+    Transition(_S.ACTIVE, _S.SUCCEEDED, "the run has succeeded"),
+    Transition(_S.ACTIVE, _S.FAILED, "the run has failed, and is not tried again"),
+    Transition(_S.ACTIVE, _S.BACKOFF, "the run has failed, and is tried again later"),
+    Transition(_S.ACTIVE, _S.SUSPENDED, "the cluster went away, or its driver was stopped"),
+    Transition(_S.ACTIVE, _S.SUSPENDING, "others need its capacity more"),
+    Transition(_S.STARTING, _S.SUSPENDING, "others need its capacity more"),
+    Transition(_S.SUSPENDING, _S.SUSPENDED, "its driver has saved the state and ended"),
+    Transition(_S.SUSPENDING, _S.SUCCEEDED, "it reached its last step meanwhile"),
+    Transition(_S.SUSPENDING, _S.FAILED, "the run has failed meanwhile, or its time is used up"),
+    Transition(_S.SUSPENDING, _S.BACKOFF, "the run has failed meanwhile, and is tried again later"),
+    Transition(_S.SUSPENDING, _S.PAUSING, "a person pauses it"),
+    Transition(_S.SUSPENDED, _S.STARTING, "capacity is booked for it"),
+    Transition(_S.SUSPENDED, _S.PAUSED, "a person pauses it"),
+    Transition(_S.ACTIVE, _S.PAUSING, "a person pauses it"),
+    Transition(_S.STARTING, _S.PAUSING, "a person pauses it"),
+    Transition(_S.PAUSING, _S.PAUSED, "its driver has saved the state and ended"),
+    Transition(_S.PAUSING, _S.SUCCEEDED, "it reached its last step meanwhile"),
+    Transition(_S.PAUSING, _S.FAILED, "the run has failed meanwhile"),
+    Transition(_S.PAUSED, _S.BLOCKED, "a person resumes it, and runs before it have not succeeded yet"),
+    Transition(_S.PAUSED, _S.QUEUED, "a person resumes it, and it had not begun"),
+    Transition(_S.PAUSED, _S.SUSPENDED, "a person resumes it"),
+    Transition(_S.BACKOFF, _S.SUSPENDED, "it is time to try again"),
+    Transition(_S.BACKOFF, _S.QUEUED, "it is time to try again, and it had not begun"),
+    Transition(_S.BACKOFF, _S.PAUSED, "a person pauses it"),
+    Transition(_S.FAILED, _S.QUEUED, "a person tries it again, and it had not begun"),
+    Transition(_S.FAILED, _S.SUSPENDED, "a person tries it again"),
+    Transition(_S.FAILED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
+    Transition(_S.CANCELLED, _S.SUSPENDED, "a person tries it again"),
+    Transition(_S.CANCELLED, _S.QUEUED, "a person tries it again, and it had not begun"),
+    Transition(_S.CANCELLED, _S.BLOCKED, "a person tries it again, and runs before it have not succeeded yet"),
     *(
-        QueueTransition(source, _S.CANCELLED, "a person cancels it")
+        Transition(source, _S.CANCELLED, "a person cancels it")
         for source in (_S.BLOCKED, _S.QUEUED, _S.SUSPENDED, _S.PAUSED, _S.BACKOFF)
     ),
     *(
-        QueueTransition(source, _S.CANCELLING, "a person cancels it")
+        Transition(source, _S.CANCELLING, "a person cancels it")
         for source in (_S.STARTING, _S.ACTIVE, _S.SUSPENDING, _S.PAUSING)
     ),
-    QueueTransition(_S.CANCELLING, _S.CANCELLED, "its driver has ended"),
-    QueueTransition(_S.CANCELLING, _S.SUCCEEDED, "it reached its last step meanwhile"),
+    Transition(_S.CANCELLING, _S.CANCELLED, "its driver has ended"),
+    Transition(_S.CANCELLING, _S.SUCCEEDED, "it reached its last step meanwhile"),
 )
 """Every transition that the queue makes."""
 

@@ -3,15 +3,13 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from orchestrator.clusters.cluster_provider import ClusterProvider
-from orchestrator.clusters.placement import WorkerRequest
 from orchestrator.clusters.ray.handles import ActorClass, ActorHandle, PlacementGroup
 from orchestrator.domain.engine_errors import Cause
 from orchestrator.domain.errors import ClusterError
@@ -24,7 +22,8 @@ from orchestrator.gang.elastic.scale_requests import ScaleRequests
 from orchestrator.gang.elastic.unblock_survivors import interrupt
 from orchestrator.gang.file_transfer import BoundFileServer, FileServer, remove_host_cache, write_marker
 from orchestrator.gang.group.device_checks import DeviceChecks
-from orchestrator.gang.group.gang_policy import GRACE_S, Action, GangFacts, decide, patience_s, root_cause
+from orchestrator.gang.group.gang_policy import Action, GangFacts, decide, patience_s, root_cause
+from orchestrator.gang.group.gang_settings import GangSettings
 from orchestrator.gang.group.pending_workers import PendingWorkers
 from orchestrator.gang.group.polling import TICK_S, Listener
 from orchestrator.gang.group.report_inbox import ReportInbox
@@ -47,31 +46,6 @@ SAVES_S, STOP_SAVES_S = 60.0, 1.0
 at most: a newer one was written before, in the foreground."""
 CLEAN_S = 0.3
 """How long workers that leave may take to tidy their host."""
-
-
-@dataclass(frozen=True)
-class GangSettings:
-    """What a gang is made with; it stays the same through all generations."""
-
-    request: WorkerRequest
-    """Of one worker: what is reserved for it."""
-    env: Mapping[str, str]
-    """Environment variables of the worker processes."""
-    cluster: ClusterProvider
-    """Where they run; started."""
-    run_id: str
-    generation: int = 0
-    """The newest of the run's earlier drivers."""
-    standby: int = 0
-    """Standby processes on each node."""
-    replicas: int = 0
-    """Other nodes that keep a copy of each worker's state."""
-    hang_timeout_s: float | None = None
-    """Without progress, a gang is hung after this; None: judged by its own steps."""
-    saves_by_cost: bool = False
-    """How often checkpoints are written follows from what they cost."""
-    stop_grace_s: float = GRACE_S
-    """How long workers may take to stop."""
 
 
 class Gang:

@@ -108,8 +108,8 @@ def _say_queued(answer: "SubmitAnswer", dry_run: bool) -> None:
     word = "would be queued" if dry_run else "already queued" if answer.existing else "queued"
     for run in answer.runs:
         state, reason = state_text(run), wait_text(run, time.time())
-        told = word if state == "queued" else f"{word}, {state}"
-        click.echo(f"{run.id or run.name}  {told}" + (f": {reason}" if reason else ""))
+        outcome = word if state == "queued" else f"{word}, {state}"
+        click.echo(f"{run.id or run.name}  {outcome}" + (f": {reason}" if reason else ""))
     if answer.runs and not dry_run:
         first = answer.runs[0].id
         click.echo(f"`convoy status {first}` shows it, `convoy logs {first} -f` follows it", err=True)

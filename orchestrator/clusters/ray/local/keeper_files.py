@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.atomic_files import read_json, write_json
+from orchestrator.atomic_files import read_json, try_lock, write_json
 from orchestrator.json_values import JsonFields, JsonObject, integer, mapping, number_mapping, text, texts
 
 
@@ -64,14 +64,10 @@ class KeeperFiles:
         """Become the keeper: a descriptor that holds the lock until it is closed; None if there is a keeper. Raises
         OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        descriptor = try_lock(self._lock, 0o600)
+        if descriptor is not None:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
 
     def keeper(self) -> int | None:

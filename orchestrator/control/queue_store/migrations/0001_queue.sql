@@ -150,24 +150,3 @@ CREATE TABLE drains (
     by_user TEXT NOT NULL,
     created_s REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
-
--- `secret_name`: of the key that signs deliveries. The key itself is never stored here.
-CREATE TABLE webhooks (
-    id TEXT PRIMARY KEY,
-    url TEXT NOT NULL,
-    team TEXT NOT NULL,
-    states TEXT NOT NULL,                   -- JSON list of target states; empty: all
-    secret_name TEXT,
-    created_s REAL NOT NULL,
-    after_number INTEGER NOT NULL           -- newest event that was looked at
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE deliveries (
-    webhook TEXT NOT NULL REFERENCES webhooks (id) ON DELETE CASCADE,
-    event INTEGER NOT NULL REFERENCES events (number),
-    attempts INTEGER NOT NULL,
-    next_s REAL NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('waiting', 'delivered', 'given_up')),
-    PRIMARY KEY (webhook, event)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX deliveries_waiting ON deliveries (next_s) WHERE status = 'waiting';

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -28,6 +27,7 @@ from orchestrator.checkpoint.storage.storage import (
     require_writable,
 )
 from orchestrator.domain.errors import CheckpointError, UsageError
+from tests.small_disk import mounted_disk
 from tests.unit.checkpoint.written import write_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -212,11 +212,8 @@ def test_the_digits_of_a_time_or_a_port_are_no_status() -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "convoy-test", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted_disk(tmp_path, "8m") as disk:
+        yield disk
 
 
 @pytest.mark.needs("mounts")

@@ -53,7 +53,7 @@ def test_every_table_is_strict_and_the_settings_are_those_of_a_durable_wal(fast_
         ).fetchall()
     )
     own = {name: strict for name, strict in tables if not name.startswith("sqlite_")}
-    assert len(own) == 14
+    assert len(own) == 12
     assert set(own.values()) == {1}
     pragmas = store.write(
         lambda connection: [

@@ -13,6 +13,7 @@ from orchestrator.control.queue_store import queue_store
 from orchestrator.control.queue_store.queue_store import QueueStore
 from orchestrator.control.queue_store.run_table import run_by_id, unsettled_runs
 from orchestrator.domain.errors import UnavailableError
+from tests.small_disk import mounted_disk
 from tests.unit.control.queue_store.rows import adding, row
 
 pytestmark = pytest.mark.unit
@@ -21,11 +22,8 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "convoy-test", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted_disk(tmp_path, "1m") as disk:
+        yield disk
 
 
 @pytest.mark.needs("mounts")
